@@ -1,0 +1,37 @@
+# Two commands on a fresh machine with Python 3.11 or newer, pip and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# A CPU-only torch is far smaller:  make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
+
+.PHONY: demo test quick lint nightly clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=python3.12, for example")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[cpu,train,dev]'
+	touch $(READY)
+
+demo: $(READY)
+	rm -rf demo
+	$(BIN)/reid demo --output demo
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -m 'not nightly'
+
+quick: $(READY) lint
+	$(BIN)/python -m pytest -m 'not slow and not nightly'
+
+nightly: $(READY)
+	$(BIN)/python -m pytest -m nightly --timeout=7200
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,0 +1,210 @@
+"""The small-5 study: every method on five small real domains, resumable across days.
+
+    python -m benchmarks.small5 dev --trial fine_tune:train.lr=0.0007      # one trial on small-5-dev; choices are made here only
+    python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
+    python -m benchmarks.small5 table                                      # the tables, as Markdown
+
+A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not run again, and a run
+that was cut short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from domains.artefact import content_id, write_json
+from domains.domain import Domain
+from reid.config import build_config, read_method, read_stream
+from reid.progress import Progress
+from reid.run import Run
+from reid.stream import learn_stream, open_stream
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "small5.json"
+DEV_LIST = HERE / "small5_dev.json"
+SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
+DEV_SEED, DEV_SHARE = 20261121, 0.3
+LEARNING_PATH = (
+    "domains/crops.py", "domains/domain.py", "domains/scoring.py", "reid/augment.py", "reid/backbone.py", "reid/evaluate.py", "reid/fusion.py",
+    "reid/learner.py", "reid/loader.py", "reid/losses.py", "reid/matrix.py", "reid/model.py", "reid/optim.py", "reid/randomness.py", "reid/sampler.py",
+    "reid/terms",
+)  # fmt: skip
+THREE_SEEDS = ("fine_tune", "fusion", "joint")
+ONE_SEED = ("lwf", "affinity")
+
+
+def code_hash() -> str:
+    """Hash the learning path's syntax trees without docstrings: a reworded comment leaves figures valid, a changed line does not."""
+    root = HERE.parent
+    trees = []
+    for name in LEARNING_PATH:
+        target = root / name
+        for file in [target] if target.is_file() else sorted(target.rglob("*.py")):
+            tree = ast.parse(file.read_text("utf-8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list):
+                    node.body = [item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+            trees.append(f"{file.relative_to(root)} {ast.dump(tree)}")
+    return content_id(trees)[:16]
+
+
+def dev_domain(domain: Domain) -> Domain:
+    """Hold 30 % of the train identities with two or more images out as query and gallery; the test splits are not touched."""
+    people = domain.identities
+    held = set(json.loads(DEV_LIST.read_text())[domain.name])
+    train = domain.train
+    is_held = np.array([people[pid] in held for pid in train.pids])
+    query, seen = [], set()
+    for row in np.flatnonzero(is_held):
+        if train.pids[row] not in seen:
+            seen.add(train.pids[row])
+            query.append(row)
+    gallery = np.setdiff1d(np.flatnonzero(is_held), query)
+    one_camera = any(not np.any((train.pids[gallery] == train.pids[row]) & (train.camids[gallery] != train.camids[row])) for row in query)
+    return Domain(
+        domain.name, domain.root, domain.format, people, domain.cameras, train=train.take(~is_held), query=train.take(np.array(query)),
+        gallery=train.take(gallery), same_camera="keep" if one_camera else "drop",
+    )  # fmt: skip
+
+
+def draw_dev_list(learned: list[Domain]) -> dict[str, list[str]]:
+    """Draw the identities that small-5-dev holds out; the list is shipped, so this is run once."""
+    drawn = {}
+    for domain in learned:
+        pids, counts = np.unique(domain.train.pids, return_counts=True)
+        able = pids[counts >= 2]
+        picked = np.random.default_rng(DEV_SEED).permutation(able)[: round(DEV_SHARE * len(able))]
+        drawn[domain.name] = [domain.identities[pid] for pid in sorted(picked)]
+    return drawn
+
+
+def study(kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], note: str = "") -> None:
+    """Run one stream unless its result is there; keep the whole matrix, its summary and the costs."""
+    stream = read_stream("small5")
+    learned, unseen = open_stream(stream)
+    if kind == "dev":
+        learned, unseen = [dev_domain(domain) for domain in learned], []
+    if order == 2:
+        learned = learned[::-1]
+    config = build_config(stream.config, {"seed": seed, "method": method}, overrides=sets)
+    chosen = read_method(method)
+    data = content_id([domain.fingerprint for domain in [*learned, *unseen]])[:16]
+    settings = {key: value for key, value in config.learning().items() if key != "model.weights"} | {"weights": Path(config.model.weights).name}
+    key = content_id([kind, order, settings, chosen.model_dump(mode="json"), data, code_hash()])[:16]
+    if key in results:
+        return
+    folder = SCRATCH / key
+    run, config = Run.open_or_create(folder, [config.model_dump(mode="json")])
+    learn_stream(run, learned, unseen, method=chosen, config=config, progress=Progress(Console(stderr=True)))
+    steps = run.steps[1:]
+    results[key] = {
+        "kind": kind, "method": method, "seed": seed, "order": order, "sets": sets, "note": note, "data": data, "code": code_hash(),
+        "about": chosen.model_dump(mode="json"), "settings": settings,
+        "matrix": {f"{row}/{name}": dict(cell.scores) for (row, name), cell in run.scores.cells.items()},
+        "summary": run.scores.summary(),
+        "seconds": [step.card["train"]["seconds"] for step in steps],
+        "crops_per_second": [step.card["train"]["crops_per_second"] for step in steps],
+        "waiting": [step.card["train"]["waiting"] for step in steps],
+        "bytes": [step.card["bytes"] for step in steps],
+    }  # fmt: skip
+    write_json(RESULTS, results)
+    shutil.rmtree(folder)
+    print(line(results[key]), flush=True)
+
+
+def line(result: dict[str, Any]) -> str:
+    """One run in one line."""
+    last = result["summary"]["rows"][-1]
+    unseen = last["unseen"]["mAP"]
+    return (
+        f"{result['kind']:4} {result['method']:10} order {result['order']} seed {result['seed']} {' '.join(result['sets'])}: "
+        f"Seen {last['seen']['mAP']:.2f}/{last['seen']['rank1']:.2f} Unseen {'-' if unseen is None else f'{unseen:.2f}'} "
+        f"plasticity {result['summary']['plasticity']['mAP']:.2f} forgetting {result['summary']['forgetting_since_learned']['mAP']} "
+        f"({sum(result['seconds']):.0f} s)"
+    )
+
+
+def frozen(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return test results of the code as it is now."""
+    return [result for result in results.values() if result["kind"] == "test" and result["code"] == code_hash()]
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: means over seeds of order 1 with the spread (sample standard deviation), and order 2."""
+    rows = ["| method | order | seeds | Seen mAP | Seen R1 | Unseen mAP | Unseen R1 | plasticity | forgetting (all rows) | forgetting (since learned) | backward transfer |"]
+    rows.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    found = frozen(results)
+    for method in (*THREE_SEEDS[:2], *ONE_SEED, THREE_SEEDS[2]):
+        for order in (1, 2):
+            group = [result for result in found if result["method"] == method and result["order"] == order]
+            if not group:
+                continue
+            lasts = [result["summary"]["rows"][-1] for result in group]
+            cells = [[last["seen"]["mAP"] for last in lasts], [last["seen"]["rank1"] for last in lasts]]
+            cells += [[last["unseen"]["mAP"] for last in lasts], [last["unseen"]["rank1"] for last in lasts]]
+            cells += [
+                [result["summary"][name]["mAP"] for result in group]
+                for name in ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer")
+            ]
+            rows.append(f"| {method} | {order} | {len(group)} | " + " | ".join(_spread(values) for values in cells) + " |")
+    return "\n".join(rows)
+
+
+def matrix(result: dict[str, Any]) -> str:
+    """Markdown: one run's whole matrix, mAP / rank-1."""
+    names = list(dict.fromkeys(key.split("/")[1] for key in result["matrix"]))
+    lines = [f"| after | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in result["summary"]["rows"]:
+        cells = [result["matrix"][f"{row['step']}/{name}"] for name in names]
+        lines.append(f"| {'+'.join(row['learned']) or 'start'} | " + " | ".join(f"{cell['mAP']:.1f} / {cell['rank1']:.1f}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    return f"{statistics.mean(known):.1f}" + (f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else "")
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("dev", "test", "table"))
+    parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
+    parser.add_argument("--methods", help="comma-separated, for test; by default all")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.what == "dev":
+        if not DEV_LIST.exists():
+            write_json(DEV_LIST, draw_dev_list(open_stream(read_stream("small5"))[0]))
+        for trial in options.trial:
+            method, _, sets = trial.partition(":")
+            study("dev", method, options.seed, 1, [item for item in sets.split(",") if item], results)
+    elif options.what == "test":
+        wanted = options.methods.split(",") if options.methods else [*THREE_SEEDS, *ONE_SEED]
+        plan = [(method, seed, 1) for seed in (0, 1, 2) for method in wanted if seed == 0 or method in THREE_SEEDS]
+        plan += [(method, 0, 2) for method in wanted if method in THREE_SEEDS]
+        for method, seed, order in plan:
+            study("test", method, seed, order, [], results)
+    print(table(results))
+    for result in frozen(results):
+        if result["order"] == 1 and result["seed"] == 0:
+            print(f"\n{result['method']}, order 1, seed 0 (mAP / rank-1)\n\n{matrix(result)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Sealed files and folders: written whole or not at all, and checked when read.
+
+Every artefact folder holds a manifest (JSON) with its kind, schema version, the sha256 of its files, its parent's id and the code version. Files are
+written under a temporary name, fsynced, renamed, and their directory fsynced, so that a power cut leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from domains.errors import ArtefactError
+
+DISTRIBUTION = "lifelong-reid"
+ROOMS = ("domains", "prototypes", "reid", "deploy")
+MAX_JSON = 64 * 2**20
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``: a reader, or the next start after a crash, sees the old file or all of the new one."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically; NaN and infinities are refused (ValueError)."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of at most 64 MiB; raises ArtefactError naming the file."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ArtefactError(f"{path} is larger than {MAX_JSON // 2**20} MiB, so it is no file of ours")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path} is missing") from error
+    except OSError as error:
+        raise ArtefactError(f"can't read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} is not valid JSON: {error}") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes; raises ArtefactError if it can't be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtefactError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every file below ``folder``, and the folders themselves, durable."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            with (Path(parent) / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        fsync_folder(Path(parent))
+
+
+@contextmanager
+def sealing(folder: Path) -> Iterator[Path]:
+    """Build an artefact folder: yields a temporary sibling that becomes ``folder`` when the block ends without an error.
+
+    Raises:
+        ArtefactError: ``folder`` exists already (a sealed artefact never changes).
+    """
+    if folder.exists():
+        raise ArtefactError(f"{folder} exists already; choose another name or delete it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        fsync_tree(temporary)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(folder.parent)
+
+
+def write_manifest(
+    folder: Path, name: str, *, kind: str, schema: int, files: Iterable[str], parent: str | None, body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write ``folder/name``: the manifest of an artefact whose other files are already there. Its ``id`` hashes all the rest."""
+    manifest = {
+        "kind": kind,
+        "schema": schema,
+        "code": code_version(),
+        "parent": parent,
+        "files": {file: sha256_file(folder / file) for file in sorted(files)},
+        **body,
+    }
+    manifest = {"id": content_id(manifest), **manifest}
+    write_json(folder / name, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path, name: str, *, kind: str, schemas: range, check_files: bool = True) -> dict[str, Any]:
+    """Read and check a manifest written by :func:`write_manifest`.
+
+    Raises:
+        ArtefactError: missing, damaged, of another kind, written by a newer version, or a listed file that was changed.
+    """
+    path = folder / name
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        raise ArtefactError(f"{path} does not describe a {kind}")
+    schema = manifest.get("schema")
+    if not isinstance(schema, int) or schema not in schemas:
+        raise ArtefactError(f"{path} has schema {schema!r}; this version reads {schemas.start} to {schemas.stop - 1}. Install a matching lifelong-reid")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or manifest.get("id") != content_id({key: value for key, value in manifest.items() if key != "id"}):
+        raise ArtefactError(f"{path} was changed after it was written: its id does not fit its content")
+    for file, digest in files.items() if check_files else ():
+        if Path(file).name != file:
+            raise ArtefactError(f"{path} lists a file outside its folder: {file!r}")
+        if sha256_file(folder / file) != digest:
+            raise ArtefactError(f"{folder / file} was changed after it was sealed: its sha256 is not the one in {name}")
+    return manifest
+
+
+def content_id(value: Any) -> str:
+    """Sha256 (hex) of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Distribution version and a hash of the four packages' sources, ``0.1.0+1a2b3c4d5e6f``: what every result is recorded with."""
+    try:
+        release = version(DISTRIBUTION)
+    except PackageNotFoundError:
+        release = "0"
+    return f"{release}+{source_hash(ROOMS)[:12]}"
+
+
+def source_hash(rooms: Iterable[str]) -> str:
+    """Sha256 (hex) of the Python sources below the named packages, or single modules such as ``reid/learner.py``."""
+    base = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for room in rooms:
+        target = base / room
+        for file in [target] if target.is_file() else sorted(target.rglob("*.py")):
+            digest.update(f"{file.relative_to(base).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""Every error this system raises on purpose, so that a caller can tell them from bugs.
+
+The message is for a person: what was wrong, what was found, what to do. ``exit_code`` is what the command line returns:
+1 could not do it, 2 wrong use.
+"""
+
+
+class ReidError(Exception):
+    """Base of all deliberate errors."""
+
+    exit_code = 1
+
+
+class UsageError(ReidError):
+    """The request itself makes no sense."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key or value is wrong."""
+
+
+class DataError(ReidError):
+    """A domain, a crop or a split can't be used."""
+
+
+class ArtefactError(ReidError):
+    """A stored file is missing, damaged or of a kind this version does not read."""
+
+
+class DeviceError(ReidError):
+    """The device or engine asked for is not there; nothing falls back to another."""
+
+
+class BackboneError(ReidError):
+    """A backbone can't be built or its start weights do not fit."""
+
+
+class TrainingError(ReidError):
+    """Training can't go on, for example because a loss is no longer finite."""
+
+
+class ExportError(ReidError):
+    """An exported graph does not do what the model does."""
+
+
+class GalleryError(ReidError):
+    """The gallery can't take or answer this."""

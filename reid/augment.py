@@ -1,0 +1,88 @@
+"""Random changes to a batch of training crops, vectorised: flip, pad-and-crop, colour, random erasing.
+
+Works on RGB crops ``[B, H, W, 3]`` in 0..255 on any device; the draws are made on the CPU from one generator, so a GPU sees the same crops as a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reid.config import AugmentConfig
+
+LUMA = (0.299, 0.587, 0.114)
+ERASE_TRIES = 10
+
+
+class Augment:
+    """Random training-time changes.
+
+    Args:
+        config: probabilities and strengths.
+        fill: RGB in 0..255 that padding and erasing paint: the model's mean, so that it is zero after normalisation.
+    """
+
+    def __init__(self, config: AugmentConfig, fill: Sequence[float]) -> None:
+        self.config = config
+        self.fill = torch.tensor(list(fill), dtype=torch.float32)
+
+    def __call__(self, crops: Tensor, generator: torch.Generator) -> Tensor:
+        """Uint8 ``[B, H, W, 3]`` → uint8 of the same shape, or float32 where colours were changed."""
+        fill = self.fill.round().to(torch.uint8).to(crops.device)
+        crops = self._moved(crops, generator, fill)
+        if self.config.colour:
+            crops = self._recoloured(crops, generator)
+        return self._erased(crops, generator, fill)
+
+    def _moved(self, crops: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
+        """Flip and shift in one gather of rows and one of columns; what comes from outside the crop is painted."""
+        batch, height, width, _ = crops.shape
+        pad = round(self.config.shift * height)
+        flips = torch.rand(batch, generator=generator) < self.config.flip
+        rows = torch.arange(height) + torch.randint(-pad, pad + 1, (batch, 1), generator=generator)
+        columns = torch.arange(width) + torch.randint(-pad, pad + 1, (batch, 1), generator=generator)
+        columns = torch.where(flips[:, None], width - 1 - columns, columns)
+        outside_rows = (rows < 0) | (rows >= height)
+        outside_columns = (columns < 0) | (columns >= width)
+        device = crops.device
+        which = torch.arange(batch, device=device)
+        crops = crops[which[:, None], rows.clamp(0, height - 1).to(device)]
+        # A pixel's three bytes move as one element only through a flat gather; per-crop column selection keeps the copies in cache.
+        flat = columns.clamp(0, width - 1).to(device)
+        crops = torch.stack([crop.index_select(1, index) for crop, index in zip(crops, flat, strict=True)])
+        outside = (outside_rows[:, :, None] | outside_columns[:, None, :]).to(device)
+        return torch.where(outside[..., None], fill, crops) if pad else crops
+
+    def _recoloured(self, crops: Tensor, generator: torch.Generator) -> Tensor:
+        """Brightness, contrast about the crop's mean, and saturation about its grey, each by a factor from 1 ± strength."""
+        factors = (1 + self.config.colour * (2 * torch.rand(3, crops.shape[0], 1, 1, 1, generator=generator) - 1)).to(crops.device)
+        pixels = crops.float() * factors[0]
+        mean = pixels.mean((1, 2, 3), keepdim=True)
+        pixels = mean + (pixels - mean) * factors[1]
+        grey = (pixels * torch.tensor(LUMA, device=crops.device)).sum(-1, keepdim=True)
+        return (grey + (pixels - grey) * factors[2]).clamp(0, 255)
+
+    def _erased(self, crops: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
+        """Paint one rectangle per chosen crop (Zhong et al., AAAI 2020); of ten drawn shapes, the first that fits is taken."""
+        batch, height, width, _ = crops.shape
+        low, high = self.config.erase_area
+        chosen = torch.rand(batch, generator=generator) < self.config.erase
+        area = height * width * (low + (high - low) * torch.rand(batch, ERASE_TRIES, generator=generator))
+        ratio = self.config.erase_ratio + (1 / self.config.erase_ratio - self.config.erase_ratio) * torch.rand(batch, ERASE_TRIES, generator=generator)
+        tall = (area * ratio).sqrt().round().long()
+        wide = (area / ratio).sqrt().round().long()
+        fits = (tall < height) & (wide < width) & (tall > 0) & (wide > 0)
+        first = fits.float().argmax(1, keepdim=True)
+        tall, wide = tall.gather(1, first)[:, 0], wide.gather(1, first)[:, 0]
+        top = (torch.rand(batch, generator=generator) * (height - tall).clamp(min=1)).long()
+        left = (torch.rand(batch, generator=generator) * (width - wide).clamp(min=1)).long()
+        chosen &= fits.any(1)
+        out = crops.clone()
+        paint = fill.to(crops.dtype)
+        for i in torch.nonzero(chosen)[:, 0].tolist():
+            out[i, int(top[i]) : int(top[i] + tall[i]), int(left[i]) : int(left[i] + wide[i])] = paint
+        return out
+
+

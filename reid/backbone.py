@@ -1,0 +1,338 @@
+"""Backbones: any timm CNN or ViT by name, or ``onnx:PATH``, an exported image encoder made trainable again.
+
+A backbone maps normalised images ``[B, 3, H, W]`` to a feature map ``[B, C, h, w]`` (CNN, ONNX) or tokens ``[B, N, C]`` (ViT).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from domains.crops import CropSpec
+from domains.errors import BackboneError, ConfigError
+from reid.config import ModelConfig, nearest
+
+PREFIXES = ("module.", "state_dict.", "model.", "backbone.", "base.", "encoder.")
+PARITY_BATCHES = (1, 2, 7)
+PARITY_COSINE = 0.9999
+
+
+@dataclass(frozen=True)
+class InputRule:
+    """What a backbone was trained to see: channel order, and mean and standard deviation in 0..255 in that order."""
+
+    channels: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Backbone(nn.Module):
+    """A feature extractor and what has to be known about it.
+
+    Attributes:
+        net: maps ``[B, 3, H, W]`` to ``[B, C, h, w]`` or ``[B, N, C]``.
+        head: what an ONNX graph itself does between its last map and its embedding, else None.
+        width: C, or the width of the head's output.
+        prefix_tokens: how many of a ViT's tokens are not part of the grid; -1 for a CNN.
+        rule: the input that the weights expect.
+    """
+
+    def __init__(self, net: nn.Module, *, width: int, rule: InputRule, prefix_tokens: int = -1, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.net = net
+        self.head = head
+        self.width = width
+        self.prefix_tokens = prefix_tokens
+        self.rule = rule
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the output is tokens rather than a map."""
+        return self.prefix_tokens >= 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` → the map or the tokens."""
+        return self.net(images)
+
+
+def build_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Backbone:
+    """Build a backbone, with its start weights if asked.
+
+    Raises:
+        BackboneError: unknown name, weights that do not fit, an ONNX graph that can't be opened or does not match its file.
+        ConfigError: an ONNX backbone without its declared input rule, or of another crop size.
+    """
+    if config.backbone.startswith("onnx:"):
+        return _onnx_backbone(Path(config.backbone.removeprefix("onnx:")), config, crop)
+    return _timm_backbone(config, crop, load_weights=load_weights)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------- timm
+
+
+class _TimmFeatures(nn.Module):
+    """``forward_features`` of a timm model, as ``[B, C, h, w]`` or tokens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.model.forward_features(images)  # type: ignore[operator]
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
+
+
+def _timm_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Backbone:
+    if not timm.is_model(config.backbone):
+        hint = nearest(config.backbone.partition(".")[0], timm.list_models())[:200]
+        raise BackboneError(f"timm has no model {config.backbone!r}{hint}")
+    fetch = load_weights and config.weights == "timm"
+    try:
+        model = _create(config.backbone, crop, pretrained=fetch)
+    except (OSError, RuntimeError) as error:
+        if not fetch:
+            raise
+        raise BackboneError(
+            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {str(error).splitlines()[0]:.120}); with no network, "
+            "download them on a connected machine and set model.weights=PATH, or start from random weights with model.weights=none"
+        ) from error
+    pretrained: Mapping[str, Any] = model.pretrained_cfg
+    if load_weights and config.weights not in ("timm", "none"):
+        load_weights_file(model, Path(config.weights), classifier=pretrained.get("classifier"))
+    model.reset_classifier(0)
+    rule = InputRule(
+        "rgb" if config.channels == "auto" else config.channels,
+        config.mean or _in_255(pretrained["mean"]),
+        config.std or _in_255(pretrained["std"]),
+    )
+    prefix_tokens = int(getattr(model, "num_prefix_tokens", 0)) if _gives_tokens(model, crop) else -1
+    return Backbone(_TimmFeatures(model), width=int(model.num_features), rule=rule, prefix_tokens=prefix_tokens)
+
+
+def _create(name: str, crop: CropSpec, *, pretrained: bool) -> Any:
+    """Create a timm model for this input size; only some (ViT and kin) have to be told it."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, img_size=(crop.height, crop.width))
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, pretrained=pretrained)
+
+
+def _gives_tokens(model: Any, crop: CropSpec) -> bool:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return bool(model.forward_features(torch.zeros(1, 3, crop.height, crop.width)).ndim == 3)
+    except (AssertionError, RuntimeError) as error:
+        raise BackboneError(f"{type(model).__name__} can't take crops of {crop.height}×{crop.width}: {str(error).splitlines()[0]}") from error
+    finally:
+        model.train(was_training)
+
+
+def _in_255(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (255.0 * float(value) for value in values)
+    return red, green, blue
+
+
+def load_weights_file(model: nn.Module, path: Path, *, classifier: str | tuple[str, ...] | None) -> None:
+    """Load start weights strictly, but for the classifier; wrappers' key prefixes are stripped and position embeddings resampled.
+
+    Raises:
+        BackboneError: unreadable, not tensors, or a key that is missing, left over or of another shape.
+    """
+    given = _without_prefix(_read_tensors(path), set(model.state_dict()))
+    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier or ()))
+    given = {key: value for key, value in given.items() if not key.startswith(heads or ("\0",))}
+    wanted = {key: value for key, value in model.state_dict().items() if not key.startswith(heads or ("\0",))}
+    if "pos_embed" in given and "pos_embed" in wanted and given["pos_embed"].shape != wanted["pos_embed"].shape:
+        grid = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
+        given["pos_embed"] = resample_abs_pos_embed(given["pos_embed"].float(), grid, num_prefix_tokens=int(model.num_prefix_tokens))  # type: ignore[arg-type]
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = sorted(set(wanted) - set(given) - counters)
+    extra = sorted(set(given) - set(wanted))
+    shapes = sorted(key for key in set(given) & set(wanted) if given[key].shape != wanted[key].shape)
+    for what, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape for", shapes)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            found = f"it {what} {', '.join(keys[:3])}{more}"
+            raise BackboneError(f"{path.name} does not fit {type(model).__name__}: {found}; choose the matching model.backbone")
+    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in given.items()}, strict=False)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise BackboneError(f"no weights file {path}; model.weights takes none, timm or a path to .safetensors or .pth")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors and torch raise many kinds; all mean the same to the user
+        raise BackboneError(f"can't read weights {path}: {str(error).splitlines()[0]:.200}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise BackboneError(f"{path} holds no plain dictionary of tensors")
+    return loaded
+
+
+def _without_prefix(tensors: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
+    """Strip the wrapper prefix that all keys share, as long as that brings them nearer to the model's names."""
+    while tensors and not known & set(tensors):
+        prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------- ONNX
+
+
+def _onnx_backbone(path: Path, config: ModelConfig, crop: CropSpec) -> Backbone:
+    """Open an ONNX image encoder as a trainable module and check that it computes what ONNX Runtime computes."""
+    if config.channels == "auto" or config.mean is None or config.std is None:
+        raise ConfigError(
+            "an onnx: backbone needs its own input declared: model.channels (rgb or bgr), model.mean and model.std in 0..255; "
+            "for a graph fed with raw 0..255 values that is mean [0,0,0] and std [1,1,1]"
+        )
+    graph = _slimmed(path)
+    _check_input(graph, path, crop)
+    module = _as_torch(graph, path)
+    body, head = _split_at_last_map(module, path, crop)
+    backbone = Backbone(body, head=head, width=0, rule=InputRule(config.channels, config.mean, config.std))
+    backbone.width = _check_parity(backbone, graph, path, crop)
+    return backbone
+
+
+def _slimmed(path: Path) -> Any:
+    import onnx
+    import onnxslim
+
+    if not path.is_file():
+        raise BackboneError(f"no ONNX file {path}")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        onnx.checker.check_model(model)
+        return onnxslim.slim(model)
+    except Exception as error:  # protobuf, checker and slimmer each raise their own
+        raise BackboneError(f"can't open {path.name} as ONNX: {str(error).splitlines()[0]:.200}") from error
+
+
+def _check_input(graph: Any, path: Path, crop: CropSpec) -> None:
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    inputs = [value for value in graph.graph.input if value.name not in weights]
+    if len(inputs) != 1 or len(graph.graph.output) != 1:
+        raise BackboneError(f"{path.name} must have one input and one output, has {len(inputs)} and {len(graph.graph.output)}")
+    shape = [axis.dim_value or None for axis in inputs[0].type.tensor_type.shape.dim]
+    if len(shape) != 4 or shape[1] not in (3, None):
+        raise BackboneError(f"{path.name} must take images [N, 3, H, W], takes {shape}")
+    for axis, size, name in ((2, crop.height, "height"), (3, crop.width, "width")):
+        if shape[axis] not in (size, None):
+            raise ConfigError(f"{path.name} takes crops of {shape[2]}×{shape[3]}: set crop.{name}={shape[axis]} (it is {size})")
+
+
+def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
+    import onnx2torch
+
+    try:
+        module: torch.fx.GraphModule = onnx2torch.convert(graph)
+    except NotImplementedError as error:
+        found = re.search(r"operation_type='(\w+)'", str(error))
+        raise BackboneError(f"can't train {path.name}: its operator {found[1] if found else str(error)} has no trainable form") from error
+    except Exception as error:  # the converter raises whatever its parts raise
+        raise BackboneError(f"can't train {path.name}: {type(error).__name__}: {str(error).splitlines()[0]:.200}") from error
+    return module
+
+
+def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec) -> tuple[nn.Module, nn.Module | None]:
+    """Cut the graph behind its last feature map (rank 4 and more than one pixel); None for the head if the graph ends there."""
+    from torch.fx.passes.shape_prop import ShapeProp
+
+    module.eval()
+    with torch.no_grad():
+        ShapeProp(module).propagate(torch.zeros(2, 3, crop.height, crop.width))
+    nodes = list(module.graph.nodes)
+    order = {node: at for at, node in enumerate(nodes)}
+
+    def is_cut(node: Any) -> bool:
+        meta = node.meta.get("tensor_meta")
+        shape = getattr(meta, "shape", ())
+        if node.op == "placeholder" or len(shape) != 4 or shape[2] * shape[3] <= 1:
+            return False
+        later = order[node]
+        crossing = {source for user in nodes[later + 1 :] for source in user.all_input_nodes if order[source] <= later and source.op != "get_attr"}
+        return crossing == {node}
+
+    cut = next((node for node in reversed(nodes) if is_cut(node)), None)
+    if cut is None:
+        raise BackboneError(f"can't train {path.name}: no feature map [N, C, h, w] that all of its output passes through")
+    body = _subgraph(module, nodes[: order[cut] + 1], cut, {})
+    head = None if nodes[-1].all_input_nodes == [cut] else _subgraph(module, nodes[order[cut] + 1 : -1], nodes[-1].all_input_nodes[0], {cut: "features"})
+    return body, head
+
+
+def _subgraph(module: torch.fx.GraphModule, nodes: list[torch.fx.Node], result: torch.fx.Node, inputs: dict[torch.fx.Node, str]) -> nn.Module:
+    """Copy a stretch of a graph; constants that lie before it are fetched when first used."""
+    graph = torch.fx.Graph()
+    copies = {node: graph.placeholder(name) for node, name in inputs.items()}
+
+    def copied(node: torch.fx.Node) -> torch.fx.Node:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copied)
+        return copies[node]
+
+    for node in nodes:
+        copied(node)
+    graph.output(copied(result))
+    part = torch.fx.GraphModule(module, graph)
+    part.graph.eliminate_dead_code()
+    part.delete_all_unused_submodules()
+    part.recompile()
+    return part
+
+
+def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) -> int:
+    """Compare with ONNX Runtime on drawn people at several batch sizes; returns the output's width."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise BackboneError("an onnx: backbone is checked against ONNX Runtime before use: pip install 'lifelong-reid[cpu]'") from error
+    from domains.synthetic import golden_crops
+
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    crops = golden_crops(max(PARITY_BATCHES), height=crop.height, width=crop.width).astype(np.float32)
+    rule = backbone.rule
+    pixels = ((crops[..., ::-1] if rule.channels == "bgr" else crops) - np.float32(rule.mean)) / np.float32(rule.std)
+    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    backbone.eval()
+    for batch in PARITY_BATCHES:
+        try:
+            wanted = session.run(None, {session.get_inputs()[0].name: images[:batch]})[0].reshape(batch, -1)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise BackboneError(f"{path.name} can't take a batch of {batch}: {str(error).splitlines()[0]:.160}; export it with a dynamic batch") from error
+        with torch.no_grad():
+            features = backbone(torch.from_numpy(images[:batch]))
+            got = (features if backbone.head is None else backbone.head(features)).flatten(1).numpy()
+        if got.shape != wanted.shape:
+            raise BackboneError(f"{path.name} made trainable gives shape {got.shape} at batch {batch}, ONNX Runtime {wanted.shape}")
+        cosine = float((np.einsum("nd,nd->n", got, wanted) / (np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1))).min())
+        if not cosine >= PARITY_COSINE:
+            raise BackboneError(
+                f"{path.name} made trainable differs from ONNX Runtime at batch {batch}: cosine {cosine:.5f}, at least {PARITY_COSINE} is needed"
+            )
+    return int(got.shape[1]) if backbone.head is not None else int(features.shape[1])

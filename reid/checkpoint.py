@@ -1,0 +1,90 @@
+"""Weights and resume state as safetensors: nested dictionaries and lists of tensors and plain values, without pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domains.artefact import write_atomic
+from domains.errors import ArtefactError
+
+STRUCTURE = "structure"
+
+
+def save_state(path: Path, state: Any) -> None:
+    """Write a tree of dict, list, tensor, str, number, bool and None into one file, atomically."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+    structure = _pack(state, tensors)
+    write_atomic(path, save(tensors, metadata={STRUCTURE: json.dumps(structure, allow_nan=False)}))
+
+
+def load_state(path: Path) -> Any:
+    """Read what :func:`save_state` wrote (tuples come back as lists); raises ArtefactError."""
+    tensors, metadata = read_tensors(path)
+    try:
+        return _unpack(json.loads(metadata[STRUCTURE]), tensors)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArtefactError(f"{path} is no saved state: {type(error).__name__}: {error}") from error
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a state dictionary as plain safetensors, readable by anyone."""
+    from safetensors.torch import save
+
+    write_atomic(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; raises ArtefactError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"can't read {path}: {error}") from error
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the optimiser's state as a tree for :func:`save_state`."""
+    return optimiser.state_dict()
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state and give each moment the memory layout of its parameter, which fused kernels and bit-equality need."""
+    optimiser.load_state_dict(state)
+    for parameter, moments in optimiser.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise TypeError(f"can't save a {type(value).__name__} without pickle")
+
+
+def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
+    ((kind, value),) = node.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in value}
+    if kind == "list":
+        return [_unpack(item, tensors) for item in value]
+    return value

@@ -1,0 +1,318 @@
+"""The configuration of a run and of a method: strict, typed, and written beside every result.
+
+An unknown key is an error that names the nearest one. ``model.*``, ``crop.*`` and ``seed`` are fixed for a run's life; ``train.*`` and the method are
+recorded per step.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from domains.crops import CropSpec, Resize
+from domains.errors import ConfigError
+
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+"""Where shipped configurations lie: in an installed wheel, and in a checkout."""
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Entry = dict[str, dict[str, Any]]
+T = TypeVar("T", bound="Strict")
+
+
+class Strict(BaseModel):
+    """Frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(Strict):
+    """The network: fixed for a run's life."""
+
+    backbone: str = "resnet50"
+    """A timm model name, or ``onnx:PATH`` to go on teaching an exported encoder."""
+    weights: str = "timm"
+    """Start weights: ``timm`` (its own, downloaded), ``none`` (random), or a local ``.safetensors`` or ``.pth`` file."""
+    dim: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Width of the embedding; unset: 512, or an ONNX graph's own."""
+    pooling: Literal["auto", "gem", "average", "token"] = "auto"
+    """``auto``: GeM for a CNN, the class token (else the mean token) for a ViT."""
+    channels: Literal["auto", "rgb", "bgr"] = "auto"
+    """Channel order the backbone was trained with; ``auto``: RGB for timm, must be declared for ONNX."""
+    mean: tuple[float, float, float] | None = None
+    """Per-channel mean in 0..255, in the backbone's channel order; unset: timm's own; must be declared for ONNX."""
+    std: tuple[float, float, float] | None = None
+    """Per-channel standard deviation in 0..255, likewise."""
+
+
+class CropConfig(Strict):
+    """The input crop: fixed for a run's life."""
+
+    height: Annotated[int, Field(ge=16, le=1024)] = 256
+    width: Annotated[int, Field(ge=16, le=1024)] = 128
+    resize: Resize = "area"
+
+    def spec(self) -> CropSpec:
+        """Return the rule that decodes crops."""
+        return CropSpec(self.height, self.width, self.resize)
+
+
+class AugmentConfig(Strict):
+    """Random changes to training crops; probabilities are per crop."""
+
+    flip: Unit = 0.5
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.04
+    """Padding before the random crop, as a fraction of the crop's height (10 pixels of 256 in the literature)."""
+    colour: Unit = 0.0
+    """Strength of brightness, contrast and saturation changes: factors are drawn from 1 ± this."""
+    erase: Unit = 0.5
+    erase_area: tuple[Positive, Positive] = (0.02, 0.4)
+    erase_ratio: Positive = 0.3
+
+
+class TrainConfig(Strict):
+    """How one step is trained."""
+
+    iterations: Annotated[int, Field(ge=1)] = 1200
+    identities: Annotated[int, Field(ge=2)] = 16
+    """P of P×K sampling."""
+    instances: Annotated[int, Field(ge=1)] = 4
+    """K of P×K sampling."""
+    sampling: Literal["identity", "domain"] = "identity"
+    """What a joint batch is uniform over; the same thing unless several domains are learned at once."""
+    lr: Positive = 3.5e-4
+    backbone_lr: Positive = 1.0
+    """Factor on ``lr`` for the backbone's parameters."""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    momentum: Unit = 0.9
+    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
+    warmup: Unit = 0.1
+    """Fraction of the iterations with a linearly rising rate."""
+    milestones: tuple[Unit, ...] = (0.5, 0.8)
+    """Fractions of the iterations at which ``multistep`` multiplies the rate by ``gamma``."""
+    gamma: Positive = 0.1
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+
+
+class StorageConfig(Strict):
+    """What changes no learned bit: how crops are held and how often a step can be resumed."""
+
+    crop_memory_mb: Annotated[int, Field(ge=0)] = 4096
+    """Decoded crops above this many MiB go to an unlinked, memory-mapped scratch file."""
+    snapshot_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How often the state of a step in progress is written; 0: after every iteration."""
+
+
+class Config(Strict):
+    """Everything a run is told."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: str = "cpu"
+    method: str = "default"
+    model: ModelConfig = ModelConfig()
+    crop: CropConfig = CropConfig()
+    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = AugmentConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if value != "cpu" and value.partition(":")[0] != "cuda":
+            raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {value!r}')
+        return value
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what no later step may change."""
+        return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if key.split(".")[0] in ("seed", "model", "crop")}
+
+    def learning(self) -> dict[str, Any]:
+        """Every key that changes learned weights, so everything but storage."""
+        return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if not key.startswith("storage.")}
+
+
+class Method(Strict):
+    """A lifelong method: four lists of named parts, each ``{name: {parameter: value}}``."""
+
+    name: str
+    about: str
+    """One sentence: what it does and where it comes from."""
+    terms: tuple[Entry, ...] = Field(min_length=1)
+    fusion: tuple[Entry, ...] = ()
+    repair: tuple[Entry, ...] = ()
+    transport: tuple[Entry, ...] = ()
+    needs_all_images: bool = False
+    """Breaks the rule that old images are not kept: only the joint upper bound may."""
+
+    @field_validator("terms", "fusion", "repair", "transport", mode="before")
+    @classmethod
+    def _entries(cls, value: Any) -> Any:
+        """Take ``- triplet`` and ``- triplet: {weight: 2}`` alike."""
+        if not isinstance(value, list | tuple):
+            raise ValueError("must be a list of parts")
+        entries = [{item: {}} if isinstance(item, str) else {key: {} if body is None else body for key, body in item.items()} for item in value]
+        if any(len(entry) != 1 for entry in entries):
+            raise ValueError("each part is one name with its parameters")
+        return tuple(entries)
+
+
+class UnseenEntry(Strict):
+    """A domain that is scored and never learned."""
+
+    path: str
+    same_camera: Literal["drop", "keep"] | None = None
+
+
+class Stream(Strict):
+    """A sequence of domains, and those that are only scored."""
+
+    about: str = ""
+    root: str = "."
+    """Folder that domain paths start from, itself relative to the stream's file; ``${NAME}`` stands for an environment variable."""
+    domains: tuple[str, ...] = Field(min_length=1)
+    unseen: tuple[UnseenEntry, ...] = ()
+    config: dict[str, Any] = {}
+    """Settings of the run, as in a configuration file."""
+
+    @field_validator("unseen", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list | tuple) else value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+KNOWN_KEYS = tuple(flatten(Config().model_dump()))
+
+
+def build_config(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """Merge settings, later ones over earlier ones, then ``key=value`` overrides (values are YAML).
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), or a value of the wrong kind.
+    """
+    flat: dict[str, Any] = {}
+    for layer in layers:
+        flat |= flatten(layer)
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--set takes key=value, got {text!r}")
+        try:
+            flat[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of {key} is not valid YAML: {value!r}") from error
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        if key not in KNOWN_KEYS:
+            raise ConfigError(f"unknown setting {key!r}{nearest(key, KNOWN_KEYS)}")
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return validated(Config, tree, "setting")
+
+
+def validated(kind: type[T], tree: Any, what: str) -> T:
+    """Validate with one line per fault; raises ConfigError."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            where = ".".join(str(part) for part in fault["loc"]) or what
+            if fault["type"] == "extra_forbidden":
+                faults.append(f"unknown key {where!r}{nearest(where, kind.model_fields)}")
+            else:
+                faults.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r:.80}")
+        raise ConfigError(f"{what}: " + "; ".join(faults)) from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` or nothing."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(sorted(known))}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; raises ConfigError naming the file."""
+    try:
+        value = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold keys and values, got {type(value).__name__}")
+    return value
+
+
+def shipped(kind: Literal["methods", "streams"]) -> dict[str, Path]:
+    """Shipped configurations of one kind, by name."""
+    for folder in CONFIG_FOLDERS:
+        if folder.is_dir():
+            return {file.stem: file for file in sorted((folder / kind).glob("*.yaml"))}
+    raise ConfigError("the shipped configurations are missing from this installation; install lifelong-reid again")
+
+
+def read_method(name: str) -> Method:
+    """Read a method by shipped name or by the path of a YAML file; raises ConfigError."""
+    known = shipped("methods")
+    path = known.get(name) or Path(name)
+    if name not in known and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"unknown method {name!r}{nearest(name, known)}")
+    return validated(Method, {"name": path.stem, **read_yaml(path)}, f"method {path.stem}")
+
+
+def read_stream(name: str) -> Stream:
+    """Read a stream by path, or by shipped name, its root made relative to here. Raises ConfigError."""
+    path = Path(name)
+    known = shipped("streams")
+    if not path.is_file():
+        found = known.get(path.stem) if path.parent.name in ("", "streams") else None
+        if found is None:
+            raise ConfigError(f"no stream file {name!r}{nearest(path.stem, known)}")
+        path = found
+    stream = validated(Stream, expanded(read_yaml(path)), f"stream {path.stem}")
+    return stream.model_copy(update={"root": str(path.parent / stream.root)})
+
+
+def expanded(tree: Any) -> Any:
+    """Replace ``${NAME}`` in every text by the environment variable; raises ConfigError if it is not set."""
+    if isinstance(tree, dict):
+        return {key: expanded(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [expanded(value) for value in tree]
+    return VARIABLE.sub(_variable, tree) if isinstance(tree, str) else tree
+
+
+def _variable(found: re.Match[str]) -> str:
+    value = os.environ.get(found[1])
+    if value is None:
+        raise ConfigError(f"the environment variable {found[1]} is not set; set it to the folder that the configuration means by {found[0]}")
+    return value

@@ -1,0 +1,79 @@
+"""Embed a domain's query and gallery with a model and score the retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from domains.domain import Domain
+from domains.errors import DataError
+from domains.reranking import k_reciprocal
+from domains.scoring import Labels, Scores, score_domain, score_similarities
+from reid.loader import StoreCache
+
+if TYPE_CHECKING:
+    import torch
+
+    from reid.model import ReidModel
+
+BATCH = 128
+
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Crops ``[N, H, W, 3]`` → unit-length embeddings ``[N, D]``."""
+
+
+def torch_embedder(model: ReidModel, device: torch.device, batch: int = BATCH) -> Embed:
+    """Embed with torch in float32 and eval mode, whatever the training precision: what is reported is what a float32 export gives."""
+
+    import torch
+
+    def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        was_training = model.training
+        model.eval()
+        out = np.empty((len(crops), model.dim), np.float32)
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(crops), batch):
+                    part = torch.from_numpy(np.ascontiguousarray(crops[start : start + batch])).to(device)
+                    out[start : start + batch] = model.embed(part).cpu().numpy()
+        finally:
+            model.train(was_training)
+        return out
+
+    return embed
+
+
+def can_be_scored(domain: Domain) -> str | None:
+    """None, or why a domain has no score: no query and gallery, or images that are gone."""
+    if not len(domain.query) or not len(domain.gallery):
+        return "it has no query and gallery splits"
+    gone = [split for split in (domain.query, domain.gallery) if not any(file.is_file() for file in domain.files(split))]
+    return "its images are gone" if gone else None
+
+
+def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, rerank: bool = False) -> Scores:
+    """Score a domain under its own camera rule.
+
+    Args:
+        domain: needs query and gallery splits.
+        embed: the model.
+        stores: decodes, and keeps what it decoded.
+        rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before scoring.
+
+    Raises:
+        DataError: no split to score, or no query that can be scored.
+    """
+    why = can_be_scored(domain)
+    if why:
+        raise DataError(f"domain {domain.name} can't be scored: {why}")
+    query, gallery = (stores.get(domain, split) for split in (domain.query, domain.gallery))
+    labels = [Labels.from_split(store.split) for store in (query, gallery)]
+    features = [embed(store.crops) for store in (query, gallery)]
+    if rerank:
+        return score_similarities(k_reciprocal(*features), *labels, same_camera=domain.same_camera)
+    return score_domain(*features, *labels, same_camera=domain.same_camera)
+
+

@@ -1,0 +1,170 @@
+"""The re-ID network: normalisation → backbone → pooling → embedding → BNNeck → classifier.
+
+The feature used for matching is the embedding, before the neck ("bag of tricks", Luo et al., CVPRW 2019), at unit length. Crops come in as they are
+decoded, RGB in 0..255: channel order and normalisation are the first layer, here and in the exported graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from domains.artefact import content_id
+from domains.crops import CropSpec
+from domains.errors import BackboneError
+from reid.backbone import Backbone, InputRule, build_backbone
+from reid.config import ModelConfig
+
+DEFAULT_DIM = 512
+
+
+class Output(NamedTuple):
+    """What the network says of a batch.
+
+    Attributes:
+        features: the backbone's map ``[B, C, h, w]`` or tokens ``[B, N, C]``.
+        embedding: ``[B, D]`` float32, before the neck, not yet at unit length.
+        neck: ``[B, D]`` float32, the embedding after BatchNorm.
+        logits: ``[B, K]`` float32, one column per identity learned so far.
+    """
+
+    features: Tensor
+    embedding: Tensor
+    neck: Tensor
+    logits: Tensor
+
+
+class Normalise(nn.Module):
+    """RGB crops ``[B, H, W, 3]`` in 0..255 (uint8 or float) → ``[B, 3, H, W]`` as the backbone expects them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, rule: InputRule) -> None:
+        super().__init__()
+        self.flip = rule.channels == "bgr"
+        self.register_buffer("mean", torch.tensor(rule.mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(rule.std, dtype=torch.float32))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Shapes as above; the result is contiguous in channels-last order, which CPUs and tensor cores like."""
+        pixels = crops.float()
+        if self.flip:
+            pixels = pixels[..., [2, 1, 0]]
+        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling with fixed p = 3 (Radenović et al., TPAMI 2019): ``[B, C, h, w]`` → ``[B, C]``."""
+
+    def __init__(self, power: float = 3.0, floor: float = 1e-6) -> None:
+        super().__init__()
+        self.power = power
+        self.floor = floor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool in float32: the cube of a bf16 activation loses what distinguishes people."""
+        return features.float().clamp(min=self.floor).pow(self.power).mean((2, 3)).pow(1 / self.power)
+
+
+class AveragePool(nn.Module):
+    """Mean over space, ``[B, C, h, w]`` → ``[B, C]``, or over the tokens of the grid, ``[B, N, C]`` → ``[B, C]``."""
+
+    def __init__(self, prefix_tokens: int) -> None:
+        super().__init__()
+        self.prefix_tokens = prefix_tokens
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shapes as above."""
+        return features.float().mean((2, 3)) if self.prefix_tokens < 0 else features[:, self.prefix_tokens :].float().mean(1)
+
+
+class TokenPool(nn.Module):
+    """The class token of a ViT, ``[B, N, C]`` → ``[B, C]``."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shapes as above."""
+        return tokens[:, 0].float()
+
+
+class ReidModel(nn.Module):
+    """See the module's docstring. ``classes`` is the number of identities learned so far."""
+
+    def __init__(self, backbone: Backbone, *, pooling: str, dim: int | None, classes: int = 0) -> None:
+        super().__init__()
+        self.normalise = Normalise(backbone.rule)
+        head, backbone.head = backbone.head, None
+        self.backbone = backbone
+        self.pool = head if head is not None else _pooling(pooling, backbone)
+        keeps_own = head is not None and dim in (None, backbone.width)
+        self.dim = backbone.width if keeps_own else dim or DEFAULT_DIM
+        self.embedding: nn.Module = nn.Identity() if keeps_own else nn.Linear(backbone.width, self.dim)
+        if isinstance(self.embedding, nn.Linear):
+            # An orthogonal map keeps the start's neighbourhoods, so that an untrained embedding already ranks as the pooled feature does.
+            nn.init.orthogonal_(self.embedding.weight)
+            nn.init.zeros_(self.embedding.bias)
+        self.neck = nn.BatchNorm1d(self.dim)
+        self.neck.bias.requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            self.classifier = nn.Linear(self.dim, classes, bias=False)
+
+    @property
+    def classes(self) -> int:
+        """Rows of the classifier."""
+        return self.classifier.out_features
+
+    def grow(self, classes: int, *, seed: int = 0) -> None:
+        """Add classifier rows, drawn from ``seed``, for new identities; old rows are kept as they are."""
+        old = self.classifier
+        self.classifier = nn.Linear(self.dim, old.out_features + classes, bias=False)
+        with torch.no_grad():
+            self.classifier.weight[: old.out_features] = old.weight
+            self.classifier.weight[old.out_features :].normal_(std=0.001, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, crops: Tensor) -> Output:
+        """RGB crops ``[B, H, W, 3]`` in 0..255 → :class:`Output`."""
+        features = self.backbone(self.normalise(crops))
+        embedding = self.embedding(self.pool(features).flatten(1)).float()
+        neck = self.neck(embedding)
+        return Output(features, embedding, neck, self.classifier(neck).float())
+
+    def embed(self, crops: Tensor) -> Tensor:
+        """RGB crops ``[B, H, W, 3]`` → the matching feature ``[B, D]`` at unit length; this is what is exported."""
+        features = self.backbone(self.normalise(crops))
+        return F.normalize(self.embedding(self.pool(features).flatten(1)).float(), dim=1)
+
+    def feature_space(self, crop: CropSpec) -> str:
+        """Name of the embedding space: sha256 (hex) of the embedding path's weights and the crop rule. Neck and classifier have no part in it."""
+        digest = hashlib.sha256(content_id(crop.to_dict() | {"bgr": self.normalise.flip}).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if not name.startswith(("neck.", "classifier.")) and not name.endswith("num_batches_tracked"):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _pooling(name: str, backbone: Backbone) -> nn.Module:
+    if name == "auto":
+        name = "gem" if not backbone.has_tokens else "token" if backbone.prefix_tokens else "average"
+    if name == "gem":
+        if backbone.has_tokens:
+            raise BackboneError("GeM pools feature maps and this backbone gives tokens: set model.pooling to token or average")
+        return GeM()
+    if name == "token":
+        if not backbone.prefix_tokens > 0:
+            raise BackboneError("this backbone has no class token: set model.pooling to average" + ("" if backbone.has_tokens else " or gem"))
+        return TokenPool()
+    return AveragePool(backbone.prefix_tokens)
+
+
+def build_model(config: ModelConfig, crop: CropSpec, *, classes: int = 0, load_weights: bool = True, seed: int = 0) -> ReidModel:
+    """Build the network; the same seed gives the same weights. Raises what :func:`reid.backbone.build_backbone` raises."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = build_backbone(config, crop, load_weights=load_weights)
+        return ReidModel(backbone, pooling=config.pooling, dim=config.dim, classes=classes)

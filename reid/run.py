@@ -1,0 +1,394 @@
+"""A run: the folder that holds every step of one model's life, and the score matrix."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import domains
+from domains.artefact import code_version, fsync_folder, read_manifest, sha256_file, write_atomic, write_manifest
+from domains.domain import Domain, union
+from domains.errors import ArtefactError, ConfigError, DataError, ReidError, UsageError
+from prototypes.memory import Memory
+from reid.checkpoint import read_tensors, save_weights
+from reid.config import Config, Method, build_config, read_method, read_yaml
+from reid.evaluate import can_be_scored, evaluate, torch_embedder
+from reid.fusion import check_fusions
+from reid.learner import LOG, Learner
+from reid.loader import CropStore, StoreCache
+from reid.matrix import Cell, ScoreMatrix
+from reid.model import ReidModel, build_model
+from reid.optim import Runtime
+from reid.progress import Progress
+from reid.randomness import torch_seed
+from reid.terms import Step, build_terms
+
+RUN, CARD, WEIGHTS, MEMORY, GRAPH = "run.yaml", "card.json", "model.safetensors", "memory.safetensors", "backbone.onnx"
+IN_PROGRESS, REPLACED = ".inprogress", ".replaced-"
+SCHEMAS = range(1, 2)
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """One sealed step: its folder and its card."""
+
+    folder: Path
+    card: Mapping[str, Any]
+
+    @property
+    def index(self) -> int:
+        """T, 0 for the untrained start."""
+        return int(self.card["index"])
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Names of the domains that this step learned."""
+        return tuple(entry["name"] for entry in self.card["domains"])
+
+
+class Run:
+    """See the module's docstring. Make one with :meth:`create` or :meth:`open`.
+
+    Attributes:
+        folder: where it lives.
+        config: the settings it was created with.
+        scores: the matrix.
+    """
+
+    def __init__(self, folder: Path, config: Config, identity: str) -> None:
+        self.folder = folder
+        self.config = config
+        self.identity = identity
+        self.scores = ScoreMatrix.read(folder)
+        self.stores = StoreCache(config.crop.spec(), config.storage.crop_memory_mb)
+
+    # ------------------------------------------------------------------------------------------------------------------ making and opening
+
+    @classmethod
+    def create(cls, folder: str | Path, config: Config | None = None) -> Run:
+        """Make a run and seal its untrained start as step 0.
+
+        Raises:
+            UsageError: the folder holds something already.
+            ReidError: the backbone, its weights or the device can't be had.
+        """
+        folder, config = Path(folder), config or Config()
+        if folder.exists() and (not folder.is_dir() or any(item.name != ".lock" for item in folder.iterdir())):
+            raise UsageError(f"{folder} exists already and is no empty folder; open it, or choose another name for a new run")
+        name = config.model.backbone.removeprefix("onnx:")
+        model = build_model(config.model, config.crop.spec(), seed=config.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.model.backbone.startswith("onnx:"):
+            write_atomic(folder / GRAPH, Path(name).read_bytes())
+        start = cls(folder, config, "")
+        card = {"method": None, "domains": [], "classes": [], "train": {}, "notes": []}
+        start._seal(folder / "steps" / "00-start", 0, model, card, {}, parent=None)
+        head = {"kind": "run", "schema": 1, "code": code_version(), "start": start.steps[0].card["id"], "config": config.model_dump(mode="json")}
+        write_atomic(folder / RUN, yaml.safe_dump(head, sort_keys=False, allow_unicode=True).encode())
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open a run; raises ArtefactError naming what is missing or damaged."""
+        folder = Path(folder)
+        if not (folder / RUN).is_file():
+            raise ArtefactError(f"{folder} is no run: it has no {RUN}")
+        head = read_yaml(folder / RUN)
+        if head.get("kind") != "run" or head.get("schema") not in SCHEMAS:
+            raise ArtefactError(f"{folder / RUN} has kind {head.get('kind')!r} and schema {head.get('schema')!r}; this version reads runs of schema 1")
+        run = cls(folder, build_config(head.get("config") or {}), str(head.get("start")))
+        if not run.steps or run.steps[0].card["id"] != run.identity:
+            raise ArtefactError(f"{folder} lacks the untrained start that its {RUN} names; restore the folder from a backup")
+        return run
+
+    @classmethod
+    def open_or_create(cls, folder: str | Path, layers: Iterable[Mapping[str, Any]], overrides: Iterable[str] = ()) -> tuple[Run, Config]:
+        """Open a run, or create it with these settings; also returns the settings for the next step.
+
+        Raises:
+            ConfigError: a setting that is fixed for the run's life is to be changed; one line per difference.
+        """
+        folder, layers, overrides = Path(folder), list(layers), list(overrides)
+        if not (folder / RUN).exists():
+            if (folder / "steps").is_dir():  # killed while it was being made: nothing can have been learned yet
+                shutil.rmtree(folder / "steps")
+                (folder / GRAPH).unlink(missing_ok=True)
+            config = build_config(*layers, overrides=overrides)
+            return cls.create(folder, config), config
+        run = cls.open(folder)
+        config = build_config(run.config.model_dump(mode="json"), *layers, overrides=overrides)
+        differing = {key: value for key, value in config.fixed().items() if run.config.fixed()[key] != value}
+        if differing:
+            lines = "\n".join(f"  {key}: saved {run.config.fixed()[key]!r}, requested {value!r}" for key, value in differing.items())
+            raise ConfigError(f"these settings are fixed for the life of {folder}; keep them, or start another run:\n{lines}")
+        return run, config
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run against a second learner; the lock of a dead process is gone with it. Raises UsageError."""
+        with (self.folder / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(f"another process is learning in {self.folder}; wait for it") from error
+            yield
+
+    # ------------------------------------------------------------------------------------------------------------------ steps
+
+    @property
+    def steps(self) -> list[Sealed]:
+        """Sealed steps in order; raises ArtefactError if one is damaged or missing."""
+        folders = sorted(folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file())
+        sealed = [Sealed(folder, read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False)) for folder in folders]
+        for place, step in enumerate(sealed):
+            if step.index != place or step.card["parent"] != (sealed[place - 1].card["id"] if place else None):
+                raise ArtefactError(f"{step.folder} does not follow the step before it; restore {self.folder} from a backup")
+        return sealed
+
+    @property
+    def learned(self) -> list[str]:
+        """Names of the learned domains, in order."""
+        return [name for step in self.steps for name in step.learned]
+
+    def model(self, step: int = -1) -> tuple[ReidModel, Sealed]:
+        """Build the network of a sealed step and check its weights' hash; raises ArtefactError."""
+        steps = self.steps
+        if not -len(steps) <= step < len(steps):
+            raise UsageError(f"{self.folder} has the steps 0 to {len(steps) - 1}, not {step}")
+        sealed = steps[step]
+        tensors, _ = read_tensors(sealed.folder / WEIGHTS)
+        if sha256_file(sealed.folder / WEIGHTS) != sealed.card["files"][WEIGHTS]:
+            raise ArtefactError(f"{sealed.folder / WEIGHTS} was changed after it was sealed; restore it from a backup")
+        model = self._blank(len(tensors["classifier.weight"]))
+        model.load_state_dict(tensors)
+        return model.eval(), sealed
+
+    def _blank(self, classes: int) -> ReidModel:
+        config = self.config.model
+        if config.backbone.startswith("onnx:"):
+            config = config.model_copy(update={"backbone": f"onnx:{self.folder / GRAPH}"})
+        return build_model(config, self.config.crop.spec(), classes=classes, load_weights=False, seed=self.config.seed)
+
+    def drop_last(self) -> str:
+        """Discard the last step, and return its name; raises UsageError if only the start is left."""
+        with self.lock():
+            last = self._last_to_drop()
+            shutil.rmtree(self._set_aside(last))
+            return last.folder.name
+
+    def _last_to_drop(self) -> Sealed:
+        steps = self.steps
+        if len(steps) < 2:
+            raise UsageError(f"{self.folder} has learned nothing yet, so there is no step to drop")
+        return steps[-1]
+
+    def _set_aside(self, step: Sealed) -> Path:
+        aside = step.folder.with_name(REPLACED + step.folder.name)
+        step.folder.rename(aside)
+        fsync_folder(aside.parent)
+        self.scores.drop_rows(step.index)
+        self.scores.write(self.folder)
+        return aside
+
+    # ------------------------------------------------------------------------------------------------------------------ learning
+
+    def learn(
+        self,
+        domain: Domain | list[Domain],
+        *,
+        method: str | Method | None = None,
+        config: Config | None = None,
+        replace_last: bool = False,
+        restart: bool = False,
+        progress: Progress | None = None,
+    ) -> Sealed:
+        """Learn one more domain and seal the step; picks up an interrupted step where it was.
+
+        Args:
+            domain: the domain; a list is learned as one step by a method that needs all images.
+            method: a shipped name, a YAML file or a Method; by default the one the settings name.
+            config: settings of this step; ``model``, ``crop`` and ``seed`` must be the run's.
+            replace_last: discard the last sealed step and learn this domain in its place.
+            restart: begin an interrupted step again instead of going on.
+            progress: where to show it.
+
+        Raises:
+            ReidError: see the message; nothing sealed is ever changed.
+        """
+        config, progress = config or self.config, progress or Progress()
+        chosen = method if isinstance(method, Method) else read_method(method or config.method)
+        members = domain if isinstance(domain, list) else [domain]
+        if chosen.needs_all_images != (len(members) > 1) and (len(members) > 1 or self.learned):
+            raise UsageError(
+                f"method {chosen.name} "
+                + ("learns all domains at once, breaking the rule that old images are not kept: use reid stream" if len(members) == 1 else "learns one domain at a time")
+            )
+        with self.lock():
+            if replace_last and not list((self.folder / "steps").glob(REPLACED + "*")):
+                self._set_aside(self._last_to_drop())
+            return self._learn(members, chosen, config, restart=restart, progress=progress)
+
+    def _learn(self, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress) -> Sealed:
+        known = set(self.learned)
+        for member in members:
+            if member.name in known:
+                raise UsageError(f"{member.name} is already learned in {self.folder}")
+        domain = members[0] if len(members) == 1 else union("joint", members)
+        if not len(domain.train):
+            raise DataError(f"domain {domain.name} has no train crops to learn from")
+        if len(members) > 1:
+            config = config.model_copy(update={"train": config.train.model_copy(update={"iterations": config.train.iterations * len(members)})})
+        terms = build_terms(method.terms)
+        check_fusions(method.fusion)
+        for unready in (("repair", method.repair), ("transport", method.transport)):
+            if unready[1]:
+                raise ConfigError(f"method {method.name}: this version ships no {unready[0]} part")
+        old, parent = self.model()
+        index = parent.index + 1
+        folder = self.folder / "steps" / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain.name)}"
+        for other in (self.folder / "steps").glob(f"{index:02d}-*/{IN_PROGRESS}"):
+            if other.parent != folder or restart:
+                if not restart:
+                    raise UsageError(f"{other.parent.name} was begun and not finished; go on with it, or add --restart to throw its progress away")
+                shutil.rmtree(other.parent)
+        runtime = Runtime.choose(config.device, config.train.precision, old)
+        contract = config.learning() | {
+            "method": method.model_dump(mode="json"), "data": domain.fingerprint, "parent": parent.card["id"], "arithmetic": str(runtime.dtype)
+        }  # fmt: skip
+        work = folder / IN_PROGRESS
+        work.mkdir(parents=True, exist_ok=True)
+        with progress.task(f"decoding {domain.name}", len(domain.train)) as tick:
+            store = CropStore.decode(domain, domain.train, self.config.crop.spec(), limit_mb=config.storage.crop_memory_mb, progress=tick.advance)
+        for missing in store.left_out:
+            progress.say(f"left out: {missing.reason}")
+        people = sorted({int(pid) for pid in store.split.pids if pid >= 0})
+        model, _ = self.model()
+        model.grow(len(people), seed=torch_seed(config.seed, index, "classifier"))
+        teachers = {name: old.to(runtime.device) for term in terms.values() for name in term.teachers if index > 1}
+        for frozen in teachers.values():
+            frozen.eval().requires_grad_(False)
+        step = Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, self.memories())
+        learner = Learner(step, terms, store, contract, work)
+        with progress.task(f"step {index}: {domain.name}, {method.name}", config.train.iterations) as tick:
+            trained = learner.train(tick.losses)
+        memory = {name: value.cpu().numpy() for name, value in learner.finish(method.fusion, old).items()}
+        model.cpu()
+        card = {
+            "method": method.model_dump(mode="json"),
+            "domains": [_domain_card(member) for member in members],
+            "classes": [domain.identities[pid] for pid in people],
+            "train": {
+                "config": config.learning(),
+                "precision": str(runtime.dtype).removeprefix("torch."),
+                "seconds": round(trained.seconds, 3),
+                "crops_per_second": round(trained.crops / max(trained.seconds, 1e-9), 2),
+                "waiting": round(trained.waiting / max(trained.seconds, 1e-9), 5),
+                "left_out": [missing.path for missing in store.left_out],
+            },
+            "bytes": {
+                "memory": sum(array.nbytes for array in memory.values()),
+                "classifier_rows_of_old_identities": 4 * old.classes * old.dim,
+                "teachers": sum(value.nbytes for frozen in teachers.values() for value in frozen.state_dict().values()),
+                "fusion_partner": sum(value.nbytes for value in old.state_dict().values()) if method.fusion and index > 1 else 0,
+            },
+            "notes": list(domain.notes),
+        }
+        sealed = self._seal(folder, index, model, card, memory, parent=parent.card["id"])
+        shutil.rmtree(work)
+        for aside in (self.folder / "steps").glob(REPLACED + "*"):
+            shutil.rmtree(aside)
+        return sealed
+
+    def _seal(self, folder: Path, index: int, model: ReidModel, card: Mapping[str, Any], memory: Mapping[str, Any], *, parent: str | None) -> Sealed:
+        folder.mkdir(parents=True, exist_ok=True)
+        space = model.feature_space(self.config.crop.spec())
+        save_weights(folder / WEIGHTS, model.state_dict())
+        Memory("+".join(entry["name"] for entry in card["domains"]), space, memory).write(folder / MEMORY)
+        files = [WEIGHTS, MEMORY]
+        if (folder / IN_PROGRESS / LOG).is_file():
+            write_atomic(folder / LOG, (folder / IN_PROGRESS / LOG).read_bytes())
+            files.append(LOG)
+        body = {"index": index, "name": folder.name, "feature_space": space, "dim": model.dim, "crop": self.config.crop.spec().to_dict(), **card}
+        fsync_folder(folder.parent)
+        return Sealed(folder, write_manifest(folder, CARD, kind="step", schema=1, files=files, parent=parent, body=body))
+
+    def memories(self) -> list[Memory]:
+        """What is kept of each learned domain, in order."""
+        return [Memory.read(step.folder / MEMORY) for step in self.steps[1:]]
+
+    # ------------------------------------------------------------------------------------------------------------------ scoring
+
+    def known_domains(self) -> dict[str, Domain]:
+        """Learned and otherwise scored domains whose folders can still be opened."""
+        found: dict[str, Domain] = {}
+        entries = {entry["name"]: entry for step in self.steps for entry in step.card["domains"]} | {
+            name: {"name": name, **entry} for name, entry in self.scores.scored.items()
+        }
+        for name, entry in entries.items():
+            try:
+                found[name] = domains.open(Path(entry["path"]), name=name, same_camera=entry["same_camera"])
+            except ReidError:
+                continue  # reported by whoever asks for a score and does not get one
+        return found
+
+    def fill_scores(self, wanted: Iterable[Domain] = (), *, rows: Iterable[int] | None = None, progress: Progress | None = None) -> list[str]:
+        """Score every (row, domain) that the matrix lacks, and save it after each row.
+
+        Args:
+            wanted: further domains to score, beside those that the run knows.
+            rows: which rows; by default all.
+            progress: where to show it.
+
+        Returns:
+            A line for each domain that can't be scored, with the reason.
+        """
+        progress, steps = progress or Progress(), self.steps
+        self.scores.learned = [step.learned for step in steps]
+        everyone = self.known_domains() | {domain.name: domain for domain in wanted}
+        reasons = {name: can_be_scored(domain) for name, domain in everyone.items()}
+        gone = [name for name in [*self.learned, *self.scores.scored] if name not in everyone]
+        notes = [f"{name} is not scored: {why}" for name, why in (reasons | dict.fromkeys(gone, "its folder is gone")).items() if why]
+        able = {name: domain for name, domain in everyone.items() if not reasons[name]}
+        self.scores.scored |= {name: {"path": str(domain.root.resolve()), "same_camera": domain.same_camera} for name, domain in able.items()}
+        for row in range(len(steps)) if rows is None else sorted({row % len(steps) for row in rows}):
+            missing = [domain for name, domain in able.items() if (row, name) not in self.scores.cells]
+            if not missing:
+                continue
+            model, _ = self.model(row)
+            runtime = Runtime.choose(self.config.device, "fp32", model)
+            embed = torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)
+            with progress.task(f"scoring step {row}", len(missing)) as tick:
+                for domain in missing:
+                    self.scores.cells[row, domain.name] = Cell.of(evaluate(domain, embed, self.stores))
+                    tick.advance(1)
+            self.scores.write(self.folder)
+        self.scores.write(self.folder)
+        return notes
+
+    def evaluate(self, domain: Domain, *, step: int = -1, rerank: bool = False) -> dict[str, float | int]:
+        """Score one domain with one step's model, in percent."""
+        model, _ = self.model(step)
+        runtime = Runtime.choose(self.config.device, "fp32", model)
+        return evaluate(domain, torch_embedder(model.to(runtime.device), runtime.device), self.stores, rerank=rerank).to_dict()
+
+
+def _domain_card(domain: Domain) -> dict[str, Any]:
+    return {
+        "name": domain.name,
+        "path": str(domain.root.resolve()),
+        "format": domain.format,
+        "fingerprint": domain.fingerprint,
+        "same_camera": domain.same_camera,
+        "crops": {name: len(split) for name, split in domain.splits()},
+        "cameras": list(domain.cameras),
+    }

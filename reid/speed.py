@@ -1,0 +1,39 @@
+"""How fast a configured network trains on this machine, by a few real iterations on drawn people."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from domains.domain import Domain, Split
+from domains.synthetic import golden_crops
+from reid.config import Config, read_method
+from reid.learner import Learner
+from reid.loader import CropStore
+from reid.model import build_model
+from reid.optim import Runtime
+from reid.terms import Step, build_terms
+
+WARM_UP, MEASURED = 2, 4
+
+
+def crops_per_second(config: Config) -> float:
+    """Train a few iterations with random weights and return the crops per second after warming up; raises what training raises."""
+    spec, train = config.crop.spec(), config.train
+    people = train.identities
+    crops = np.resize(golden_crops(16, height=spec.height, width=spec.width), (people * train.instances, spec.height, spec.width, 3))
+    pids = np.repeat(np.arange(people), train.instances)
+    split = Split(tuple(str(row) for row in range(len(pids))), pids, np.zeros(len(pids), np.int64))
+    domain = Domain("speed", Path(), "drawn", tuple(str(person) for person in range(people)), ("1",), train=split)
+    seconds = []
+    for iterations in (WARM_UP, WARM_UP + MEASURED):
+        chosen = config.model_copy(update={"train": train.model_copy(update={"iterations": iterations})})
+        model = build_model(config.model.model_copy(update={"weights": "none"}), spec, classes=people)
+        runtime = Runtime.choose(config.device, train.precision, model)
+        step = Step(1, domain, chosen, runtime, model.to(runtime.device), {}, 0)
+        with tempfile.TemporaryDirectory() as folder:
+            learner = Learner(step, build_terms(read_method(config.method).terms), CropStore(crops, split, ()), {}, Path(folder))
+            seconds.append(learner.train().seconds)
+    return MEASURED * people * train.instances / max(1e-9, seconds[1] - seconds[0])

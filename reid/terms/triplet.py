@@ -1,0 +1,29 @@
+"""Metric learning, L_tri."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from reid import losses
+from reid.terms.term import Batch, Term
+
+
+class Triplet(Term):
+    """L_tri: batch-hard triplet on the embedding before the neck (Hermans et al., 2017).
+
+    Args:
+        weight: factor of the loss.
+        margin: a number, or None for the soft margin.
+        unit: compare embeddings at unit length, as they are matched; off, as in "bag of tricks".
+    """
+
+    def __init__(self, weight: float = 1.0, margin: float | None = None, unit: bool = False) -> None:
+        super().__init__(weight)
+        self.margin = margin
+        self.unit = unit
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        embedding = batch.output().embedding
+        return losses.batch_hard_triplet(F.normalize(embedding, dim=1) if self.unit else embedding, batch.labels, self.margin)
