@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from domains.synthetic import golden_crops
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deploy.bundle import Bundle, write_bundle
 from domains.artefact import code_version
 from domains.errors import ExportError
-from domains.synthetic import golden_crops
 from reid.evaluate import can_be_scored
 from reid.loader import CropStore
 from reid.model import ReidModel
@@ -103,9 +103,10 @@ def export_graph(model: ReidModel, sample: NDArray[np.uint8]) -> bytes:
             warnings.simplefilter("ignore")
             # Traced first: modules made from ONNX have an export path of their own that current torch no longer serves, and tracing goes past it.
             with torch.no_grad():
-                traced = torch.jit.trace(twin, (torch.from_numpy(sample),), check_trace=False)
+                traced = torch.jit.trace(twin, (torch.from_numpy(sample),), check_trace=False)  # type: ignore[no-untyped-call]
             torch.onnx.export(
-                traced, (torch.from_numpy(sample),), buffer, dynamo=False, opset_version=OPSET, input_names=["crops"], output_names=["embeddings"],
+                traced, (torch.from_numpy(sample),), buffer,  # type: ignore[arg-type]
+                dynamo=False, opset_version=OPSET, input_names=["crops"], output_names=["embeddings"],
                 dynamic_axes={"crops": {0: "N"}, "embeddings": {0: "N"}},
             )  # fmt: skip
     except Exception as error:  # the exporter raises whatever an operator's translation raises
@@ -114,7 +115,8 @@ def export_graph(model: ReidModel, sample: NDArray[np.uint8]) -> bytes:
         quiet.setLevel(level)
     graph = onnx.load_from_string(buffer.getvalue())
     onnx.checker.check_model(graph, full_check=True)
-    return graph.SerializeToString()
+    data: bytes = graph.SerializeToString()
+    return data
 
 
 def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8]) -> dict[int, float]:
@@ -138,12 +140,16 @@ def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8]) -> dic
         cosine = np.einsum("nd,nd->n", got, wanted)
         worst = int(np.argmin(np.where(np.isfinite(cosine), cosine, -2)))
         if not cosine[worst] >= PARITY_COSINE:
-            raise ExportError(f"graph and model differ at batch {batch}, crop {worst}: cosine {cosine[worst]:.6f}, at least {PARITY_COSINE} is needed")
+            raise ExportError(
+                f"graph and model differ at batch {batch}, crop {worst}: cosine {cosine[worst]:.6f}, at least {PARITY_COSINE} is needed"
+            )
         smallest[batch] = round(float(cosine[worst]), 7)
     likeness = got @ got.T
     others = (likeness.sum() - np.trace(likeness)) / (batch * (batch - 1))
     if others > COLLAPSED:
-        raise ExportError(f"the model gives nearly the same embedding for {batch} different crops (mean cosine {others:.5f}); it has learned nothing to export")
+        raise ExportError(
+            f"the model gives nearly the same embedding for {batch} different crops (mean cosine {others:.5f}); it has learned nothing to export"
+        )
     return smallest
 
 
@@ -162,7 +168,7 @@ def card_text(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
     scores = {name: cell for (row, name), cell in run.scores.cells.items() if row == sealed.index}
     learned = set(body["domains"])
     table = "\n".join(
-        f"| {name} | {'learned' if name in learned else 'not learned'} | {cell.scores['mAP']:.1f} | {cell.scores['rank1']:.1f} | {cell.scores['queries']} |"
+        f"| {name} | {'' if name in learned else 'not '}learned | {cell.scores['mAP']:.1f} | {cell.scores['rank1']:.1f} | {cell.scores['queries']} |"
         for name, cell in scores.items()
     )
     return f"""# Person re-identification encoder

@@ -70,7 +70,9 @@ class Augment:
         low, high = self.config.erase_area
         chosen = torch.rand(batch, generator=generator) < self.config.erase
         area = height * width * (low + (high - low) * torch.rand(batch, ERASE_TRIES, generator=generator))
-        ratio = self.config.erase_ratio + (1 / self.config.erase_ratio - self.config.erase_ratio) * torch.rand(batch, ERASE_TRIES, generator=generator)
+        ratio = self.config.erase_ratio + (1 / self.config.erase_ratio - self.config.erase_ratio) * torch.rand(
+            batch, ERASE_TRIES, generator=generator
+        )
         tall = (area * ratio).sqrt().round().long()
         wide = (area / ratio).sqrt().round().long()
         fits = (tall < height) & (wide < width) & (tall > 0) & (wide > 0)
@@ -84,5 +86,3 @@ class Augment:
         for i in torch.nonzero(chosen)[:, 0].tolist():
             out[i, int(top[i]) : int(top[i] + tall[i]), int(left[i]) : int(left[i] + wide[i])] = paint
         return out
-
-

@@ -61,7 +61,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` → the map or the tokens."""
-        return self.net(images)
+        features: Tensor = self.net(images)
+        return features
 
 
 def build_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Backbone:
@@ -88,7 +89,7 @@ class _TimmFeatures(nn.Module):
         self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.model.forward_features(images)  # type: ignore[operator]
+        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
@@ -271,7 +272,7 @@ def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec)
 
     def is_cut(node: Any) -> bool:
         meta = node.meta.get("tensor_meta")
-        shape = getattr(meta, "shape", ())
+        shape: tuple[int, ...] = getattr(meta, "shape", ())
         if node.op == "placeholder" or len(shape) != 4 or shape[2] * shape[3] <= 1:
             return False
         later = order[node]
@@ -282,7 +283,9 @@ def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec)
     if cut is None:
         raise BackboneError(f"can't train {path.name}: no feature map [N, C, h, w] that all of its output passes through")
     body = _subgraph(module, nodes[: order[cut] + 1], cut, {})
-    head = None if nodes[-1].all_input_nodes == [cut] else _subgraph(module, nodes[order[cut] + 1 : -1], nodes[-1].all_input_nodes[0], {cut: "features"})
+    head = (
+        None if nodes[-1].all_input_nodes == [cut] else _subgraph(module, nodes[order[cut] + 1 : -1], nodes[-1].all_input_nodes[0], {cut: "features"})
+    )
     return body, head
 
 
@@ -317,14 +320,16 @@ def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) ->
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     crops = golden_crops(max(PARITY_BATCHES), height=crop.height, width=crop.width).astype(np.float32)
     rule = backbone.rule
-    pixels = ((crops[..., ::-1] if rule.channels == "bgr" else crops) - np.float32(rule.mean)) / np.float32(rule.std)
+    pixels = ((crops[..., ::-1] if rule.channels == "bgr" else crops) - np.array(rule.mean, np.float32)) / np.array(rule.std, np.float32)
     images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
     backbone.eval()
     for batch in PARITY_BATCHES:
         try:
             wanted = session.run(None, {session.get_inputs()[0].name: images[:batch]})[0].reshape(batch, -1)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise BackboneError(f"{path.name} can't take a batch of {batch}: {str(error).splitlines()[0]:.160}; export it with a dynamic batch") from error
+            raise BackboneError(
+                f"{path.name} can't take a batch of {batch}: {str(error).splitlines()[0]:.160}; export it with a dynamic batch"
+            ) from error
         with torch.no_grad():
             features = backbone(torch.from_numpy(images[:batch]))
             got = (features if backbone.head is None else backbone.head(features)).flatten(1).numpy()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,14 +29,15 @@ app.add_typer(gallery_app, name="gallery")
 
 PathArgument = Annotated[Path, typer.Argument(show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
-Method = Annotated[Optional[str], typer.Option("--method", "-m", help="A shipped method's name, or a YAML file.")]
-ConfigFile = Annotated[Optional[Path], typer.Option("--config", "-c", help="YAML file of settings.")]
-Settings = Annotated[Optional[list[str]], typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.")]
-Device = Annotated[Optional[str], typer.Option("--device", help="cpu, cuda or cuda:N.")]
-Bundle = Annotated[Optional[Path], typer.Option("--bundle", "-b", help="A bundle made by reid export.")]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="A shipped method's name, or a YAML file.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+Bundle = Annotated[Path | None, typer.Option("--bundle", "-b", help="A bundle made by reid export.")]
 Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's engine: cpu, cuda, tensorrt or openvino.")]
 SameCamera = Annotated[
-    Optional[str], typer.Option("--same-camera", help="drop: ignore matches from the query's own camera (the field's rule); keep: rank them.")
+    Literal["drop", "keep"] | None,
+    typer.Option("--same-camera", help="drop: ignore matches from the query's own camera (the field's rule); keep: rank them."),
 ]
 
 out = Console(highlight=False)
@@ -60,7 +62,9 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         if debug or (error.name or "").split(".")[0] in ("reid", "domains", "prototypes", "deploy"):
             raise
-        sys.stderr.write(f"reid: {error.name} is not installed; training needs pip install 'lifelong-reid[cpu,train]', the edge 'lifelong-reid[cpu]'\n")
+        sys.stderr.write(
+            f"reid: {error.name} is not installed; training needs pip install 'lifelong-reid[cpu,train]', the edge 'lifelong-reid[cpu]'\n"
+        )
         sys.exit(DeviceError.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("reid: stopped; the same command goes on where it was\n")
@@ -101,7 +105,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 @domain_app.command("check")
 def domain_check(
     path: PathArgument, config: ConfigFile = None, settings: Settings = None, same_camera: SameCamera = None, as_json: Json = False,
-    speed: Annotated[bool, typer.Option(help="Also measure how fast the configured backbone trains here (needs the train extra).")] = False,
+    speed: Annotated[bool, typer.Option(help="Measure for some seconds how fast the configured network trains here; needs the train extra.")] = True,
 ) -> None:  # fmt: skip
     """Say what is in a domain, what is wrong with it, and what training on it takes."""
     import domains
@@ -110,20 +114,29 @@ def domain_check(
 
     chosen = build_config(*_layers(config, None, None), overrides=settings or ())
     domain = domains.open(path, same_camera=same_camera)
-    rate = None
-    if speed:
-        from reid.speed import crops_per_second
+    measured = None
+    if speed and len(domain.train) and importlib.util.find_spec("torch"):
+        from reid.speed import measure_speed
 
-        rate = crops_per_second(chosen)
+        measured = measure_speed(chosen)
     train = chosen.train
-    report = check_domain(
-        domain, crop=chosen.crop.spec(), crops_per_second=rate, training_crops=train.iterations * train.identities * train.instances
-    )
+    progress = _progress()
+    with progress.task(f"reading {domain.name}", len({path for _, split in domain.splits() for path in split.paths})) as tick:
+        report = check_domain(
+            domain, crop=chosen.crop.spec(), crops_per_second=measured and measured.crops_per_second,
+            training_crops=train.iterations * train.identities * train.instances, progress=tick.advance,
+        )  # fmt: skip
     if as_json:
-        _print_json(report.to_dict())
-    else:
-        for text in report.lines():
-            out.print(text, markup=False, soft_wrap=True)
+        _print_json(report.to_dict() | {"training_peak_bytes": measured and measured.peak_bytes + report.train_bytes})
+        return
+    for text in report.lines():
+        out.print(text, markup=False, soft_wrap=True)
+    if measured:
+        peak = (measured.peak_bytes + report.train_bytes) / 2**30
+        name, where = chosen.model.backbone, "" if chosen.device == "cpu" else f" on {chosen.device}"
+        out.print(
+            f"a step of {train.iterations} iterations with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB", markup=False
+        )
 
 
 @domain_app.command("make")
@@ -151,7 +164,7 @@ def domain_make(
 def learn(
     run: PathArgument, domain: PathArgument, method: Method = None, config: ConfigFile = None, settings: Settings = None, device: Device = None,
     same_camera: SameCamera = None,
-    also: Annotated[Optional[list[Path]], typer.Option(help="A further domain to score and never learn; may be repeated.")] = None,
+    also: Annotated[list[Path] | None, typer.Option(help="A further domain to score and never learn; may be repeated.")] = None,
     replace_last: Annotated[bool, typer.Option("--replace-last", help="Discard the last step and learn this domain in its place.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin an interrupted step again instead of going on.")] = False,
     as_json: Json = False,
@@ -238,7 +251,7 @@ def _show_summary(run: Run, notes: list[str]) -> None:
 
 @app.command()
 def evaluate(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN DOMAIN...", help="The run (may be left out with --bundle), then the domains.", show_default=False)],
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN DOMAIN...", help="The run, then the domains.", show_default=False)],
     bundle: Bundle = None, provider: Provider = "cpu", step: Annotated[int, typer.Option(help="Which step's model; the last by default.")] = -1,
     rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking before scoring.")] = False,
     same_camera: SameCamera = None, device: Device = None, as_json: Json = False,
@@ -282,7 +295,7 @@ def evaluate(
 
 
 @app.command()
-def report(run: PathArgument, output: Annotated[Optional[Path], typer.Option("--output", "-o", help="By default RUN/report.html.")] = None) -> None:
+def report(run: PathArgument, output: Annotated[Path | None, typer.Option("--output", "-o", help="By default RUN/report.html.")] = None) -> None:
     """Write an HTML page with a run's score matrix, curves and costs."""
     from reid.report import write_report
     from reid.run import Run
@@ -322,8 +335,8 @@ def export(
 @gallery_app.command("add")
 def gallery_add(
     gallery: PathArgument, source: Annotated[Path, typer.Argument(help="A domain, a folder of images, or a CSV with path,camera[,time,label].")],
-    bundle: Bundle = None, camera: Annotated[Optional[str], typer.Option(help="Camera of a plain folder's images.")] = None,
-    split: Annotated[Optional[str], typer.Option(help="Which split of a domain; gallery by default.")] = None,
+    bundle: Bundle = None, camera: Annotated[str | None, typer.Option(help="Camera of a plain folder's images.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a domain; gallery by default.")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Keep a domain's identities as labels.")] = False,
     provider: Provider = "cpu", as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -384,10 +397,10 @@ def gallery_forget(gallery: PathArgument, ids: Annotated[list[int], typer.Argume
 def query(
     gallery: PathArgument, images: Annotated[list[Path], typer.Argument(help="One or more images of a person.")],
     top: Annotated[int, typer.Option(help="How many matches.")] = 10,
-    camera: Annotated[Optional[str], typer.Option(help="Only this camera.")] = None,
-    after: Annotated[Optional[str], typer.Option(help="Only from this time on (ISO 8601 with zone).")] = None,
-    before: Annotated[Optional[str], typer.Option(help="Only before this time.")] = None,
-    picture: Annotated[Optional[Path], typer.Option(help="Draw query and matches side by side into this PNG or JPEG.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Only this camera.")] = None,
+    after: Annotated[str | None, typer.Option(help="Only from this time on (ISO 8601 with zone).")] = None,
+    before: Annotated[str | None, typer.Option(help="Only before this time.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw query and matches side by side into this PNG or JPEG.")] = None,
     bundle: Bundle = None, provider: Provider = "cpu", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find a person by image: which of my cameras has seen them, and when."""
@@ -406,7 +419,10 @@ def query(
         _print_json(shown[0] if len(images) == 1 else shown)
         return
     for path, matches in zip(images, found, strict=True):
-        rows = [[str(match.rank), f"{match.score:.3f}", match.camera, match.time or "–", match.label or "–", match.source, str(match.id)] for match in matches]
+        rows = [
+            [str(match.rank), f"{match.score:.3f}", match.camera, match.time or "–", match.label or "–", match.source, str(match.id)]
+            for match in matches
+        ]
         _table(str(path), ["rank", "score", "camera", "time", "label", "source", "id"], rows)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from domains.artefact import DISTRIBUTION, ROOMS, code_version
 
 NEEDED = {
-    "numpy": "the base install", "cv2": "the base install", "pydantic": "the base install", "onnxruntime": "the cpu or gpu extra: query, serve, export",
+    "numpy": "the base install", "cv2": "the base install", "pydantic": "the base install",
+    "onnxruntime": "the cpu or gpu extra: query, serve, export",
     "faiss": "the cpu or gpu extra: galleries", "torch": "the train extra: learning", "timm": "the train extra: learning",
     "safetensors": "the train extra: learning", "onnx": "the train extra: export",
 }  # fmt: skip

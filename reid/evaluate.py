@@ -27,7 +27,6 @@ Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 def torch_embedder(model: ReidModel, device: torch.device, batch: int = BATCH) -> Embed:
     """Embed with torch in float32 and eval mode, whatever the training precision: what is reported is what a float32 export gives."""
-
     import torch
 
     def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -69,11 +68,9 @@ def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, rerank: bool =
     why = can_be_scored(domain)
     if why:
         raise DataError(f"domain {domain.name} can't be scored: {why}")
-    query, gallery = (stores.get(domain, split) for split in (domain.query, domain.gallery))
-    labels = [Labels.from_split(store.split) for store in (query, gallery)]
-    features = [embed(store.crops) for store in (query, gallery)]
+    query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
+    people = Labels.from_split(query.split), Labels.from_split(gallery.split)
+    asked, held = embed(query.crops), embed(gallery.crops)
     if rerank:
-        return score_similarities(k_reciprocal(*features), *labels, same_camera=domain.same_camera)
-    return score_domain(*features, *labels, same_camera=domain.same_camera)
-
-
+        return score_similarities(k_reciprocal(asked, held), *people, same_camera=domain.same_camera)
+    return score_domain(asked, held, *people, same_camera=domain.same_camera)

@@ -17,7 +17,8 @@ State = dict[str, Tensor]
 def average(new: Mapping[str, Tensor], old: Mapping[str, Tensor], *, weight: float = 0.5) -> State:
     """θ = w·θ_new + (1-w)·θ_old for every floating-point entry; fixed 0.5 in DKP (CVPR 2024).
 
-    Of the classifier only the rows that both have are averaged. Counters (BatchNorm's number of batches) are the new model's: an average of counts means nothing.
+    Of the classifier only the rows that both have are averaged. Counters (BatchNorm's number of
+    batches) are the new model's: an average of counts means nothing.
     """
     if not 0 <= weight <= 1:
         raise ConfigError(f"fusion average: weight must lie in 0..1, got {weight!r}")

@@ -18,9 +18,9 @@ from domains.domain import JUNK
 from domains.errors import ConfigError, TrainingError
 from reid import randomness
 from reid.augment import Augment
+from reid.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
 from reid.config import Entry
 from reid.fusion import fuse
-from reid.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
 from reid.loader import CropStore
 from reid.model import ReidModel
 from reid.optim import build_optimiser, learning_rate, set_rate
@@ -89,7 +89,7 @@ class Learner:
         for term in self.terms.values():
             term.to(step.runtime.device)
             term.begin(step)
-        step.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        step.model.to(memory_format=torch.channels_last)
         start, seconds, waiting = self._resume()
         if train.compile:
             step.model.compile()
@@ -139,7 +139,8 @@ class Learner:
         if not math.isfinite(float(total.detach())):
             found = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
             raise TrainingError(
-                f"step {step.index} ({step.domain.name}): the loss is not finite at iteration {iteration}: {found}; nothing was sealed. Try a lower train.lr"
+                f"step {step.index} ({step.domain.name}): the loss is not finite at iteration {iteration}: {found}; "
+                "nothing was sealed. Try a lower train.lr"
             )
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -189,7 +190,9 @@ def check_contract(saved: Mapping[str, Any], requested: Mapping[str, Any], folde
     differing = [name for name in sorted({*saved, *plain}) if saved.get(name) != plain.get(name)]
     if differing:
         lines = "\n".join(f"  {name}: saved {saved.get(name)!r}, requested {plain.get(name)!r}" for name in differing)
-        raise ConfigError(f"the step in progress in {folder.parent} was begun with other settings; use those, or add --restart to begin it again:\n{lines}")
+        raise ConfigError(
+            f"the step in progress in {folder.parent} was begun with other settings; use those, or add --restart to begin it again:\n{lines}"
+        )
 
 
 def _fill(step: Step) -> list[float]:

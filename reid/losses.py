@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of logits ``[B, K]`` with labels ``[B]``, smoothed as by Szegedy et al. (CVPR 2016): 1 - ε on the label, ε/K on every class."""
+    """Mean cross-entropy of logits ``[B, K]`` with labels ``[B]``, smoothed as by Szegedy et al. (CVPR 2016): 1 - ε on the label, ε/K on each."""
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
@@ -21,8 +21,9 @@ def pairwise_distance(left: Tensor, right: Tensor) -> Tensor:
 def batch_hard_triplet(embedding: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
     """Batch-hard triplet loss (Hermans et al., 2017) of embeddings ``[B, D]`` with labels ``[B]``.
 
-    With the farthest crop of the same identity at d⁺ and the nearest of another at d⁻, the mean over anchors of max(0, margin + d⁺ - d⁻), or of the soft margin
-    log(1 + exp(d⁺ - d⁻)) where ``margin`` is None. An anchor is its own positive only if it has no other. An anchor without a negative counts as zero.
+    With the farthest crop of the same identity at d⁺ and the nearest of another at d⁻, the mean over anchors of max(0, margin + d⁺ - d⁻), or of
+    the soft margin log(1 + exp(d⁺ - d⁻)) where ``margin`` is None. An anchor is its own positive only if it has no other. An anchor without a
+    negative counts as zero.
     """
     distance = pairwise_distance(embedding.float(), embedding.float())
     same = labels[:, None] == labels[None, :]

@@ -79,7 +79,8 @@ class ScoreMatrix:
 
     def average(self, row: int, names: list[str], metric: str = "mAP") -> float | None:
         """Mean over domains, or None if any is missing."""
-        return _mean(names, lambda name: self.value(row, name, metric))
+        mean: float | None = _mean(names, lambda name: self.value(row, name, metric))
+        return mean
 
     def effect(self, row: int) -> list[dict[str, Any]]:
         """What one step did to every scored domain: mAP before and after, the change, and rank-1 after."""
@@ -153,7 +154,8 @@ class ScoreMatrix:
     def write(self, folder: Path) -> None:
         """Write ``scores.json`` and the per-query values behind its intervals."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{f"{row}/{name}": cell.ap.astype(np.float32) for (row, name), cell in self.cells.items()})
+        arrays: dict[str, Any] = {f"{row}/{name}": cell.ap.astype(np.float32) for (row, name), cell in self.cells.items()}
+        np.savez_compressed(buffer, **arrays)
         write_atomic(folder / QUERIES, buffer.getvalue())
         summary = self.summary()
         for row in summary["rows"]:

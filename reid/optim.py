@@ -31,15 +31,17 @@ class Runtime:
     def choose(cls, device: str, precision: str, model: nn.Module) -> Runtime:
         """Resolve ``auto`` precision.
 
-        bf16 pays where dense convolutions and matrix products dominate and the device has instructions for it; depthwise convolutions are bound by memory and run slower
-        (``benchmarks/training.py`` measures both).
+        bf16 pays where dense convolutions and matrix products dominate and the device has instructions for it; depthwise convolutions are bound
+        by memory and run slower (``benchmarks/training.py`` measures both).
 
         Raises:
             DeviceError: CUDA is asked for and not there.
         """
         chosen = torch.device(device)
         if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-            raise DeviceError(f"device {device} was asked for and torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or install a CUDA build of torch")
+            raise DeviceError(
+                f"device {device} was asked for and torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or a CUDA build of torch"
+            )
         if precision == "auto":
             has_bf16 = torch.cuda.is_bf16_supported() if chosen.type == "cuda" else cpu_has_bf16()
             precision = "bf16" if has_bf16 and not (chosen.type == "cpu" and is_depthwise(model)) else "fp32"
@@ -66,7 +68,7 @@ def is_depthwise(model: nn.Module) -> bool:
 
 
 def build_optimiser(model: ReidModel, config: TrainConfig, extra: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
-    """AdamW or SGD, fused, with decay on weights only and ``backbone_lr`` as the backbone's factor; each group's ``scale`` multiplies the scheduled rate."""
+    """AdamW or SGD, fused, with decay on weights only; each group's ``scale`` (``backbone_lr`` for the backbone) multiplies the scheduled rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from domains.errors import ArtefactError, ConfigError, DataError, ReidError, Usa
 from prototypes.memory import Memory
 from reid.checkpoint import read_tensors, save_weights
 from reid.config import Config, Method, build_config, read_method, read_yaml
-from reid.evaluate import can_be_scored, evaluate, torch_embedder
+from reid.evaluate import Embed, can_be_scored, evaluate, torch_embedder
 from reid.fusion import check_fusions
 from reid.learner import LOG, Learner
 from reid.loader import CropStore, StoreCache
@@ -85,13 +84,14 @@ class Run:
         folder, config = Path(folder), config or Config()
         if folder.exists() and (not folder.is_dir() or any(item.name != ".lock" for item in folder.iterdir())):
             raise UsageError(f"{folder} exists already and is no empty folder; open it, or choose another name for a new run")
+        Runtime.choose(config.device, config.train.precision, torch.nn.Identity())  # before anything is written
         name = config.model.backbone.removeprefix("onnx:")
         model = build_model(config.model, config.crop.spec(), seed=config.seed)
         folder.mkdir(parents=True, exist_ok=True)
         if config.model.backbone.startswith("onnx:"):
             write_atomic(folder / GRAPH, Path(name).read_bytes())
         start = cls(folder, config, "")
-        card = {"method": None, "domains": [], "classes": [], "train": {}, "notes": []}
+        card: dict[str, Any] = {"method": None, "domains": [], "classes": [], "train": {}, "notes": []}
         start._seal(folder / "steps" / "00-start", 0, model, card, {}, parent=None)
         head = {"kind": "run", "schema": 1, "code": code_version(), "start": start.steps[0].card["id"], "config": config.model_dump(mode="json")}
         write_atomic(folder / RUN, yaml.safe_dump(head, sort_keys=False, allow_unicode=True).encode())
@@ -105,7 +105,9 @@ class Run:
             raise ArtefactError(f"{folder} is no run: it has no {RUN}")
         head = read_yaml(folder / RUN)
         if head.get("kind") != "run" or head.get("schema") not in SCHEMAS:
-            raise ArtefactError(f"{folder / RUN} has kind {head.get('kind')!r} and schema {head.get('schema')!r}; this version reads runs of schema 1")
+            raise ArtefactError(
+                f"{folder / RUN} has kind {head.get('kind')!r} and schema {head.get('schema')!r}; this version reads runs of schema 1"
+            )
         run = cls(folder, build_config(head.get("config") or {}), str(head.get("start")))
         if not run.steps or run.steps[0].card["id"] != run.identity:
             raise ArtefactError(f"{folder} lacks the untrained start that its {RUN} names; restore the folder from a backup")
@@ -228,10 +230,11 @@ class Run:
         config, progress = config or self.config, progress or Progress()
         chosen = method if isinstance(method, Method) else read_method(method or config.method)
         members = domain if isinstance(domain, list) else [domain]
-        if chosen.needs_all_images != (len(members) > 1) and (len(members) > 1 or self.learned):
+        if len(members) > 1 and not chosen.needs_all_images:
+            raise UsageError(f"method {chosen.name} learns one domain at a time")
+        if chosen.needs_all_images and self.learned:
             raise UsageError(
-                f"method {chosen.name} "
-                + ("learns all domains at once, breaking the rule that old images are not kept: use reid stream" if len(members) == 1 else "learns one domain at a time")
+                f"method {chosen.name} learns all domains at once, breaking the rule that old images are not kept: use reid stream with a new run"
             )
         with self.lock():
             if replace_last and not list((self.folder / "steps").glob(REPLACED + "*")):
@@ -364,9 +367,7 @@ class Run:
             missing = [domain for name, domain in able.items() if (row, name) not in self.scores.cells]
             if not missing:
                 continue
-            model, _ = self.model(row)
-            runtime = Runtime.choose(self.config.device, "fp32", model)
-            embed = torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)
+            embed = self._embedder(row)
             with progress.task(f"scoring step {row}", len(missing)) as tick:
                 for domain in missing:
                     self.scores.cells[row, domain.name] = Cell.of(evaluate(domain, embed, self.stores))
@@ -377,9 +378,12 @@ class Run:
 
     def evaluate(self, domain: Domain, *, step: int = -1, rerank: bool = False) -> dict[str, float | int]:
         """Score one domain with one step's model, in percent."""
+        return evaluate(domain, self._embedder(step), self.stores, rerank=rerank).to_dict()
+
+    def _embedder(self, step: int) -> Embed:
         model, _ = self.model(step)
         runtime = Runtime.choose(self.config.device, "fp32", model)
-        return evaluate(domain, torch_embedder(model.to(runtime.device), runtime.device), self.stores, rerank=rerank).to_dict()
+        return torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]
 
 
 def _domain_card(domain: Domain) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from reid.randomness import numpy_generator
 class IdentitySampler:
     """Batches of ``identities × instances`` crop positions; batch ``i`` is a pure function of the seed and ``i``.
 
-    Identities come in shuffled rounds, so each is seen equally often whatever its number of crops; a round whose end does not fill a batch runs on into the next round,
-    without an identity twice in a batch. Of an identity, one crop is drawn and then, while there are any, crops of cameras not yet drawn; one with fewer than K crops gives each of
-    them once before any of them again, so a batch always holds P·K positions.
+    Identities come in shuffled rounds, so each is seen equally often whatever its number of crops; a round whose end does not fill a batch runs on
+    into the next round, without an identity twice in a batch. Of an identity, one crop is drawn and then, while there are any, crops of cameras not
+    yet drawn; one with fewer than K crops gives each of them once before any of them again, so a batch always holds P·K positions.
 
     Args:
         labels: class of each crop, ``[N]``.
@@ -42,7 +42,9 @@ class IdentitySampler:
     ) -> None:
         self.classes = np.unique(labels)
         if len(self.classes) < identities:
-            raise DataError(f"a batch needs {identities} identities and the domain has {len(self.classes)}; set train.identities={max(2, len(self.classes))}")
+            raise DataError(
+                f"a batch needs {identities} identities and the domain has {len(self.classes)}; set train.identities={max(2, len(self.classes))}"
+            )
         self.identities = identities
         self.instances = instances
         self.seed = tuple(seed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from domains.synthetic import golden_crops
 
 from domains.domain import Domain, Split
-from domains.synthetic import golden_crops
 from reid.config import Config, read_method
 from reid.learner import Learner
 from reid.loader import CropStore
@@ -19,8 +22,21 @@ from reid.terms import Step, build_terms
 WARM_UP, MEASURED = 2, 4
 
 
-def crops_per_second(config: Config) -> float:
-    """Train a few iterations with random weights and return the crops per second after warming up; raises what training raises."""
+@dataclass(frozen=True)
+class Speed:
+    """What training takes here.
+
+    Attributes:
+        crops_per_second: after warming up.
+        peak_bytes: the largest memory the process (on a GPU: the device) held meanwhile; crops of the domain come on top.
+    """
+
+    crops_per_second: float
+    peak_bytes: int
+
+
+def measure_speed(config: Config) -> Speed:
+    """Train a few iterations with random weights; raises what training raises."""
     spec, train = config.crop.spec(), config.train
     people = train.identities
     crops = np.resize(golden_crops(16, height=spec.height, width=spec.width), (people * train.instances, spec.height, spec.width, 3))
@@ -36,4 +52,8 @@ def crops_per_second(config: Config) -> float:
         with tempfile.TemporaryDirectory() as folder:
             learner = Learner(step, build_terms(read_method(config.method).terms), CropStore(crops, split, ()), {}, Path(folder))
             seconds.append(learner.train().seconds)
-    return MEASURED * people * train.instances / max(1e-9, seconds[1] - seconds[0])
+    if runtime.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(runtime.device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Speed(MEASURED * people * train.instances / max(1e-9, seconds[1] - seconds[0]), peak)

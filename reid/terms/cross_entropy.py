@@ -16,8 +16,8 @@ class CrossEntropy(Term):
     Args:
         weight: factor of the loss.
         smoothing: ε of label smoothing.
-        classes: ``current`` compares the identities of this step only; ``all`` keeps every earlier identity in the softmax, as DKP does, where old rows can
-            only be pushed away, since none of their people are seen.
+        classes: ``current`` compares the identities of this step only; ``all`` keeps every earlier identity in the softmax, as DKP does, where old
+            rows can only be pushed away, since none of their people are seen.
     """
 
     def __init__(self, weight: float = 1.0, smoothing: float = 0.1, classes: Literal["current", "all"] = "current") -> None:

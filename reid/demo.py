@@ -1,0 +1,108 @@
+"""The whole story on drawn people: learn three camera domains, export, fill a gallery, find a person, report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from domains.synthetic import make_domain
+from rich.console import Console
+
+from domains.domain import Domain
+from domains.errors import UsageError
+from reid.config import build_config
+from reid.progress import Progress
+
+MARKER = ".reid-demo"
+STYLES = ("plaza", "corridor", "nightstreet")
+UNSEEN = "snow"
+PEOPLE = 96
+SETTINGS: dict[str, Any] = {
+    "method": "fusion",
+    "model": {"backbone": "resnet10t", "weights": "none", "dim": 256},
+    "crop": {"height": 128, "width": 64},
+    "train": {"iterations": 140, "identities": 16, "instances": 4, "lr": 1e-3},
+}
+
+
+def run_demo(folder: Path, progress: Progress, out: Console) -> None:
+    """Write everything below ``folder``; a folder that an earlier demo wrote is replaced.
+
+    Raises:
+        UsageError: the folder holds something that no demo wrote.
+    """
+    began = time.perf_counter()
+    _empty(folder)
+
+    def say(text: str) -> None:
+        out.print(f"[{time.perf_counter() - began:5.0f} s] {text}", markup=False, soft_wrap=True)
+
+    say(f"drawing {len(STYLES) + 1} camera domains of invented people")
+    *learned, unseen = (
+        make_domain(folder / "domains" / style, style, identities=PEOPLE, seed=number, height=128, width=64)
+        for number, style in enumerate((*STYLES, UNSEEN))
+    )
+    _learn(folder, learned, unseen, progress, say)
+    _match(folder, learned, progress, say)
+    say(f"done: open {folder / 'report.html'}")
+
+
+def _empty(folder: Path) -> None:
+    if folder.exists():
+        if not (folder / MARKER).is_file():
+            raise UsageError(f"{folder} exists and was not written by reid demo; choose another folder with --output")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+
+
+def _learn(folder: Path, learned: list[Domain], unseen: Domain, progress: Progress, say: Any) -> None:
+    from reid.run import Run
+    from reid.stream import learn_stream
+
+    run = Run.create(folder / "run", build_config(SETTINGS))
+    say(f"learning {', '.join(domain.name for domain in learned)} one after the other; {unseen.name} is only scored")
+
+    def after(sealed: Any) -> None:
+        row = sealed.index
+        changes = ", ".join(f"{item['domain']} {item['before']:.1f} → {item['after']:.1f}" for item in run.scores.effect(row))
+        say(f"step {row} sealed in {sealed.card['train']['seconds']:.0f} s; mAP: {changes}")
+
+    learn_stream(run, learned, [unseen], progress=progress, after=after)
+
+
+def _match(folder: Path, learned: list[Domain], progress: Progress, say: Any) -> None:
+    from deploy import Encoder
+    from deploy.export import export_run
+    from deploy.gallery import open_or_create
+    from deploy.picture import draw_matches, stack, write_picture
+    from deploy.sources import fill, read_sources
+    from domains.crops import read_crop
+    from reid.report import picture_section, write_report
+    from reid.run import Run
+
+    run = Run.open(folder / "run")
+    bundle = export_run(run, folder / "bundle")
+    worst = min(bundle.manifest["parity"].values())
+    say(f"exported {folder / 'bundle'}; graph and model agree (smallest cosine {worst:.6f})")
+    encoder = Encoder.load(folder / "bundle")
+    pictures = []
+    with open_or_create(folder / "gallery", folder / "bundle") as gallery:
+        for domain in learned:
+            sources = read_sources(domain.root, labels=True)
+            with progress.task(f"filling the gallery from {domain.name}", len(sources)) as tick:
+                fill(gallery, encoder, sources, progress=tick.advance)
+        say(f"the gallery holds {len(gallery)} embeddings from {len(learned)} sites")
+        for domain in learned:
+            row = int(np.random.default_rng(0).integers(len(domain.query)))
+            crop = read_crop(domain.files(domain.query)[row])
+            matches = gallery.search(encoder([crop]), k=6)[0]
+            pictures.append(draw_matches(crop, matches, known_label=domain.identities[domain.query.pids[row]]))
+    picture = stack(pictures)
+    write_picture(folder / "query.png", picture)
+    say(f"asked for one person of each site: {folder / 'query.png'}")
+    caption = "One query per site against the gallery of all sites; green: the same drawn person."
+    write_report(run, folder / "report.html", extra=[picture_section("Find a person", caption, picture)])

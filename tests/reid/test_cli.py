@@ -1,0 +1,114 @@
+"""The command line: names, exit codes, JSON on stdout, one-line errors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+SETTINGS = {
+    "model": {"backbone": "mobilenetv2_050", "weights": "none", "dim": 32},
+    "crop": {"height": 64, "width": 32},
+    "train": {"iterations": 3, "identities": 4, "instances": 2},
+}
+
+
+def reid(*words, cwd=None, code=0, env=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "reid.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
+    assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture
+def settings(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(SETTINGS))
+    return file
+
+
+@pytest.mark.slow
+def test_the_three_jobs(tiny_domain, settings, tmp_path):
+    """Train on a new camera domain, deploy ONNX, query the gallery by image: as a user types them."""
+    first, second = (tiny_domain(tmp_path / "data" / name, seed=seed) for seed, name in enumerate(("first", "second")))
+    run, bundle, gallery = tmp_path / "run", tmp_path / "bundle", tmp_path / "gallery"
+    checked = json.loads(reid("domain", "check", first.root, "--config", settings, "--json").stdout)
+    assert checked
+    learned = json.loads(reid("learn", run, first.root, "--config", settings, "--json").stdout)
+    assert learned["learned"] == ["first"]
+    reid("learn", run, second.root, "--set", "train.iterations=4")
+    again = reid("learn", run, second.root)
+    assert "already learned" in again.stdout
+    scores = json.loads(reid("evaluate", run, first.root, second.root, "--json").stdout)
+    assert set(scores) == {"first", "second"}
+    assert {"mAP", "rank1", "rank5", "mINP", "queries"} <= set(scores["first"])
+    exported = json.loads(reid("export", run, bundle, "--json").stdout)
+    assert exported["domains"] == ["first", "second"]
+    through_onnx = json.loads(reid("evaluate", run, first.root, second.root, "--bundle", bundle, "--json").stdout)
+    for name, row in scores.items():
+        assert through_onnx[name]["mAP"] == pytest.approx(row["mAP"], abs=0.1)
+    added = json.loads(reid("gallery", "add", gallery, first.root, "--bundle", bundle, "--json").stdout)
+    assert added["added"] == len(first.gallery)
+    picture = tmp_path / "out.png"
+    found = json.loads(reid("query", gallery, first.files(first.query)[0], "--top", "3", "--picture", picture, "--json").stdout)
+    assert [match["rank"] for match in found] == [1, 2, 3]
+    assert {"rank", "score", "id", "source", "camera", "time", "label"} <= set(found[0])
+    assert picture.stat().st_size > 1000
+    one_camera = json.loads(reid("query", gallery, first.files(first.query)[0], "--camera", found[0]["camera"], "--json").stdout)
+    assert {match["camera"] for match in one_camera} == {found[0]["camera"]}
+    reid("report", run)
+    assert (run / "report.html").stat().st_size > 2000
+    reid("gallery", "forget", gallery, found[0]["id"])
+    left = json.loads(reid("query", gallery, first.files(first.query)[0], "--json").stdout)
+    assert found[0]["id"] not in {match["id"] for match in left}
+    assert "dropped 02-second" in reid("run", "drop-last", run).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["domain", "check", "nowhere"], 1, "nowhere"),
+        (["learn", "run", "nowhere"], 1, "nowhere"),
+        (["report", "nowhere"], 1, "is no run"),
+        (["stream", "small6", "--run", "run"], 2, "did you mean 'small5'?"),
+        (["evaluate", "nowhere"], 2, "is no run"),
+        (["learn"], 2, "Missing argument"),
+        (["lern", "a", "b"], 2, "No such command"),
+    ],
+)
+def test_an_error_is_short_and_has_its_exit_code(words, code, said, tmp_path):
+    done = reid(*words, cwd=tmp_path, code=code)
+    assert said in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_unknown_setting_names_the_nearest(tiny_domain, tmp_path):
+    site = tiny_domain(tmp_path / "site")
+    done = reid("learn", tmp_path / "run", site.root, "--set", "train.iteration=3", code=2)
+    assert done.stderr.strip() == "reid: unknown setting 'train.iteration'; did you mean 'train.iterations'?"
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    assert "Traceback" in reid("--debug", "report", "nowhere", cwd=tmp_path, code=1).stderr
+
+
+def test_doctor_finds_this_installation_in_order():
+    found = json.loads(reid("doctor", "--json").stdout)
+    assert {item["what"] for item in found} >= {"lifelong-reid", "torch", "faiss", "onnxruntime"}
+
+
+def test_importing_the_rooms_loads_no_torch():
+    code = (
+        "import sys, reid, domains, prototypes, deploy, reid.cli; assert not {'torch','faiss','onnxruntime'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

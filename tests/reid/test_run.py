@@ -1,0 +1,382 @@
+"""A run's life: learning, resuming with the same bits, refusing what does not fit, dropping a step."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import domains
+from domains.errors import ArtefactError, ConfigError, DataError, TrainingError, UsageError
+from reid.checkpoint import read_tensors
+from reid.config import build_config
+from reid.run import Run
+
+SETTINGS = {
+    "model": {"backbone": "mobilenetv2_050", "weights": "none", "dim": 32},
+    "crop": {"height": 64, "width": 32},
+    "train": {"iterations": 6, "identities": 4, "instances": 2},
+    "storage": {"snapshot_seconds": 0},
+    "method": "fusion",
+}
+
+
+@pytest.fixture
+def sites(tiny_domain, tmp_path):
+    return [tiny_domain(tmp_path / "data" / name, seed=seed) for seed, name in enumerate(("first", "second", "third"))]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.create(tmp_path / "run", build_config(SETTINGS))
+
+
+def weights(run, step=-1):
+    return read_tensors(run.steps[step].folder / "model.safetensors")[0]
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAt:
+    """Progress that raises at one iteration of training, as a crash would."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def say(self, line):
+        pass
+
+    def task(self, name, total):
+        from contextlib import nullcontext
+
+        class Tick:
+            def advance(_, count):
+                pass
+
+            def losses(_, done, values):
+                if done == self.iteration:
+                    raise Stop
+
+        return nullcontext(Tick())
+
+
+def test_the_whole_life_of_a_run(run, sites):
+    notes = run.fill_scores(sites)
+    assert notes == []
+    for site in sites[:2]:
+        run.learn(site)
+        run.fill_scores(sites)
+    assert run.learned == ["first", "second"]
+    assert len(run.scores.cells) == 9, "every row scores every domain: learned, later and unseen"
+    stored = json.loads((run.folder / "scores.json").read_text())
+    assert [row["step"] for row in stored["rows"]] == [0, 1, 2]
+    assert set(stored["rows"][0]["scores"]) == {"first", "second", "third"}
+    again = Run.open(run.folder)
+    assert again.learned == run.learned
+    assert again.scores.summary() == run.scores.summary()
+    card = again.steps[2].card
+    assert card["parent"] == again.steps[1].card["id"]
+    assert card["domains"][0]["fingerprint"] == sites[1].fingerprint
+    assert card["train"]["waiting"] < 1
+
+
+def test_a_step_learns_something(run, sites):
+    before = weights(run)
+    run.learn(sites[0])
+    after = weights(run)
+    assert not same({key: after[key] for key in before if not key.startswith("classifier")}, before)
+    lines = [json.loads(line) for line in (run.steps[1].folder / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == list(range(6))
+
+
+def test_fusion_is_the_average_of_what_fine_tuning_gives_and_the_step_before(tmp_path, sites):
+    runs = {}
+    for method in ("fine_tune", "fusion"):
+        runs[method] = Run.create(tmp_path / method, build_config(SETTINGS, {"method": method}))
+        for site in sites[:2]:
+            runs[method].learn(site)
+    assert same(weights(runs["fine_tune"], 1), weights(runs["fusion"], 1)), "nothing is fused with the untrained start"
+    old, tuned, fused = weights(runs["fusion"], 1), weights(runs["fine_tune"], 2), weights(runs["fusion"], 2)
+    rows = len(old["classifier.weight"])
+    for name, value in fused.items():
+        if name == "classifier.weight":
+            assert torch.allclose(value[:rows], (old[name] + tuned[name][:rows]) / 2, atol=1e-7)
+            assert torch.equal(value[rows:], tuned[name][rows:])
+        elif value.is_floating_point():
+            assert torch.allclose(value, (old[name] + tuned[name]) / 2, atol=1e-6), name
+        else:
+            assert torch.equal(value, tuned[name])
+
+
+@pytest.mark.parametrize("method", ["fine_tune", "lwf", "affinity"])
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_an_interrupted_step_ends_with_the_same_bits(tmp_path, sites, method, stop):
+    whole, broken = (Run.create(tmp_path / name, build_config(SETTINGS, {"method": method})) for name in ("whole", "broken"))
+    for run in (whole, broken):
+        run.learn(sites[0])
+    whole.learn(sites[1])
+    with pytest.raises(Stop):
+        broken.learn(sites[1], progress=StopAt(stop))
+    assert broken.learned == ["first"]
+    broken.learn(sites[1])
+    assert same(weights(whole), weights(broken))
+    strip = [[{**json.loads(line)} for line in (run.steps[2].folder / "log.jsonl").read_text().splitlines()] for run in (whole, broken)]
+    assert strip[0] == strip[1]
+
+
+CHILD = textwrap.dedent("""
+    import json, sys, torch
+    torch.set_num_threads(1)
+    import domains
+    from reid.config import build_config
+    from reid.run import Run
+    folder, settings, *sites = sys.argv[1:]
+    run, config = Run.open_or_create(folder, [json.loads(settings)])
+    opened = [domains.open(site) for site in sites]
+    run.fill_scores(opened)
+    for site in opened:
+        if site.name not in run.learned:
+            print("learning", site.name, flush=True)
+            run.learn(site, config=config)
+        run.fill_scores(opened)
+    print("done", flush=True)
+""")
+
+
+@pytest.mark.slow
+def test_sigkill_anywhere_and_started_again_gives_the_same_weights_and_scores(tmp_path, sites):
+    settings = json.dumps(SETTINGS | {"train": {"iterations": 12, "identities": 4, "instances": 2}})
+
+    def command(name):
+        return [sys.executable, "-c", CHILD, str(tmp_path / name), settings, *(str(site.root) for site in sites[:2])]
+
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
+    draw = random.Random(5)
+    kills = 0
+    for _ in range(12):
+        child = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            child.wait(timeout=3.0 + 3 * draw.random())
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            kills += 1
+    final = subprocess.run(command("killed"), capture_output=True, text=True, timeout=300)
+    assert final.returncode == 0, final.stderr
+    assert kills > 0
+    whole, killed = Run.open(tmp_path / "whole"), Run.open(tmp_path / "killed")
+    for step in range(3):
+        assert same(weights(whole, step), weights(killed, step))
+    for key, cell in whole.scores.cells.items():
+        assert cell.scores == killed.scores.cells[key].scores
+        assert np.array_equal(cell.ap, killed.scores.cells[key].ap)
+
+
+def test_same_seed_same_bits_and_another_seed_others(tmp_path, sites):
+    made = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run = Run.create(tmp_path / name, build_config(SETTINGS, {"seed": seed}))
+        run.learn(sites[0])
+        made.append(weights(run))
+    assert same(made[0], made[1])
+    assert not same(made[0], made[2])
+
+
+def test_the_snapshot_interval_changes_no_bit(tmp_path, sites):
+    made = []
+    for name, seconds in (("often", 0), ("never", 1e6)):
+        run = Run.create(tmp_path / name, build_config(SETTINGS, {"storage": {"snapshot_seconds": seconds}}))
+        run.learn(sites[0])
+        made.append(weights(run))
+    assert same(*made)
+
+
+def test_a_changed_setting_of_a_step_in_progress_is_refused_with_a_line_each(run, sites):
+    with pytest.raises(Stop):
+        run.learn(sites[0], progress=StopAt(3))
+    changed = build_config(SETTINGS, {"train": {"lr": 0.01, "instances": 3}})
+    with pytest.raises(ConfigError) as caught:
+        run.learn(sites[0], config=changed)
+    lines = str(caught.value).splitlines()
+    assert lines[1:] == ["  train.instances: saved 2, requested 3", "  train.lr: saved 0.00035, requested 0.01"]
+    with pytest.raises(ConfigError, match=r"method: saved"):
+        run.learn(sites[0], method="fine_tune")
+    with pytest.raises(UsageError, match=r"01-first was begun"):
+        run.learn(sites[1])
+    run.learn(sites[0], config=changed, restart=True)
+    assert run.learned == ["first"]
+
+
+def test_what_is_fixed_for_life_is_refused(run, sites):
+    with pytest.raises(ConfigError) as caught:
+        Run.open_or_create(run.folder, [{"crop": {"height": 128}, "model": {"dim": 64}, "train": {"lr": 1}}])
+    assert "crop.height: saved 64, requested 128" in str(caught.value)
+    assert "model.dim: saved 32, requested 64" in str(caught.value)
+    assert "train.lr" not in str(caught.value)
+    _, config = Run.open_or_create(run.folder, [], ["train.iterations=3"])
+    assert config.train.iterations == 3
+    assert config.crop.height == 64
+
+
+def test_a_loss_that_is_not_finite_stops_the_step_and_says_where(run, sites):
+    bad = build_config(SETTINGS, {"train": {"lr": 1e30, "warmup": 0, "schedule": "constant"}})
+    with pytest.raises(TrainingError, match=r"step 1 \(first\).*not finite at iteration \d+: cross_entropy="):
+        run.learn(sites[0], config=bad)
+    assert run.learned == []
+
+
+def test_learning_twice_is_refused(run, sites):
+    run.learn(sites[0])
+    with pytest.raises(UsageError, match="already learned"):
+        run.learn(sites[0])
+
+
+def test_drop_last_goes_back_exactly(run, sites):
+    run.learn(sites[0])
+    run.fill_scores(sites)
+    before, scores = weights(run), run.scores.summary()
+    run.learn(sites[1])
+    run.fill_scores(sites)
+    assert run.drop_last() == "02-second"
+    assert run.learned == ["first"]
+    assert same(weights(run), before)
+    assert Run.open(run.folder).scores.summary() == scores
+    run.drop_last()
+    with pytest.raises(UsageError, match="learned nothing"):
+        run.drop_last()
+
+
+def test_replace_last_learns_in_the_dropped_steps_place(tmp_path, run, sites):
+    other = Run.create(tmp_path / "other", build_config(SETTINGS))
+    run.learn(sites[0])
+    run.learn(sites[1])
+    run.learn(sites[2], replace_last=True)
+    for site in (sites[0], sites[2]):
+        other.learn(site)
+    assert run.learned == ["first", "third"]
+    assert same(weights(run), weights(other))
+    assert not list((run.folder / "steps").glob(".*"))
+
+
+def test_an_interrupted_replacement_drops_only_one_step(run, sites):
+    run.learn(sites[0])
+    run.learn(sites[1])
+    with pytest.raises(Stop):
+        run.learn(sites[2], replace_last=True, progress=StopAt(2))
+    run.learn(sites[2], replace_last=True)
+    assert run.learned == ["first", "third"]
+
+
+def test_old_images_are_not_needed(tmp_path, sites):
+    """The same weights, whether each domain's images are there after its step or deleted."""
+    kept, deleted = (Run.create(tmp_path / name, build_config(SETTINGS, {"method": "affinity"})) for name in ("kept", "deleted"))
+    for site in sites:
+        kept.learn(site)
+    for site in sites:
+        deleted.learn(site)
+        shutil.rmtree(site.root)
+    for step in range(4):
+        assert same(weights(kept, step), weights(deleted, step))
+    notes = deleted.fill_scores()
+    assert notes == [f"{name} is not scored: its folder is gone" for name in ("first", "second", "third")]
+
+
+def test_a_broken_image_is_left_out_and_named(run, tiny_domain, tmp_path):
+    site = tiny_domain(tmp_path / "data" / "broken")
+    (site.root / site.train.paths[1]).write_bytes(b"\xff\xd8 no image")
+    (site.root / site.train.paths[3]).unlink()
+    sealed = run.learn(domains.open(site.root))
+    assert sealed.card["train"]["left_out"] == [site.train.paths[1], site.train.paths[3]]
+
+
+def test_too_few_identities_is_one_clear_line(run, sites):
+    with pytest.raises(DataError, match=r"a batch needs 400 identities and the domain has \d+; set train.identities="):
+        run.learn(sites[0], config=build_config(SETTINGS, {"train": {"identities": 400}}))
+
+
+def test_joint_learns_all_at_once_and_nothing_else_does(run, sites):
+    with pytest.raises(UsageError, match="one domain at a time"):
+        run.learn(sites, method="fusion")
+    sealed = run.learn(sites, method="joint")
+    assert sealed.learned == ("first", "second", "third")
+    assert sealed.card["train"]["config"]["train.iterations"] == 18
+    with pytest.raises(UsageError, match="breaking the rule"):
+        run.learn(sites[0], method="joint")
+
+
+def test_a_second_learner_is_refused_and_a_dead_ones_lock_is_not(run, sites):
+    with run.lock(), pytest.raises(UsageError, match="another process"):
+        Run.open(run.folder).learn(sites[0])
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import fcntl,time; h=open({str(run.folder / '.lock')!r},'w'); fcntl.flock(h,2); print(1,flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    child.stdout.readline()
+    child.kill()
+    child.wait()
+    time.sleep(0.05)
+    run.learn(sites[0])
+
+
+def test_a_changed_weight_is_noticed(run, sites):
+    run.learn(sites[0])
+    target = run.steps[1].folder / "model.safetensors"
+    data = bytearray(target.read_bytes())
+    data[-5] ^= 1
+    target.write_bytes(data)
+    with pytest.raises(ArtefactError, match="was changed after it was sealed"):
+        run.model()
+
+
+def test_no_run_here_is_one_line(tmp_path):
+    with pytest.raises(ArtefactError, match="is no run"):
+        Run.open(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    with pytest.raises(UsageError, match="no empty folder"):
+        Run.create(tmp_path / "full", build_config(SETTINGS))
+
+
+def test_a_run_killed_while_being_made_is_made_again(tmp_path):
+    run = Run.create(tmp_path / "run", build_config(SETTINGS))
+    (run.folder / "run.yaml").unlink()
+    again, _ = Run.open_or_create(run.folder, [SETTINGS])
+    assert len(again.steps) == 1
+
+
+def test_cuda_asked_and_absent_is_an_error(tmp_path, sites):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    from domains.errors import DeviceError
+
+    with pytest.raises(DeviceError, match="cuda was asked for"):
+        Run.create(tmp_path / "run", build_config(SETTINGS, {"device": "cuda"}))
+    run = Run.create(tmp_path / "run", build_config(SETTINGS))
+    with pytest.raises(DeviceError, match="cuda:0 was asked for"):
+        run.learn(sites[0], config=build_config(SETTINGS, {"device": "cuda:0"}))
+
+
+def test_paths_are_kept_for_scoring(run, sites):
+    run.learn(sites[0])
+    run.fill_scores()
+    assert Path(run.scores.scored["first"]["path"]) == sites[0].root.resolve()
