@@ -1,0 +1,67 @@
+"""``reid domain``: look at a camera domain, or draw one."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated
+
+import typer
+
+from reid.commands.options import ConfigFile, Json, PathArgument, SameCamera, Settings, layers, out, print_json, progress
+
+domain_app = typer.Typer(no_args_is_help=True, help="Look at a camera domain, or draw one.")
+
+
+@domain_app.command("check")
+def domain_check(
+    path: PathArgument, config: ConfigFile = None, settings: Settings = None, same_camera: SameCamera = None, as_json: Json = False,
+    speed: Annotated[bool, typer.Option(help="Measure for some seconds how fast the configured network trains here; needs the train extra.")] = True,
+) -> None:  # fmt: skip
+    """Say what is in a domain, what is wrong with it, and what training on it takes."""
+    import domains
+    from domains.report import check_domain
+    from reid.config import build_config
+
+    chosen = build_config(*layers(config, None, None), overrides=settings or ())
+    domain = domains.open(path, same_camera=same_camera)
+    measured = None
+    if speed and len(domain.train) and importlib.util.find_spec("torch"):
+        from reid.speed import measure_speed
+
+        measured = measure_speed(chosen)
+    train = chosen.train
+    bars = progress()
+    with bars.task(f"reading {domain.name}", len({path for _, split in domain.splits() for path in split.paths})) as tick:
+        report = check_domain(
+            domain, crop=chosen.crop.spec(), crops_per_second=measured.crops_per_second if measured else None,
+            training_crops=train.iterations * train.identities * train.instances, progress=tick.advance,
+        )  # fmt: skip
+    if as_json:
+        print_json(report.to_dict() | {"training_peak_bytes": measured and measured.peak_bytes + report.train_bytes})
+        return
+    for text in report.lines():
+        out.print(text, markup=False, soft_wrap=True)
+    if measured:
+        peak = (measured.peak_bytes + report.train_bytes) / 2**30
+        name, where = chosen.model.backbone, "" if chosen.device == "cpu" else f" on {chosen.device}"
+        out.print(
+            f"a step of {train.iterations} iterations with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB", markup=False
+        )
+
+
+@domain_app.command("make")
+def domain_make(
+    path: PathArgument,
+    style: Annotated[str, typer.Option(help="Camera style.")] = "plaza",
+    identities: Annotated[int, typer.Option()] = 60,
+    cameras: Annotated[int, typer.Option()] = 3,
+    per_camera: Annotated[int, typer.Option()] = 2,
+    height: Annotated[int, typer.Option()] = 128,
+    width: Annotated[int, typer.Option()] = 64,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Draw a domain of invented people, for trying things out."""
+    from domains.synthetic import make_domain
+
+    domain = make_domain(path, style, identities=identities, cameras=cameras, per_camera=per_camera, height=height, width=width, seed=seed)
+    out.print(f"{path}: {', '.join(f'{len(split)} {name}' for name, split in domain.splits())} crops", markup=False)

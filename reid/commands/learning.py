@@ -1,0 +1,125 @@
+"""``reid learn``, ``stream``, ``report`` and ``run``: what happens to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reid.commands.options import ConfigFile, Device, Json, Method, PathArgument, SameCamera, Settings, layers, out, print_json, progress, table
+
+if TYPE_CHECKING:
+    from reid.run import Run, Sealed
+
+app = typer.Typer()
+run_app = typer.Typer(no_args_is_help=True, help="Look after a run.")
+app.add_typer(run_app, name="run")
+
+
+@app.command()
+def learn(
+    run: PathArgument, domain: PathArgument, method: Method = None, config: ConfigFile = None, settings: Settings = None, device: Device = None,
+    same_camera: SameCamera = None,
+    also: Annotated[list[Path] | None, typer.Option(help="A further domain to score and never learn; may be repeated.")] = None,
+    replace_last: Annotated[bool, typer.Option("--replace-last", help="Discard the last step and learn this domain in its place.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin an interrupted step again instead of going on.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Learn one more camera domain, score every known domain, and say what the step did to them."""
+    import domains
+    from reid.run import Run
+
+    bars = progress()
+    fresh = domains.open(domain, same_camera=same_camera)
+    opened, chosen = Run.open_or_create(run, layers(config, method, device), settings or ())
+    others = [domains.open(path) for path in also or ()]
+    if fresh.name in opened.learned and not replace_last:
+        out.print(f"{fresh.name} is already learned in {run}", markup=False) if not as_json else None
+        sealed = next(step for step in opened.steps if fresh.name in step.learned)
+        notes = opened.fill_scores([fresh, *others], progress=bars)
+    else:
+        if not replace_last:
+            opened.fill_scores([fresh, *others], rows={0, -1}, progress=bars)
+        sealed = opened.learn(fresh, config=chosen, replace_last=replace_last, restart=restart, progress=bars)
+        notes = opened.fill_scores([fresh, *others], rows={0, sealed.index - 1, sealed.index}, progress=bars)
+    _show_step(opened, sealed, notes, as_json=as_json)
+
+
+def _show_step(run: Run, sealed: Sealed, notes: list[str], *, as_json: bool = False) -> None:
+    """Show what a step did to every scored domain."""
+    rows = run.scores.effect(sealed.index)
+    if as_json:
+        print_json({"step": sealed.folder.name, "learned": list(sealed.learned), "effect": rows, "notes": notes})
+        return
+    shown = [
+        [row["domain"], row["role"], *(f"{value:.1f}" if value is not None else "–" for value in (row["before"], row["after"])),
+         f"{row['change']:+.1f}" if row["change"] is not None else "–", f"{row['rank1']:.1f}" if row["rank1"] is not None else "–"]
+        for row in rows
+    ]  # fmt: skip
+    table(f"{sealed.folder.name}: what it did (mAP, %)", ["domain", "", "before", "after", "change", "rank-1"], shown)
+    for note in notes:
+        out.print(note, markup=False)
+
+
+@app.command()
+def stream(
+    config: Annotated[str, typer.Argument(help="A stream's YAML file, or a shipped one's name.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.")],
+    method: Method = None, settings: Settings = None, device: Device = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Learn a sequence of domains and score every domain before the first step and after each."""
+    from reid.config import read_stream
+    from reid.run import Run
+    from reid.stream import learn_stream, open_stream
+
+    described = read_stream(config)
+    learned, unseen = open_stream(described)
+    opened, chosen = Run.open_or_create(run, [described.config, *layers(None, method, device)], settings or ())
+
+    def show(sealed: Sealed) -> None:
+        if not as_json:
+            _show_step(opened, sealed, [])
+
+    notes = learn_stream(opened, learned, unseen, config=chosen, progress=progress(), after=show)
+    if as_json:
+        print_json({"summary": opened.scores.summary(), "notes": notes})
+    else:
+        _show_summary(opened, notes)
+
+
+def _show_summary(run: Run, notes: list[str]) -> None:
+    scores, summary = run.scores, run.scores.summary()
+    names = list(scores.scored)
+    rows = [
+        ["+".join(row["learned"]) or "start", *(f"{value:.1f}" if (value := scores.value(row["step"], name)) is not None else "–" for name in names),
+         *(f"{row[kind]['mAP']:.1f}" if row[kind]["mAP"] is not None else "–" for kind in ("seen", "unseen"))]
+        for row in summary["rows"]
+    ]  # fmt: skip
+    table(f"{run.folder}: mAP (%) after each step", ["after", *names, "Seen-Avg", "Unseen-Avg"], rows)
+    for name in ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer"):
+        value, interval = summary[name]["mAP"], summary[name]["interval"]
+        if value is not None:
+            spread = f"  (95 % of queries resampled: {interval[0]:.1f} to {interval[1]:.1f})" if interval else ""
+            out.print(f"{name.replace('_', ' ')}: {value:.1f}{spread}", markup=False)
+    for note in notes:
+        out.print(note, markup=False)
+
+
+@app.command()
+def report(run: PathArgument, output: Annotated[Path | None, typer.Option("--output", "-o", help="By default RUN/report.html.")] = None) -> None:
+    """Write an HTML page with a run's score matrix, curves and costs."""
+    from reid.report import write_report
+    from reid.run import Run
+
+    target = output or run / "report.html"
+    write_report(Run.open(run), target)
+    out.print(str(target), markup=False)
+
+
+@run_app.command("drop-last")
+def run_drop_last(run: PathArgument) -> None:
+    """Discard the last step, so that the next domain builds on the one before it."""
+    from reid.run import Run
+
+    out.print(f"dropped {Run.open(run).drop_last()}", markup=False)

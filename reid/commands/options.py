@@ -1,0 +1,61 @@
+"""What commands share: the options' types, and how results are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from reid.progress import Progress
+
+PathArgument = Annotated[Path, typer.Argument(show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="A shipped method's name, or a YAML file.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+Bundle = Annotated[Path | None, typer.Option("--bundle", "-b", help="A bundle made by reid export.")]
+Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's engine: cpu, cuda, tensorrt or openvino.")]
+SameCamera = Annotated[
+    Literal["drop", "keep"] | None,
+    typer.Option("--same-camera", help="drop: ignore matches from the query's own camera (the field's rule); keep: rank them."),
+]
+
+out = Console(highlight=False)
+
+
+def progress() -> Progress:
+    """Show progress on stderr, so that stdout is the result's."""
+    from reid.progress import Progress
+
+    return Progress(Console(stderr=True))
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def layers(config: Path | None, method: str | None, device: str | None) -> list[dict[str, Any]]:
+    """Settings from a file and from options, later over earlier."""
+    from reid.config import read_yaml
+
+    found = [read_yaml(config)] if config else []
+    found += [{"method": method}] if method else []
+    return [*found, {"device": device}] if device else found
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table, the first column to the left and numbers to the right."""
+    shown = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
