@@ -50,13 +50,17 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_JSON:
             raise ArtefactError(f"{path} is larger than {MAX_JSON // 2**20} MiB, so it is no file of ours")
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is missing") from error
     except OSError as error:
         raise ArtefactError(f"can't read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} is not valid JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def sha256_file(path: Path) -> str:
@@ -95,6 +99,7 @@ def sealing(folder: Path) -> Iterator[Path]:
     """
     if folder.exists():
         raise ArtefactError(f"{folder} exists already; choose another name or delete it first")
+    created = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
@@ -105,7 +110,8 @@ def sealing(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    fsync_folder(folder.parent)
+    for parent in {folder.parent, *(ancestor.parent for ancestor in created)}:
+        fsync_folder(parent)
 
 
 def write_manifest(
@@ -136,17 +142,25 @@ def read_manifest(folder: Path, name: str, *, kind: str, schemas: range, check_f
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         raise ArtefactError(f"{path} does not describe a {kind}")
     schema = manifest.get("schema")
-    if not isinstance(schema, int) or schema not in schemas:
-        raise ArtefactError(f"{path} has schema {schema!r}; this version reads {schemas.start} to {schemas.stop - 1}. Install a matching lifelong-reid")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema not in schemas:
+        known = f"{schemas.start} to {schemas.stop - 1}"
+        raise ArtefactError(f"{path} has schema {schema!r}; this version reads {known}. Install a matching lifelong-reid")
     files = manifest.get("files")
-    if not isinstance(files, dict) or manifest.get("id") != content_id({key: value for key, value in manifest.items() if key != "id"}):
+    if not isinstance(files, dict) or manifest.get("id") != _id_of(manifest, path):
         raise ArtefactError(f"{path} was changed after it was written: its id does not fit its content")
-    for file, digest in files.items() if check_files else ():
-        if Path(file).name != file:
+    for file, digest in files.items():
+        if Path(file).name != file or file in ("", ".", ".."):
             raise ArtefactError(f"{path} lists a file outside its folder: {file!r}")
-        if sha256_file(folder / file) != digest:
+        if check_files and sha256_file(folder / file) != digest:
             raise ArtefactError(f"{folder / file} was changed after it was sealed: its sha256 is not the one in {name}")
     return manifest
+
+
+def _id_of(manifest: Mapping[str, Any], path: Path) -> str:
+    try:
+        return content_id({key: value for key, value in manifest.items() if key != "id"})
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} holds a value that no manifest of ours has: {error}") from error
 
 
 def content_id(value: Any) -> str:

@@ -71,7 +71,7 @@ class CropSpec:
         rule = self.resize
         if rule == "area" and (crop.shape[0] < self.height or crop.shape[1] < self.width):
             rule = "linear"
-        return cv2.resize(crop, (self.width, self.height), interpolation=_INTERPOLATION[rule]).astype(np.uint8, copy=False)
+        return cv2.resize(crop, (self.width, self.height), interpolation=_INTERPOLATION[rule]).astype(np.uint8, copy=False)  # type: ignore[no-any-return]
 
     def batch(self, crops: Sequence[Crop]) -> Crop:
         """Resize crops of any size into one uint8 array ``[N, height, width, 3]``."""

@@ -160,7 +160,7 @@ def from_rows(
             np.array([camera_code[rows[i][3]] for i in picked], np.int64),
             tuple(times[i] for i in picked) if times else (),
         )
-    return Domain(name, root, layout, tuple(people), tuple(cameras), **splits, same_camera=same_camera, notes=tuple(notes))
+    return Domain(name, root, layout, tuple(people), tuple(cameras), **splits, same_camera=same_camera, notes=tuple(notes))  # type: ignore[arg-type]
 
 
 def natural_key(label: str) -> tuple[int, int, str]:

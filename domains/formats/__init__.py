@@ -1,0 +1,124 @@
+"""Opening a folder as a camera domain: fourteen published layouts, a folder per person, or ``domain.csv``.
+
+Each layout is one small module with ``NAME``, ``DESCRIPTION``, ``recognise`` and ``read``. To add one, write the module and put it into
+``LAYOUTS``: the first that recognises a folder reads it, so what is specific comes before what is general, and ``domain.csv`` before all.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+from typing import Protocol, get_args
+
+from domains.domain import Domain, SameCamera
+from domains.errors import DataError, UsageError
+from domains.formats import (
+    caviar4reid,
+    cuhk01,
+    cuhk02,
+    cuhk03,
+    cuhk_sysu,
+    folders,
+    grid,
+    ilids,
+    lpw,
+    market1501,
+    msmt17,
+    prid2011,
+    sensereid,
+    table,
+    three_dpes,
+    viper,
+)
+from domains.formats.listing import folders as folder_names
+from domains.formats.listing import images, some
+
+__all__ = ["LAYOUTS", "Layout", "open_domain"]
+
+GLANCE = 50
+"""How many inner folders are looked at to tell a user which of them is the domain."""
+
+
+class Layout(Protocol):
+    """How one way of keeping crops is recognised and read; a module is one."""
+
+    NAME: str
+    DESCRIPTION: str
+
+    def recognise(self, root: Path) -> bool:
+        """Whether the folder is in this layout, from a look at a few names."""
+        ...
+
+    def read(self, root: Path, name: str) -> Domain:
+        """Read the folder; raises DataError."""
+        ...
+
+
+_ORDERED: tuple[Layout, ...] = (
+    table, market1501, msmt17, cuhk03, cuhk_sysu, lpw, sensereid, grid, cuhk02, cuhk01, ilids, prid2011, viper, three_dpes, caviar4reid, folders,
+)  # fmt: skip
+LAYOUTS: dict[str, Layout] = {layout.NAME: layout for layout in _ORDERED}
+"""Every layout by name, in the order in which they are tried."""
+
+
+def open_domain(path: str | PathLike[str], *, name: str | None = None, layout: str | None = None, same_camera: SameCamera | None = None) -> Domain:
+    """Open a folder as a camera domain; no image is decoded.
+
+    Args:
+        path: the folder.
+        name: what to call the domain; by default as its folder is called.
+        layout: one of ``LAYOUTS``, instead of recognising it.
+        same_camera: how its queries are scored; by default as the layout says, which is ``drop`` wherever cameras are known.
+
+    Raises:
+        DataError: the folder is missing, in no layout, not in the one asked for, or its content can't be used.
+        UsageError: unknown layout or rule.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        close = get_close_matches(layout, LAYOUTS, 1, 0.4)
+        raise UsageError(f"unknown layout {layout!r}{f' (did you mean {close[0]!r}?)' if close else ''}; there are {', '.join(LAYOUTS)}")
+    if same_camera is not None and same_camera not in get_args(SameCamera):
+        raise UsageError(f'same_camera must be "drop" or "keep", got {same_camera!r}')
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder{_hint(root)}")
+    reader = LAYOUTS[layout] if layout is not None else _recognised(root)
+    if layout is not None and not reader.recognise(root):
+        raise DataError(f"{root} is not in the layout {layout}: that is {reader.DESCRIPTION}; found {_found(root)}")
+    domain = reader.read(root, name or root.resolve().name or "domain")
+    return domain if same_camera is None else domain.scored_as(same_camera)
+
+
+def _recognised(root: Path) -> Layout:
+    for layout in _ORDERED:
+        if not layout.recognise(root):
+            continue
+        if layout is not folders:
+            return layout
+        inner = _inner_domains(root)
+        if not inner:
+            return layout
+        raise DataError(f"{root} holds domains and is not one itself; open one of them: {some(inner)}")
+    inner = _inner_domains(root)
+    own = "write a domain.csv with the columns path,pid,camid,split, or make one folder per person"
+    advice = f"open one of the domains in it: {some(inner)}" if inner else own
+    raise DataError(f"{root} is no camera domain; found {_found(root)}; known layouts: {', '.join(LAYOUTS)}; {advice}")
+
+
+def _inner_domains(root: Path) -> list[str]:
+    specific = _ORDERED[:-1]
+    return [f"{name}/" for name in folder_names(root)[:GLANCE] if any(layout.recognise(root / name) for layout in specific)]
+
+
+def _found(root: Path) -> str:
+    inner, crops = folder_names(root), images(root, "")
+    parts = [f"folders {some(inner)}"] if inner else []
+    parts += [f"{len(crops)} images such as {crops[0].rpartition('/')[2]}"] if crops else []
+    return " and ".join(parts) or "neither folders nor images"
+
+
+def _hint(path: Path) -> str:
+    if path.is_file():
+        return f"; give the folder that it lies in, {path.parent}"
+    return "" if path.exists() else ": it does not exist"

@@ -1,0 +1,137 @@
+"""Listing the images of a folder: sorted, relative to the domain's root, and never outside it.
+
+Folders come from archives that others made. A name is taken as text only if it can be shown and hashed as UTF-8, and a symbolic link that leads
+out of the domain's root is an error: what is learned must lie where the user said it lies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from domains.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm"})
+"""What counts as an image, in any case."""
+NAMED = 5
+"""How many of a list of names a message spells out."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends like an image; hidden files (``._0001.jpg`` from a Mac's archive) do not count."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a Path per name is slow for 100,000 names
+
+
+def place(root: Path, *candidates: str) -> str | None:
+    """First of the candidates (``""`` is the root itself) that is a folder below ``root``, or None."""
+    return next((candidate for candidate in candidates if (root / candidate).is_dir()), None)
+
+
+def join(*parts: str | None) -> str:
+    """Parts of a path joined by ``/``, empty ones left out."""
+    return "/".join(part for part in parts if part)
+
+
+def images(root: Path, folder: str) -> list[str]:
+    """Paths, relative to ``root`` and sorted, of the images that lie directly in ``root/folder``.
+
+    Raises:
+        DataError: the folder can't be read, a name is not printable text, or a link leads out of the root.
+    """
+    prefix = f"{folder}/" if folder else ""
+    found = [prefix + entry.name for entry in _entries(root, folder) if is_image(entry.name) and entry.is_file()]
+    for path in found:
+        if not path.isprintable():
+            raise DataError(f"{root}: the file name {path!a} is not printable UTF-8 text; rename it")
+    return sorted(found)
+
+
+def folders(root: Path, folder: str = "") -> list[str]:
+    """Names, sorted, of the folders that lie directly in ``root/folder``; hidden ones are left out. Raises as :func:`images`."""
+    found = sorted(entry.name for entry in _entries(root, folder) if not entry.name.startswith(".") and entry.is_dir())
+    for name in found:
+        if not name.isprintable():
+            raise DataError(f"{root}: the folder name {name!a} is not printable UTF-8 text; rename it")
+    return found
+
+
+def holds(root: Path, folder: str | None, pattern: re.Pattern[str]) -> bool:
+    """Whether ``root/folder`` directly holds an image whose whole name, without suffix, fits ``pattern``; a missing folder holds none."""
+    if folder is None or not (root / folder).is_dir():
+        return False
+    return any(is_image(entry.name) and pattern.fullmatch(entry.name.rpartition(".")[0]) for entry in _scan(root / folder))
+
+
+def matching(root: Path, folder: str, pattern: re.Pattern[str], example: str, notes: list[str]) -> list[tuple[str, re.Match[str]]]:
+    """Images of ``root/folder`` whose whole name, without suffix, fits ``pattern``; the others are named in a note.
+
+    Raises:
+        DataError: as :func:`images`.
+    """
+    found, odd = [], []
+    for path in images(root, folder):
+        name = path.rpartition("/")[2]
+        match = pattern.fullmatch(name.rpartition(".")[0])
+        if match:
+            found.append((path, match))
+        else:
+            odd.append(name)
+    if odd:
+        notes.append(f"{folder or 'the folder'}: {len(odd)} images left out because they are not named like {example}: {some(odd)}")
+    return found
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of a list of names, for a message that stays on one line."""
+    listed = list(names)
+    return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
+
+
+def inside(root: Path, path: Path) -> bool:
+    """Whether ``path``, with every link followed, lies below ``root``."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+class Fence:
+    """Checks the paths that a list gives, looking at each folder once: a list may have a hundred thousand lines."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._inside: dict[str, bool] = {}
+
+    def check(self, path: str, where: str) -> None:
+        """Raise DataError, which begins with ``where``, if a link leads out of the root or the path is there but no file.
+
+        A missing file is left to whoever decodes it: one lost image stops nobody.
+        """
+        file, folder = self.root / path, path.rpartition("/")[0]
+        if folder not in self._inside:
+            self._inside[folder] = inside(self.root, self.root / folder)
+        try:
+            mode = file.lstat().st_mode
+        except (OSError, ValueError):
+            mode = stat.S_IFREG
+        if not self._inside[folder] or (stat.S_ISLNK(mode) and not inside(self.root, file)):
+            raise DataError(f"{where}: {path} leads out of the domain's folder through a link; copy the file into it")
+        if not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and file.is_file()):
+            raise DataError(f"{where}: {path} is not a file")
+
+
+def _entries(root: Path, folder: str) -> Iterator[os.DirEntry[str]]:
+    if not inside(root, root / folder):
+        raise DataError(f"{root / folder} is a link that leads out of the domain's folder; copy the files into it")
+    for entry in _scan(root / folder):
+        if entry.is_symlink() and not entry.name.startswith(".") and not inside(root, Path(entry.path)):
+            raise DataError(f"{entry.path} is a link that leads out of the domain's folder; copy the file into it")
+        yield entry
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"can't read the folder {folder}: {error.strerror or error}") from error
