@@ -19,7 +19,7 @@ from reid.progress import Progress
 MARKER = ".reid-demo"
 STYLES = ("plaza", "corridor", "nightstreet")
 UNSEEN = "snow"
-PEOPLE = 96
+PEOPLE = 72
 SETTINGS: dict[str, Any] = {
     "method": "fusion",
     "model": {"backbone": "resnet10t", "weights": "none", "dim": 256},

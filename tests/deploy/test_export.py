@@ -26,7 +26,7 @@ REAL = {
 
 @pytest.fixture
 def run(tmp_path, tiny_domain):
-    settings = {"model": {"backbone": "mobilenetv2_050", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32},
+    settings = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32},
                 "train": {"iterations": 3, "identities": 4, "instances": 2}}  # fmt: skip
     run = Run.create(tmp_path / "run", build_config(settings))
     run.learn(tiny_domain(tmp_path / "site"), method="fine_tune")
@@ -72,7 +72,7 @@ def test_the_untrained_start_can_be_exported_too(run, tmp_path):
 def test_a_graph_that_differs_is_refused_and_nothing_is_written(run, tmp_path, monkeypatch):
     import deploy.export
 
-    other = build_model(ModelConfig(backbone="mobilenetv2_050", weights="none", dim=32), CropSpec(64, 32), seed=9).eval()
+    other = build_model(ModelConfig(backbone="test_resnet", weights="none", dim=32), CropSpec(64, 32), seed=9).eval()
     wrong = export_graph(other, golden_crops(2, height=64, width=32))
     monkeypatch.setattr(deploy.export, "export_graph", lambda model, sample: wrong)
     with pytest.raises(ExportError, match=r"differ at batch 1, crop 0: cosine"):
@@ -82,7 +82,7 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_written(run, tmp_path, m
 
 
 def test_a_collapsed_model_is_refused():
-    model = build_model(ModelConfig(backbone="mobilenetv2_050", weights="none", dim=32), CropSpec(64, 32)).eval()
+    model = build_model(ModelConfig(backbone="test_resnet", weights="none", dim=32), CropSpec(64, 32)).eval()
     with torch.no_grad():
         model.embedding.weight.zero_()
         model.embedding.bias.fill_(1.0)

@@ -1,0 +1,12 @@
+"""The learned model at work, without torch: bundles, the encoder, the gallery and its answers.
+
+Importing this loads neither FAISS nor ONNX Runtime; each is loaded where it is first used.
+"""
+
+from deploy.bundle import Bundle
+from deploy.embeddings import Embeddings
+from deploy.encoder import Encoder
+from deploy.gallery import Gallery
+from deploy.match import Match
+
+__all__ = ["Bundle", "Embeddings", "Encoder", "Gallery", "Match"]

@@ -1,0 +1,163 @@
+"""A drawn person before a drawn camera, whole domains of them, and the golden crops that exports are checked with."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from domains.artefact import write_atomic
+from domains.crops import Crop
+from domains.domain import Domain, from_rows
+from domains.errors import DataError
+from domains.synthetic.camera import SCALE, STYLES, Camera, backdrop, draw_camera, photograph, style_of
+from domains.synthetic.person import Person, draw_person, draw_pose, render
+
+CANVAS = 2
+"""A scene is painted this much larger than the crop."""
+JPEG_QUALITY = 92
+START = datetime(2026, 3, 2, 8, tzinfo=UTC)
+
+
+def draw_crop(person: Person, camera: Camera, rng: np.random.Generator, *, height: int = 128, width: int = 64) -> Crop:
+    """Draw one crop: this person before this camera, at a moment that ``rng`` chooses.
+
+    Returns:
+        uint8 RGB ``[height, width, 3]``, framed as imperfectly as a detector would.
+
+    Raises:
+        DataError: a size under 32×16 or over 1024.
+    """
+    if not (32 <= height <= 1024 and 16 <= width <= 1024):
+        raise DataError(f"a drawn crop must be from 32×16 to 1024×1024 pixels, got {height}×{width}")
+    rows, columns = CANVAS * height, CANVAS * width
+    scene = _place(camera, rng, rows, columns)
+    tall = rows * rng.uniform(0.86, 0.97)
+    foot = (columns * (0.5 + rng.normal(0, 0.045)), rows * (0.985 + rng.normal(0, 0.02)))
+    _shadow(scene, foot, tall)
+    colours, cover = render(person, draw_pose(rng), rows, columns, foot, tall)
+    scene += (colours - scene) * cover[..., None]
+    if rng.random() < style_of(camera.style).occlusion:
+        _occlude(scene, camera, rng, foot, tall)
+    return photograph(scene, camera, rng, height, width)
+
+
+def golden_crops(count: int = 16, *, height: int, width: int) -> Crop:
+    """Fixed drawn crops, different people before different cameras: uint8 ``[count, height, width, 3]``."""
+    out = np.empty((count, height, width, 3), np.uint8)
+    for number in range(count):
+        rng = np.random.default_rng((2026, 11, number))
+        camera = draw_camera(STYLES[number % len(STYLES)], rng)
+        size = max(32, height), max(16, width)
+        crop = draw_crop(draw_person(rng), camera, rng, height=size[0], width=size[1])
+        out[number] = crop if size == (height, width) else cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
+    return out
+
+
+def make_domain(
+    out: Path, style: str, *, identities: int = 60, cameras: int = 3, per_camera: int = 2, train_fraction: float = 0.5, seed: int = 0, height: int = 128,
+    width: int = 64,
+) -> Domain:  # fmt: skip
+    """Draw a whole domain into a folder with its ``domain.csv``; the same arguments give the same bytes.
+
+    Half of the people (``train_fraction``) are for training. Of each of the others one crop is a query, the rest is gallery; a tenth of the test people
+    are seen by one camera only and are distractors.
+
+    Args:
+        out: an absent or empty folder.
+        style: one of ``STYLES``.
+        identities: number of people, at least 4.
+        cameras: number of cameras, at least 1.
+        per_camera: crops of a person from a camera, at least 1.
+        train_fraction: share of people in train, between 0 and 1.
+        seed: everything is drawn from it.
+        height: rows of the crops.
+        width: columns of the crops.
+
+    Raises:
+        DataError: a wrong argument, or a folder that holds something.
+    """
+    out, looks = Path(out), style_of(style)
+    for name, value, least in (("identities", identities, 4), ("cameras", cameras, 1), ("per_camera", per_camera, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise DataError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if not 0 < train_fraction < 1:
+        raise DataError(f"train_fraction must lie between 0 and 1, got {train_fraction!r}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists already and is no empty folder; choose another place to draw into")
+    (out / "crops").mkdir(parents=True, exist_ok=True)
+    key = (seed, STYLES.index(style))
+    lenses = [draw_camera(style, np.random.default_rng((*key, 1, number))) for number in range(cameras)]
+    training = max(2, min(identities - 2, round(train_fraction * identities)))
+    rows: list[tuple[str, str, str | None, str]] = []
+    times: list[str] = []
+    for number in range(identities):
+        person = draw_person(np.random.default_rng((*key, 2, number)), season=looks.season, muted=looks.muted)
+        rng = np.random.default_rng((*key, 3, number))
+        distractor = number >= training and cameras > 1 and (number - training) % 10 == 9
+        seen_by = sorted(
+            rng.permutation(cameras)[: 1 if distractor or (cameras > 1 and rng.random() < 0.05 and number < training) else cameras].tolist()
+        )
+        asked = False
+        for camera in seen_by:
+            for shot in range(per_camera):
+                name = f"crops/{number:04d}_c{camera + 1}_{shot}.jpg"
+                crop = draw_crop(person, lenses[camera], np.random.default_rng((*key, 4, number, camera, shot)), height=height, width=width)
+                _write_jpeg(out / name, crop)
+                query = number >= training and not distractor and not asked
+                asked |= query
+                rows.append(("train" if number < training else "query" if query else "gallery", name, str(number), str(camera + 1)))
+                times.append((START + timedelta(minutes=7 * number + 2 * camera, seconds=11 * shot)).isoformat())
+    _write_table(out / "domain.csv", rows, times)
+    return from_rows(out.name, out, "csv", rows, times=times)
+
+
+def _write_jpeg(path: Path, crop: Crop) -> None:
+    path.write_bytes(cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
+
+
+def _write_table(path: Path, rows: list[tuple[str, str, str | None, str]], times: list[str]) -> None:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "pid", "camid", "split", "time"])
+    table.writerows([name, pid, camera, split, time] for (split, name, pid, camera), time in zip(rows, times, strict=True))
+    write_atomic(path, text.getvalue().encode())
+
+
+def _place(camera: Camera, rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
+    """A random stretch of the camera's backdrop."""
+    whole = backdrop(camera, rows, columns)
+    middle = round((SCALE - 1) / 2 * rows)
+    top = middle + int(rng.integers(-rows // 14, rows // 14 + 1))
+    left = int(rng.integers(whole.shape[1] - columns + 1))
+    return whole[top : top + rows, left : left + columns].copy()
+
+
+def _shadow(scene: NDArray[np.float32], foot: tuple[float, float], tall: float) -> None:
+    """A soft dark patch where the person stands."""
+    layer = np.zeros(scene.shape[:2], np.float32)
+    cv2.ellipse(layer, (round(foot[0]), round(foot[1] - 0.015 * tall)), (round(0.15 * tall), round(0.028 * tall)), 0, 0, 360, 0.5, -1)
+    layer = cv2.GaussianBlur(layer, (0, 0), 0.018 * tall)
+    scene *= 1 - layer[..., None]
+
+
+def _occlude(scene: NDArray[np.float32], camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
+    """Something in front: a post, a box at the feet, or somebody else at the edge."""
+    rows, columns = scene.shape[:2]
+    kind = rng.integers(3)
+    if kind == 0:
+        x, thick = int(rng.integers(columns)), max(3, columns // 14)
+        scene[:, x : x + thick] = rng.uniform(50, 150) * np.linspace(0.7, 1.1, scene[:, x : x + thick].shape[1], dtype=np.float32)[None, :, None]
+    elif kind == 1:
+        height, left = int(rows * rng.uniform(0.12, 0.3)), int(rng.integers(-columns // 3, columns // 2))
+        scene[rows - height :, max(0, left) : left + columns * 2 // 3] = rng.uniform(40, 170, 3)
+    else:
+        other = draw_person(rng, season=style_of(camera.style).season, muted=style_of(camera.style).muted)
+        side = foot[0] + columns * rng.choice([-1, 1]) * rng.uniform(0.34, 0.5)
+        colours, cover = render(other, draw_pose(rng), rows, columns, (float(side), foot[1] + 0.02 * tall), tall * 1.02)
+        scene += (colours - scene) * cover[..., None]

@@ -1,0 +1,172 @@
+import io
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from tiny import DIM, HEIGHT, SPACE, WIDTH, body, embed
+
+from deploy import Bundle
+from deploy.bundle import MANIFEST
+from domains.artefact import content_id, sha256_file
+from domains.crops import CropSpec
+from domains.errors import ArtefactError
+
+
+def rewrite(folder, change):
+    """Change the manifest as someone who knows how its id is made would."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest.pop("id")
+    for name in manifest["files"]:
+        if (folder / name).exists():
+            manifest["files"][name] = sha256_file(folder / name)
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps({"id": content_id(manifest), **manifest}))
+
+
+def archive(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_round_trip(make_bundle, golden_crops, projection):
+    made = make_bundle(transport=b"npz")
+    bundle = Bundle.load(str(made.folder))
+    assert bundle.crop == CropSpec(HEIGHT, WIDTH)
+    assert (bundle.dim, bundle.feature_space, bundle.id) == (DIM, SPACE, made.id)
+    assert bundle.manifest["parent"] == "12" * 32
+    assert {key: bundle.manifest[key] for key in body()} == body()
+    np.testing.assert_array_equal(bundle.golden().crops, golden_crops)
+    np.testing.assert_array_equal(bundle.golden().embeddings, embed(golden_crops, projection))
+    assert sorted(item.name for item in bundle.folder.iterdir()) == ["CARD.md", "bundle.json", "golden.npz", "model.onnx", "transport.npz"]
+
+
+def test_nothing_is_written_over_and_no_half_bundle_is_left(make_bundle, tmp_path, golden_crops):
+    make_bundle()
+    with pytest.raises(ArtefactError, match="exists already"):
+        make_bundle()
+    for wrong in (
+        {"embeddings": np.zeros((16, DIM), np.float32)},
+        {"embeddings": np.full((16, DIM), np.nan, np.float32)},
+        {"crops": golden_crops[:5]},
+        {"crops": golden_crops[:, :4]},
+        {"crops": golden_crops.astype(np.float32)},
+        {"changes": {"dim": 7}},
+        {"changes": {"feature_space": "../x"}},
+    ):
+        with pytest.raises(ArtefactError):
+            make_bundle("other", **wrong)
+    assert [item.name for item in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "CARD.md", MANIFEST])
+def test_every_flipped_byte_is_seen(bundle, name):
+    data = (bundle.folder / name).read_bytes()
+    for at in np.random.default_rng(0).integers(0, len(data), 25):
+        (bundle.folder / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(ArtefactError):
+            Bundle.load(bundle.folder)
+    for size in (0, 1, len(data) // 2, len(data) - 1):
+        (bundle.folder / name).write_bytes(data[:size])
+        if name == MANIFEST and size == len(data) - 1:
+            continue  # only the line's end
+        with pytest.raises(ArtefactError):
+            Bundle.load(bundle.folder)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "CARD.md", "transport.npz", MANIFEST])
+def test_missing_file(make_bundle, name):
+    folder = make_bundle(transport=b"npz").folder
+    (folder / name).unlink()
+    with pytest.raises(ArtefactError, match=r"missing|no bundle"):
+        Bundle.load(folder)
+
+
+def test_unknown_file_link_and_folder(bundle, tmp_path):
+    (bundle.folder / "model.onnx.data").write_bytes(b"weights")
+    with pytest.raises(ArtefactError, match=r"model.onnx.data"):
+        Bundle.load(bundle.folder)
+    (bundle.folder / "model.onnx.data").unlink()
+    shutil.move(bundle.folder / "model.onnx", tmp_path / "elsewhere")
+    (bundle.folder / "model.onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtefactError, match="plain file"):
+        Bundle.load(bundle.folder)
+    with pytest.raises(ArtefactError, match="no bundle"):
+        Bundle.load(tmp_path / "nowhere")
+    with pytest.raises(ArtefactError, match="no bundle"):
+        Bundle.load(bundle.folder / "CARD.md")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "extra.bin", ""])
+def test_names_outside_are_refused(bundle, tmp_path, name):
+    (tmp_path / "secret").write_text("x")
+    rewrite(bundle.folder, lambda manifest: manifest["files"].update({name: "0" * 64}))
+    with pytest.raises(ArtefactError, match=r"no part of a bundle|outside its folder"):
+        Bundle.load(bundle.folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "memory"},
+        {"schema": 2},
+        {"schema": "1"},
+        {"feature_space": ""},
+        {"feature_space": "../../x"},
+        {"dim": 0},
+        {"dim": True},
+        {"dim": 10**9},
+        {"crop": {"height": 0, "width": 8, "resize": "area"}},
+        {"crop": {"height": HEIGHT}},
+        {"crop": []},
+        {"domains": [1]},
+        {"parity": {"1": "fine"}},
+        {"licences": {}},
+        {"files": []},
+        {"files": {}},
+        {"step": None},
+    ],
+    ids=str,
+)
+def test_impossible_manifest(bundle, changes):
+    rewrite(bundle.folder, lambda manifest: manifest.update(changes))
+    with pytest.raises(ArtefactError) as caught:
+        Bundle.load(bundle.folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_golden_is_read_without_trust(bundle, golden_crops):
+    good = bundle.golden()
+    crops, embeddings = good.crops, good.embeddings
+    huge = io.BytesIO()
+    with zipfile.ZipFile(huge, "w") as file:
+        for name, shape in (("crops", (2**40, HEIGHT, WIDTH, 3)), ("embeddings", (16, DIM))):
+            header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+            file.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00\x76\x00" + header.encode())
+    evil = np.array([{"a": 1}] * 16, object)
+    for data in (
+        b"no archive",
+        huge.getvalue(),
+        archive(crops=crops),
+        archive(crops=crops, embeddings=embeddings, more=crops),
+        archive(crops=evil, embeddings=embeddings),
+        archive(crops=crops[:1], embeddings=embeddings[:1]),
+        archive(crops=np.repeat(crops, 5, axis=0), embeddings=np.repeat(embeddings, 5, axis=0)),
+        archive(crops=crops, embeddings=embeddings * 2),
+        archive(crops=crops, embeddings=embeddings.astype(np.float64)),
+        archive(crops=np.asfortranarray(crops), embeddings=embeddings),
+        archive(crops=crops[:8], embeddings=embeddings),
+    ):
+        (bundle.folder / "golden.npz").write_bytes(data)
+        rewrite(bundle.folder, lambda manifest: None)
+        with pytest.raises(ArtefactError, match=r"golden.npz"):
+            Bundle.load(bundle.folder)
+
+
+def test_bytes_that_are_run_are_bytes_that_were_sealed(bundle):
+    loaded = Bundle.load(bundle.folder)
+    (bundle.folder / "model.onnx").write_bytes(b"changed later")
+    with pytest.raises(ArtefactError, match="changed after"):
+        loaded.model()

@@ -1,0 +1,192 @@
+import os
+
+import cv2
+import numpy as np
+import pytest
+from tiny import DIM, SPACE
+
+from deploy import Encoder, Gallery
+from deploy.sources import Source, fill, read_sources
+from domains.errors import DataError, GalleryError, UsageError
+
+
+@pytest.fixture
+def encoder(bundle):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    return Encoder.load(bundle.folder, threads=1, batch=4)
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    with Gallery.create(tmp_path / "gallery", DIM, SPACE) as made:
+        yield made
+
+
+def table(folder, text):
+    (folder / "list.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder / "list.csv"
+
+
+def test_plain_folder(people):
+    found = read_sources(people)
+    assert [(source.path.relative_to(people).as_posix(), source.camera) for source in found] == [
+        ("c1/0.png", "c1"), ("c1/2.png", "c1"), ("c1/4.png", "c1"), ("c2/1.png", "c2"), ("c2/3.png", "c2"), ("c2/5.png", "c2"),
+    ]  # fmt: skip
+    assert {(source.time, source.label) for source in found} == {(None, None)}
+    assert {source.camera for source in read_sources(people, camera="door")} == {"door"}
+    (people / "top.JPG").touch()
+    (people / ".hidden.png").touch()
+    (people / ".git").mkdir()
+    (people / ".git" / "x.png").touch()
+    (people / "notes.txt").touch()
+    assert [source.camera for source in read_sources(people)][-1] == "people"
+    assert len(read_sources(people)) == 7
+    assert {source.camera for source in read_sources(os.path.relpath(people / "c1"))} == {"c1"}
+
+
+def test_domain(tiny_domain, tmp_path):
+    domain = tiny_domain(tmp_path / "site")
+    found = read_sources(tmp_path / "site")
+    assert [source.path for source in found] == domain.files(domain.gallery)
+    assert [source.camera for source in found] == [domain.cameras[code] for code in domain.gallery.camids]
+    assert {source.label for source in found} == {None}
+    labelled = read_sources(tmp_path / "site", split="query", labels=True)
+    assert [source.path for source in labelled] == domain.files(domain.query)
+    assert [source.label for source in labelled] == [domain.identities[code] for code in domain.query.pids]
+    assert {source.camera for source in read_sources(tmp_path / "site", camera="door")} == {"door"}
+    with pytest.raises(DataError, match="holds domains"):
+        read_sources(tmp_path)
+
+
+def test_junk_times_and_empty_split(tmp_path):
+    rows = ["path,pid,camid,split,time", "a.png,-1,7,gallery,2026-01-01T00:00:00Z", "b.png,4,8,gallery,2026-01-01T00:00:01Z"]
+    (tmp_path / "domain.csv").write_text("\n".join(rows) + "\n")
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((4, 4, 3), np.uint8))
+    found = read_sources(tmp_path, labels=True)
+    assert [(source.camera, source.time, source.label) for source in found] == [
+        ("7", "2026-01-01T00:00:00Z", None),
+        ("8", "2026-01-01T00:00:01Z", "4"),
+    ]
+    with pytest.raises(DataError, match="no crop in its train split"):
+        read_sources(tmp_path, split="train")
+
+
+def test_a_domain_that_is_broken_is_not_taken_for_plain_images(people):
+    (people / "domain.csv").write_text("path,pid\n")
+    with pytest.raises(DataError):
+        read_sources(people)
+
+
+def test_csv(people):
+    file = table(
+        people,
+        '\ufeffpath,camera,time,label\nc1/0.png,door,2026-01-01T00:00:00+01:00,Ann\n\n "c2/a,b.png" , hall ,,\n'.replace(' "', '"').replace(
+            '" ', '"'
+        ),
+    )
+    first, second = read_sources(file)
+    assert first == Source(people / "c1/0.png", "door", "2026-01-01T00:00:00+01:00", "Ann")
+    assert second == Source(people / "c2/a,b.png", "hall", None, None)
+    assert read_sources(table(people, "camera,path\r\nhall,c2/1.png\r\n")) == [Source(people / "c2/1.png", "hall")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must have the columns"),
+        ("path,camera\n", "lists no image"),
+        ("path\na.png\n", "must have the columns"),
+        ("path,camera,colour\na.png,c,red\n", "must have the columns"),
+        ("path,camera,path\na.png,c,b.png\n", "must have the columns"),
+        ("path,camera\na.png\n", "line 2: 1 values for 2"),
+        ("path,camera\na.png,c\nb.png,c,d\n", "line 3: 3 values"),
+        ("path,camera\n/etc/passwd,c\n", "line 2: the path must be relative"),
+        ("path,camera\n../a.png,c\n", "line 2: the path must be relative"),
+        ("path,camera\nx/../../a.png,c\n", "line 2"),
+        ("path,camera\nx\\..\\a.png,c\n", "line 2"),
+        ("path,camera\n,c\n", "line 2"),
+        ("path,camera\na.png,\n", "line 2: camera"),
+        ("path,camera\na.png," + "c" * 300 + "\n", "line 2: camera"),
+        ("path,camera\na\0.png,c\n", "line 2"),
+        ("path,camera,time\na.png,c,noon\n", "line 2: 'noon' is not an ISO"),
+        ("path,camera,time\na.png,c,2026-01-01T00:00:00\n", "line 2.*no zone"),
+        ('path,camera\n"a.png,c\n', "line"),
+        (b"path,camera\n\xff.png,c\n", "not UTF-8"),
+        ("path,camera\n" + "a" * 200_000 + ",c\n", "line 2"),
+    ],
+    ids=range(20),
+)
+def test_hostile_csv(people, text, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read_sources(table(people, text))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_wrong_use(people, tmp_path):
+    for options in ({"split": "val"}, {"camera": "c", "split": "query"}, {"camera": "c", "labels": True}):
+        with pytest.raises(UsageError):
+            read_sources(people, **options)
+    with pytest.raises(UsageError, match="a CSV names"):
+        read_sources(table(people, "path,camera\na.png,c\n"), camera="c")
+    with pytest.raises(DataError, match="nothing at"):
+        read_sources(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="neither a folder nor a CSV"):
+        read_sources(people / "c1" / "0.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no image"):
+        read_sources(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("batch", [1, 4, 256])
+def test_fill(people, gallery, encoder, batch):
+    (people / "c1" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    sources = [*read_sources(people), Source(people / "gone.png", "c9"), Source(people / "c1" / "0.png", "\n")]
+    ticks = []
+    filled = fill(gallery, encoder, sources, batch=batch, progress=ticks.append)
+    assert (filled.added, filled.known, len(filled.skipped)) == (6, 0, 3)
+    assert sum(ticks) == len(sources)
+    assert {os.path.basename(path): reason.split()[0] for path, reason in filled.skipped} == {
+        "broken.png": "can't",
+        "gone.png": "can't",
+        "0.png": "camera",
+    }
+    vectors, _ = encoder.files([source.path for source in read_sources(people)[1:]])
+    found = [matches[0] for matches in gallery.search(vectors, k=1)]
+    wanted = [source for source in read_sources(people)[1:] if source.path.name != "broken.png"]
+    assert [(match.source, match.camera) for match in found] == [(str(source.path), source.camera) for source in wanted]
+    again = fill(gallery, encoder, sources, batch=batch)
+    assert (again.added, again.known, len(gallery)) == (0, 6, 6)
+
+
+def test_same_source_twice_in_one_go_and_at_another_time(people, gallery, encoder):
+    path = people / "c1" / "0.png"
+    sources = [
+        Source(path, "a", "2026-01-01T12:00:00+01:00"),
+        Source(people / "c2" / ".." / "c1" / "0.png", "a", "2026-01-01T11:00:00Z"),
+        Source(path, "a", "2026-01-01T11:00:01Z"),
+        Source(path, "a"),
+        Source(path, "b"),
+    ]
+    filled = fill(gallery, encoder, sources)
+    assert (filled.added, filled.known) == (4, 1)
+
+
+def test_wrong_encoder_is_refused_before_anything_is_decoded(people, gallery, make_bundle):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    other = Encoder.load(make_bundle("other", changes={"feature_space": "ef" * 32}).folder)
+    with pytest.raises(GalleryError, match="another model"):
+        fill(gallery, other, read_sources(people))
+    with pytest.raises(UsageError):
+        fill(gallery, other, [], batch=0)
+
+
+@pytest.mark.parametrize("name", ["viper", "3dpes", "ilids", "prid2011", "caviar4reid"])
+def test_real_domains(real_data, gallery, encoder, name):
+    if not (real_data / name).is_dir():
+        pytest.skip(f"the folder of real domains has no {name}")
+    sources = read_sources(real_data / name)[:40]
+    filled = fill(gallery, encoder, sources)
+    assert (filled.added, filled.skipped) == (40, ())
+    assert {match.camera for match in gallery.search(encoder.files([sources[0].path])[0], k=40)[0]} == {source.camera for source in sources}
