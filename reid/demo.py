@@ -23,8 +23,9 @@ PEOPLE = 72
 SETTINGS: dict[str, Any] = {
     "method": "fusion",
     "model": {"backbone": "resnet10t", "weights": "none", "dim": 256},
-    "crop": {"height": 128, "width": 64},
-    "train": {"iterations": 140, "identities": 16, "instances": 4, "lr": 1e-3},
+    "crop": {"height": 64, "width": 32},
+    "train": {"iterations": 80, "identities": 16, "instances": 4, "lr": 2e-3},
+    "augment": {"erase": 0.0},
 }
 
 

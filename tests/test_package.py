@@ -57,7 +57,7 @@ def test_the_edge_works_in_an_environment_without_torch(wheel, tmp_path):
         import torch
         from pathlib import Path
         from reid.run import Run; from reid.config import build_config; from deploy.export import export_run
-        settings = {{"model": {{"backbone": "mobilenetv2_050", "weights": "none", "dim": 32}}, "crop": {{"height": 64, "width": 32}}}}
+        settings = {{"model": {{"backbone": "test_resnet", "weights": "none", "dim": 32}}, "crop": {{"height": 64, "width": 32}}}}
         export_run(Run.create({str(tmp_path / "run")!r}, build_config(settings)), Path({str(bundle)!r}))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(export)], check=True, timeout=120)

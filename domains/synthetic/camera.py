@@ -153,7 +153,8 @@ def photograph(scene: Floats, camera: Camera, rng: np.random.Generator, height: 
     image = (image - 0.5) * np.float32(camera.contrast) + 0.5
     image = 255 * image + rng.normal(0, camera.noise, image.shape).astype(np.float32)
     sent = cv2.imencode(".jpg", np.clip(image[..., ::-1], 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, camera.quality])[1]
-    return np.ascontiguousarray(cv2.imdecode(sent, cv2.IMREAD_COLOR)[..., ::-1])
+    crop: NDArray[np.uint8] = cv2.cvtColor(np.asarray(cv2.imdecode(sent, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
+    return crop
 
 
 # -- places; each paints into its part of the backdrop

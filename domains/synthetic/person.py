@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -150,12 +151,12 @@ class _Painter:
             self._part(_box(near * hips * 1.1, 0.46, 0.055, 0.05), person.bag_colour)
         if person.bag == "hand":
             self._part(_box(near * half * 1.2 - self.swing * 0.5, 0.36, 0.05, 0.055), person.bag_colour)
-        return self.image, self.mask.astype(np.float32) / 255
+        return self.image, self.mask.astype(np.float32) / np.float32(255)
 
     def _torso(self, half: float, hips: float) -> None:
         person = self.person
-        outline = [(-half * 0.42, 0.842), (half * 0.42, 0.842), (half * 0.86, 0.822), (half, 0.785), (half * 0.88, 0.66), (hips * 0.98, 0.57), (hips, 0.48),
-                   (-hips, 0.48), (-hips * 0.98, 0.57), (-half * 0.88, 0.66), (-half, 0.785), (-half * 0.86, 0.822)]  # fmt: skip
+        outline = [(-half * 0.42, 0.842), (half * 0.42, 0.842), (half * 0.86, 0.822), (half, 0.785), (half * 0.88, 0.66), (hips * 0.98, 0.57),
+                   (hips, 0.48), (-hips, 0.48), (-hips * 0.98, 0.57), (-half * 0.88, 0.66), (-half, 0.785), (-half * 0.86, 0.822)]  # fmt: skip
         if person.bottom_kind != "skirt":
             self._part([(-hips, 0.54), (hips, 0.54), (hips * 0.98, 0.46), (-hips * 0.98, 0.46)], person.bottom)
         self._part(outline, person.top, self._pattern())
@@ -170,22 +171,25 @@ class _Painter:
             self._part([*edge, (sign * gap * 0.6, 0.76)], person.jacket)
 
     def _pattern(self) -> Floats | None:
-        """Multiply-free texture of the top: where the second colour shows, in 0..1."""
+        """Where the top's second colour shows, in 0..1."""
         kind = self.person.pattern
         if kind == "plain":
             return None
         rows = (self.foot[1] - np.arange(self.image.shape[0], dtype=np.float32)[:, None]) / self.tall
         columns = (np.arange(self.image.shape[1], dtype=np.float32)[None, :] - self.foot[0]) / self.tall
         one = np.ones_like(rows * columns)
+        shown: NDArray[Any]
         if kind == "bands":
-            return ((rows * 18) % 1 < 0.5) * one
-        if kind == "pinstripe":
-            return ((columns * 34) % 1 < 0.35) * one
-        if kind == "check":
-            return 0.5 * (((rows * 14) % 1 < 0.5) * one + ((columns * 14) % 1 < 0.5) * one)
-        if kind == "yoke":
-            return (rows > 0.71) * one
-        return ((np.abs(columns) < 0.045) & (np.abs(rows - 0.7) < 0.05)) * one if not self.back else 0 * one
+            shown = ((rows * 18) % 1 < 0.5) * one
+        elif kind == "pinstripe":
+            shown = ((columns * 34) % 1 < 0.35) * one
+        elif kind == "check":
+            shown = 0.5 * (((rows * 14) % 1 < 0.5) * one + ((columns * 14) % 1 < 0.5) * one)
+        elif kind == "yoke":
+            shown = (rows > 0.71) * one
+        else:  # a print on the chest, which nobody sees from behind
+            shown = ((np.abs(columns) < 0.045) & (np.abs(rows - 0.7) < 0.05) & (not self.back)) * one
+        return shown.astype(np.float32)
 
     def _leg(self, x: float, swing: float, light: float) -> None:
         person, profile = self.person, 1 - self.facing

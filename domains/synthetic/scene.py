@@ -60,13 +60,13 @@ def golden_crops(count: int = 16, *, height: int, width: int) -> Crop:
 
 
 def make_domain(
-    out: Path, style: str, *, identities: int = 60, cameras: int = 3, per_camera: int = 2, train_fraction: float = 0.5, seed: int = 0, height: int = 128,
-    width: int = 64,
+    out: Path, style: str, *, identities: int = 60, cameras: int = 3, per_camera: int = 2, train_fraction: float = 0.5, seed: int = 0,
+    height: int = 128, width: int = 64,
 ) -> Domain:  # fmt: skip
     """Draw a whole domain into a folder with its ``domain.csv``; the same arguments give the same bytes.
 
-    Half of the people (``train_fraction``) are for training. Of each of the others one crop is a query, the rest is gallery; a tenth of the test people
-    are seen by one camera only and are distractors.
+    Half of the people (``train_fraction``) are for training. Of each of the others one crop is a query, the rest is gallery; a tenth of the test
+    people are seen by one camera only and are distractors.
 
     Args:
         out: an absent or empty folder.

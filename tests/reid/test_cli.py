@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 SETTINGS = {
-    "model": {"backbone": "mobilenetv2_050", "weights": "none", "dim": 32},
+    "model": {"backbone": "test_resnet", "weights": "none", "dim": 32},
     "crop": {"height": 64, "width": 32},
     "train": {"iterations": 3, "identities": 4, "instances": 2},
 }

@@ -22,7 +22,7 @@ from reid.config import build_config
 from reid.run import Run
 
 SETTINGS = {
-    "model": {"backbone": "mobilenetv2_050", "weights": "none", "dim": 32},
+    "model": {"backbone": "test_resnet", "weights": "none", "dim": 32},
     "crop": {"height": 64, "width": 32},
     "train": {"iterations": 6, "identities": 4, "instances": 2},
     "storage": {"snapshot_seconds": 0},
