@@ -12,6 +12,7 @@ al. 2018 and Chaudhry et al. ECCV 2018):
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,7 @@ class ScoreMatrix:
                     for name, scores in row["scores"].items()
                     if f"{row['step']}/{name}" in queries
                 }
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ArtefactError(f"{folder / QUERIES} can't be read ({error}); delete it and scores.json, and score again") from error
         return cls([tuple(row["learned"]) for row in stored["rows"]], stored["domains"], cells)
 
