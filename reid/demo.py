@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from domains.synthetic import make_domain
 from rich.console import Console
 
 from domains.domain import Domain
 from domains.errors import UsageError
+from domains.synthetic import make_domain
 from reid.config import build_config
 from reid.progress import Progress
 
 MARKER = ".reid-demo"
-STYLES = ("plaza", "corridor", "nightstreet")
+STYLES = ("plaza", "corridor", "station")
 UNSEEN = "snow"
 PEOPLE = 72
 SETTINGS: dict[str, Any] = {

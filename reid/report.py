@@ -252,7 +252,8 @@ def _settings(run: Run) -> str:
 
 def _limits() -> str:
     return (
-        "<p>Scores hold for these test sets and say little about another place, season or group of people. A match says that two pictures look alike; "
-        "it is a hint for a person to check, never an identification. Embeddings and galleries of people are personal data, often biometric data: "
+        "<p>Scores hold for these test sets and say little about another place, season or group of people. A match says that two pictures look "
+        "alike; it is a hint for a person to check, never an "
+        "identification. Embeddings and galleries of people are personal data, often biometric data: "
         "use them only with a legal ground, for a stated purpose, and no longer than it needs.</p>"
     )

@@ -111,7 +111,9 @@ def make_domain(
                 _write_jpeg(out / name, crop)
                 query = number >= training and not distractor and not asked
                 asked |= query
-                rows.append(("train" if number < training else "query" if query else "gallery", name, str(number), str(camera + 1)))
+                rows.append(
+                    ("train" if number < training else "query" if query else "gallery", name, f"{style}-{number:03d}", f"{style}-{camera + 1}")
+                )
                 times.append((START + timedelta(minutes=7 * number + 2 * camera, seconds=11 * shot)).isoformat())
     _write_table(out / "domain.csv", rows, times)
     return from_rows(out.name, out, "csv", rows, times=times)

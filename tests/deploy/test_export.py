@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from domains.synthetic import golden_crops
 
 from deploy import Encoder
 from deploy.bundle import Bundle
 from deploy.export import check_parity, export_graph, export_run
 from domains.crops import CropSpec
 from domains.errors import ExportError
+from domains.synthetic import golden_crops
 from reid.config import ModelConfig, build_config
 from reid.model import build_model
 from reid.run import Run

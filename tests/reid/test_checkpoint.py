@@ -10,7 +10,8 @@ from reid.checkpoint import load_state, optimiser_state, restore_optimiser, save
 
 def test_a_tree_comes_back(tmp_path):
     tree = {
-        "a": torch.arange(6.0).reshape(2, 3).T, 3: [1, 2.5, None, True, "text", (1, 2)], "half": torch.ones(2).bfloat16(), "none": {}, "empty": torch.empty(0, 4),
+        "a": torch.arange(6.0).reshape(2, 3).T, 3: [1, 2.5, None, True, "text", (1, 2)], "half": torch.ones(2).bfloat16(), "none": {},
+        "empty": torch.empty(0, 4),
         "image": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
     }  # fmt: skip
     save_state(tmp_path / "s.safetensors", tree)
@@ -41,8 +42,9 @@ def test_training_goes_on_with_the_same_bits(tmp_path, kind):
     def fresh():
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 2)).to(memory_format=torch.channels_last)
-        optimiser = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True) if kind == "adamw" else torch.optim.SGD(net.parameters(), 0.01, 0.9, fused=True)
-        return net, optimiser
+        if kind == "adamw":
+            return net, torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
+        return net, torch.optim.SGD(net.parameters(), 0.01, 0.9, fused=True)
 
     def train(net, optimiser, steps):
         for step in steps:

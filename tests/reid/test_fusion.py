@@ -39,7 +39,10 @@ def test_no_fusion_returns_the_new_model():
     assert fuse((), new, old) == new
 
 
-@pytest.mark.parametrize(("entry", "said"), [({"avrage": {}}, "did you mean 'average'"), ({"average": {"weight": 2}}, "0..1"), ({"average": {"w": 1}}, "fusion average")])
+WRONG = [({"avrage": {}}, "did you mean 'average'"), ({"average": {"weight": 2}}, "0..1"), ({"average": {"w": 1}}, "fusion average")]
+
+
+@pytest.mark.parametrize(("entry", "said"), WRONG)
 def test_a_wrong_fusion_is_refused_before_training(entry, said):
     with pytest.raises(ConfigError, match=said):
         check_fusions((entry,))
