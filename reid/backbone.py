@@ -24,6 +24,7 @@ from reid.config import ModelConfig, nearest
 PREFIXES = ("module.", "state_dict.", "model.", "backbone.", "base.", "encoder.")
 PARITY_BATCHES = (1, 2, 7)
 PARITY_COSINE = 0.9999
+OPSET = 17
 
 
 @dataclass(frozen=True)
@@ -251,13 +252,25 @@ def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
     import onnx2torch
 
     try:
-        module: torch.fx.GraphModule = onnx2torch.convert(graph)
+        module: torch.fx.GraphModule = onnx2torch.convert(_lowered(graph))
     except NotImplementedError as error:
         found = re.search(r"operation_type='(\w+)'", str(error))
         raise BackboneError(f"can't train {path.name}: its operator {found[1] if found else str(error)} has no trainable form") from error
     except Exception as error:  # the converter raises whatever its parts raise
         raise BackboneError(f"can't train {path.name}: {type(error).__name__}: {str(error).splitlines()[0]:.200}") from error
     return module
+
+
+def _lowered(graph: Any) -> Any:
+    """Lower a newer graph to opset 17, where reductions carry their axes as the converter reads them; as it is where that can't be done."""
+    from onnx import version_converter
+
+    if all(entry.version <= OPSET for entry in graph.opset_import if entry.domain in ("", "ai.onnx")):
+        return graph
+    try:
+        return version_converter.convert_version(graph, OPSET)
+    except Exception:  # the converter's C++ errors share no class; what the graph then lacks is said by the next step, and parity is checked after it
+        return graph
 
 
 def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec) -> tuple[nn.Module, nn.Module | None]:
