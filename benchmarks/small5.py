@@ -2,6 +2,7 @@
 
     python -m benchmarks.small5 dev --trial fine_tune:train.lr=0.0007      # one trial on small-5-dev; choices are made here only
     python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
+    python -m benchmarks.small5 recheck                                    # after a change that should move no figure: prove it on one run
     python -m benchmarks.small5 table                                      # the tables, as Markdown
 
 A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not run again, and a run
@@ -96,7 +97,7 @@ def draw_dev_list(learned: list[Domain]) -> dict[str, list[str]]:
     return drawn
 
 
-def study(kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], note: str = "") -> None:
+def study(kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], keep: bool = True) -> None:
     """Run one stream unless its result is there; keep the whole matrix, its summary and the costs."""
     stream = read_stream("small5")
     learned, unseen = open_stream(stream)
@@ -108,7 +109,7 @@ def study(kind: str, method: str, seed: int, order: int, sets: list[str], result
     chosen = read_method(method)
     data = content_id([domain.fingerprint for domain in [*learned, *unseen]])[:16]
     settings = {key: value for key, value in config.learning().items() if key != "model.weights"} | {"weights": Path(config.model.weights).name}
-    key = content_id([kind, order, settings, chosen.model_dump(mode="json"), data, code_hash()])[:16]
+    key = result_key(kind, order, settings, chosen.model_dump(mode="json"), data)
     if key in results:
         return
     folder = SCRATCH / key
@@ -116,7 +117,7 @@ def study(kind: str, method: str, seed: int, order: int, sets: list[str], result
     learn_stream(run, learned, unseen, method=chosen, config=config, progress=Progress(Console(stderr=True)))
     steps = run.steps[1:]
     results[key] = {
-        "kind": kind, "method": method, "seed": seed, "order": order, "sets": sets, "note": note, "data": data, "code": code_hash(),
+        "kind": kind, "method": method, "seed": seed, "order": order, "sets": sets, "data": data, "code": code_hash(),
         "about": chosen.model_dump(mode="json"), "settings": settings,
         "matrix": {f"{row}/{name}": dict(cell.scores) for (row, name), cell in run.scores.cells.items()},
         "summary": run.scores.summary(),
@@ -125,9 +126,38 @@ def study(kind: str, method: str, seed: int, order: int, sets: list[str], result
         "waiting": [step.card["train"]["waiting"] for step in steps],
         "bytes": [step.card["bytes"] for step in steps],
     }  # fmt: skip
-    write_json(RESULTS, results)
+    if keep:
+        write_json(RESULTS, results)
     shutil.rmtree(folder)
     print(line(results[key]), flush=True)
+
+
+def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str, Any], data: str) -> str:
+    """Name of a result under the code as it is now."""
+    return content_id([kind, order, settings, about, data, code_hash()])[:16]
+
+
+def recheck(results: dict[str, Any]) -> None:
+    """Repeat one stored test run with the code as it is now; if no figure of its matrix moved, all results of that code stand for this one."""
+    stale = [key for key, result in results.items() if result["kind"] == "test" and result["code"] != code_hash()]
+    old = next((results[key] for key in stale if (results[key]["method"], results[key]["seed"], results[key]["order"]) == ("fusion", 0, 1)), None)
+    if old is None:
+        print("nothing to recheck: no test result of fusion, seed 0, order 1, is older than the code")
+        return
+    again: dict[str, Any] = {}
+    study("test", "fusion", 0, 1, old["sets"], again, keep=False)
+    (new,) = again.values()
+    if new["matrix"] != old["matrix"]:
+        moved = [key for key, cell in new["matrix"].items() if cell != old["matrix"].get(key)]
+        raise SystemExit(
+            f"the figures moved in {len(moved)} cells, first {moved[0]}: the results are stale: run the tests again"
+        )
+    for key in [key for key in stale if results[key]["code"] == old["code"]]:
+        result = results.pop(key)
+        result |= {"code": code_hash(), "carried": [*result.get("carried", []), result["code"]]}
+        results[result_key(result["kind"], result["order"], result["settings"], result["about"], result["data"])] = result
+    write_json(RESULTS, results)
+    print("no figure moved: the stored results stand for the code as it is now")
 
 
 def line(result: dict[str, Any]) -> str:
@@ -189,7 +219,7 @@ def _spread(values: list[float | None]) -> str:
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("dev", "test", "table"))
+    parser.add_argument("what", choices=("dev", "test", "recheck", "table"))
     parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
     parser.add_argument("--methods", help="comma-separated, for test; by default all")
     parser.add_argument("--seed", type=int, default=0)
@@ -201,6 +231,8 @@ def main() -> None:
         for trial in options.trial:
             method, _, sets = trial.partition(":")
             study("dev", method, options.seed, 1, [item for item in sets.split(",") if item], results)
+    elif options.what == "recheck":
+        recheck(results)
     elif options.what == "test":
         wanted = options.methods.split(",") if options.methods else [*THREE_SEEDS, *ONE_SEED]
         plan = [(method, seed, 1) for seed in (0, 1, 2) for method in wanted if seed == 0 or method in THREE_SEEDS]
