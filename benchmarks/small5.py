@@ -149,9 +149,7 @@ def recheck(results: dict[str, Any]) -> None:
     (new,) = again.values()
     if new["matrix"] != old["matrix"]:
         moved = [key for key, cell in new["matrix"].items() if cell != old["matrix"].get(key)]
-        raise SystemExit(
-            f"the figures moved in {len(moved)} cells, first {moved[0]}: the results are stale: run the tests again"
-        )
+        raise SystemExit(f"the figures moved in {len(moved)} cells, first {moved[0]}: the results are stale: run the tests again")
     for key in [key for key in stale if results[key]["code"] == old["code"]]:
         result = results.pop(key)
         result |= {"code": code_hash(), "carried": [*result.get("carried", []), result["code"]]}

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from domains.synthetic import make_domain
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.results_file import record
 from domains.domain import Domain
+from domains.synthetic import make_domain
 from reid import losses
 from reid.config import Config, build_config, read_method
 from reid.learner import Learner
@@ -123,9 +123,9 @@ def main() -> None:
             config = build_config({"model": {"backbone": backbone, "weights": "none"}, "crop": {"height": height, "width": width}})
             runs: dict[str, list[float]] = {"plain": [], "auto": [], "fp32": [], "bf16": []}
             waiting, chosen = [], ""
-            for _ in range(options.repeats):
+            for repeat in range(options.repeats):
                 runs["plain"].append(plain(domain, config, options.iterations))
-                for precision in ("auto", "fp32", "bf16"):
+                for precision in ("auto", "fp32", "bf16") if repeat == 0 else ("auto",):
                     speed, waited, dtype = ours(domain, config, options.iterations, precision)
                     runs[precision].append(speed)
                     if precision == "auto":

@@ -37,7 +37,7 @@ class Memory:
         from safetensors.numpy import save
 
         header = {"domain": self.domain, "feature_space": self.feature_space}
-        write_atomic(path, save({name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, metadata=header))
+        write_atomic(path, save({name: np.asarray(array, order="C") for name, array in self.arrays.items()}, metadata=header))
 
     @classmethod
     def read(cls, path: Path) -> Memory:

@@ -23,6 +23,7 @@ CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.paren
 """Where shipped configurations lie: in an installed wheel, and in a checkout."""
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -51,7 +52,7 @@ class ModelConfig(Strict):
     """Channel order the backbone was trained with; ``auto``: RGB for timm, must be declared for ONNX."""
     mean: tuple[float, float, float] | None = None
     """Per-channel mean in 0..255, in the backbone's channel order; unset: timm's own; must be declared for ONNX."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     """Per-channel standard deviation in 0..255, likewise."""
 
 
@@ -132,7 +133,7 @@ class Config(Strict):
     @field_validator("device")
     @classmethod
     def _device(cls, value: str) -> str:
-        if value != "cpu" and value.partition(":")[0] != "cuda":
+        if not DEVICE.fullmatch(value):
             raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {value!r}')
         return value
 
@@ -164,10 +165,10 @@ class Method(Strict):
         """Take ``- triplet`` and ``- triplet: {weight: 2}`` alike."""
         if not isinstance(value, list | tuple):
             raise ValueError("must be a list of parts")
-        entries = [{item: {}} if isinstance(item, str) else {key: {} if body is None else body for key, body in item.items()} for item in value]
-        if any(len(entry) != 1 for entry in entries):
+        entries = [{item: {}} if isinstance(item, str) else item for item in value]
+        if not all(isinstance(entry, dict) and len(entry) == 1 for entry in entries):
             raise ValueError("each part is one name with its parameters")
-        return tuple(entries)
+        return tuple({key: {} if body is None else body for key, body in entry.items()} for entry in entries)
 
 
 class UnseenEntry(Strict):
@@ -201,7 +202,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 

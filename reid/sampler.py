@@ -14,9 +14,10 @@ from reid.randomness import numpy_generator
 class IdentitySampler:
     """Batches of ``identities × instances`` crop positions; batch ``i`` is a pure function of the seed and ``i``.
 
-    Identities come in shuffled rounds, so each is seen equally often whatever its number of crops; a round whose end does not fill a batch runs on
-    into the next round, without an identity twice in a batch. Of an identity, one crop is drawn and then, while there are any, crops of cameras not
-    yet drawn; one with fewer than K crops gives each of them once before any of them again, so a batch always holds P·K positions.
+    Identities come in shuffled rounds, once per round whatever their number of crops, so each is seen equally often. Where a batch runs on from one
+    round into the next, an identity that it holds already gives its turn to another drawn at random, so there the counts are equal on average only.
+    Of an identity, one crop is drawn and then, while there are any, crops of cameras not yet drawn; one with fewer than K crops gives each of them
+    once before any of them again, so a batch always holds P·K positions.
 
     Args:
         labels: class of each crop, ``[N]``.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from domains.synthetic import golden_crops
 
 from domains.domain import Domain, Split
+from domains.synthetic import golden_crops
 from reid.config import Config, read_method
 from reid.learner import Learner
 from reid.loader import CropStore
@@ -19,7 +19,7 @@ from reid.model import build_model
 from reid.optim import Runtime
 from reid.terms import Step, build_terms
 
-WARM_UP, MEASURED = 2, 4
+WARM_UP, MEASURED = 1, 2
 
 
 @dataclass(frozen=True)

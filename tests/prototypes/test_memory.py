@@ -1,4 +1,4 @@
-"""A memory comes back as it was written, says its size, and a damaged one is refused."""
+"""The memory of a domain comes back as it was kept, and damage is one line."""
 
 import numpy as np
 import pytest
@@ -6,31 +6,53 @@ import pytest
 from domains.errors import ArtefactError
 from prototypes import Memory
 
-
-def test_round_trip_and_size(tmp_path):
-    memory = Memory("north", "ab12", {"means": np.arange(6, dtype=np.float16).reshape(2, 3), "count": np.array([4], np.int64)})
-    memory.write(tmp_path / "m.safetensors")
-    back = Memory.read(tmp_path / "m.safetensors")
-    assert (back.domain, back.feature_space, back.bytes) == ("north", "ab12", 20)
-    assert all(np.array_equal(value, memory.arrays[name]) for name, value in back.arrays.items())
-
-
-def test_an_empty_memory_is_a_memory(tmp_path):
-    Memory("north", "ab12", {}).write(tmp_path / "m.safetensors")
-    assert Memory.read(tmp_path / "m.safetensors").bytes == 0
+ARRAYS = {
+    "style.mean": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "prototypes.codes": np.array([[1, -2], [3, 4]], np.int64),
+    "half": np.arange(3, dtype=np.float16),
+    "count": np.float64(7.5),
+    "none": np.empty((0, 4), np.float32),
+}
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", None])
-def test_damage_is_one_line(tmp_path, data):
-    if data is not None:
-        (tmp_path / "m.safetensors").write_bytes(data)
-    with pytest.raises(ArtefactError, match="can't read memory"):
-        Memory.read(tmp_path / "m.safetensors")
+def test_it_reads_back_what_it_wrote(tmp_path):
+    Memory("plaza", "ab" * 32, ARRAYS).write(tmp_path / "memory.safetensors")
+    back = Memory.read(tmp_path / "memory.safetensors")
+    assert (back.domain, back.feature_space) == ("plaza", "ab" * 32)
+    assert set(back.arrays) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert back.arrays[name].dtype == array.dtype
+        assert back.arrays[name].shape == array.shape
+        assert np.array_equal(back.arrays[name], array)
+    assert [file.name for file in tmp_path.iterdir()] == ["memory.safetensors"]
 
 
-def test_another_file_is_no_memory(tmp_path):
+def test_its_size_is_the_bytes_of_its_arrays():
+    assert Memory("plaza", "x", ARRAYS).bytes == 6 * 4 + 4 * 8 + 3 * 2 + 8
+    assert Memory("plaza", "x", {}).bytes == 0
+
+
+def test_a_method_that_keeps_nothing_still_names_its_domain(tmp_path):
+    Memory("plaza", "x", {}).write(tmp_path / "m")
+    assert Memory.read(tmp_path / "m").domain == "plaza"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "gone", "folder"])
+def test_damage_is_one_line_that_names_the_file(tmp_path, damage):
+    file = tmp_path / "memory.safetensors"
+    if damage == "folder":
+        file.mkdir()
+    elif damage != "gone":
+        Memory("plaza", "x", ARRAYS).write(file)
+        file.write_bytes({"cut": file.read_bytes()[:-9], "empty": b"", "text": b"not a memory at all"}[damage])
+    with pytest.raises(ArtefactError, match=r"memory\.safetensors") as caught:
+        Memory.read(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_tensors_are_no_memory(tmp_path):
     from safetensors.numpy import save_file
 
-    save_file({"x": np.ones(2)}, tmp_path / "m.safetensors")
-    with pytest.raises(ArtefactError, match="names neither"):
-        Memory.read(tmp_path / "m.safetensors")
+    save_file({"x": np.ones(3, np.float32)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ArtefactError, match="no memory of a domain"):
+        Memory.read(tmp_path / "weights.safetensors")

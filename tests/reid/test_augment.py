@@ -43,6 +43,63 @@ def test_a_shift_moves_the_picture_and_paints_the_rest():
         assert any(torch.equal(new, window) for window in windows)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_flip_and_shift_pixel_by_pixel(seed):
+    """The same draws, crop by crop and pixel by pixel, in plain loops."""
+    images, (batch, height, width) = crops(5, 12, 8), (5, 12, 8)
+    pad = round(0.25 * height)
+    draw = torch.Generator().manual_seed(seed)
+    flips = (torch.rand(batch, generator=draw) < 0.5).tolist()
+    down = torch.randint(-pad, pad + 1, (batch, 1), generator=draw)[:, 0].tolist()
+    right = torch.randint(-pad, pad + 1, (batch, 1), generator=draw)[:, 0].tolist()
+    wanted = torch.empty_like(images)
+    for at, row, column in np.ndindex(batch, height, width):
+        y, x = row + down[at], column + right[at]
+        x = width - 1 - x if flips[at] else x
+        inside = 0 <= y < height and 0 <= x < width
+        wanted[at, row, column] = images[at, y, x] if inside else torch.tensor(FILL).to(torch.uint8)
+    assert torch.equal(run(images, seed, flip=0.5, shift=0.25), wanted)
+    assert set(flips) == {True, False} or seed
+
+
+def test_shifts_reach_both_ends_of_their_range():
+    images = torch.full((400, 10, 10, 3), 200, dtype=torch.uint8)
+    painted = (run(images, shift=0.2)[..., 0] == 10).numpy()
+    for edge in (painted[:, :2].all(2), painted[:, -2:].all(2), painted[:, :, :2].all(1), painted[:, :, -2:].all(1)):
+        assert edge.all(1).any(), "two rows or columns"
+        assert (edge.sum(1) == 1).any()
+    assert not painted[:, 2:-2, 2:-2].any()
+
+
+@pytest.mark.parametrize("area", [(0.1, 0.1), (0.3, 0.4)])
+def test_the_erased_area_is_the_one_asked_for(area):
+    images = torch.full((60, 80, 40, 3), 200, dtype=torch.uint8)
+    out = run(images, erase=1, erase_area=area, erase_ratio=0.5)
+    share = (out[..., 0] == 10).float().mean((1, 2))
+    assert ((share > area[0] - 0.02) & (share < area[1] + 0.02)).all()
+    assert ((out[..., 0] == 10).sum((1, 2)) == (out[..., 0] == 10).any(2).sum(1) * (out[..., 0] == 10).any(1).sum(1)).all(), "one rectangle"
+
+
+def test_erasing_is_per_crop_and_as_likely_as_asked():
+    images = torch.full((600, 32, 16, 3), 200, dtype=torch.uint8)
+    erased = (run(images, erase=0.3) != images).flatten(1).any(1).sum().item()
+    assert 135 < erased < 225
+
+
+def test_a_rectangle_that_cannot_fit_is_left_out():
+    assert torch.equal(run(crops(), erase=1, erase_area=(3, 4)), crops())
+
+
+def test_strong_colours_keep_the_range_and_the_shape():
+    out = run(crops(), colour=1.0)
+    assert out.shape == crops().shape
+    assert out.min() >= 0
+    assert out.max() <= 255
+    grey = torch.full((4, 8, 8, 3), 90, dtype=torch.uint8)
+    painted = run(grey, colour=0.2)
+    assert torch.allclose(painted, painted[:, :1, :1, :1].expand_as(painted), atol=1e-3), "one grey stays one grey"
+
+
 def test_erasing_paints_one_rectangle_within_its_bounds():
     images = crops(40, 64, 32)
     for new, old in zip(run(images, erase=1), images, strict=True):

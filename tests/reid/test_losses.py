@@ -40,6 +40,15 @@ def test_cross_entropy(seed, smoothing):
     assert losses.cross_entropy(logits, labels, smoothing).item() == pytest.approx(total / len(labels), rel=1e-5)
 
 
+def test_distances_are_euclidean_and_have_a_finite_gradient_at_zero():
+    left, right = draw(5)[0], draw(6, rows=4)[0]
+    wanted = [[math.dist(a, b) for b in right.double().tolist()] for a in left.double().tolist()]
+    assert torch.allclose(losses.pairwise_distance(left, right), torch.tensor(wanted), atol=1e-5)
+    left.requires_grad_()
+    losses.pairwise_distance(left, left.detach()).diagonal().sum().backward()
+    assert torch.isfinite(left.grad).all()
+
+
 @pytest.mark.parametrize("margin", [None, 0.0, 0.3, 2.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_batch_hard_triplet(seed, margin):
@@ -78,6 +87,8 @@ def test_logit_distillation(temperature):
         for new, old in zip(student.double().tolist(), teacher.double().tolist(), strict=True)
     )
     assert losses.logit_distillation(student, teacher, temperature).item() == pytest.approx(temperature**2 * total / len(student), rel=1e-4)
+    turned_round = losses.logit_distillation(teacher, student, temperature).item()
+    assert losses.logit_distillation(student, teacher, temperature).item() != pytest.approx(turned_round)
     assert losses.logit_distillation(teacher, teacher, temperature).item() == pytest.approx(0, abs=1e-6)
 
 

@@ -1,252 +1,230 @@
-"""The network: shapes, pooling, the name of its feature space, and start weights that fit or are refused."""
+"""The network: shapes, pooling, the embedding before the neck, and the name of its feature space."""
 
-import pickle
+import copy
 
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
+from torch import nn
 
 from domains.crops import CropSpec
-from domains.errors import BackboneError, ConfigError
-from domains.synthetic import golden_crops
+from domains.errors import BackboneError
 from reid.backbone import Backbone, InputRule
 from reid.config import ModelConfig
-from reid.model import AveragePool, GeM, ReidModel, build_model
+from reid.model import AveragePool, GeM, Normalise, ReidModel, TokenPool, build_model
 
 SPEC = CropSpec(64, 32)
+RULE = InputRule("rgb", (120.0, 110.0, 100.0), (60.0, 50.0, 40.0))
+BACKBONES = {"mobilenetv2_050": (1280, (2, 1)), "vit_tiny_patch16_224": (192, 9)}
 
 
-def model_of(name="test_resnet", **options):
-    return build_model(ModelConfig(backbone=name, weights="none", **({"dim": 24} | options)), SPEC, classes=5).eval()
+def crops(batch=4, spec=SPEC, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "vit_tiny_patch16_224", "mobilenetv2_050"])
-def test_output_shapes_and_the_matching_feature(name):
-    model = model_of(name)
-    crops = torch.from_numpy(golden_crops(3, height=64, width=32))
+def tiny(*, channels="rgb", pooling="auto", dim=16, classes=0, seed=0):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+    return ReidModel(Backbone(net, width=8, rule=InputRule(channels, RULE.mean, RULE.std)), pooling=pooling, dim=dim, classes=classes)
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def model(request):
+    return build_model(ModelConfig(backbone=request.param, weights="none", dim=48), SPEC, classes=5, seed=1)
+
+
+def test_shapes_are_the_same_for_a_cnn_and_a_vit(model):
+    name = "vit_tiny_patch16_224" if model.backbone.has_tokens else "mobilenetv2_050"
+    width, grid = BACKBONES[name]
+    assert model.backbone.width == width
+    model.eval()
     with torch.no_grad():
-        output = model(crops)
-        unit = model.embed(crops)
-    assert output.embedding.shape == output.neck.shape == (3, 24)
-    assert output.logits.shape == (3, 5)
-    assert torch.allclose(unit, torch.nn.functional.normalize(output.embedding, dim=1), atol=1e-6)
-    assert torch.allclose(unit.norm(dim=1), torch.ones(3), atol=1e-6)
+        out = model(crops())
+    assert out.features.shape == ((4, grid, width) if model.backbone.has_tokens else (4, width, *grid))
+    assert out.embedding.shape == out.neck.shape == (4, 48)
+    assert out.logits.shape == (4, 5)
+    assert {value.dtype for value in out[1:]} == {torch.float32}
+    assert isinstance(model.pool, TokenPool if model.backbone.has_tokens else GeM)
+
+
+def test_what_is_matched_is_the_embedding_before_the_neck_at_unit_length(model):
+    model.eval()
+    with torch.no_grad():
+        out, unit = model(crops()), model.embed(crops())
+    assert torch.allclose(unit.norm(dim=1), torch.ones(4), atol=1e-6)
+    assert torch.allclose(unit, out.embedding / out.embedding.norm(dim=1, keepdim=True), atol=1e-6)
+    assert torch.allclose(out.neck, (out.embedding - model.neck.running_mean) / (model.neck.running_var + model.neck.eps).sqrt(), atol=1e-5)
+    assert torch.allclose(out.logits, out.neck @ model.classifier.weight.T, atol=1e-6)
+
+
+def test_crops_of_a_batch_do_not_touch_each_other_in_eval(model):
+    model.eval()
+    with torch.no_grad():
+        assert torch.allclose(model.embed(crops())[1:2], model.embed(crops()[1:2]), atol=1e-5)
+
+
+def test_half_precision_embeds_nearly_the_same_and_in_float32(model):
+    model.eval()
+    with torch.no_grad():
+        wanted = model(crops()).embedding
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(crops())
+    assert {value.dtype for value in found[1:]} == {torch.float32}
+    assert torch.cosine_similarity(found.embedding, wanted).min() > 0.99
+
+
+def test_every_parameter_learns_but_the_necks_shift(model):
+    model.train()
+    out = model(crops(6, seed=3))
+    (out.logits.square().sum() + out.embedding.square().sum()).backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert "neck.bias" in without
+    assert not [name for name in without - {"neck.bias"} if not name.startswith("backbone.net.model.fc_norm")]
+    assert not any(model.neck.bias)
+    model.zero_grad()
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
+    config = ModelConfig(backbone="test_resnet", weights="none", dim=24)
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    one, again, other = (build_model(config, SPEC, classes=3, seed=seed).state_dict() for seed in (4, 4, 5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, again[name]) for name, value in one.items())
+    assert not torch.equal(one["embedding.weight"], other["embedding.weight"])
+    assert not torch.equal(one["backbone.net.model.conv1.0.weight"], other["backbone.net.model.conv1.0.weight"])
+
+
+def test_the_width_is_512_unless_asked():
+    assert tiny(dim=None).dim == 512
+    assert tiny(dim=24).embed(crops()).shape == (4, 24)
+
+
+@pytest.mark.parametrize("dim", [8, 4, 20])
+def test_the_embedding_starts_orthogonal(dim):
+    weight = tiny(dim=dim).embedding.weight
+    small = min(weight.shape)
+    product = weight @ weight.T if weight.shape[0] == small else weight.T @ weight
+    assert torch.allclose(product, torch.eye(small), atol=1e-5)
+    assert not tiny(dim=dim).embedding.bias.any()
+
+
+# --------------------------------------------------------------------------------------------------------------------------- first layer
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_normalisation_by_hand(channels):
+    images = crops(2, CropSpec(3, 2))
+    found = Normalise(InputRule(channels, RULE.mean, RULE.std))(images)
+    assert found.shape == (2, 3, 3, 2)
+    for batch, row, column in np.ndindex(2, 3, 2):
+        pixel = images[batch, row, column].tolist()
+        pixel = pixel[::-1] if channels == "bgr" else pixel
+        for channel in range(3):
+            wanted = (pixel[channel] - RULE.mean[channel]) / RULE.std[channel]
+            assert found[batch, channel, row, column].item() == pytest.approx(wanted, abs=1e-6)
+    assert torch.equal(Normalise(RULE)(images), Normalise(RULE)(images.float()))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bgr_models_see_the_same_person_through_flipped_channels():
+    rgb, bgr = tiny(channels="rgb").eval(), tiny(channels="bgr").eval()
+    assert torch.equal(rgb.embed(crops()), bgr.embed(crops().flip(-1)))
+    assert not torch.allclose(rgb.embed(crops()), bgr.embed(crops()))
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- pooling
 
 
 def test_gem_by_hand():
-    features = torch.rand(2, 3, 4, 5)
-    wanted = [[(sum(max(v, 1e-6) ** 3 for v in plane.flatten().tolist()) / 20) ** (1 / 3) for plane in image] for image in features]
-    assert torch.allclose(GeM()(features), torch.tensor(wanted), atol=1e-5)
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 4, 2)))
+    found = GeM()(features)
+    for batch, channel in np.ndindex(2, 3):
+        values = [max(value, 1e-6) ** 3 for value in features[batch, channel].flatten().tolist()]
+        assert found[batch, channel].item() == pytest.approx((sum(values) / 8) ** (1 / 3), rel=1e-5)
+    assert GeM()(features.bfloat16()).dtype == torch.float32
 
 
-def test_average_pool_leaves_prefix_tokens_out():
-    tokens = torch.tensor([[[9.0], [1.0], [3.0]]])
-    assert AveragePool(1)(tokens).item() == 2.0
-    assert AveragePool(-1)(torch.ones(1, 2, 3, 3)).shape == (1, 2)
+def test_gem_of_nothing_has_a_finite_gradient():
+    features = torch.zeros(1, 2, 3, 3, requires_grad=True)
+    GeM()(features).sum().backward()
+    assert torch.isfinite(features.grad).all()
 
 
-def test_normalisation_is_the_first_layer_and_knows_the_channel_order():
-    net = torch.nn.Identity()
-    crops = torch.tensor([[[[10, 20, 30]]]], dtype=torch.uint8)
-    for channels, wanted in (("rgb", [9.0, 9.0, 9.0]), ("bgr", [29.0, 9.0, 9.0 - 4.0 / 3])):
-        rule = InputRule(channels, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0))
-        model = ReidModel(Backbone(net, width=3, rule=rule), pooling="average", dim=8)
-        expected = [(v - m) / s for v, m, s in zip((30, 20, 10) if channels == "bgr" else (10, 20, 30), rule.mean, rule.std, strict=True)]
-        assert model.normalise(crops).flatten().tolist() == pytest.approx(expected)
-        assert len(wanted) == 3
+def test_means_and_tokens():
+    tokens, grid = torch.randn(2, 7, 5), torch.randn(2, 5, 3, 4)
+    assert torch.equal(TokenPool()(tokens), tokens[:, 0])
+    assert torch.allclose(AveragePool(2)(tokens), torch.stack([tokens[:, at] for at in range(2, 7)]).mean(0), atol=1e-6)
+    assert torch.allclose(AveragePool(0)(tokens), tokens.sum(1) / 7, atol=1e-6)
+    assert torch.allclose(AveragePool(-1)(grid), grid.sum((2, 3)) / 12, atol=1e-6)
 
 
-def test_growing_keeps_old_rows_and_is_seeded():
-    one, two = model_of(), model_of()
-    before = one.classifier.weight.detach().clone()
-    for model in (one, two):
-        model.grow(4, seed=7)
-    assert one.classes == 9
-    assert torch.equal(one.classifier.weight[:5], before)
-    assert torch.equal(one.classifier.weight, two.classifier.weight)
+@pytest.mark.parametrize(("prefix", "pooling", "kind"), [
+    (-1, "auto", GeM), (-1, "gem", GeM), (-1, "average", AveragePool), (0, "auto", AveragePool), (1, "auto", TokenPool), (1, "average", AveragePool),
+    (5, "token", TokenPool),
+])  # fmt: skip
+def test_the_pooling_that_fits(prefix, pooling, kind):
+    model = ReidModel(Backbone(nn.Identity(), width=8, rule=RULE, prefix_tokens=prefix), pooling=pooling, dim=8)
+    assert isinstance(model.pool, kind)
 
 
-def test_the_start_embedding_keeps_neighbourhoods():
-    rows = model_of(dim=16).embedding.weight
-    assert torch.allclose(rows @ rows.T, torch.eye(16), atol=1e-5)
+@pytest.mark.parametrize(("prefix", "pooling", "said"), [(0, "gem", "set model.pooling to"), (0, "token", "no class token"), (-1, "token", "or gem")])
+def test_a_pooling_that_does_not_fit_says_what_to_set(prefix, pooling, said):
+    with pytest.raises(BackboneError, match=said):
+        ReidModel(Backbone(nn.Identity(), width=8, rule=RULE, prefix_tokens=prefix), pooling=pooling, dim=8)
 
 
-def test_the_feature_space_is_the_embedding_paths_name():
-    model = model_of()
+# ------------------------------------------------------------------------------------------------------------------------- feature space
+
+
+def test_the_feature_space_is_the_embedding_path_and_the_crop_rule():
+    model = tiny(classes=4)
     name = model.feature_space(SPEC)
-    assert name == model_of().feature_space(SPEC)
-    with torch.no_grad():
-        model.classifier.weight += 1
-        model.neck.weight += 1
-        model.neck.running_mean += 1
+    assert len(name) == 64
+    assert tiny(classes=4).feature_space(SPEC) == name, "the same weights, the same name"
+    assert copy.deepcopy(model).to(memory_format=torch.channels_last).feature_space(SPEC) == name
+    for changed in (CropSpec(64, 31), CropSpec(65, 32), CropSpec(64, 32, "linear")):
+        assert model.feature_space(changed) != name
+    assert tiny(classes=4, channels="bgr").feature_space(SPEC) != name
+
+
+def test_which_weights_name_the_feature_space():
+    model = tiny(classes=4)
+    name = model.feature_space(SPEC)
+    for key, value in model.state_dict().items():
+        kept = value.clone()
+        with torch.no_grad():
+            value.add_(1)
+        inside = not key.startswith(("neck.", "classifier.")) and not key.endswith("num_batches_tracked")
+        assert (model.feature_space(SPEC) != name) == inside, key
+        with torch.no_grad():
+            value.copy_(kept)
+    model.grow(3)
     assert model.feature_space(SPEC) == name
-    assert model.feature_space(CropSpec(64, 33)) != name
-    model.to(memory_format=torch.channels_last)
-    assert model.feature_space(SPEC) == name, "a memory layout is no weight"
-    with torch.no_grad():
-        model.embedding.bias[0] += 1e-6
-    assert model.feature_space(SPEC) != name
 
 
-def test_the_same_seed_builds_the_same_weights_and_leaves_the_generator_alone():
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    one, two = model_of(), model_of()
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, two.state_dict()[key]) for key, value in one.state_dict().items())
+# ------------------------------------------------------------------------------------------------------------------------------- growing
 
 
-# -- start weights
+def test_growing_keeps_old_rows_and_draws_new_ones_from_the_seed():
+    model, again, other = (tiny(classes=3) for _ in range(3))
+    old = model.classifier.weight.detach().clone()
+    model.grow(2, seed=5)
+    torch.manual_seed(99)
+    again.grow(2, seed=5)
+    other.grow(2, seed=6)
+    assert model.classes == 5
+    assert torch.equal(model.classifier.weight[:3], old)
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+    assert not torch.equal(model.classifier.weight[3:], other.classifier.weight[3:])
+    assert 0 < model.classifier.weight[3:].abs().max() < 0.01
+    assert model.classifier.weight.requires_grad
+    assert model.classifier.bias is None
 
 
-def weights_of(name="test_resnet"):
-    torch.manual_seed(3)
-    return {key: value.clone() for key, value in timm.create_model(name, pretrained=False).state_dict().items()}
-
-
-def loaded(path):
-    return build_model(ModelConfig(backbone="test_resnet", weights=str(path), dim=8), SPEC)
-
-
-@pytest.mark.parametrize("form", ["plain", "half", "module", "no classifier", "pth", "state_dict"])
-def test_start_weights_are_loaded_but_for_the_classifier(tmp_path, form):
-    given = weights_of()
-    file = tmp_path / ("w.pth" if form in ("pth", "state_dict") else "w.safetensors")
-    if form == "half":
-        save_file({key: value.half() if value.is_floating_point() else value for key, value in given.items()}, file)
-    elif form == "module":
-        save_file({f"module.model.{key}": value for key, value in given.items()}, file)
-    elif form == "no classifier":
-        save_file({key: value for key, value in given.items() if not key.startswith("fc.")}, file)
-    elif form == "plain":
-        save_file(given, file)
-    else:
-        torch.save(given if form == "pth" else {"state_dict": given, "epoch": 3}, file)
-    got = loaded(file).backbone.net.model.state_dict()
-    for key, value in got.items():
-        if value.is_floating_point():
-            assert torch.allclose(value, given[key], atol=2e-3 if form == "half" else 0), key
-
-
-def test_weights_that_do_not_fit_are_named(tmp_path):
-    given = weights_of()
-    first = next(iter(given))
-    cases = {
-        "lacks": {key: value for key, value in given.items() if key != first},
-        "has the unknown extra.weight": given | {"extra.weight": torch.ones(1)},
-        "has another shape": given | {first: torch.ones(1)},
-    }
-    for number, (said, tensors) in enumerate(cases.items()):
-        file = tmp_path / f"{number}.safetensors"
-        save_file(tensors, file)
-        with pytest.raises(BackboneError, match=said):
-            loaded(file)
-
-
-def test_a_pickle_with_code_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (print, ("owned",))
-
-    for name, data in (("evil.pth", pickle.dumps({"x": Evil()})), ("text.safetensors", b"hello"), ("cut.pth", b"PK\x03\x04")):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(BackboneError, match="can't read weights"):
-            loaded(tmp_path / name)
-    with pytest.raises(BackboneError, match="no weights file"):
-        loaded(tmp_path / "nothing.pth")
-
-
-def test_an_unknown_backbone_names_the_nearest():
-    with pytest.raises(BackboneError, match="resnet50"):
-        model_of("resnet5O")
-
-
-def test_timms_weights_without_network_are_one_clear_line(monkeypatch):
-    def offline(*arguments, **options):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(BackboneError, match=r"no route to host.*set model\.weights=PATH"):
-        build_model(ModelConfig(backbone="test_resnet", weights="timm"), SPEC)
-
-
-def test_pooling_that_does_not_fit_is_refused():
-    with pytest.raises(BackboneError, match=r"set model\.pooling to token or average"):
-        model_of("test_vit", pooling="gem")
-    with pytest.raises(BackboneError, match="no class token"):
-        model_of("test_resnet", pooling="token")
-
-
-# -- an exported encoder made trainable
-
-
-class Encoder(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, 2, 1), torch.nn.ReLU())
-        self.head = torch.nn.Linear(8, 6)
-
-    def forward(self, images):
-        features = self.body(images)
-        return self.head(features.mean((2, 3)))
-
-
-RAW = {"channels": "rgb", "mean": (0, 0, 0), "std": (255, 255, 255)}
-
-
-def exported(path, batch=True):
-    torch.manual_seed(0)
-    net = Encoder().eval()
-    axes = {"x": {0: "N"}, "y": {0: "N"}} if batch else None
-    torch.onnx.export(net, (torch.zeros(1, 3, 64, 32),), str(path), dynamo=False, input_names=["x"], output_names=["y"], dynamic_axes=axes)
-    return net
-
-
-def test_an_onnx_encoder_keeps_its_embedding_and_can_be_trained(tmp_path):
-    net = exported(tmp_path / "e.onnx")
-    model = build_model(ModelConfig(backbone=f"onnx:{tmp_path / 'e.onnx'}", **RAW), SPEC, classes=2)
-    crops = torch.from_numpy(golden_crops(4, height=64, width=32))
-    with torch.no_grad():
-        wanted = torch.nn.functional.normalize(net(crops.permute(0, 3, 1, 2) / 255), dim=1)
-        assert torch.allclose(model.eval().embed(crops), wanted, atol=1e-5)
-    assert model.dim == 6
-    model.train()(crops).logits.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
-    assert np.isfinite(model.backbone.net(torch.zeros(2, 3, 64, 32)).detach().numpy()).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "said"),
-    [
-        ({"channels": "auto"}, ConfigError, "model.channels"),
-        ({"mean": None}, ConfigError, "model.mean"),
-        ({"spec": CropSpec(128, 32)}, ConfigError, "set crop.height=64"),
-        ({"batch": False}, BackboneError, "dynamic batch"),
-        ({"file": b"garbage"}, BackboneError, "can't open"),
-        ({"file": None}, BackboneError, "no ONNX file"),
-    ],
-)
-def test_an_onnx_file_that_does_not_fit_is_one_line(tmp_path, change, error, said):
-    path = tmp_path / "e.onnx"
-    exported(path, change.get("batch", True))
-    if "file" in change:
-        path.unlink()
-        if change["file"]:
-            path.write_bytes(change["file"])
-    settings = RAW | {key: value for key, value in change.items() if key in RAW}
-    with pytest.raises(error, match=said):
-        build_model(ModelConfig(backbone=f"onnx:{path}", **settings), change.get("spec", SPEC))
-
-
-def test_an_operator_without_a_trainable_form_is_named(tmp_path):
-    from onnx import TensorProto, helper, save
-
-    nodes = [helper.make_node("Det", ["x"], ["d"]), helper.make_node("Flatten", ["d"], ["y"])]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 64, 64])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])]
-    graph = helper.make_graph(nodes, "g", inputs, outputs)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), str(tmp_path / "d.onnx"))
-    with pytest.raises(BackboneError, match="its operator Det has no trainable form"):
-        build_model(ModelConfig(backbone=f"onnx:{tmp_path / 'd.onnx'}", **RAW), CropSpec(64, 64))
+def test_a_model_without_classes_can_grow_and_embed():
+    model = tiny().eval()
+    assert model(crops()).logits.shape == (4, 0)
+    model.grow(2)
+    model.grow(3, seed=1)
+    assert model(crops()).logits.shape == (4, 5)
