@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from domains.synthetic import golden_crops
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deploy.bundle import Bundle, write_bundle
 from domains.artefact import code_version
 from domains.errors import ExportError
+from domains.synthetic import golden_crops
 from reid.evaluate import can_be_scored
 from reid.loader import CropStore
 from reid.model import ReidModel
