@@ -42,8 +42,9 @@ def test_a_built_wheel_holds_the_configurations_and_reads_them(wheel, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_edge_works_in_an_environment_without_torch(wheel, tmp_path):
+def test_the_edge_works_in_an_environment_without_torch(wheel, tmp_path, monkeypatch):
     """A fresh environment with the base install and the cpu extra: import, encode, fill, ask, draw. No torch is there to be found."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     environment = tmp_path / "edge"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=120)
     python = environment / "bin" / "python"
