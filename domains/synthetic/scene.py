@@ -15,11 +15,10 @@ from domains.artefact import write_atomic
 from domains.crops import Crop
 from domains.domain import Domain, from_rows
 from domains.errors import DataError
+from domains.synthetic.body import render
 from domains.synthetic.camera import SCALE, STYLES, Camera, backdrop, draw_camera, photograph, style_of
-from domains.synthetic.person import Person, draw_person, draw_pose, render
+from domains.synthetic.person import Person, draw_person, draw_pose
 
-CANVAS = 2
-"""A scene is painted this much larger than the crop."""
 JPEG_QUALITY = 92
 START = datetime(2026, 3, 2, 8, tzinfo=UTC)
 
@@ -33,22 +32,24 @@ def draw_crop(person: Person, camera: Camera, rng: np.random.Generator, *, heigh
     Raises:
         DataError: a size under 32×16 or over 1024.
     """
-    if not (32 <= height <= 1024 and 16 <= width <= 1024):
-        raise DataError(f"a drawn crop must be from 32×16 to 1024×1024 pixels, got {height}×{width}")
-    rows, columns = CANVAS * height, CANVAS * width
-    scene = _place(camera, rng, rows, columns)
-    tall = rows * rng.uniform(0.86, 0.97)
-    foot = (columns * (0.5 + rng.normal(0, 0.045)), rows * (0.985 + rng.normal(0, 0.02)))
-    _shadow(scene, foot, tall)
-    colours, cover = render(person, draw_pose(rng), rows, columns, foot, tall)
-    scene += (colours - scene) * cover[..., None]
+    _check_size(height, width)
+    scene = _place(camera, rng, height, width)
+    tall = height * rng.uniform(0.87, 1.0)
+    foot = (width * (0.5 + rng.normal(0, 0.05)), height * (0.975 + rng.normal(0, 0.025)))
+    _stand(scene, person, camera, rng, foot, tall)
     if rng.random() < style_of(camera.style).occlusion:
         _occlude(scene, camera, rng, foot, tall)
-    return photograph(scene, camera, rng, height, width)
+    return photograph(scene, camera, rng)
 
 
 def golden_crops(count: int = 16, *, height: int, width: int) -> Crop:
-    """Fixed drawn crops, different people before different cameras: uint8 ``[count, height, width, 3]``."""
+    """Fixed drawn crops, different people before different cameras: uint8 ``[count, height, width, 3]``, of any size up to 1024×1024.
+
+    Raises:
+        DataError: a count or size that is no such number.
+    """
+    for name, value, most in (("count", count, None), ("height", height, 1024), ("width", width, 1024)):
+        _check_whole(name, value, 1, most)
     out = np.empty((count, height, width, 3), np.uint8)
     for number in range(count):
         rng = np.random.default_rng((2026, 11, number))
@@ -84,9 +85,9 @@ def make_domain(
     """
     out, looks = Path(out), style_of(style)
     for name, value, least in (("identities", identities, 4), ("cameras", cameras, 1), ("per_camera", per_camera, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise DataError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    if not 0 < train_fraction < 1:
+        _check_whole(name, value, least)
+    _check_size(height, width)
+    if not isinstance(train_fraction, float) or not 0 < train_fraction < 1:
         raise DataError(f"train_fraction must lie between 0 and 1, got {train_fraction!r}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already and is no empty folder; choose another place to draw into")
@@ -119,6 +120,18 @@ def make_domain(
     return from_rows(out.name, out, "csv", rows, times=times)
 
 
+def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise DataError(f"{name} must be a whole number {limit}, got {value!r}")
+
+
+def _check_size(height: int, width: int) -> None:
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in (height, width))
+    if not whole or not (32 <= height <= 1024 and 16 <= width <= 1024):
+        raise DataError(f"a drawn crop must be from 32×16 to 1024×1024 pixels, got {height}×{width}")
+
+
 def _write_jpeg(path: Path, crop: Crop) -> None:
     path.write_bytes(cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
 
@@ -134,32 +147,44 @@ def _write_table(path: Path, rows: list[tuple[str, str, str | None, str]], times
 def _place(camera: Camera, rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
     """A random stretch of the camera's backdrop."""
     whole = backdrop(camera, rows, columns)
-    middle = round((SCALE - 1) / 2 * rows)
-    top = middle + int(rng.integers(-rows // 14, rows // 14 + 1))
+    top = round((SCALE - 1) / 2 * rows) + int(rng.integers(-rows // 14, rows // 14 + 1))
     left = int(rng.integers(whole.shape[1] - columns + 1))
-    return whole[top : top + rows, left : left + columns].copy()
+    return whole[top : top + rows, left : left + columns].astype(np.float32)
 
 
-def _shadow(scene: NDArray[np.float32], foot: tuple[float, float], tall: float) -> None:
-    """A soft dark patch where the person stands."""
-    layer = np.zeros(scene.shape[:2], np.float32)
-    cv2.ellipse(layer, (round(foot[0]), round(foot[1] - 0.015 * tall)), (round(0.15 * tall), round(0.028 * tall)), 0, 0, 360, 0.5, -1)
-    layer = cv2.GaussianBlur(layer, (0, 0), 0.018 * tall)
-    scene *= 1 - layer[..., None]
+def _stand(scene: NDArray[np.float32], person: Person, camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
+    """Put a person into the scene, with their shadow."""
+    rows, columns = scene.shape[:2]
+    strength = style_of(camera.style).shadow
+    cast = np.zeros((rows, columns), np.float32)
+    away = -camera.sun * 0.16 * tall
+    cv2.ellipse(
+        cast, (round(foot[0] + away), round(foot[1] - 0.03 * tall)), (max(1, round(0.2 * tall)), max(1, round(0.025 * tall))), 0, 0, 360, 0.8, -1
+    )
+    cv2.ellipse(cast, (round(foot[0]), round(foot[1] - 0.02 * tall)), (max(1, round(0.1 * tall)), max(1, round(0.022 * tall))), 0, 0, 360, 1.0, -1)
+    scene *= (1 - strength * cv2.GaussianBlur(cast, (0, 0), 0.016 * tall))[..., None]
+    colours, cover = render(person, draw_pose(rng, tilt=camera.tilt, sun=camera.sun), rows, columns, foot, tall)
+    scene *= (1 - cover)[..., None]
+    scene += colours
 
 
 def _occlude(scene: NDArray[np.float32], camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
-    """Something in front: a post, a box at the feet, or somebody else at the edge."""
+    """Something in front: a post, a bag or barrier at the feet, or somebody else at the edge."""
     rows, columns = scene.shape[:2]
     kind = rng.integers(3)
     if kind == 0:
-        x, thick = int(rng.integers(columns)), max(3, columns // 14)
-        scene[:, x : x + thick] = rng.uniform(50, 150) * np.linspace(0.7, 1.1, scene[:, x : x + thick].shape[1], dtype=np.float32)[None, :, None]
+        x, thick = int(rng.integers(columns)), max(2, round(columns * rng.uniform(0.06, 0.12)))
+        post = scene[:, x : x + thick]
+        round_ = np.sin(np.linspace(0.3, 2.6, thick, dtype=np.float32))[: post.shape[1]]
+        post[:] = rng.uniform(60, 150) * (0.35 + 0.65 * round_)[None, :, None]
     elif kind == 1:
-        height, left = int(rows * rng.uniform(0.12, 0.3)), int(rng.integers(-columns // 3, columns // 2))
-        scene[rows - height :, max(0, left) : left + columns * 2 // 3] = rng.uniform(40, 170, 3)
+        high, left = int(rows * rng.uniform(0.1, 0.26)), int(rng.integers(-columns // 3, columns // 2))
+        thing = scene[rows - high :, max(0, left) : left + columns * 2 // 3]
+        paint = rng.uniform(50, 110) + rng.normal(0, 14, 3)
+        thing[:] = (paint * np.linspace(1.25, 0.7, high)[:, None, None]).astype(np.float32)
+        thing[: max(1, high // 9)] *= 1.25
     else:
-        other = draw_person(rng, season=style_of(camera.style).season, muted=style_of(camera.style).muted)
-        side = foot[0] + columns * rng.choice([-1, 1]) * rng.uniform(0.34, 0.5)
-        colours, cover = render(other, draw_pose(rng), rows, columns, (float(side), foot[1] + 0.02 * tall), tall * 1.02)
-        scene += (colours - scene) * cover[..., None]
+        looks = style_of(camera.style)
+        other = draw_person(rng, season=looks.season, muted=looks.muted)
+        side = foot[0] + columns * rng.choice([-1, 1]) * rng.uniform(0.36, 0.52)
+        _stand(scene, other, camera, rng, (float(side), foot[1] + 0.02 * tall), tall * 1.03)
