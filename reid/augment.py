@@ -78,8 +78,8 @@ class Augment:
         fits = (tall < height) & (wide < width) & (tall > 0) & (wide > 0)
         first = fits.float().argmax(1, keepdim=True)
         tall, wide = tall.gather(1, first)[:, 0], wide.gather(1, first)[:, 0]
-        top = (torch.rand(batch, generator=generator) * (height - tall).clamp(min=1)).long()
-        left = (torch.rand(batch, generator=generator) * (width - wide).clamp(min=1)).long()
+        top = (torch.rand(batch, generator=generator) * (height - tall + 1)).long()
+        left = (torch.rand(batch, generator=generator) * (width - wide + 1)).long()
         chosen &= fits.any(1)
         out = crops.clone()
         paint = fill.to(crops.dtype)

@@ -5,6 +5,8 @@ A backbone maps normalised images ``[B, 3, H, W]`` to a feature map ``[B, C, h, 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,9 +105,9 @@ def _timm_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -
         model = _create(config.backbone, crop, pretrained=fetch)
     except (OSError, RuntimeError) as error:
         if not fetch:
-            raise
+            raise BackboneError(f"timm can't make {config.backbone} for crops of {crop.height}×{crop.width}: {_first_line(error):.200}") from error
         raise BackboneError(
-            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {str(error).splitlines()[0]:.120}); with no network, "
+            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {_first_line(error):.120}); with no network, "
             "download them on a connected machine and set model.weights=PATH, or start from random weights with model.weights=none"
         ) from error
     pretrained: Mapping[str, Any] = model.pretrained_cfg
@@ -138,9 +140,14 @@ def _gives_tokens(model: Any, crop: CropSpec) -> bool:
         with torch.no_grad():
             return bool(model.forward_features(torch.zeros(1, 3, crop.height, crop.width)).ndim == 3)
     except (AssertionError, RuntimeError) as error:
-        raise BackboneError(f"{type(model).__name__} can't take crops of {crop.height}×{crop.width}: {str(error).splitlines()[0]}") from error
+        raise BackboneError(f"{type(model).__name__} can't take crops of {crop.height}×{crop.width}: {_first_line(error)}") from error
     finally:
         model.train(was_training)
+
+
+def _first_line(error: Exception) -> str:
+    """Say what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _in_255(values: Any) -> tuple[float, float, float]:
@@ -160,7 +167,14 @@ def load_weights_file(model: nn.Module, path: Path, *, classifier: str | tuple[s
     wanted = {key: value for key, value in model.state_dict().items() if not key.startswith(heads or ("\0",))}
     if "pos_embed" in given and "pos_embed" in wanted and given["pos_embed"].shape != wanted["pos_embed"].shape:
         grid = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
-        given["pos_embed"] = resample_abs_pos_embed(given["pos_embed"].float(), grid, num_prefix_tokens=int(model.num_prefix_tokens))  # type: ignore[arg-type]
+        try:
+            given["pos_embed"] = resample_abs_pos_embed(given["pos_embed"].float(), grid, num_prefix_tokens=int(model.num_prefix_tokens))  # type: ignore[arg-type]
+        except RuntimeError as error:
+            shape = tuple(given["pos_embed"].shape)
+            raise BackboneError(
+                f"{path.name}: position embeddings {shape} are of no square grid, so they can't be resampled to {grid}; set crop.height and "
+                "crop.width to what they were trained with"
+            ) from error
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - set(given) - counters)
     extra = sorted(set(given) - set(wanted))
@@ -183,7 +197,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many kinds; all mean the same to the user
-        raise BackboneError(f"can't read weights {path}: {str(error).splitlines()[0]:.200}") from error
+        raise BackboneError(f"can't read weights {path}: {_first_line(error):.200}") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -232,7 +246,7 @@ def _slimmed(path: Path) -> Any:
         onnx.checker.check_model(model)
         return onnxslim.slim(model)
     except Exception as error:  # protobuf, checker and slimmer each raise their own
-        raise BackboneError(f"can't open {path.name} as ONNX: {str(error).splitlines()[0]:.200}") from error
+        raise BackboneError(f"can't open {path.name} as ONNX: {_first_line(error):.200}") from error
 
 
 def _check_input(graph: Any, path: Path, crop: CropSpec) -> None:
@@ -243,6 +257,8 @@ def _check_input(graph: Any, path: Path, crop: CropSpec) -> None:
     shape = [axis.dim_value or None for axis in inputs[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or shape[1] not in (3, None):
         raise BackboneError(f"{path.name} must take images [N, 3, H, W], takes {shape}")
+    if shape[0] is not None:
+        raise BackboneError(f"{path.name} takes batches of {shape[0]} only; export it with a dynamic batch")
     for axis, size, name in ((2, crop.height, "height"), (3, crop.width, "width")):
         if shape[axis] not in (size, None):
             raise ConfigError(f"{path.name} takes crops of {shape[2]}×{shape[3]}: set crop.{name}={shape[axis]} (it is {size})")
@@ -257,7 +273,7 @@ def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
         found = re.search(r"operation_type='(\w+)'", str(error))
         raise BackboneError(f"can't train {path.name}: its operator {found[1] if found else str(error)} has no trainable form") from error
     except Exception as error:  # the converter raises whatever its parts raise
-        raise BackboneError(f"can't train {path.name}: {type(error).__name__}: {str(error).splitlines()[0]:.200}") from error
+        raise BackboneError(f"can't train {path.name}: {type(error).__name__}: {_first_line(error):.200}") from error
     return module
 
 
@@ -278,8 +294,11 @@ def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec)
     from torch.fx.passes.shape_prop import ShapeProp
 
     module.eval()
-    with torch.no_grad():
-        ShapeProp(module).propagate(torch.zeros(2, 3, crop.height, crop.width))
+    try:
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # it prints the traceback that it also raises
+            ShapeProp(module).propagate(torch.zeros(2, 3, crop.height, crop.width))
+    except RuntimeError as error:
+        raise BackboneError(f"can't train {path.name}: it takes no batch of 2: {_first_line(error):.160}") from error
     nodes = list(module.graph.nodes)
     order = {node: at for at, node in enumerate(nodes)}
 
@@ -340,15 +359,14 @@ def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) ->
         try:
             wanted = session.run(None, {session.get_inputs()[0].name: images[:batch]})[0].reshape(batch, -1)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise BackboneError(
-                f"{path.name} can't take a batch of {batch}: {str(error).splitlines()[0]:.160}; export it with a dynamic batch"
-            ) from error
+            raise BackboneError(f"{path.name} can't take a batch of {batch}: {_first_line(error):.160}; export it with a dynamic batch") from error
         with torch.no_grad():
             features = backbone(torch.from_numpy(images[:batch]))
             got = (features if backbone.head is None else backbone.head(features)).flatten(1).numpy()
         if got.shape != wanted.shape:
             raise BackboneError(f"{path.name} made trainable gives shape {got.shape} at batch {batch}, ONNX Runtime {wanted.shape}")
-        cosine = float((np.einsum("nd,nd->n", got, wanted) / (np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1))).min())
+        with np.errstate(invalid="ignore"):
+            cosine = float((np.einsum("nd,nd->n", got, wanted) / (np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1))).min())
         if not cosine >= PARITY_COSINE:
             raise BackboneError(
                 f"{path.name} made trainable differs from ONNX Runtime at batch {batch}: cosine {cosine:.5f}, at least {PARITY_COSINE} is needed"

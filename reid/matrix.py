@@ -179,9 +179,9 @@ class ScoreMatrix:
                     for name, scores in row["scores"].items()
                     if f"{row['step']}/{name}" in queries
                 }
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ArtefactError(f"{folder / QUERIES} can't be read ({error}); delete it and scores.json, and score again") from error
-        return cls([tuple(row["learned"]) for row in stored["rows"]], stored["domains"], cells)
+            return cls([tuple(row["learned"]) for row in stored["rows"]], dict(stored["domains"]), cells)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise ArtefactError(f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both and score again") from error
 
 
 def _mean(names: list[str], value: Callable[[str], Any]) -> Any:

@@ -140,8 +140,8 @@ class ReidModel(nn.Module):
         return F.normalize(self.embedding(self.pool(features).flatten(1)).float(), dim=1)
 
     def feature_space(self, crop: CropSpec) -> str:
-        """Name of the embedding space: sha256 (hex) of the embedding path's weights and the crop rule. Neck and classifier have no part in it."""
-        digest = hashlib.sha256(content_id(crop.to_dict() | {"bgr": self.normalise.flip}).encode())
+        """Name of the embedding space: sha256 (hex) of the embedding path (weights, pooling) and crop rule; not of neck or classifier."""
+        digest = hashlib.sha256(content_id(crop.to_dict() | {"bgr": self.normalise.flip, "pool": type(self.pool).__name__}).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if not name.startswith(("neck.", "classifier.")) and not name.endswith("num_batches_tracked"):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.detach().cpu().numpy().tobytes())

@@ -80,6 +80,13 @@ def test_the_erased_area_is_the_one_asked_for(area):
     assert ((out[..., 0] == 10).sum((1, 2)) == (out[..., 0] == 10).any(2).sum(1) * (out[..., 0] == 10).any(1).sum(1)).all(), "one rectangle"
 
 
+def test_erasing_reaches_every_edge():
+    images = torch.full((400, 20, 20, 3), 200, dtype=torch.uint8)
+    painted = run(images, erase=1)[..., 0] == 10
+    for edge in (painted[:, 0], painted[:, -1], painted[:, :, 0], painted[:, :, -1]):
+        assert edge.any()
+
+
 def test_erasing_is_per_crop_and_as_likely_as_asked():
     images = torch.full((600, 32, 16, 3), 200, dtype=torch.uint8)
     erased = (run(images, erase=0.3) != images).flatten(1).any(1).sum().item()

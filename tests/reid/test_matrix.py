@@ -15,9 +15,8 @@ def cell(values):
     return Cell(scores, ap)
 
 
-@pytest.fixture
-def matrix():
-    rng = np.random.default_rng(7)
+def drawn(seed):
+    rng = np.random.default_rng(seed)
     made = ScoreMatrix([(), ("a",), ("b",), ("c",)])
     made.scored = {name: {"path": f"/{name}", "same_camera": "drop"} for name in ("a", "b", "c", "u", "v")}
     for row in range(4):
@@ -26,7 +25,14 @@ def matrix():
     return made
 
 
-def test_averages_and_measures_by_hand(matrix):
+@pytest.fixture
+def matrix():
+    return drawn(7)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_averages_and_measures_by_hand(seed):
+    matrix = drawn(seed)
     a = {key: 100 * value.ap.mean() for key, value in matrix.cells.items()}
     summary = matrix.summary()
     for row, names in enumerate(["", "a", "ab", "abc"]):
@@ -41,6 +47,28 @@ def test_averages_and_measures_by_hand(matrix):
     assert summary["forgetting_all_rows"]["mAP"] == pytest.approx(all_rows, abs=1e-3)
     assert summary["forgetting_since_learned"]["mAP"] == pytest.approx(since, abs=1e-3)
     assert summary["backward_transfer"]["mAP"] == pytest.approx(moved, abs=1e-3)
+
+
+def test_a_domain_that_only_gained_has_negative_forgetting():
+    matrix = drawn(0)
+    for row, level in enumerate((0.1, 0.2, 0.3, 0.6)):
+        for name in "abc":
+            matrix.cells[row, name] = cell(np.full(20, level))
+    summary = matrix.summary()
+    assert summary["forgetting_all_rows"]["mAP"] == summary["forgetting_since_learned"]["mAP"] == pytest.approx(-30)
+    assert summary["backward_transfer"]["mAP"] == pytest.approx((40 + 30) / 2)
+    matrix.cells[0, "a"] = cell(np.full(20, 0.9))
+    summary = matrix.summary()
+    assert summary["forgetting_all_rows"]["mAP"] == pytest.approx((30 - 30) / 2)
+    assert summary["forgetting_since_learned"]["mAP"] == pytest.approx(-30)
+
+
+def test_every_interval_holds_its_point():
+    summary = drawn(3).summary()
+    for entry in [*(row[group] for row in summary["rows"] for group in ("seen", "unseen")), *(summary[name] for name in summary if name != "rows")]:
+        assert (entry["interval"] is None) == (entry["mAP"] is None)
+        if entry["interval"]:
+            assert entry["interval"][0] <= entry["mAP"] <= entry["interval"][1]
 
 
 def test_intervals_hold_the_point_and_shrink_with_queries(matrix):
@@ -101,6 +129,22 @@ def test_it_reads_back_what_it_wrote(matrix, tmp_path):
     third = ScoreMatrix.read(tmp_path)
     assert third.summary() == again.summary()
     assert ScoreMatrix.read(tmp_path / "nothing").cells == {}
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("rows", None), ("rows", 3), ("rows", ["text"]), ("domains", None), ("domains", 3), ("learned", None), ("scores", None), ("scores", 3),
+])  # fmt: skip
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_matrix_that_lacks_a_part_is_one_line(matrix, tmp_path, key, value, gone):
+    matrix.write(tmp_path)
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    place = stored if key in stored else stored["rows"][1]
+    place[key] = value
+    if gone:
+        del place[key]
+    (tmp_path / "scores.json").write_text(json.dumps(stored))
+    with pytest.raises(ArtefactError, match=r"scores\.json"):
+        ScoreMatrix.read(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["kind", "json", "npz", "gone"])

@@ -186,6 +186,7 @@ def test_the_feature_space_is_the_embedding_path_and_the_crop_rule():
     for changed in (CropSpec(64, 31), CropSpec(65, 32), CropSpec(64, 32, "linear")):
         assert model.feature_space(changed) != name
     assert tiny(classes=4, channels="bgr").feature_space(SPEC) != name
+    assert tiny(classes=4, pooling="average").feature_space(SPEC) != name
 
 
 def test_which_weights_name_the_feature_space():
