@@ -12,19 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from domains.domain import JUNK
 from domains.errors import ConfigError, TrainingError
 from reid import randomness
 from reid.augment import Augment
 from reid.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
-from reid.config import Entry
-from reid.fusion import fuse
 from reid.loader import CropStore
-from reid.model import ReidModel
 from reid.optim import build_optimiser, learning_rate, set_rate
 from reid.sampler import IdentitySampler
+from reid.survey import Survey
 from reid.terms import Batch, Step, Term
 
 SNAPSHOT = "state.safetensors"
@@ -48,7 +45,7 @@ class Learner:
 
     Args:
         step: what is learned, and with what.
-        terms: the method's objectives by name.
+        terms: the method's objectives by name, those that have a part in this step.
         store: the domain's decodable train crops.
         contract: whatever must not change between a start and its resumption; compared key by key.
         folder: where the state of the step in progress is kept.
@@ -57,7 +54,7 @@ class Learner:
     def __init__(self, step: Step, terms: Mapping[str, Term], store: CropStore, contract: Mapping[str, Any], folder: Path) -> None:
         config = step.config
         self.step = step
-        self.terms = {name: term for name, term in terms.items() if step.index > 1 or not term.teachers}
+        self.terms = dict(terms)
         self.store = store
         self.contract = dict(contract)
         self.folder = folder
@@ -74,6 +71,7 @@ class Learner:
             seed=(config.seed, step.index),
         )
         self.augment = Augment(config.augment, _fill(step))
+        step.survey = Survey(store, self.positions, np.searchsorted(self.people, store.split.pids[usable]), step.runtime.device)
         extra = [parameter for term in self.terms.values() for parameter in term.parameters()]
         self.optimiser = build_optimiser(step.model, config.train, extra)
         self.clipped = [*step.model.parameters(), *extra]
@@ -112,28 +110,21 @@ class Learner:
         seconds += time.perf_counter() - clock
         return Trained(seconds, train.iterations * train.identities * train.instances, waiting)
 
-    def finish(self, fusion: tuple[Entry, ...], old: ReidModel) -> dict[str, Tensor]:
-        """Fuse with M_{t-1}, unless this is the first step, and return what the terms keep of the domain, as ``term.name``."""
-        model = self.step.model
-        if self.step.index > 1:
-            model.load_state_dict(fuse(fusion, model.state_dict(), old.to(self.step.runtime.device).state_dict()))
-        model.eval()
-        return {f"{name}.{key}": value for name, term in self.terms.items() for key, value in term.end(self.step).items()}
-
     def _batch(self, iteration: int) -> Batch:
         step = self.step
         rows = self.positions[self.sampler.batch(iteration)]
         device = step.runtime.device
         crops = torch.from_numpy(self.store.crops[rows]).to(device, non_blocking=True)
-        views = {"plain": self.augment(crops, randomness.torch_generator(step.config.seed, step.index, iteration, "plain"))}
+        plain = self.augment(crops, randomness.torch_generator(step.config.seed, step.index, iteration, "plain"))
         cameras = torch.from_numpy(self.store.split.camids[rows])
-        return Batch(views, torch.from_numpy(self.labels[rows]).to(device), cameras.to(device), step)
+        return Batch(plain, torch.from_numpy(self.labels[rows]).to(device), cameras.to(device), step, iteration)
 
     def _update(self, batch: Batch, iteration: int) -> dict[str, float]:
         step, train = self.step, self.step.config.train
         torch.manual_seed(randomness.torch_seed(step.config.seed, step.index, iteration, "model"))
         set_rate(self.optimiser, learning_rate(train, iteration))
-        values = {name: term.loss(batch) for name, term in self.terms.items()}
+        asked = {name: term.loss(batch) for name, term in self.terms.items()}
+        values = {name: value for name, value in asked.items() if value is not None}
         total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
         losses = {name: float(value.detach()) for name, value in values.items()}
         if not math.isfinite(float(total.detach())):

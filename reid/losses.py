@@ -46,6 +46,67 @@ def affinity(embedding: Tensor, temperature: float = 0.1) -> Tensor:
     return F.log_softmax(unit @ unit.T / temperature, 1)
 
 
-def relation_distillation(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
-    """KL(R_old ‖ R_new) between the affinities of teacher and student embeddings ``[B, ·]``, mean over rows (as in LSTKC and DASK)."""
-    return F.kl_div(affinity(student, temperature), affinity(teacher, temperature), reduction="batchmean", log_target=True)
+def relation_distillation(student: Tensor, teacher: Tensor, temperature: float = 0.1, *, reverse: bool = False) -> Tensor:
+    """KL(R_old ‖ R_new) between the affinities of teacher and student embeddings ``[B, ·]``, mean over rows (as in LSTKC and DASK).
+
+    ``reverse`` gives KL(R_new ‖ R_old), the direction of DKP++, which asks that no relation be made that the teacher does not see.
+    """
+    new, old = affinity(student, temperature), affinity(teacher, temperature)
+    given, target = (old, new) if reverse else (new, old)
+    return F.kl_div(given, target, reduction="batchmean", log_target=True)
+
+
+def set_triplet(anchors: Tensor, anchor_labels: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
+    """Soft-margin batch-hard triplet between draws and centres (DKP, CVPR 2024): mean over anchors of log(1 + exp(d⁺ - d⁻)).
+
+    Args:
+        anchors: ``[A, D]``.
+        anchor_labels: ``[A]``.
+        centres: the candidates, ``[B, D]``; an anchor's own centre counts as a positive.
+        labels: ``[B]``.
+
+    Every anchor's label must be among ``labels``; an anchor without a negative counts as zero.
+    """
+    distance = pairwise_distance(anchors.float(), centres.float())
+    same = anchor_labels[:, None] == labels[None, :]
+    return F.softplus(distance.masked_fill(~same, 0).amax(1) - distance.masked_fill(same, torch.inf).amin(1)).mean()
+
+
+def rectified_affinity(first: Tensor, second: Tensor, labels: Tensor, *, mean: bool = False) -> Tensor:
+    """Correct one affinity matrix by another and by the labels: the target of LSTKC (AAAI 2024), and with ``mean`` of LSTKC++ (TPAMI 2025).
+
+    In row i, let P be the largest value of another identity and N the smallest of the same one, the diagonal left out. A value of the same identity
+    is right above P (the diagonal always is), one of another identity is right unless above N. The target takes the first matrix where it is right,
+    else the second where that is; where both are right, ``mean`` takes their average. Where both are wrong it takes the larger P of the two for the
+    same identity and the smaller N for another. Rows are brought to sum 1.
+
+    Args:
+        first: ``[B, B]``, rows of probabilities.
+        second: likewise.
+        labels: ``[B]``.
+        mean: average what both have right.
+    """
+    same = labels[:, None] == labels[None, :]
+    own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+
+    def judged(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        highest_negative = rows.masked_fill(same, 0).amax(1, keepdim=True)
+        lowest_positive = rows.masked_fill(~same | own, torch.inf).amin(1, keepdim=True)
+        return torch.where(same, (rows > highest_negative) | own, rows <= lowest_positive), highest_negative, lowest_positive
+
+    right, first_p, first_n = judged(first)
+    right_too, second_p, second_n = judged(second)
+    neither = torch.where(same, torch.maximum(first_p, second_p), torch.minimum(first_n, second_n))
+    both = 0.5 * (first + second) if mean else first
+    target = torch.where(right & right_too, both, torch.where(right, first, torch.where(right_too, second, neither)))
+    return target / target.sum(1, keepdim=True)
+
+
+def affinity_divergence(target: Tensor, student: Tensor, temperature: float = 0.1) -> Tensor:
+    """KL(T ‖ R_new) of a target affinity ``[B, B]`` and that of student embeddings ``[B, D]``, mean over rows."""
+    return F.kl_div(affinity(student, temperature), target.clamp(min=1e-12).log(), reduction="batchmean", log_target=True)
+
+
+def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of 1 - cos between rows ``[B, D]``."""
+    return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=1)).mean()

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from domains.artefact import content_id
 from domains.crops import CropSpec
 from domains.errors import BackboneError
+from prototypes.distribution import DistributionHead, HeadKind
 from reid.backbone import Backbone, InputRule, build_backbone
 from reid.config import ModelConfig
 
 DEFAULT_DIM = 512
+NOT_EMBEDDING = ("neck.", "classifier.", "distribution.")
+"""Beginnings of the names of weights that have no part in the embedding."""
 
 
 class Output(NamedTuple):
@@ -93,7 +96,13 @@ class TokenPool(nn.Module):
 
 
 class ReidModel(nn.Module):
-    """See the module's docstring. ``classes`` is the number of identities learned so far."""
+    """See the module's docstring. ``classes`` is the number of identities learned so far.
+
+    Attributes:
+        distribution: the head of instance-level distribution modelling, where a method asked for one; never exported.
+    """
+
+    distribution: DistributionHead | None
 
     def __init__(self, backbone: Backbone, *, pooling: str, dim: int | None, classes: int = 0) -> None:
         super().__init__()
@@ -113,6 +122,7 @@ class ReidModel(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             self.classifier = nn.Linear(self.dim, classes, bias=False)
+        self.distribution = None
 
     @property
     def classes(self) -> int:
@@ -126,6 +136,29 @@ class ReidModel(nn.Module):
         with torch.no_grad():
             self.classifier.weight[: old.out_features] = old.weight
             self.classifier.weight[old.out_features :].normal_(std=0.001, generator=torch.Generator().manual_seed(seed))
+
+    def add_distribution(self, kind: HeadKind, *, seed: int = 0) -> None:
+        """Give the network a distribution head, drawn from ``seed``; one of this kind that is there already stays. Raises BackboneError."""
+        if self.distribution is not None and self.distribution.kind == kind:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self.distribution = DistributionHead(self.backbone.width, self.dim, kind, self.backbone.prefix_tokens)
+            except ValueError as error:
+                raise BackboneError(str(error)) from error
+
+    def spread(self, features: Tensor) -> Tensor:
+        """Backbone features → standard deviation of each embedding dimension, ``[B, D]``; raises BackboneError without a distribution head."""
+        if self.distribution is None:
+            raise BackboneError("this network has no distribution head; a method with a distribution term gives it one")
+        out: Tensor = self.distribution(features)
+        return out
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """Embeddings ``[N, D]`` → logits ``[N, K]`` float32, through neck and classifier."""
+        logits: Tensor = self.classifier(self.neck(vectors))
+        return logits.float()
 
     def forward(self, crops: Tensor) -> Output:
         """RGB crops ``[B, H, W, 3]`` in 0..255 → :class:`Output`."""
@@ -143,7 +176,7 @@ class ReidModel(nn.Module):
         """Name of the embedding space: sha256 (hex) of the embedding path (weights, pooling) and crop rule; not of neck or classifier."""
         digest = hashlib.sha256(content_id(crop.to_dict() | {"bgr": self.normalise.flip, "pool": type(self.pool).__name__}).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            if not name.startswith(("neck.", "classifier.")) and not name.endswith("num_batches_tracked"):
+            if not name.startswith(NOT_EMBEDDING) and not name.endswith("num_batches_tracked"):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()
 

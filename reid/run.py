@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +21,12 @@ from domains.artefact import code_version, fsync_folder, read_manifest, sha256_f
 from domains.domain import Domain, union
 from domains.errors import ArtefactError, ConfigError, DataError, ReidError, UsageError
 from prototypes.memory import Memory
+from prototypes.transport import Transport
 from reid.checkpoint import read_tensors, save_weights
 from reid.config import Config, Method, build_config, read_method, read_yaml
+from reid.ending import Ended, check_parts, end_step, renewed
 from reid.evaluate import Embed, can_be_scored, evaluate, torch_embedder
-from reid.fusion import check_fusions
+from reid.fusion import State
 from reid.learner import LOG, Learner
 from reid.loader import CropStore, StoreCache
 from reid.matrix import Cell, ScoreMatrix
@@ -30,9 +34,10 @@ from reid.model import ReidModel, build_model
 from reid.optim import Runtime
 from reid.progress import Progress
 from reid.randomness import torch_seed
-from reid.terms import Step, build_terms
+from reid.terms import Step, build_terms, head_of, why_idle
 
 RUN, CARD, WEIGHTS, MEMORY, GRAPH = "run.yaml", "card.json", "model.safetensors", "memory.safetensors", "backbone.onnx"
+TRANSPORT, KEPT = "transport.npz", "kept-{}.safetensors"
 IN_PROGRESS, REPLACED = ".inprogress", ".replaced-"
 SCHEMAS = range(1, 2)
 
@@ -53,6 +58,21 @@ class Sealed:
     def learned(self) -> tuple[str, ...]:
         """Names of the domains that this step learned."""
         return tuple(entry["name"] for entry in self.card["domains"])
+
+    @property
+    def feature_space(self) -> str:
+        """Name of the embedding space of the step's model."""
+        return str(self.card["feature_space"])
+
+    def transport(self) -> Transport | None:
+        """The map from the feature space before this step, if its method fitted one; raises ArtefactError."""
+        return Transport.read(self.folder / TRANSPORT) if TRANSPORT in self.card["files"] else None
+
+    def kept(self) -> dict[str, State]:
+        """Further weights that the step's fusion left for the next, by name."""
+        head, tail = KEPT.split("{}")
+        names = [name.removeprefix(head).removesuffix(tail) for name in self.card["files"] if name.startswith(head)]
+        return {name: read_tensors(self.folder / KEPT.format(name))[0] for name in names}
 
 
 class Run:
@@ -171,15 +191,18 @@ class Run:
         tensors, _ = read_tensors(sealed.folder / WEIGHTS)
         if sha256_file(sealed.folder / WEIGHTS) != sealed.card["files"][WEIGHTS]:
             raise ArtefactError(f"{sealed.folder / WEIGHTS} was changed after it was sealed; restore it from a backup")
-        model = self._blank(len(tensors["classifier.weight"]))
-        model.load_state_dict(tensors)
-        return model.eval(), sealed
+        return self._built(tensors), sealed
 
-    def _blank(self, classes: int) -> ReidModel:
+    def _built(self, weights: State) -> ReidModel:
         config = self.config.model
         if config.backbone.startswith("onnx:"):
             config = config.model_copy(update={"backbone": f"onnx:{self.folder / GRAPH}"})
-        return build_model(config, self.config.crop.spec(), classes=classes, load_weights=False, seed=self.config.seed)
+        classes = len(weights["classifier.weight"])
+        model = build_model(config, self.config.crop.spec(), classes=classes, load_weights=False, seed=self.config.seed)
+        if any(name.startswith("distribution.") for name in weights):
+            model.add_distribution("convolution" if "distribution.convolution.weight" in weights else "pooled")
+        model.load_state_dict(weights)
+        return model.eval()
 
     def drop_last(self) -> str:
         """Discard the last step, and return its name; raises UsageError if only the start is left."""
@@ -252,10 +275,7 @@ class Run:
         if len(members) > 1:
             config = config.model_copy(update={"train": config.train.model_copy(update={"iterations": config.train.iterations * len(members)})})
         terms = build_terms(method.terms)
-        check_fusions(method.fusion)
-        for unready in (("repair", method.repair), ("transport", method.transport)):
-            if unready[1]:
-                raise ConfigError(f"method {method.name}: this version ships no {unready[0]} part")
+        check_parts(method)
         old, parent = self.model()
         index = parent.index + 1
         folder = self.folder / "steps" / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain.name)}"
@@ -275,16 +295,26 @@ class Run:
         for missing in store.left_out:
             progress.say(f"left out: {missing.reason}")
         people = sorted({int(pid) for pid in store.split.pids if pid >= 0})
+        memories, kept = self.memories(renew=True), parent.kept()
+        idle = {name: why for name, term in terms.items() if (why := why_idle(term, index, memories))}
+        terms = {name: term for name, term in terms.items() if name not in idle}
+        notes = [f"{name} had no part: {why}" for name, why in idle.items() if index > 1]
+        for note in notes:
+            progress.say(note)
         model, _ = self.model()
         model.grow(len(people), seed=torch_seed(config.seed, index, "classifier"))
-        teachers = {name: old.to(runtime.device) for term in terms.values() for name in term.teachers if index > 1}
+        if head := head_of(terms.values()):
+            model.add_distribution(head, seed=torch_seed(config.seed, index, "distribution"))
+        teachers = {name: (self._built(kept[name]) if name in kept else old).to(runtime.device) for term in terms.values() for name in term.teachers}
         for frozen in teachers.values():
             frozen.eval().requires_grad_(False)
-        step = Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, self.memories())
+        step = Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, memories)
         learner = Learner(step, terms, store, contract, work)
         with progress.task(f"step {index}: {domain.name}, {method.name}", config.train.iterations) as tick:
             trained = learner.train(tick.losses)
-        memory = {name: value.cpu().numpy() for name, value in learner.finish(method.fusion, old).items()}
+        began = time.perf_counter()
+        ended = end_step(step, terms, method, old, space=parent.feature_space, rows=self._rows(), kept=kept)
+        memory = {name: value.cpu().numpy() for name, value in ended.memory.items()}
         model.cpu()
         card = {
             "method": method.model_dump(mode="json"),
@@ -294,6 +324,7 @@ class Run:
                 "config": config.learning(),
                 "precision": str(runtime.dtype).removeprefix("torch."),
                 "seconds": round(trained.seconds, 3),
+                "seconds_ending": round(time.perf_counter() - began, 3),
                 "crops_per_second": round(trained.crops / max(trained.seconds, 1e-9), 2),
                 "waiting": round(trained.waiting / max(trained.seconds, 1e-9), 5),
                 "left_out": [missing.path for missing in store.left_out],
@@ -301,23 +332,35 @@ class Run:
             "bytes": {
                 "memory": sum(array.nbytes for array in memory.values()),
                 "classifier_rows_of_old_identities": 4 * old.classes * old.dim,
-                "teachers": sum(value.nbytes for frozen in teachers.values() for value in frozen.state_dict().values()),
+                "teachers": sum(value.nbytes for frozen in set(teachers.values()) for value in frozen.state_dict().values()),
                 "fusion_partner": sum(value.nbytes for value in old.state_dict().values()) if method.fusion and index > 1 else 0,
+                "transport": 2 * ended.transport.matrix.size if ended.transport else 0,
+                "kept": sum(value.nbytes for state in ended.kept.values() for value in state.values()),
             },
-            "notes": list(domain.notes),
+            "figures": {name: round(value, 6) for name, value in ended.figures.items()},
+            "notes": [*domain.notes, *notes],
         }
-        sealed = self._seal(folder, index, model, card, memory, parent=parent.card["id"])
+        sealed = self._seal(folder, index, model, card, memory, parent=parent.card["id"], ended=ended)
         shutil.rmtree(work)
         for aside in (self.folder / "steps").glob(REPLACED + "*"):
             shutil.rmtree(aside)
         return sealed
 
-    def _seal(self, folder: Path, index: int, model: ReidModel, card: Mapping[str, Any], memory: Mapping[str, Any], *, parent: str | None) -> Sealed:
+    def _seal(
+        self, folder: Path, index: int, model: ReidModel, card: Mapping[str, Any], memory: Mapping[str, Any], *, parent: str | None,
+        ended: Ended | None = None,
+    ) -> Sealed:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         space = model.feature_space(self.config.crop.spec())
         save_weights(folder / WEIGHTS, model.state_dict())
         Memory("+".join(entry["name"] for entry in card["domains"]), space, memory).write(folder / MEMORY)
         files = [WEIGHTS, MEMORY]
+        if ended and ended.transport:
+            ended.transport.write(folder / TRANSPORT)
+            files.append(TRANSPORT)
+        for name, state in (ended.kept if ended else {}).items():
+            save_weights(folder / KEPT.format(name), state)
+            files.append(KEPT.format(name))
         if (folder / IN_PROGRESS / LOG).is_file():
             write_atomic(folder / LOG, (folder / IN_PROGRESS / LOG).read_bytes())
             files.append(LOG)
@@ -325,9 +368,24 @@ class Run:
         fsync_folder(folder.parent)
         return Sealed(folder, write_manifest(folder, CARD, kind="step", schema=1, files=files, parent=parent, body=body))
 
-    def memories(self) -> list[Memory]:
-        """What is kept of each learned domain, in order."""
-        return [Memory.read(step.folder / MEMORY) for step in self.steps[1:]]
+    def memories(self, *, renew: bool = False) -> list[Memory]:
+        """What is kept of each learned domain, in order.
+
+        Args:
+            renew: carry prototypes through the sealed transports into the feature space of the last step. A step without one leaves those before it
+                where they are.
+        """
+        steps = self.steps[1:]
+        memories = [Memory.read(step.folder / MEMORY) for step in steps]
+        if not renew:
+            return memories
+        transports = [step.transport() for step in steps]
+        return [renewed(memory, [later for later in transports[place + 1 :] if later]) for place, memory in enumerate(memories)]
+
+    def _rows(self) -> list[slice]:
+        """Classifier rows of each learned domain."""
+        ends = list(itertools.accumulate(len(step.card["classes"]) for step in self.steps))
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     # ------------------------------------------------------------------------------------------------------------------ scoring
 

@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from domains.errors import ConfigError
+from prototypes.distribution import HeadKind
+from prototypes.memory import Memory
 from reid.config import Entry, nearest
 from reid.terms.cross_entropy import CrossEntropy
-from reid.terms.distillation import LogitDistillation, RelationDistillation
+from reid.terms.distillation import EmbeddingDistillation, LogitDistillation, RectifiedDistillation, RelationDistillation, TwoTeacherDistillation
+from reid.terms.distribution import DistributionCrossEntropy, DistributionTriplet, JointTriplet, Prototypes
+from reid.terms.style import StyleNetworkTerm, StyleStatisticsTerm
 from reid.terms.term import Batch, Step, Term
+from reid.terms.transfer import PrototypeTransfer
 from reid.terms.triplet import Triplet
 
-__all__ = ["TERMS", "Batch", "Step", "Term", "build_terms"]
+__all__ = ["TERMS", "Batch", "Step", "Term", "build_terms", "head_of", "why_idle"]
 
 TERMS: Mapping[str, type[Term]] = {
     "cross_entropy": CrossEntropy,
+    "distribution_cross_entropy": DistributionCrossEntropy,
+    "distribution_triplet": DistributionTriplet,
+    "embedding_distillation": EmbeddingDistillation,
+    "joint_triplet": JointTriplet,
     "logit_distillation": LogitDistillation,
+    "prototype_transfer": PrototypeTransfer,
+    "prototypes": Prototypes,
+    "rectified_distillation": RectifiedDistillation,
     "relation_distillation": RelationDistillation,
+    "style_network": StyleNetworkTerm,
+    "style_statistics": StyleStatisticsTerm,
     "triplet": Triplet,
+    "two_teacher_distillation": TwoTeacherDistillation,
 }
 
 
 def build_terms(entries: tuple[Entry, ...]) -> dict[str, Term]:
-    """Build a method's terms by name, in order; raises ConfigError on an unknown name, a wrong parameter or the same term twice."""
+    """Build a method's terms in order, named after what they are, and after their view where it is not the plain one.
+
+    Raises:
+        ConfigError: an unknown name, a wrong parameter, the same term on the same view twice, or two distribution heads.
+    """
     terms: dict[str, Term] = {}
     for entry in entries:
-        ((name, parameters),) = entry.items()
-        if name not in TERMS:
-            raise ConfigError(f"unknown term {name!r}{nearest(name, TERMS)}")
+        ((kind, parameters),) = entry.items()
+        if kind not in TERMS:
+            raise ConfigError(f"unknown term {kind!r}{nearest(kind, TERMS)}")
+        try:
+            term = TERMS[kind](**parameters)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"term {kind}: {error}") from error
+        name = kind if term.view == "plain" else f"{kind} ({term.view})"
         if name in terms:
             raise ConfigError(f"the method lists the term {name!r} twice")
-        try:
-            terms[name] = TERMS[name](**parameters)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"term {name}: {error}") from error
+        terms[name] = term
+    keepers = [term.keeps for term in terms.values() if term.keeps]
+    for kind in keepers:
+        if keepers.count(kind) > 1:
+            raise ConfigError(f"two terms of the method keep {kind}; leave one out")
+    head_of(terms.values())
     return terms
+
+
+def head_of(terms: Iterable[Term]) -> HeadKind | None:
+    """Return the distribution head that terms ask for; raises ConfigError if they disagree."""
+    kinds = sorted({term.head for term in terms if term.head})
+    if len(kinds) > 1:
+        raise ConfigError(f"the method's terms ask for different distribution heads: {', '.join(kinds)}")
+    return kinds[0] if kinds else None
+
+
+def why_idle(term: Term, index: int, memories: Sequence[Memory]) -> str | None:
+    """Say why a term has no part in a step, or None: there is no model before the first step, or nothing of the kind that it reads is kept."""
+    kept = {name.partition(".")[0] for memory in memories for name in memory.arrays}
+    wanted = [*term.reads, *(["style"] if term.view == "aligned" else [])]
+    if index == 1 and (term.teachers or wanted):
+        return "it needs an earlier domain"
+    missing = [kind for kind in wanted if kind not in kept]
+    return f"no {' and no '.join(missing)} is kept of the domains learned before" if missing else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 from reid import losses
-from reid.terms.term import Batch, Term
+from reid.terms.term import Batch, Term, View
 
 
 class LogitDistillation(Term):
@@ -33,15 +36,86 @@ class RelationDistillation(Term):
 
     Args:
         weight: factor of the loss.
+        view: which crops it looks at.
         temperature: τ of the affinity's softmax.
+        direction: ``forward`` as above; ``reverse`` is KL(R_new ‖ R_old), as in DKP++ (TPAMI 2025).
     """
 
     teachers = ("old",)
 
-    def __init__(self, weight: float = 1.0, temperature: float = 0.1) -> None:
-        super().__init__(weight)
+    def __init__(
+        self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1, direction: Literal["forward", "reverse"] = "forward"
+    ) -> None:
+        super().__init__(weight, view)
+        if direction not in ("forward", "reverse"):
+            raise ValueError(f'direction must be "forward" or "reverse", got {direction!r}')
+        self.temperature = temperature
+        self.reverse = direction == "reverse"
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        student, teacher = batch.output(self.view).embedding, batch.teacher("old", self.view).embedding
+        return losses.relation_distillation(student, teacher, self.temperature, reverse=self.reverse)
+
+
+class RectifiedDistillation(Term):
+    """L_KL of LSTKC (AAAI 2024): KL(T ‖ R_new), the old model's relations corrected by the new model's and by the labels.
+
+    Args:
+        weight: factor of the loss.
+        view: which crops it looks at.
+        temperature: τ of the affinity's softmax.
+        detach: keep the gradient out of the target; published: it flows through both sides.
+    """
+
+    teachers = ("old",)
+
+    def __init__(self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1, detach: bool = False) -> None:
+        super().__init__(weight, view)
+        self.temperature, self.detach = temperature, detach
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        student = batch.output(self.view).embedding
+        new = losses.affinity(student, self.temperature).exp()
+        old = losses.affinity(batch.teacher("old", self.view).embedding, self.temperature).exp()
+        target = losses.rectified_affinity(old, new.detach() if self.detach else new, batch.labels)
+        return losses.affinity_divergence(target, student, self.temperature)
+
+
+class TwoTeacherDistillation(Term):
+    """L_KL of LSTKC++ (TPAMI 2025): KL(T ‖ R_new), T combined from a short-term teacher (the last step's model before fusion) and a long-term one.
+
+    Args:
+        weight: factor of the loss.
+        view: which crops it looks at.
+        temperature: τ of the affinity's softmax.
+    """
+
+    teachers = ("short", "long")
+
+    def __init__(self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1) -> None:
+        super().__init__(weight, view)
         self.temperature = temperature
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
-        return losses.relation_distillation(batch.output().embedding, batch.teacher("old").embedding, self.temperature)
+        with torch.no_grad():
+            short, long = (losses.affinity(batch.teacher(name, self.view).embedding, self.temperature).exp() for name in self.teachers)
+            target = losses.rectified_affinity(short, long, batch.labels, mean=True)
+        return losses.affinity_divergence(target, batch.output(self.view).embedding, self.temperature)
+
+
+class EmbeddingDistillation(Term):
+    """L_emb: mean of 1 - cos between the embedding and the old model's, so that the feature space itself stays where it was.
+
+    Args:
+        weight: factor of the loss.
+        view: which crops it looks at.
+    """
+
+    teachers = ("old",)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        return losses.embedding_distance(batch.output(self.view).embedding, batch.teacher("old", self.view).embedding)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from domains.domain import Domain
+from prototypes.distribution import Gaussians, HeadKind, sample, unit
 from prototypes.memory import Memory
 from reid.config import Config
 from reid.model import Output, ReidModel
 from reid.optim import Runtime
+from reid.randomness import torch_generator
+
+if TYPE_CHECKING:
+    from reid.survey import Survey
+
+View = Literal["plain", "aligned"]
+"""``plain``: the augmented crop; ``aligned``: the same crop in the look of a domain learned before."""
+
+VIEWS = ("plain", "aligned")
+
+MakeView = Callable[[Tensor, torch.Generator], Tensor]
+"""Augmented crops ``[B, H, W, 3]`` → another view of them."""
 
 
 @dataclass
@@ -28,7 +41,9 @@ class Step:
         model: the network being trained, already grown to the new identities.
         teachers: frozen networks by name, those that the method's terms declare; ``old`` is M_{t-1}.
         old_classes: classifier rows that earlier steps filled.
-        memories: what is kept of each domain learned before, in order.
+        memories: what is kept of each domain learned before, in order, carried into the feature space of M_{t-1}.
+        survey: reads the step's train crops without augmentation.
+        views: how views beside ``plain`` are made, by name; a term that makes one puts it here in ``begin``.
     """
 
     index: int
@@ -39,39 +54,71 @@ class Step:
     teachers: Mapping[str, ReidModel]
     old_classes: int
     memories: Sequence[Memory] = ()
+    survey: Survey | None = None
+    views: dict[str, MakeView] = field(default_factory=dict)
 
 
 @dataclass
 class Batch:
-    """One training batch; outputs are computed once and only when asked for.
+    """One training batch; views and outputs are computed once and only when asked for, each from random numbers of its own.
 
     Attributes:
-        views: crops by view name, ``[B, H, W, 3]`` in 0..255; ``plain`` is the augmented crop.
+        crops: augmented crops, the ``plain`` view, ``[B, H, W, 3]`` in 0..255.
         labels: classifier row of each crop, ``[B]``.
         cameras: camera code of each crop, ``[B]``.
         step: where the batch belongs.
+        iteration: its number, from 0.
     """
 
-    views: Mapping[str, Tensor]
+    crops: Tensor
     labels: Tensor
     cameras: Tensor
     step: Step
+    iteration: int = 0
+    _views: dict[str, Tensor] = field(default_factory=dict)
     _outputs: dict[str, Output] = field(default_factory=dict)
     _taught: dict[tuple[str, str], Output] = field(default_factory=dict)
+    _gaussians: dict[tuple[str, int], Gaussians] = field(default_factory=dict)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a CPU generator that depends on the run's seed, the step, the iteration and the purpose alone."""
+        return torch_generator(self.step.config.seed, self.step.index, self.iteration, purpose)
+
+    def view(self, name: str = "plain") -> Tensor:
+        """Crops ``[B, H, W, 3]`` of a view."""
+        if name == "plain":
+            return self.crops
+        if name not in self._views:
+            with torch.no_grad():
+                self._views[name] = self.step.views[name](self.crops, self.generator(name))
+        return self._views[name]
 
     def output(self, view: str = "plain") -> Output:
         """What the network in training says of a view."""
         if view not in self._outputs:
             with self.step.runtime.autocast():
-                self._outputs[view] = self.step.model(self.views[view])
+                self._outputs[view] = self.step.model(self.view(view))
         return self._outputs[view]
 
     def teacher(self, name: str, view: str = "plain") -> Output:
         """What a frozen teacher says of a view, without gradient."""
         if (name, view) not in self._taught:
             with torch.no_grad(), self.step.runtime.autocast():
-                self._taught[name, view] = self.step.teachers[name](self.views[view])
+                self._taught[name, view] = self.step.teachers[name](self.view(view))
         return self._taught[name, view]
+
+    def gaussians(self, view: str = "plain", samples: int = 6) -> Gaussians:
+        """What the network in training says of a view as distributions, with draws from each."""
+        if (view, samples) not in self._gaussians:
+            output, model = self.output(view), self.step.model
+            with self.step.runtime.autocast():
+                spread = model.spread(output.features)
+            centre = unit(output.embedding)
+            noise = torch.randn(samples, *centre.shape, generator=self.generator(f"noise {view}")).to(centre.device)
+            drawn = sample(centre, spread, noise)
+            logits = model.classify(torch.cat([centre[None], drawn]).flatten(0, 1))
+            self._gaussians[view, samples] = Gaussians(centre, spread, drawn, logits)
+        return self._gaussians[view, samples]
 
 
 class Term(nn.Module):
@@ -81,21 +128,33 @@ class Term(nn.Module):
 
     Args:
         weight: factor of the loss.
+        view: which crops it looks at.
     """
 
     teachers: ClassVar[tuple[str, ...]] = ()
     """Frozen networks that the term asks for. A term with a teacher has no part in the first step, where there is none."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Kinds of memory that it can't do without, as ``prototypes``; it has no part in a step before which none is kept."""
+    keeps: ClassVar[str | None] = None
+    """The kind of memory that it keeps."""
+    head: HeadKind | None = None
+    """The distribution head that the network must have, if any."""
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, view: View = "plain") -> None:
         super().__init__()
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise TypeError(f"weight must be a number, got {weight!r}")
+        if view not in VIEWS:
+            raise ValueError(f'view must be "plain" or "aligned", got {view!r}')
         self.weight = weight
+        self.view = view
 
     def begin(self, step: Step) -> None:
         """Once, before training on the domain; may train something of its own."""
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Scalar, every iteration, before ``weight``."""
-        raise NotImplementedError
+    def loss(self, batch: Batch) -> Tensor | None:
+        """Scalar, every iteration, before ``weight``; None from a term that has no objective."""
+        return None
 
     def after_backward(self, step: Step) -> None:
         """Look-ahead or gradient surgery."""

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid import losses
-from reid.terms.term import Batch, Term
+from reid.terms.term import Batch, Term, View
 
 
 class Triplet(Term):
@@ -14,16 +14,17 @@ class Triplet(Term):
 
     Args:
         weight: factor of the loss.
+        view: which crops it looks at.
         margin: a number, or None for the soft margin.
         unit: compare embeddings at unit length, as they are matched; off, as in "bag of tricks".
     """
 
-    def __init__(self, weight: float = 1.0, margin: float | None = None, unit: bool = False) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float = 1.0, view: View = "plain", margin: float | None = None, unit: bool = False) -> None:
+        super().__init__(weight, view)
         self.margin = margin
         self.unit = unit
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
-        embedding = batch.output().embedding
+        embedding = batch.output(self.view).embedding
         return losses.batch_hard_triplet(F.normalize(embedding, dim=1) if self.unit else embedding, batch.labels, self.margin)

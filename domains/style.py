@@ -1,0 +1,134 @@
+"""The input side of a domain's distribution: how its pictures look, without a picture.
+
+Two aligners give a crop another domain's look: twelve numbers (``StyleStatistics``, 48 bytes), and a learned network (``StyleNetwork``, the
+distribution transfer network of DKP++, TPAMI 2025, which DASK, AAAI 2025, calls AKPNet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from domains.errors import ArtefactError
+
+FLOOR = 1e-3
+"""Least channel deviation in grey levels; a picture of one colour has none."""
+NUMBERS = (4, 3)
+KERNEL_WEIGHTS = 3 * 3 * 3 * 3
+
+
+@dataclass(frozen=True, eq=False)
+class StyleStatistics:
+    """How channel means and deviations are spread over a domain's crops, in grey levels 0..255, RGB.
+
+    Attributes:
+        numbers: float32 ``[4, 3]``: mean of the crops' means, deviation of their means, mean of their deviations, deviation of their deviations.
+    """
+
+    numbers: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, crops: NDArray[np.uint8]) -> StyleStatistics:
+        """Gather them from crops ``[N, H, W, 3]``, a few at a time."""
+        means, deviations = (
+            np.concatenate(parts)
+            for parts in zip(*(_moments(crops[start : start + 256].astype(np.float32)) for start in range(0, len(crops), 256)), strict=True)
+        )
+        return cls(np.stack([means.mean(0), means.std(0), deviations.mean(0), deviations.std(0)]).astype(np.float32))
+
+    @classmethod
+    def from_array(cls, array: NDArray[np.generic]) -> StyleStatistics:
+        """Read what a memory kept; raises ArtefactError if it is no ``[4, 3]`` of finite numbers."""
+        numbers = np.asarray(array, np.float32)
+        if numbers.shape != NUMBERS or not np.isfinite(numbers).all():
+            raise ArtefactError(f"style statistics must be 12 finite numbers [4, 3], found shape {numbers.shape}; restore the memory from a backup")
+        return cls(numbers)
+
+
+def _moments(crops: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return crops.mean((1, 2)), crops.std((1, 2))
+
+
+def restyle(crops: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
+    """Give crops another domain's colours: ``(x - m) / s · s̃ + m̃``, with m̃ and s̃ drawn from the domain's normal distributions.
+
+    Args:
+        crops: ``[B, H, W, 3]`` in 0..255.
+        numbers: a style for each crop, ``[B, 4, 3]``.
+        noise: standard normal, ``[B, 2, 3]``.
+
+    Returns:
+        Float32 ``[B, H, W, 3]``, not clipped.
+    """
+    pixels = crops.float()
+    mean = pixels.mean((1, 2), keepdim=True)
+    deviation = pixels.std((1, 2), correction=0, keepdim=True).clamp(min=FLOOR)
+    wanted_mean = numbers[:, 0] + numbers[:, 1] * noise[:, 0]
+    wanted_deviation = (numbers[:, 2] + numbers[:, 3] * noise[:, 1]).clamp(min=FLOOR)
+    return (pixels - mean) / deviation * wanted_deviation[:, None, None] + wanted_mean[:, None, None]
+
+
+class StyleNetwork(nn.Module):
+    """Predicts, for each picture, the 3×3 colour convolution that gives it one domain's look (DKP++ §DTNet; DASK's AKPNet).
+
+    Features of a MobileNetV3-small, max-pooled, through 576 → 288 → 84: 81 kernel weights and 3 biases. 1.1 million weights, 2.2 MB in fp16.
+
+    Args:
+        mean: the re-ID model's channel means, RGB in 0..255; the output is what its normalisation would give.
+        std: its channel deviations.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        import timm
+
+        self.features = timm.create_model("mobilenetv3_small_100", pretrained=False, features_only=True, out_indices=(4,))
+        width = int(self.features.feature_info.channels()[-1])
+        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, KERNEL_WEIGHTS + 3))
+        self.register_buffer("mean", mean.detach().clone().float())
+        self.register_buffer("std", std.detach().clone().float())
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """``[B, H, W, 3]`` in 0..255 → the same in the domain's look, not clipped."""
+        pixels = crops.float().permute(0, 3, 1, 2) / 255
+        batch, channels, height, width = pixels.shape
+        predicted = self.head(self.features(pixels)[-1].amax((2, 3)))
+        kernels = predicted[:, :KERNEL_WEIGHTS].reshape(3 * batch, 3, 3, 3)
+        biases = predicted[:, KERNEL_WEIGHTS:].reshape(3 * batch)
+        normalised = F.conv2d(pixels.reshape(1, batch * channels, height, width), kernels, biases, padding=1, groups=batch)
+        return normalised.reshape(batch, 3, height, width).permute(0, 2, 3, 1) * self.std + self.mean
+
+    def loss(self, crops: Tensor, noise: Tensor) -> Tensor:
+        """L_DTT: undo a perturbation of the crops' channel statistics by ``noise`` ``[B, 2, 3]``; mean absolute difference in normalised colours."""
+        pixels = crops.float()
+        means, deviations = pixels.mean((1, 2)), pixels.std((1, 2), correction=0)
+        numbers = torch.stack([means.mean(0), means.std(0), deviations.mean(0), deviations.std(0)])
+        perturbed = restyle(crops, numbers.expand(len(crops), *NUMBERS), noise)
+        difference: Tensor = (self(perturbed) - pixels) / self.std
+        return difference.abs().mean()
+
+    def to_arrays(self) -> Mapping[str, NDArray[np.float16]]:
+        """Weights for a memory, fp16; BatchNorm counters left out."""
+        return {
+            name: value.detach().cpu().numpy().astype(np.float16)
+            for name, value in self.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
+
+    def load_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Load what :meth:`to_arrays` gave; raises ArtefactError if it does not fit."""
+        try:
+            given = {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()}
+            left_out = {name: value for name, value in self.state_dict().items() if name.endswith("num_batches_tracked")}
+            self.load_state_dict(given | left_out)
+        except RuntimeError as error:
+            raise ArtefactError(f"the style network in the memory does not fit this version: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,102 @@
+"""Instance-level distribution modelling: a crop is a Gaussian in the embedding space, a mean and a deviation per dimension (DKP, CVPR 2024).
+
+The mean is the unit-length embedding. The standard deviation comes from a head beside it that trains with the model and is never exported.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FLOOR = 1e-4
+"""Added to lengths before dividing, and to standard deviations, as published."""
+KERNEL = 8
+RANK = 16
+
+HeadKind = Literal["pooled", "convolution"]
+
+
+class Gaussians(NamedTuple):
+    """What the network says of a batch as distributions.
+
+    Attributes:
+        centre: mean of each crop, ``[B, D]``, unit length.
+        spread: standard deviation of each crop, ``[B, D]``, positive.
+        samples: unit-length draws, ``[M, B, D]``.
+        logits: of the centres and then of each draw, ``[(1 + M)·B, K]``, from one pass through neck and classifier.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    samples: Tensor
+    logits: Tensor
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """``z / (‖z‖ + 1e-4)`` over the last axis: DKP's normalisation, which is smooth at zero."""
+    out: Tensor = vectors / (torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + FLOOR)
+    return out
+
+
+def sample(centre: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
+    """Draw ``unit(c + v⊙ε)``: ``[B, D]``, ``[B, D]``, ``[M, B, D]`` → ``[M, B, D]``.
+
+    A full covariance would give the same numbers for D times the memory.
+    """
+    return unit(centre + spread * noise)
+
+
+class DistributionHead(nn.Module):
+    """Backbone features → standard deviation of each embedding dimension, ``relu(unit(r)) + 1e-4``, ``[B, D]`` float32.
+
+    Args:
+        channels: C of the features.
+        dim: D of the embedding.
+        kind: ``pooled`` maps the features' deviation over the picture through a bottleneck of 16 (some 30 thousand weights); ``convolution`` is the
+            published 8×8 convolution, C² · 64 weights, for maps of at least 8×8.
+        prefix_tokens: tokens before the grid of a ViT; below zero for maps.
+    """
+
+    def __init__(self, channels: int, dim: int, kind: HeadKind = "pooled", prefix_tokens: int = -1) -> None:
+        super().__init__()
+        if kind not in ("pooled", "convolution"):
+            raise ValueError(f'the head must be "pooled" or "convolution", got {kind!r}')
+        if kind == "convolution" and prefix_tokens >= 0:
+            raise ValueError("the published variance convolution needs a feature map and this backbone gives tokens; use head: pooled")
+        self.kind = kind
+        self.prefix_tokens = prefix_tokens
+        if kind == "convolution":
+            self.convolution = nn.Conv2d(channels, channels, KERNEL, bias=False)
+            self.project: nn.Module = nn.Linear(channels, dim)
+        else:
+            self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, RANK), nn.ReLU(), nn.Linear(RANK, dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, C, h, w]`` or ``[B, N, C]`` → ``[B, D]``."""
+        if self.kind == "convolution":
+            if min(features.shape[2:]) < KERNEL:
+                raise ValueError(f"the variance convolution needs maps of at least {KERNEL}×{KERNEL}, got {features.shape[2]}×{features.shape[3]}")
+            response = self.convolution(features).float().clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3) + FLOOR
+        else:
+            grid = features.flatten(2).transpose(1, 2) if self.prefix_tokens < 0 else features[:, self.prefix_tokens :]
+            response = (grid.float().var(1, unbiased=False) + FLOOR).sqrt()
+        return F.relu(unit(self.project(response).float())) + FLOOR
+
+
+def total_spread(centres: Tensor, spreads: Tensor) -> Tensor:
+    """Standard deviation ``[D]`` of the equal mixture of N(c_i, diag v_i²), ``[n, D]`` each, by the law of total variance."""
+    return (spreads.square().mean(0) + centres.var(0, unbiased=False)).sqrt()
+
+
+def relations(assignment: Tensor, temperature: float) -> Tensor:
+    """Log of the row-softmax of cosines over ``temperature``: ``[B, K]`` → ``[B, B]``."""
+    rows = F.normalize(assignment, dim=1)
+    return F.log_softmax(rows @ rows.T / temperature, 1)
+
+
+def draw(mean: Tensor, spread: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw ``unit(μ + σ⊙ε)`` of each Gaussian, ``[K, D]``."""
+    return unit(mean + spread * torch.randn(mean.shape, generator=generator).to(mean.device))

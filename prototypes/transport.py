@@ -1,0 +1,128 @@
+"""The map from one feature space to the next: it renews old prototypes, and carries old galleries."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from domains.artefact import write_atomic
+from domains.errors import ArtefactError, ConfigError
+from prototypes.prototype import DistributionPrototypes
+
+Floats = NDArray[np.float32]
+TransportKind = Literal["ridge", "procrustes", "identity"]
+KINDS = ("ridge", "procrustes", "identity")
+SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+FOLDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Transport:
+    """A linear map of unit vectors, ``y = unit(x W)``, kept as one fp16 matrix.
+
+    Attributes:
+        source: name of the feature space that it carries from.
+        target: name of the one that it carries to.
+        matrix: W ``[D, D']`` float32, exact in fp16.
+        kind: how it was fitted.
+        cosine: mean cosine between carried and true embeddings of held-out crops, and without a transport, as (with, without).
+    """
+
+    source: str
+    target: str
+    matrix: Floats
+    kind: str = "ridge"
+    cosine: tuple[float, float] = field(default=(float("nan"), float("nan")))
+
+    def __call__(self, embeddings: Floats) -> Floats:
+        """Carry unit vectors ``[N, D]`` and bring them to unit length again."""
+        carried = embeddings @ self.matrix
+        return np.asarray(carried / np.maximum(np.linalg.norm(carried, axis=1, keepdims=True), 1e-12), np.float32)
+
+    def prototypes(self, old: DistributionPrototypes) -> DistributionPrototypes:
+        """Carry Gaussians: mean μW brought back to its own length, variance diag(Wᵀ diag(σ²) W) scaled alike."""
+        mean = old.mean @ self.matrix
+        scale = np.linalg.norm(old.mean, axis=1, keepdims=True) / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        spread = np.sqrt(np.square(old.spread) @ np.square(self.matrix))
+        return DistributionPrototypes((mean * scale).astype(np.float32), (spread * scale).astype(np.float32))
+
+    def write(self, path: Path) -> None:
+        """Write as npz, atomically."""
+        text = np.array([self.source, self.target, self.kind])
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, matrix=self.matrix.astype(np.float16), names=text, cosine=np.array(self.cosine, np.float64))
+        write_atomic(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> Transport:
+        """Read what :meth:`write` wrote; raises ArtefactError."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                matrix, names, cosine = stored["matrix"].astype(np.float32), [str(name) for name in stored["names"]], stored["cosine"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ArtefactError(f"can't read transport {path}: {error}; restore it from a backup") from error
+        if matrix.ndim != 2 or not np.isfinite(matrix).all() or len(names) != 3:
+            raise ArtefactError(f"{path} is no transport: it holds a matrix of shape {matrix.shape}; restore it from a backup")
+        return cls(names[0], names[1], matrix, names[2], (float(cosine[0]), float(cosine[1])))
+
+
+def compose(transports: Sequence[Transport], embeddings: Floats) -> Floats:
+    """Carry embeddings through several transports in turn."""
+    for transport in transports:
+        embeddings = transport(embeddings)
+    return embeddings
+
+
+def fit_transport(old: Floats, new: Floats, *, kind: TransportKind = "ridge", source: str = "", target: str = "") -> Transport:
+    """Fit a transport on the same crops seen by both models.
+
+    Args:
+        old: unit vectors of the older model, ``[N, D]``.
+        new: unit vectors of the newer one, ``[N, D']``.
+        kind: ``ridge`` minimises ‖XW - Y‖² + λ‖W - I‖², so that directions in which these crops say nothing are left as they are; the shrinkage λ,
+            relative to the mean eigenvalue of XᵀX, is chosen by 4-fold cross-validation over crops. ``procrustes``: the nearest rotation.
+            ``identity``: none, for comparison.
+        source: name of the older feature space.
+        target: name of the newer one.
+
+    Raises:
+        ConfigError: an unknown kind, or shapes that do not belong together.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"transport must be one of {', '.join(KINDS)}, got {kind!r}")
+    if old.ndim != 2 or new.ndim != 2 or len(old) != len(new) or len(old) < 2 or (kind != "ridge" and old.shape != new.shape):
+        raise ConfigError(f"a transport needs the same two or more crops in both spaces, got {old.shape} and {new.shape}")
+    fold = np.random.default_rng(0).permutation(len(old)) % min(FOLDS, len(old))
+    errors = {}
+    for shrinkage in SHRINKAGES if kind == "ridge" else (0.0,):
+        solved = {part: _solve(old[fold != part], new[fold != part], kind, shrinkage) for part in sorted(set(fold.tolist()))}
+        errors[shrinkage] = float(np.mean([_agreement(old[fold == part] @ matrix, new[fold == part]) for part, matrix in solved.items()]))
+    best = max(errors, key=lambda shrinkage: errors[shrinkage])
+    matrix = _solve(old, new, kind, best).astype(np.float16).astype(np.float32)
+    plain = _agreement(old, new) if old.shape == new.shape else float("nan")
+    return Transport(source, target, matrix, kind, (errors[best], plain))
+
+
+def _solve(old: Floats, new: Floats, kind: str, shrinkage: float) -> Floats:
+    start = np.eye(old.shape[1], new.shape[1], dtype=np.float64)
+    if kind == "identity":
+        return start.astype(np.float32)
+    if kind == "procrustes":
+        left, _, right = np.linalg.svd(old.T.astype(np.float64) @ new)
+        return np.asarray(left @ right, np.float32)
+    gram = old.T.astype(np.float64) @ old
+    penalty = shrinkage * np.trace(gram) / len(gram) * np.eye(len(gram))
+    return np.asarray(np.linalg.solve(gram + penalty, old.T.astype(np.float64) @ new + penalty @ start), np.float32)
+
+
+def _agreement(carried: Floats, true: Floats) -> float:
+    """Mean cosine; ``true`` has unit length."""
+    length = np.maximum(np.linalg.norm(carried, axis=1), 1e-12)
+    return float((np.einsum("nd,nd->n", carried, true) / length).mean())

@@ -1,0 +1,118 @@
+"""Instance-level distribution modelling: the base objectives of DKP (CVPR 2024), and what it keeps of a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prototypes.distribution import HeadKind
+from prototypes.prototype import PrototypeStream
+from reid import losses
+from reid.terms.term import Batch, Step, Term, View
+
+
+class DistributionTerm(Term):
+    """What the terms on distributions share.
+
+    Args:
+        weight: factor of the loss.
+        view: which crops it looks at.
+        samples: m, draws per crop.
+        head: ``pooled`` (small) or ``convolution`` (as published); all terms of a method must say the same.
+    """
+
+    def __init__(self, weight: float = 1.0, view: View = "plain", samples: int = 6, head: HeadKind = "pooled") -> None:
+        super().__init__(weight, view)
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
+        if head not in ("pooled", "convolution"):
+            raise ValueError(f'head must be "pooled" or "convolution", got {head!r}')
+        self.samples = samples
+        self.head = head
+
+
+class DistributionCrossEntropy(DistributionTerm):
+    """L_ce-d: mean cross-entropy of the centre and m draws of each crop.
+
+    Args:
+        weight: factor of the loss.
+        view: which crops it looks at.
+        samples: m, draws per crop.
+        head: which distribution head.
+        smoothing: ε of label smoothing; none as published.
+        classes: ``all`` keeps every earlier identity in the softmax, as published; ``current`` those of this step only.
+        start: where new classifier rows begin: at their identity's mean ``centre``, as published, or ``random`` and small.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, view: View = "plain", samples: int = 6, head: HeadKind = "pooled", smoothing: float = 0.0,
+        classes: Literal["current", "all"] = "all", start: Literal["centre", "random"] = "centre",
+    ) -> None:  # fmt: skip
+        super().__init__(weight, view, samples, head)
+        if start not in ("centre", "random"):
+            raise ValueError(f'start must be "centre" or "random", got {start!r}')
+        self.from_centres = start == "centre"
+        if classes not in ("current", "all"):
+            raise ValueError(f'classes must be "current" or "all", got {classes!r}')
+        self.smoothing = smoothing
+        self.current_only = classes == "current"
+
+    def begin(self, step: Step) -> None:
+        """Put new classifier rows at the unit-length mean of their identity's embeddings under M_{t-1}."""
+        if not self.from_centres or step.survey is None or self.view != "plain":
+            return
+        sums = torch.zeros(step.model.classes - step.old_classes, step.model.dim)
+        sums.index_add_(0, torch.from_numpy(step.survey.labels), torch.from_numpy(step.survey.embeddings(step.model)))
+        with torch.no_grad():
+            step.model.classifier.weight[step.old_classes :] = F.normalize(sums, dim=1).to(step.runtime.device)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        skip = batch.step.old_classes if self.current_only else 0
+        logits = batch.gaussians(self.view, self.samples).logits[:, skip:]
+        return losses.cross_entropy(logits, (batch.labels - skip).repeat(self.samples + 1), self.smoothing)
+
+
+class DistributionTriplet(DistributionTerm):
+    """L_tri-d: soft-margin batch-hard triplet, every draw against the centres."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        found = batch.gaussians(self.view, self.samples)
+        return losses.set_triplet(found.samples.flatten(0, 1), batch.labels.repeat(self.samples), found.centre, batch.labels)
+
+
+class JointTriplet(DistributionTerm):
+    """L_tri-joint of DKP++: draws of the aligned crop, and centre and draws of the plain one, against the aligned centres."""
+
+    def __init__(self, weight: float = 1.0, samples: int = 6, head: HeadKind = "pooled") -> None:
+        super().__init__(weight, "aligned", samples, head)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        plain, aligned = batch.gaussians("plain", self.samples), batch.gaussians("aligned", self.samples)
+        anchors = torch.cat([aligned.samples, plain.centre[None], plain.samples])
+        return losses.set_triplet(anchors.flatten(0, 1), batch.labels.repeat(len(anchors)), aligned.centre, batch.labels)
+
+
+class Prototypes(DistributionTerm):
+    """Keeps a Gaussian per identity, gathered from the finished model in one pass (DPG of DKP); has no objective."""
+
+    keeps = "prototypes"
+
+    def __init__(self, head: HeadKind = "pooled") -> None:
+        super().__init__(head=head)
+
+    def end(self, step: Step) -> Mapping[str, Tensor]:
+        """``mean`` and ``spread``, ``[K, D]`` fp16, in the order of the step's classifier rows."""
+        if step.survey is None:
+            raise ValueError("prototypes are made from a survey of the step's crops, and the step has none")
+        stream = PrototypeStream(step.model.classes - step.old_classes, step.model.dim)
+        for centre, spread, labels in step.survey.gaussians(step.model):
+            stream.add(centre, spread, labels)
+        found = stream.finish()
+        return {"mean": torch.from_numpy(found.mean).half(), "spread": torch.from_numpy(found.spread).half()}

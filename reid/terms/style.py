@@ -1,0 +1,123 @@
+"""Input-side distribution modelling: terms that keep a domain's look, and make the ``aligned`` view from the looks kept before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from domains.style import StyleNetwork, StyleStatistics, restyle
+from reid.randomness import torch_generator
+from reid.terms.term import Step, Term
+
+PREFIX = "network."
+
+
+class Aligner(Term):
+    """What both aligners share.
+
+    Args:
+        domains: ``last`` aligns to the domain before, as published; ``all`` draws one of the learned domains for each crop (or batch, for a network).
+    """
+
+    def __init__(self, domains: Literal["last", "all"] = "last") -> None:
+        super().__init__()
+        if domains not in ("last", "all"):
+            raise ValueError(f'domains must be "last" or "all", got {domains!r}')
+        self.every = domains == "all"
+
+
+class StyleStatisticsTerm(Aligner):
+    """Twelve numbers per domain: how channel means and deviations are spread over its crops. Aligns by channel."""
+
+    keeps = "style"
+
+    def begin(self, step: Step) -> None:
+        """Offer the ``aligned`` view, if any look is kept."""
+        kept = [
+            StyleStatistics.from_array(memory.arrays["style.statistics"]).numbers for memory in step.memories if "style.statistics" in memory.arrays
+        ]
+        if not kept:
+            return
+        styles = torch.stack([torch.from_numpy(numbers) for numbers in (kept if self.every else kept[-1:])])
+
+        def aligned(crops: Tensor, generator: torch.Generator) -> Tensor:
+            which = torch.randint(len(styles), (len(crops),), generator=generator)
+            noise = torch.randn(len(crops), 2, 3, generator=generator)
+            return restyle(crops, styles[which].to(crops.device), noise.to(crops.device)).clamp(0, 255)
+
+        step.views["aligned"] = aligned
+
+    def end(self, step: Step) -> Mapping[str, Tensor]:
+        """``statistics``, ``[4, 3]``."""
+        if step.survey is None:
+            raise ValueError("a style is taken from a survey of the step's crops, and the step has none")
+        store, positions = step.survey.store, step.survey.positions
+        return {"statistics": torch.from_numpy(StyleStatistics.of(store.crops[positions]).numbers)}
+
+
+class StyleNetworkTerm(Aligner):
+    """A network per domain that pulls any crop towards its look: DTNet of DKP++ (TPAMI 2025), AKPNet of DASK (AAAI 2025); 2.2 MB in fp16.
+
+    Trained at the end of the step, on its crops alone, by undoing random changes of their channel statistics (Adam, β = (0, 0.999)).
+
+    Args:
+        domains: which of the learned domains to align to.
+        iterations: length of its training; published 20,000.
+        batch: crops per iteration; published 128.
+        lr: rate of Adam; published 2e-4.
+    """
+
+    keeps = "style"
+
+    def __init__(self, domains: Literal["last", "all"] = "last", iterations: int = 300, batch: int = 64, lr: float = 2e-4) -> None:
+        super().__init__(domains)
+        self.iterations, self.batch, self.lr = iterations, batch, lr
+
+    def begin(self, step: Step) -> None:
+        """Offer the ``aligned`` view, if any look is kept."""
+        networks = []
+        for memory in step.memories:
+            weights = {name.removeprefix(f"style.{PREFIX}"): array for name, array in memory.arrays.items() if name.startswith(f"style.{PREFIX}")}
+            if weights:
+                network = _network(step)
+                network.load_arrays(weights)
+                networks.append(network.eval().requires_grad_(False).to(step.runtime.device))
+        networks = networks if self.every else networks[-1:]
+        if not networks:
+            return
+
+        def aligned(crops: Tensor, generator: torch.Generator) -> Tensor:
+            which = int(torch.randint(len(networks), (), generator=generator))
+            out: Tensor = networks[which](crops)
+            return out
+
+        step.views["aligned"] = aligned
+
+    def end(self, step: Step) -> Mapping[str, Tensor]:
+        """Train the domain's network and return its weights."""
+        if step.survey is None:
+            raise ValueError("a style is learned from a survey of the step's crops, and the step has none")
+        seed = (step.config.seed, step.index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_generator(*seed, "style network").initial_seed())
+            network = _network(step).to(step.runtime.device).train()
+        optimiser = torch.optim.Adam(network.parameters(), lr=self.lr, betas=(0.0, 0.999), fused=True)
+        store, positions = step.survey.store, step.survey.positions
+        for iteration in range(self.iterations):
+            generator = torch_generator(*seed, "style", iteration)
+            rows = positions[torch.randint(len(positions), (self.batch,), generator=generator).numpy()]
+            crops = torch.from_numpy(store.crops[rows]).to(step.runtime.device)
+            loss = network.loss(crops, torch.randn(len(crops), 2, 3, generator=generator).to(crops.device))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        return {PREFIX + name: torch.from_numpy(array) for name, array in network.to_arrays().items()}
+
+
+def _network(step: Step) -> StyleNetwork:
+    rule = step.model.normalise
+    order = [2, 1, 0] if rule.flip else [0, 1, 2]
+    return StyleNetwork(rule.mean[order].cpu(), rule.std[order].cpu())
