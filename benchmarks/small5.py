@@ -27,7 +27,7 @@ from rich.console import Console
 
 from domains.artefact import content_id, write_json
 from domains.domain import Domain
-from reid.config import build_config, read_method, read_stream
+from reid.config import Config, build_config, read_method, read_stream
 from reid.progress import Progress
 from reid.run import Run
 from reid.stream import learn_stream, open_stream
@@ -39,7 +39,7 @@ SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
 DEV_SEED, DEV_SHARE = 20261121, 0.3
 LEARNING_PATH = (
     "domains/crops.py", "domains/domain.py", "domains/scoring.py", "domains/style.py", "prototypes", "reid/augment.py", "reid/backbone.py",
-    "reid/ending.py", "reid/evaluate.py", "reid/fusion.py", "reid/learner.py", "reid/loader.py", "reid/losses.py", "reid/matrix.py",
+    "reid/ending.py", "reid/evaluate.py", "reid/fusion.py", "reid/learner.py", "reid/learning.py", "reid/loader.py", "reid/losses.py", "reid/matrix.py",
     "reid/model.py", "reid/optim.py", "reid/randomness.py", "reid/repair.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
 )  # fmt: skip
 THREE_SEEDS = ("fine_tune", "fusion", "joint")
@@ -122,7 +122,10 @@ def study(kind: str, method: str, seed: int, order: int, sets: list[str], result
         "seconds": [step.card["train"]["seconds"] for step in steps],
         "crops_per_second": [step.card["train"]["crops_per_second"] for step in steps],
         "waiting": [step.card["train"]["waiting"] for step in steps],
+        "seconds_ending": [step.card["train"]["seconds_ending"] for step in steps],
         "bytes": [step.card["bytes"] for step in steps],
+        "figures": [step.card["figures"] for step in steps],
+        "without_reindexing": run.evaluate_without_reindexing(learned),
     }  # fmt: skip
     if keep:
         write_json(RESULTS, results)
@@ -131,8 +134,11 @@ def study(kind: str, method: str, seed: int, order: int, sets: list[str], result
 
 
 def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str, Any], data: str) -> str:
-    """Name of a result under the code as it is now."""
-    return content_id([kind, order, settings, about, data, code_hash()])[:16]
+    """Name of a result under the code as it is now; settings at their defaults and a method's description have no part in it."""
+    usual = Config().learning()
+    essential = {key: value for key, value in settings.items() if key not in usual or value != usual[key]}
+    parts = {key: about.get(key) for key in ("terms", "fusion", "repair", "transport", "needs_all_images")}
+    return content_id([kind, order, essential, parts, data, code_hash()])[:16]
 
 
 def recheck(results: dict[str, Any]) -> None:

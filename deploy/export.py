@@ -26,7 +26,8 @@ from domains.synthetic import golden_crops
 from reid.evaluate import can_be_scored
 from reid.loader import CropStore
 from reid.model import ReidModel
-from reid.run import Run, Sealed
+from reid.run import Run
+from reid.sealed import Sealed
 
 OPSET = 18
 PARITY_BATCHES = (1, 2, 7, 32)

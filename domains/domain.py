@@ -112,6 +112,11 @@ class Domain:
         """The same domain under another scoring rule."""
         return replace(self, same_camera=same_camera)
 
+    def first_identities(self, count: int) -> Domain:
+        """The same domain with the train crops of its first ``count`` train identities only (junk goes too); query and gallery stay."""
+        people = np.unique(self.train.pids[self.train.pids != JUNK])[:count]
+        return replace(self, train=self.train.take(np.isin(self.train.pids, people)))
+
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 (hex) over every row's split, path, identity, camera and file size: same fingerprint, same data. Missing files count as size -1."""

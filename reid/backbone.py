@@ -114,13 +114,43 @@ def _timm_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -
     if load_weights and config.weights not in ("timm", "none"):
         load_weights_file(model, Path(config.weights), classifier=pretrained.get("classifier"))
     model.reset_classifier(0)
+    if config.last_stride:
+        _take_last_stride(model, config.backbone)
+    width = _keep_stages(model, config.stages, crop) if config.stages else int(model.num_features)
     rule = InputRule(
         "rgb" if config.channels == "auto" else config.channels,
         config.mean or _in_255(pretrained["mean"]),
         config.std or _in_255(pretrained["std"]),
     )
     prefix_tokens = int(getattr(model, "num_prefix_tokens", 0)) if _gives_tokens(model, crop) else -1
-    return Backbone(_TimmFeatures(model), width=int(model.num_features), rule=rule, prefix_tokens=prefix_tokens)
+    return Backbone(_TimmFeatures(model), width=width, rule=rule, prefix_tokens=prefix_tokens)
+
+
+def _take_last_stride(model: Any, name: str) -> None:
+    """Set every stride of a ResNet's last stage to 1."""
+    if not hasattr(model, "layer4"):
+        raise BackboneError(f"model.last_stride takes the stride out of a ResNet's last stage, and {name} has no such stage; leave it unset")
+    for layer in model.layer4.modules():
+        if isinstance(layer, nn.Conv2d | nn.AvgPool2d) and layer.stride in (2, (2, 2)):
+            layer.stride = 1 if isinstance(layer, nn.AvgPool2d) else (1, 1)
+
+
+def _keep_stages(model: Any, stages: int, crop: CropSpec) -> int:
+    """Cut a CNN after its first stages and return the channels of the map that is left."""
+    info = getattr(model, "feature_info", [])
+    deep = len({entry["module"].split(".")[0] for entry in info if str(entry["module"]).startswith("layer")})
+    if not deep:
+        raise BackboneError("model.stages cuts ResNets and their kin; leave it unset for this backbone")
+    if stages >= deep:
+        raise BackboneError(f"model.stages={stages} keeps all of this backbone's {deep} stages; set less, or leave it unset")
+    for number in range(stages + 1, deep + 1):
+        setattr(model, f"layer{number}", nn.Identity())
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        width = int(model.forward_features(torch.zeros(1, 3, crop.height, crop.width)).shape[1])
+    model.train(was_training)
+    return width
 
 
 def _create(name: str, crop: CropSpec, *, pretrained: bool) -> Any:

@@ -1,7 +1,7 @@
 """The configuration of a run and of a method: strict, typed, and written beside every result.
 
-An unknown key is an error that names the nearest one. ``model.*``, ``crop.*`` and ``seed`` are fixed for a run's life; ``train.*`` and the method are
-recorded per step.
+An unknown key is an error that names the nearest one. ``model.*``, ``crop.*``, ``data.*`` and ``seed`` are fixed for a run's life; ``train.*`` and
+the method are recorded per step.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class ModelConfig(Strict):
     """Start weights: ``timm`` (its own, downloaded), ``none`` (random), or a local ``.safetensors`` or ``.pth`` file."""
     dim: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Width of the embedding; unset: 512, or an ONNX graph's own."""
+    stages: Annotated[int, Field(ge=1)] | None = None
+    """Keep only the first stages of a CNN, as DKP does with three of a ResNet-50's four; unset: all."""
+    last_stride: Literal[1] | None = None
+    """1 takes the stride out of a ResNet's last stage, as re-ID recipes do; unset: as the model is."""
     pooling: Literal["auto", "gem", "average", "token"] = "auto"
     """``auto``: GeM for a CNN, the class token (else the mean token) for a ViT."""
     channels: Literal["auto", "rgb", "bgr"] = "auto"
@@ -81,10 +85,21 @@ class AugmentConfig(Strict):
     erase_ratio: Positive = 0.3
 
 
+class DataConfig(Strict):
+    """Which of a domain's train crops are learned: fixed for a run's life."""
+
+    identities: Annotated[int, Field(ge=2)] | None = None
+    """Learn only the first so many identities of each domain, in the order of their names, as the published protocol does with 500; unset: all."""
+
+
 class TrainConfig(Strict):
     """How one step is trained."""
 
     iterations: Annotated[int, Field(ge=1)] = 1200
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Set: the iterations are this times the crops of the domain divided by those of a batch, rounded down, in place of ``iterations``."""
+    first_epochs: Annotated[int, Field(ge=1)] | None = None
+    """The same for the first domain of a run; unset: ``epochs``."""
     identities: Annotated[int, Field(ge=2)] = 16
     """P of P×K sampling."""
     instances: Annotated[int, Field(ge=1)] = 4
@@ -128,6 +143,7 @@ class Config(Strict):
     crop: CropConfig = CropConfig()
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
+    data: DataConfig = DataConfig()
     storage: StorageConfig = StorageConfig()
 
     @field_validator("device")
@@ -139,7 +155,7 @@ class Config(Strict):
 
     def fixed(self) -> dict[str, Any]:
         """Return what no later step may change."""
-        return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if key.split(".")[0] in ("seed", "model", "crop")}
+        return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if key.split(".")[0] in ("seed", "model", "crop", "data")}
 
     def learning(self) -> dict[str, Any]:
         """Every key that changes learned weights, so everything but storage."""

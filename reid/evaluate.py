@@ -45,6 +45,29 @@ def torch_embedder(model: ReidModel, device: torch.device, batch: int = BATCH) -
     return embed
 
 
+def evaluate_carried(
+    domain: Domain, ask: Embed, hold: Embed, carry: Callable[[NDArray[np.float32]], NDArray[np.float32]], stores: StoreCache
+) -> Scores:
+    """Score a domain whose gallery was embedded by an older model and is carried into the space of the queries, not embedded again.
+
+    Args:
+        domain: needs query and gallery splits.
+        ask: the model that embeds queries.
+        hold: the older model, which embeds the gallery.
+        carry: unit vectors of the older space ``[N, D]`` to the newer.
+        stores: decodes, and keeps what it decoded.
+
+    Raises:
+        DataError: no split to score, or no query that can be scored.
+    """
+    why = can_be_scored(domain)
+    if why:
+        raise DataError(f"domain {domain.name} can't be scored: {why}")
+    query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
+    people = Labels.from_split(query.split), Labels.from_split(gallery.split)
+    return score_domain(ask(query.crops), carry(hold(gallery.crops)), *people, same_camera=domain.same_camera)
+
+
 def can_be_scored(domain: Domain) -> str | None:
     """None, or why a domain has no score: no query and gallery, or images that are gone."""
     if not len(domain.query) or not len(domain.gallery):

@@ -39,8 +39,8 @@ class Progress:
             self.console.print(line, markup=False, highlight=False)
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Tick]:
-        """Show a bar while the block runs, if this is a terminal."""
+    def task(self, name: str, total: int | None) -> Iterator[Tick]:
+        """Show a bar while the block runs, if this is a terminal; ``total`` None where its length is not known."""
         if self.console is None or not self.console.is_terminal:
             yield Tick()
             return

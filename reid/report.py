@@ -16,7 +16,8 @@ from domains.artefact import code_version, write_atomic
 from domains.crops import Crop
 
 if TYPE_CHECKING:
-    from reid.run import Run, Sealed
+    from reid.run import Run
+    from reid.sealed import Sealed
 
 MEASURES = (
     ("plasticity", "Plasticity", "how well a domain was known when it had just been learned"),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,62 +14,25 @@ import torch
 import yaml
 
 import domains
-from domains.artefact import code_version, fsync_folder, read_manifest, sha256_file, write_atomic, write_manifest
-from domains.domain import Domain, union
-from domains.errors import ArtefactError, ConfigError, DataError, ReidError, UsageError
+from domains.artefact import code_version, fsync_folder, read_manifest, sha256_file, write_atomic
+from domains.domain import Domain
+from domains.errors import ArtefactError, ConfigError, ReidError, UsageError
 from prototypes.memory import Memory
-from prototypes.transport import Transport
-from reid.checkpoint import read_tensors, save_weights
+from prototypes.transport import compose
+from reid.checkpoint import read_tensors
 from reid.config import Config, Method, build_config, read_method, read_yaml
-from reid.ending import Ended, check_parts, end_step, renewed
-from reid.evaluate import Embed, can_be_scored, evaluate, torch_embedder
+from reid.ending import renewed
+from reid.evaluate import Embed, can_be_scored, evaluate, evaluate_carried, torch_embedder
 from reid.fusion import State
-from reid.learner import LOG, Learner
-from reid.loader import CropStore, StoreCache
+from reid.learning import learn_step
+from reid.loader import StoreCache
 from reid.matrix import Cell, ScoreMatrix
 from reid.model import ReidModel, build_model
 from reid.optim import Runtime
 from reid.progress import Progress
-from reid.randomness import torch_seed
-from reid.terms import Step, build_terms, head_of, why_idle
+from reid.sealed import CARD, MEMORY, SCHEMAS, WEIGHTS, Sealed, seal
 
-RUN, CARD, WEIGHTS, MEMORY, GRAPH = "run.yaml", "card.json", "model.safetensors", "memory.safetensors", "backbone.onnx"
-TRANSPORT, KEPT = "transport.npz", "kept-{}.safetensors"
-IN_PROGRESS, REPLACED = ".inprogress", ".replaced-"
-SCHEMAS = range(1, 2)
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """One sealed step: its folder and its card."""
-
-    folder: Path
-    card: Mapping[str, Any]
-
-    @property
-    def index(self) -> int:
-        """T, 0 for the untrained start."""
-        return int(self.card["index"])
-
-    @property
-    def learned(self) -> tuple[str, ...]:
-        """Names of the domains that this step learned."""
-        return tuple(entry["name"] for entry in self.card["domains"])
-
-    @property
-    def feature_space(self) -> str:
-        """Name of the embedding space of the step's model."""
-        return str(self.card["feature_space"])
-
-    def transport(self) -> Transport | None:
-        """The map from the feature space before this step, if its method fitted one; raises ArtefactError."""
-        return Transport.read(self.folder / TRANSPORT) if TRANSPORT in self.card["files"] else None
-
-    def kept(self) -> dict[str, State]:
-        """Further weights that the step's fusion left for the next, by name."""
-        head, tail = KEPT.split("{}")
-        names = [name.removeprefix(head).removesuffix(tail) for name in self.card["files"] if name.startswith(head)]
-        return {name: read_tensors(self.folder / KEPT.format(name))[0] for name in names}
+RUN, GRAPH, REPLACED = "run.yaml", "backbone.onnx", ".replaced-"
 
 
 class Run:
@@ -112,7 +72,7 @@ class Run:
             write_atomic(folder / GRAPH, Path(name).read_bytes())
         start = cls(folder, config, "")
         card: dict[str, Any] = {"method": None, "domains": [], "classes": [], "train": {}, "notes": []}
-        start._seal(folder / "steps" / "00-start", 0, model, card, {}, parent=None)
+        seal(folder / "steps" / "00-start", 0, model, config.crop.spec(), card, {}, parent=None)
         head = {"kind": "run", "schema": 1, "code": code_version(), "start": start.steps[0].card["id"], "config": config.model_dump(mode="json")}
         write_atomic(folder / RUN, yaml.safe_dump(head, sort_keys=False, allow_unicode=True).encode())
         return cls.open(folder)
@@ -191,9 +151,10 @@ class Run:
         tensors, _ = read_tensors(sealed.folder / WEIGHTS)
         if sha256_file(sealed.folder / WEIGHTS) != sealed.card["files"][WEIGHTS]:
             raise ArtefactError(f"{sealed.folder / WEIGHTS} was changed after it was sealed; restore it from a backup")
-        return self._built(tensors), sealed
+        return self.build(tensors), sealed
 
-    def _built(self, weights: State) -> ReidModel:
+    def build(self, weights: State) -> ReidModel:
+        """Build the run's network for these weights, in eval mode."""
         config = self.config.model
         if config.backbone.startswith("onnx:"):
             config = config.model_copy(update={"backbone": f"onnx:{self.folder / GRAPH}"})
@@ -262,111 +223,10 @@ class Run:
         with self.lock():
             if replace_last and not list((self.folder / "steps").glob(REPLACED + "*")):
                 self._set_aside(self._last_to_drop())
-            return self._learn(members, chosen, config, restart=restart, progress=progress)
-
-    def _learn(self, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress) -> Sealed:
-        known = set(self.learned)
-        for member in members:
-            if member.name in known:
-                raise UsageError(f"{member.name} is already learned in {self.folder}")
-        domain = members[0] if len(members) == 1 else union("joint", members)
-        if not len(domain.train):
-            raise DataError(f"domain {domain.name} has no train crops to learn from")
-        if len(members) > 1:
-            config = config.model_copy(update={"train": config.train.model_copy(update={"iterations": config.train.iterations * len(members)})})
-        terms = build_terms(method.terms)
-        check_parts(method)
-        old, parent = self.model()
-        index = parent.index + 1
-        folder = self.folder / "steps" / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain.name)}"
-        for other in (self.folder / "steps").glob(f"{index:02d}-*/{IN_PROGRESS}"):
-            if other.parent != folder or restart:
-                if not restart:
-                    raise UsageError(f"{other.parent.name} was begun and not finished; go on with it, or add --restart to throw its progress away")
-                shutil.rmtree(other.parent)
-        runtime = Runtime.choose(config.device, config.train.precision, old)
-        contract = config.learning() | {
-            "method": method.model_dump(mode="json"), "data": domain.fingerprint, "parent": parent.card["id"], "arithmetic": str(runtime.dtype)
-        }  # fmt: skip
-        work = folder / IN_PROGRESS
-        work.mkdir(parents=True, exist_ok=True)
-        with progress.task(f"decoding {domain.name}", len(domain.train)) as tick:
-            store = CropStore.decode(domain, domain.train, self.config.crop.spec(), limit_mb=config.storage.crop_memory_mb, progress=tick.advance)
-        for missing in store.left_out:
-            progress.say(f"left out: {missing.reason}")
-        people = sorted({int(pid) for pid in store.split.pids if pid >= 0})
-        memories, kept = self.memories(renew=True), parent.kept()
-        idle = {name: why for name, term in terms.items() if (why := why_idle(term, index, memories))}
-        terms = {name: term for name, term in terms.items() if name not in idle}
-        notes = [f"{name} had no part: {why}" for name, why in idle.items() if index > 1]
-        for note in notes:
-            progress.say(note)
-        model, _ = self.model()
-        model.grow(len(people), seed=torch_seed(config.seed, index, "classifier"))
-        if head := head_of(terms.values()):
-            model.add_distribution(head, seed=torch_seed(config.seed, index, "distribution"))
-        teachers = {name: (self._built(kept[name]) if name in kept else old).to(runtime.device) for term in terms.values() for name in term.teachers}
-        for frozen in teachers.values():
-            frozen.eval().requires_grad_(False)
-        step = Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, memories)
-        learner = Learner(step, terms, store, contract, work)
-        with progress.task(f"step {index}: {domain.name}, {method.name}", config.train.iterations) as tick:
-            trained = learner.train(tick.losses)
-        began = time.perf_counter()
-        ended = end_step(step, terms, method, old, space=parent.feature_space, rows=self._rows(), kept=kept)
-        memory = {name: value.cpu().numpy() for name, value in ended.memory.items()}
-        model.cpu()
-        card = {
-            "method": method.model_dump(mode="json"),
-            "domains": [_domain_card(member) for member in members],
-            "classes": [domain.identities[pid] for pid in people],
-            "train": {
-                "config": config.learning(),
-                "precision": str(runtime.dtype).removeprefix("torch."),
-                "seconds": round(trained.seconds, 3),
-                "seconds_ending": round(time.perf_counter() - began, 3),
-                "crops_per_second": round(trained.crops / max(trained.seconds, 1e-9), 2),
-                "waiting": round(trained.waiting / max(trained.seconds, 1e-9), 5),
-                "left_out": [missing.path for missing in store.left_out],
-            },
-            "bytes": {
-                "memory": sum(array.nbytes for array in memory.values()),
-                "classifier_rows_of_old_identities": 4 * old.classes * old.dim,
-                "teachers": sum(value.nbytes for frozen in set(teachers.values()) for value in frozen.state_dict().values()),
-                "fusion_partner": sum(value.nbytes for value in old.state_dict().values()) if method.fusion and index > 1 else 0,
-                "transport": 2 * ended.transport.matrix.size if ended.transport else 0,
-                "kept": sum(value.nbytes for state in ended.kept.values() for value in state.values()),
-            },
-            "figures": {name: round(value, 6) for name, value in ended.figures.items()},
-            "notes": [*domain.notes, *notes],
-        }
-        sealed = self._seal(folder, index, model, card, memory, parent=parent.card["id"], ended=ended)
-        shutil.rmtree(work)
-        for aside in (self.folder / "steps").glob(REPLACED + "*"):
-            shutil.rmtree(aside)
-        return sealed
-
-    def _seal(
-        self, folder: Path, index: int, model: ReidModel, card: Mapping[str, Any], memory: Mapping[str, Any], *, parent: str | None,
-        ended: Ended | None = None,
-    ) -> Sealed:  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
-        space = model.feature_space(self.config.crop.spec())
-        save_weights(folder / WEIGHTS, model.state_dict())
-        Memory("+".join(entry["name"] for entry in card["domains"]), space, memory).write(folder / MEMORY)
-        files = [WEIGHTS, MEMORY]
-        if ended and ended.transport:
-            ended.transport.write(folder / TRANSPORT)
-            files.append(TRANSPORT)
-        for name, state in (ended.kept if ended else {}).items():
-            save_weights(folder / KEPT.format(name), state)
-            files.append(KEPT.format(name))
-        if (folder / IN_PROGRESS / LOG).is_file():
-            write_atomic(folder / LOG, (folder / IN_PROGRESS / LOG).read_bytes())
-            files.append(LOG)
-        body = {"index": index, "name": folder.name, "feature_space": space, "dim": model.dim, "crop": self.config.crop.spec().to_dict(), **card}
-        fsync_folder(folder.parent)
-        return Sealed(folder, write_manifest(folder, CARD, kind="step", schema=1, files=files, parent=parent, body=body))
+            sealed = learn_step(self, members, chosen, config, restart=restart, progress=progress)
+            for aside in (self.folder / "steps").glob(REPLACED + "*"):
+                shutil.rmtree(aside)
+            return sealed
 
     def memories(self, *, renew: bool = False) -> list[Memory]:
         """What is kept of each learned domain, in order.
@@ -382,7 +242,8 @@ class Run:
         transports = [step.transport() for step in steps]
         return [renewed(memory, [later for later in transports[place + 1 :] if later]) for place, memory in enumerate(memories)]
 
-    def _rows(self) -> list[slice]:
+    @property
+    def rows(self) -> list[slice]:
         """Classifier rows of each learned domain."""
         ends = list(itertools.accumulate(len(step.card["classes"]) for step in self.steps))
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
@@ -438,19 +299,34 @@ class Run:
         """Score one domain with one step's model, in percent."""
         return evaluate(domain, self._embedder(step), self.stores, rerank=rerank).to_dict()
 
+    def evaluate_without_reindexing(self, wanted: Iterable[Domain] = ()) -> dict[str, dict[str, float | None]]:
+        """Score each learned domain with the last model's queries on a gallery that the step which learned it embedded.
+
+        Args:
+            wanted: domains to use in place of those that the run's cards name.
+
+        Returns:
+            By domain, percent mAP of the gallery ``reindexed`` by the last model, ``carried`` through the sealed transports (None where a step has
+            none), and left ``as_it_was``.
+        """
+        steps, known = self.steps, self.known_domains() | {domain.name: domain for domain in wanted}
+        ask = self._embedder(-1)
+        found: dict[str, dict[str, float | None]] = {}
+        for step in steps[1:]:
+            for name in step.learned:
+                if name not in known or can_be_scored(known[name]):
+                    continue
+                transports = [later.transport() for later in steps[step.index + 1 :]]
+                hold, whole = self._embedder(step.index), [transport for transport in transports if transport]
+                carried = evaluate_carried(known[name], ask, hold, lambda old, path=whole: compose(path, old), self.stores).mAP  # type: ignore[misc]
+                found[name] = {
+                    "reindexed": evaluate(known[name], ask, self.stores).mAP,
+                    "carried": carried if len(whole) == len(transports) else None,
+                    "as_it_was": evaluate_carried(known[name], ask, hold, lambda old: old, self.stores).mAP,
+                }
+        return found
+
     def _embedder(self, step: int) -> Embed:
         model, _ = self.model(step)
         runtime = Runtime.choose(self.config.device, "fp32", model)
         return torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]
-
-
-def _domain_card(domain: Domain) -> dict[str, Any]:
-    return {
-        "name": domain.name,
-        "path": str(domain.root.resolve()),
-        "format": domain.format,
-        "fingerprint": domain.fingerprint,
-        "same_camera": domain.same_camera,
-        "crops": {name: len(split) for name, split in domain.splits()},
-        "cameras": list(domain.cameras),
-    }

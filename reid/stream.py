@@ -10,7 +10,8 @@ from domains.domain import Domain
 from domains.errors import UsageError
 from reid.config import Config, Method, Stream, read_method
 from reid.progress import Progress
-from reid.run import Run, Sealed
+from reid.run import Run
+from reid.sealed import Sealed
 
 
 def open_stream(stream: Stream) -> tuple[list[Domain], list[Domain]]:

@@ -10,7 +10,8 @@ import typer
 from reid.commands.options import ConfigFile, Device, Json, Method, PathArgument, SameCamera, Settings, layers, out, print_json, progress, table
 
 if TYPE_CHECKING:
-    from reid.run import Run, Sealed
+    from reid.run import Run
+    from reid.sealed import Sealed
 
 app = typer.Typer()
 run_app = typer.Typer(no_args_is_help=True, help="Look after a run.")

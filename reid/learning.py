@@ -1,0 +1,157 @@
+"""One more domain learned: from what a run has sealed to its next sealed step."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domains.domain import Domain, union
+from domains.errors import DataError, UsageError
+from reid.config import Config, Method
+from reid.ending import Ended, check_parts, end_step
+from reid.fusion import State
+from reid.learner import Learner, Trained
+from reid.loader import CropStore
+from reid.model import ReidModel
+from reid.optim import Runtime
+from reid.progress import Progress
+from reid.randomness import torch_seed
+from reid.sealed import IN_PROGRESS, Sealed, seal
+from reid.terms import Step, Term, build_terms, head_of, why_idle
+
+if TYPE_CHECKING:
+    from reid.run import Run
+
+
+def learn_step(run: Run, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress) -> Sealed:
+    """Learn a domain, or several at once, and seal the step; the run is locked by the caller. See :meth:`reid.run.Run.learn`."""
+    domain, config = _what_to_learn(run, members, config)
+    terms = build_terms(method.terms)
+    check_parts(method)
+    old, parent = run.model()
+    index = parent.index + 1
+    folder = run.folder / "steps" / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain.name)}"
+    work = _work_folder(folder, index, restart=restart)
+    runtime = Runtime.choose(config.device, config.train.precision, old)
+    contract = config.learning() | {
+        "method": method.model_dump(mode="json"), "data": domain.fingerprint, "parent": parent.card["id"], "arithmetic": str(runtime.dtype)
+    }  # fmt: skip
+    with progress.task(f"decoding {domain.name}", len(domain.train)) as tick:
+        store = CropStore.decode(domain, domain.train, config.crop.spec(), limit_mb=config.storage.crop_memory_mb, progress=tick.advance)
+    people = sorted({int(pid) for pid in store.split.pids if pid >= 0})
+    memories, kept = run.memories(renew=True), parent.kept()
+    idle = {name: why for name, term in terms.items() if (why := why_idle(term, index, memories))}
+    terms = {name: term for name, term in terms.items() if name not in idle}
+    notes = [f"{name} had no part: {why}" for name, why in idle.items() if index > 1]
+    for note in [*(f"left out: {missing.reason}" for missing in store.left_out), *notes]:
+        progress.say(note)
+    model, _ = run.model()
+    model.grow(len(people), seed=torch_seed(config.seed, index, "classifier"))
+    if head := head_of(terms.values()):
+        model.add_distribution(head, seed=torch_seed(config.seed, index, "distribution"))
+    teachers = _teachers(run, terms, old, kept, runtime)
+    step = Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, memories)
+    learner = Learner(step, terms, store, contract, work)
+    with progress.task(f"step {index}: {domain.name}, {method.name}", config.train.iterations) as tick:
+        trained = learner.train(tick.losses)
+    began = time.perf_counter()
+    with progress.task(f"ending step {index}", None):
+        ended = end_step(step, terms, method, old, space=parent.feature_space, rows=run.rows, kept=kept)
+    memory = {name: value.cpu().numpy() for name, value in ended.memory.items()}
+    model.cpu()
+    card = {
+        "method": method.model_dump(mode="json"),
+        "domains": [_domain_card(member) for member in members],
+        "classes": [domain.identities[pid] for pid in people],
+        "train": {
+            "config": config.learning(),
+            "precision": str(runtime.dtype).removeprefix("torch."),
+            **_speed(trained),
+            "seconds_ending": round(time.perf_counter() - began, 3),
+            "left_out": [missing.path for missing in store.left_out],
+        },
+        "bytes": _bytes(memory, teachers, old, ended, fuses=bool(method.fusion) and index > 1),
+        "figures": {name: round(value, 6) for name, value in ended.figures.items()},
+        "notes": [*domain.notes, *notes],
+    }
+    sealed = seal(folder, index, model, config.crop.spec(), card, memory, parent=parent.card["id"], ended=ended)
+    shutil.rmtree(work)
+    return sealed
+
+
+def _what_to_learn(run: Run, members: list[Domain], config: Config) -> tuple[Domain, Config]:
+    """Return the domain as it is learned, and the settings with the iterations that it gets."""
+    known = set(run.learned)
+    for member in members:
+        if member.name in known:
+            raise UsageError(f"{member.name} is already learned in {run.folder}")
+    limit = config.data.identities
+    members = [member.first_identities(limit) for member in members] if limit else members
+    domain = members[0] if len(members) == 1 else union("joint", members)
+    if not len(domain.train):
+        raise DataError(f"domain {domain.name} has no train crops to learn from")
+    train = config.train
+    iterations = train.iterations * len(members)
+    if epochs := (train.first_epochs if not known else None) or train.epochs:
+        iterations = epochs * max(1, len(domain.train) // (train.identities * train.instances))
+    return domain, config.model_copy(update={"train": train.model_copy(update={"iterations": iterations})})
+
+
+def _work_folder(folder: Path, index: int, *, restart: bool) -> Path:
+    """Make the folder of the step in progress; raises UsageError if another domain was begun and not finished."""
+    for other in folder.parent.glob(f"{index:02d}-*/{IN_PROGRESS}"):
+        if other.parent != folder or restart:
+            if not restart:
+                raise UsageError(f"{other.parent.name} was begun and not finished; go on with it, or add --restart to throw its progress away")
+            shutil.rmtree(other.parent)
+    work = folder / IN_PROGRESS
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _teachers(run: Run, terms: Mapping[str, Term], old: ReidModel, kept: Mapping[str, State], runtime: Runtime) -> dict[str, ReidModel]:
+    """Frozen networks that the terms declare; one that no step has kept yet is M_{t-1}."""
+    teachers = {name: (run.build(kept[name]) if name in kept else old).to(runtime.device) for term in terms.values() for name in term.teachers}
+    for frozen in teachers.values():
+        frozen.eval().requires_grad_(False)
+    return teachers
+
+
+def _speed(trained: Trained) -> dict[str, float]:
+    return {
+        "seconds": round(trained.seconds, 3),
+        "crops_per_second": round(trained.crops / max(trained.seconds, 1e-9), 2),
+        "waiting": round(trained.waiting / max(trained.seconds, 1e-9), 5),
+    }
+
+
+def _bytes(memory: Mapping[str, Any], teachers: Mapping[str, ReidModel], old: ReidModel, ended: Ended, *, fuses: bool) -> dict[str, int]:
+    """What the step kept or needed beside its own model, in bytes."""
+
+    def size(state: Mapping[str, Any]) -> int:
+        return sum(int(value.nbytes) for value in state.values())
+
+    return {
+        "memory": size(memory),
+        "classifier_rows_of_old_identities": 4 * old.classes * old.dim,
+        "teachers": sum(size(frozen.state_dict()) for frozen in set(teachers.values())),
+        "fusion_partner": size(old.state_dict()) if fuses else 0,
+        "transport": 2 * ended.transport.matrix.size if ended.transport else 0,
+        "kept": sum(size(state) for state in ended.kept.values()),
+    }
+
+
+def _domain_card(member: Domain) -> dict[str, Any]:
+    return {
+        "name": member.name,
+        "path": str(member.root.resolve()),
+        "format": member.format,
+        "fingerprint": member.fingerprint,
+        "same_camera": member.same_camera,
+        "crops": {name: len(split) for name, split in member.splits()},
+        "cameras": list(member.cameras),
+    }
