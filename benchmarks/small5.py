@@ -39,8 +39,8 @@ SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
 DEV_SEED, DEV_SHARE = 20261121, 0.3
 LEARNING_PATH = (
     "domains/crops.py", "domains/domain.py", "domains/scoring.py", "domains/style.py", "prototypes", "reid/augment.py", "reid/backbone.py",
-    "reid/ending.py", "reid/evaluate.py", "reid/fusion.py", "reid/learner.py", "reid/learning.py", "reid/loader.py", "reid/losses.py", "reid/matrix.py",
-    "reid/model.py", "reid/optim.py", "reid/randomness.py", "reid/repair.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
+    "reid/ending.py", "reid/evaluate.py", "reid/fusion.py", "reid/learner.py", "reid/learning.py", "reid/loader.py", "reid/losses.py",
+    "reid/matrix.py", "reid/model.py", "reid/optim.py", "reid/randomness.py", "reid/repair.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
 )  # fmt: skip
 THREE_SEEDS = ("fine_tune", "fusion", "joint")
 ONE_SEED = ("lwf", "affinity")

@@ -50,6 +50,8 @@ class ModelConfig(Strict):
     """Keep only the first stages of a CNN, as DKP does with three of a ResNet-50's four; unset: all."""
     last_stride: Literal[1] | None = None
     """1 takes the stride out of a ResNet's last stage, as re-ID recipes do; unset: as the model is."""
+    embedding: Literal["linear", "none"] = "linear"
+    """``none``: the pooled features are the embedding, as wide as the backbone."""
     pooling: Literal["auto", "gem", "average", "token"] = "auto"
     """``auto``: GeM for a CNN, the class token (else the mean token) for a ViT."""
     channels: Literal["auto", "rgb", "bgr"] = "auto"
@@ -117,6 +119,10 @@ class TrainConfig(Strict):
     """Fraction of the iterations with a linearly rising rate."""
     milestones: tuple[Unit, ...] = (0.5, 0.8)
     """Fractions of the iterations at which ``multistep`` multiplies the rate by ``gamma``."""
+    warmup_epochs: Annotated[int, Field(ge=0)] | None = None
+    """In place of ``warmup`` where ``epochs`` is set."""
+    milestone_epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """In place of ``milestones`` where ``epochs`` is set."""
     gamma: Positive = 0.1
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
@@ -289,7 +295,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def shipped(kind: Literal["methods", "streams"]) -> dict[str, Path]:
+def shipped(kind: Literal["methods", "recipes", "streams"]) -> dict[str, Path]:
     """Shipped configurations of one kind, by name."""
     for folder in CONFIG_FOLDERS:
         if folder.is_dir():
@@ -304,6 +310,16 @@ def read_method(name: str) -> Method:
     if name not in known and path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"unknown method {name!r}{nearest(name, known)}")
     return validated(Method, {"name": path.stem, **read_yaml(path)}, f"method {path.stem}")
+
+
+def read_settings(name: str) -> dict[str, Any]:
+    """Read settings by path, or a recipe by its shipped name. Raises ConfigError."""
+    known, path = shipped("recipes"), Path(name)
+    if not path.is_file():
+        if name not in known:
+            raise ConfigError(f"no settings file {name!r}{nearest(name, known)}")
+        path = known[name]
+    return read_yaml(path)
 
 
 def read_stream(name: str) -> Stream:

@@ -95,10 +95,14 @@ def _what_to_learn(run: Run, members: list[Domain], config: Config) -> tuple[Dom
     if not len(domain.train):
         raise DataError(f"domain {domain.name} has no train crops to learn from")
     train = config.train
-    iterations = train.iterations * len(members)
+    found: dict[str, Any] = {"iterations": train.iterations * len(members)}
     if epochs := (train.first_epochs if not known else None) or train.epochs:
-        iterations = epochs * max(1, len(domain.train) // (train.identities * train.instances))
-    return domain, config.model_copy(update={"train": train.model_copy(update={"iterations": iterations})})
+        found["iterations"] = epochs * max(1, len(domain.train) // (train.identities * train.instances))
+        if train.warmup_epochs is not None:
+            found["warmup"] = min(1.0, train.warmup_epochs / epochs)
+        if train.milestone_epochs is not None:
+            found["milestones"] = tuple(min(1.0, milestone / epochs) for milestone in train.milestone_epochs)
+    return domain, config.model_copy(update={"train": train.model_copy(update=found)})
 
 
 def _work_folder(folder: Path, index: int, *, restart: bool) -> Path:

@@ -104,13 +104,15 @@ class ReidModel(nn.Module):
 
     distribution: DistributionHead | None
 
-    def __init__(self, backbone: Backbone, *, pooling: str, dim: int | None, classes: int = 0) -> None:
+    def __init__(self, backbone: Backbone, *, pooling: str, dim: int | None, classes: int = 0, linear: bool = True) -> None:
         super().__init__()
         self.normalise = Normalise(backbone.rule)
         head, backbone.head = backbone.head, None
         self.backbone = backbone
         self.pool = head if head is not None else _pooling(pooling, backbone)
-        keeps_own = head is not None and dim in (None, backbone.width)
+        if not linear and dim not in (None, backbone.width):
+            raise BackboneError(f"without a linear embedding the width is the backbone's {backbone.width}: leave model.dim unset, not {dim}")
+        keeps_own = not linear or (head is not None and dim in (None, backbone.width))
         self.dim = backbone.width if keeps_own else dim or DEFAULT_DIM
         self.embedding: nn.Module = nn.Identity() if keeps_own else nn.Linear(backbone.width, self.dim)
         if isinstance(self.embedding, nn.Linear):
@@ -200,4 +202,4 @@ def build_model(config: ModelConfig, crop: CropSpec, *, classes: int = 0, load_w
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = build_backbone(config, crop, load_weights=load_weights)
-        return ReidModel(backbone, pooling=config.pooling, dim=config.dim, classes=classes)
+        return ReidModel(backbone, pooling=config.pooling, dim=config.dim, classes=classes, linear=config.embedding == "linear")

@@ -67,7 +67,7 @@ def _show_step(run: Run, sealed: Sealed, notes: list[str], *, as_json: bool = Fa
 def stream(
     config: Annotated[str, typer.Argument(help="A stream's YAML file, or a shipped one's name.")],
     run: Annotated[Path, typer.Option("--run", help="Folder of the run.")],
-    method: Method = None, settings: Settings = None, device: Device = None, as_json: Json = False,
+    method: Method = None, settings_file: ConfigFile = None, settings: Settings = None, device: Device = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Learn a sequence of domains and score every domain before the first step and after each."""
     from reid.config import read_stream
@@ -76,7 +76,7 @@ def stream(
 
     described = read_stream(config)
     learned, unseen = open_stream(described)
-    opened, chosen = Run.open_or_create(run, [described.config, *layers(None, method, device)], settings or ())
+    opened, chosen = Run.open_or_create(run, [described.config, *layers(settings_file, method, device)], settings or ())
 
     def show(sealed: Sealed) -> None:
         if not as_json:

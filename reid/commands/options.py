@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PathArgument = Annotated[Path, typer.Argument(show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Method = Annotated[str | None, typer.Option("--method", "-m", help="A shipped method's name, or a YAML file.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML file of settings, or a shipped recipe's name.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 Bundle = Annotated[Path | None, typer.Option("--bundle", "-b", help="A bundle made by reid export.")]
@@ -42,11 +42,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
-def layers(config: Path | None, method: str | None, device: str | None) -> list[dict[str, Any]]:
+def layers(config: str | None, method: str | None, device: str | None) -> list[dict[str, Any]]:
     """Settings from a file and from options, later over earlier."""
-    from reid.config import read_yaml
+    from reid.config import read_settings
 
-    found = [read_yaml(config)] if config else []
+    found = [read_settings(config)] if config else []
     found += [{"method": method}] if method else []
     return [*found, {"device": device}] if device else found
 
