@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from domains.errors import ConfigError
@@ -39,16 +40,19 @@ TERMS: Mapping[str, type[Term]] = {
 def build_terms(entries: tuple[Entry, ...]) -> dict[str, Term]:
     """Build a method's terms in order, named after what they are, and after their view where it is not the plain one.
 
+    A name with a colon, ``module:Class``, is a user's own term.
+
     Raises:
         ConfigError: an unknown name, a wrong parameter, the same term on the same view twice, or two distribution heads.
     """
     terms: dict[str, Term] = {}
     for entry in entries:
         ((kind, parameters),) = entry.items()
-        if kind not in TERMS:
+        made = _own(kind) if ":" in kind else TERMS.get(kind)
+        if made is None:
             raise ConfigError(f"unknown term {kind!r}{nearest(kind, TERMS)}")
         try:
-            term = TERMS[kind](**parameters)
+            term = made(**parameters)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"term {kind}: {error}") from error
         name = kind if term.view == "plain" else f"{kind} ({term.view})"
@@ -61,6 +65,18 @@ def build_terms(entries: tuple[Entry, ...]) -> dict[str, Term]:
             raise ConfigError(f"two terms of the method keep {kind}; leave one out")
     head_of(terms.values())
     return terms
+
+
+def _own(name: str) -> type[Term]:
+    """Import a user's own term, ``module:Class``; raises ConfigError."""
+    module, _, member = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), member)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"can't import the term {name!r}: {error}; is its folder on PYTHONPATH?") from error
+    if not (isinstance(found, type) and issubclass(found, Term)):
+        raise ConfigError(f"{name!r} is no term: a class that derives from reid.terms.Term is needed, got {found!r:.80}")
+    return found
 
 
 def head_of(terms: Iterable[Term]) -> HeadKind | None:
