@@ -2,8 +2,9 @@
 
     python -m benchmarks.small5 dev --trial fine_tune:train.lr=0.0007      # one trial on small-5-dev; choices are made here only
     python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
+    python -m benchmarks.small5 strong                                     # the same from a person-trained start
     python -m benchmarks.small5 recheck                                    # after a change that should move no figure: prove it on one run
-    python -m benchmarks.small5 table                                      # the tables, as Markdown
+    python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md
 
 A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not run again, and a run
 that was cut short goes on where it was.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -35,6 +37,8 @@ from reid.stream import learn_stream, open_stream
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "small5.json"
 DEV_LIST = HERE / "small5_dev.json"
+DOCUMENT = HERE.parent / "docs" / "methods.md"
+MARKS = ("<!-- tables: written by reid bench methods -->", "<!-- tables: end -->")
 SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
 DEV_SEED, DEV_SHARE = 20261121, 0.3
 LEARNING_PATH = (
@@ -42,8 +46,11 @@ LEARNING_PATH = (
     "reid/ending.py", "reid/evaluate.py", "reid/fusion.py", "reid/learner.py", "reid/learning.py", "reid/loader.py", "reid/losses.py",
     "reid/matrix.py", "reid/model.py", "reid/optim.py", "reid/randomness.py", "reid/repair.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
 )  # fmt: skip
-THREE_SEEDS = ("fine_tune", "fusion", "joint")
-ONE_SEED = ("lwf", "affinity")
+THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "joint")
+ONE_SEED = ("lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp")
+STRONG_START = "model.weights=${LIFELONG_REID_DATA}/../weights/mobilenetv2_100.person.fp16.safetensors"
+STRONG_SEEDS = {"fine_tune": (0,), "fusion": (0,), "dkp++": (0, 1, 2), "default": (0, 1, 2)}
+METHODS = (*THREE_SEEDS[:2], *ONE_SEED, *THREE_SEEDS[2:])
 CHOSEN_ON_DEV = {"joint": ["train.sampling=domain"]}
 """What small-5-dev decided beside the defaults: three rates were tried with fine_tune and serve all methods, two samplings with joint."""
 
@@ -103,7 +110,8 @@ def study(kind: str, method: str, seed: int, order: int, sets: list[str], result
         learned, unseen = [dev_domain(domain) for domain in learned], []
     if order == 2:
         learned = learned[::-1]
-    config = build_config(stream.config, {"seed": seed, "method": method}, overrides=sets)
+    started = [STRONG_START.replace("${LIFELONG_REID_DATA}", os.environ["LIFELONG_REID_DATA"])] if kind == "strong" else []
+    config = build_config(stream.config, {"seed": seed, "method": method}, overrides=[*started, *sets])
     chosen = read_method(method)
     data = content_id([domain.fingerprint for domain in [*learned, *unseen]])[:16]
     settings = {key: value for key, value in config.learning().items() if key != "model.weights"} | {"weights": Path(config.model.weights).name}
@@ -175,17 +183,17 @@ def line(result: dict[str, Any]) -> str:
 
 
 def frozen(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return test results of the code as it is now."""
-    return [result for result in results.values() if result["kind"] == "test" and result["code"] == code_hash()]
+    """Return results on the test splits of the code as it is now."""
+    return [result for result in results.values() if result["kind"] != "dev" and result["code"] == code_hash()]
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any], kind: str = "test") -> str:
     """Markdown: means over seeds of order 1 with the spread (sample standard deviation), and order 2."""
     columns = ("method", "order", "seeds", "Seen mAP", "Seen R1", "Unseen mAP", "Unseen R1", "plasticity")
     columns += ("forgetting (all rows)", "forgetting (since learned)", "backward transfer")
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    found = frozen(results)
-    for method in (*THREE_SEEDS[:2], *ONE_SEED, THREE_SEEDS[2]):
+    found = [result for result in frozen(results) if result["kind"] == kind]
+    for method in METHODS:
         for order in (1, 2):
             group = [result for result in found if result["method"] == method and result["order"] == order]
             if not group:
@@ -198,6 +206,27 @@ def table(results: dict[str, Any]) -> str:
                 for name in ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer")
             ]
             rows.append(f"| {method} | {order} | {len(group)} | " + " | ".join(_spread(values) for values in cells) + " |")
+    return "\n".join(rows)
+
+
+def costs(results: dict[str, Any], kind: str = "test") -> str:
+    """Markdown: what the last step of order 1, seed 0 needed and kept, and how retrieval does on a gallery that is not embedded again."""
+    columns = ("method", "memory per domain, KB", "transport, KB", "further weights, MB", "teachers, MB", "seconds per step", "of that at its end")
+    columns += ("reindexed", "carried", "as it was")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for method in METHODS:
+        group = [result for result in frozen(results) if (result["kind"], result["method"], result["order"], result["seed"]) == (kind, method, 1, 0)]
+        for result in group:
+            size, steps = result["bytes"][-1], len(result["seconds"])
+            ending = result.get("seconds_ending") or [0.0]
+            carried = [[entry[name] for entry in result.get("without_reindexing", {}).values()] for name in ("reindexed", "carried", "as_it_was")]
+            rows.append(
+                f"| {method} | {statistics.mean(step['memory'] for step in result['bytes']) / 1e3:.1f} | {size.get('transport', 0) / 1e3:.0f} | "
+                f"{size.get('kept', 0) / 1e6:.1f} | {size['teachers'] / 1e6:.1f} | {(sum(result['seconds']) + sum(ending)) / steps:.0f} | "
+                f"{statistics.mean(ending):.0f} | "
+                + " | ".join(_spread([statistics.mean(v)]) if v and None not in v else "–" for v in carried)
+                + " |"
+            )
     return "\n".join(rows)
 
 
@@ -218,14 +247,33 @@ def _spread(values: list[float | None]) -> str:
     return f"{statistics.mean(known):.1f}" + (f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else "")
 
 
-def main() -> None:
+def write_tables(results: dict[str, Any]) -> None:
+    """Put the tables of the code as it is now into ``docs/methods.md``, between its marks."""
+    parts = [f"Code `{code_hash()}`; mAP and rank-1 in percent; ± is the standard deviation over seeds."]
+    for kind, title in (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)")):
+        if any(result["kind"] == kind for result in frozen(results)):
+            parts += [
+                f"### {title}",
+                table(results, kind),
+                "What it takes, order 1, seed 0; the last three columns are Seen-Avg mAP without re-indexing:",
+                costs(results, kind),
+            ]
+    for result in frozen(results):
+        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0):
+            parts += [f"`{result['method']}`, order 1, seed 0 (mAP / rank-1):", matrix(result)]
+    text = DOCUMENT.read_text("utf-8")
+    before, rest = text.split(MARKS[0])
+    DOCUMENT.write_text(before + MARKS[0] + "\n\n" + "\n\n".join(parts) + "\n\n" + MARKS[1] + rest.split(MARKS[1])[1], "utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("dev", "test", "recheck", "table"))
+    parser.add_argument("what", choices=("dev", "test", "strong", "recheck", "table", "document"))
     parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
     parser.add_argument("--methods", help="comma-separated, for test; by default all")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.what == "dev":
         if not DEV_LIST.exists():
@@ -235,16 +283,23 @@ def main() -> None:
             study("dev", method, options.seed, 1, [item for item in sets.split(",") if item], results)
     elif options.what == "recheck":
         recheck(results)
-    elif options.what == "test":
-        wanted = options.methods.split(",") if options.methods else [*THREE_SEEDS, *ONE_SEED]
+    elif options.what == "document":
+        write_tables(results)
+        return
+    elif options.what in ("test", "strong"):
+        wanted = options.methods.split(",") if options.methods else METHODS
         plan = [(method, seed, 1) for seed in (0, 1, 2) for method in wanted if seed == 0 or method in THREE_SEEDS]
         plan += [(method, 0, 2) for method in wanted if method in THREE_SEEDS]
+        if options.what == "strong":
+            plan = [(method, seed, 1) for method in wanted for seed in STRONG_SEEDS.get(method, ())]
         for method, seed, order in plan:
-            study("test", method, seed, order, CHOSEN_ON_DEV.get(method, []), results)
-    print(table(results))
+            study(options.what, method, seed, order, CHOSEN_ON_DEV.get(method, []), results)
+    for kind in ("test", "strong"):
+        if any(result["kind"] == kind for result in frozen(results)):
+            print(f"{kind}\n\n{table(results, kind)}\n\n{costs(results, kind)}\n")
     for result in frozen(results):
-        if result["order"] == 1 and result["seed"] == 0:
-            print(f"\n{result['method']}, order 1, seed 0 (mAP / rank-1)\n\n{matrix(result)}")
+        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0):
+            print(f"{result['method']}, order 1, seed 0 (mAP / rank-1)\n\n{matrix(result)}\n")
 
 
 if __name__ == "__main__":
