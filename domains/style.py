@@ -6,7 +6,7 @@ distribution transfer network of DKP++, TPAMI 2025, which DASK, AAAI 2025, calls
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +34,9 @@ class StyleStatistics:
     numbers: NDArray[np.float32]
 
     @classmethod
-    def of(cls, crops: NDArray[np.uint8]) -> StyleStatistics:
-        """Gather them from crops ``[N, H, W, 3]``, a few at a time."""
-        means, deviations = (
-            np.concatenate(parts)
-            for parts in zip(*(_moments(crops[start : start + 256].astype(np.float32)) for start in range(0, len(crops), 256)), strict=True)
-        )
+    def of(cls, batches: Iterable[NDArray[np.uint8]]) -> StyleStatistics:
+        """Gather them from batches of crops ``[n, H, W, 3]``, so that a store larger than the memory is read piece by piece."""
+        means, deviations = (np.concatenate(parts) for parts in zip(*map(_moments, batches), strict=True))
         return cls(np.stack([means.mean(0), means.std(0), deviations.mean(0), deviations.std(0)]).astype(np.float32))
 
     @classmethod
@@ -51,8 +48,8 @@ class StyleStatistics:
         return cls(numbers)
 
 
-def _moments(crops: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    return crops.mean((1, 2)), crops.std((1, 2))
+def _moments(crops: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return crops.mean((1, 2), dtype=np.float64), crops.std((1, 2), dtype=np.float64)
 
 
 def restyle(crops: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
@@ -111,7 +108,7 @@ class StyleNetwork(nn.Module):
         """L_DTT: undo a perturbation of the crops' channel statistics by ``noise`` ``[B, 2, 3]``; mean absolute difference in normalised colours."""
         pixels = crops.float()
         means, deviations = pixels.mean((1, 2)), pixels.std((1, 2), correction=0)
-        numbers = torch.stack([means.mean(0), means.std(0), deviations.mean(0), deviations.std(0)])
+        numbers = torch.stack([means.mean(0), means.std(0, correction=0), deviations.mean(0), deviations.std(0, correction=0)])
         perturbed = restyle(crops, numbers.expand(len(crops), *NUMBERS), noise)
         difference: Tensor = (self(perturbed) - pixels) / self.std
         return difference.abs().mean()
@@ -126,9 +123,14 @@ class StyleNetwork(nn.Module):
 
     def load_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Load what :meth:`to_arrays` gave; raises ArtefactError if it does not fit."""
-        try:
-            given = {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()}
-            left_out = {name: value for name, value in self.state_dict().items() if name.endswith("num_batches_tracked")}
-            self.load_state_dict(given | left_out)
-        except RuntimeError as error:
-            raise ArtefactError(f"the style network in the memory does not fit this version: {str(error).splitlines()[0]}") from error
+        state = self.state_dict()
+        left_out = {name: value for name, value in state.items() if name.endswith("num_batches_tracked")}
+        wanted = {name: tuple(value.shape) for name, value in state.items() if name not in left_out}
+        found = {name: array.shape for name, array in arrays.items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise ArtefactError(
+                    f"the style network in the memory does not fit this version: {name} should be {wanted.get(name, 'absent')} "
+                    f"and is {found.get(name, 'absent')}; restore the memory from a backup"
+                )
+        self.load_state_dict({name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()} | left_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,12 +66,13 @@ class Transport:
         """Read what :meth:`write` wrote; raises ArtefactError."""
         try:
             with np.load(path, allow_pickle=False) as stored:
-                matrix, names, cosine = stored["matrix"].astype(np.float32), [str(name) for name in stored["names"]], stored["cosine"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                matrix, names = stored["matrix"].astype(np.float32), [str(name) for name in stored["names"]]
+                carried, plain = (float(value) for value in stored["cosine"])
+        except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             raise ArtefactError(f"can't read transport {path}: {error}; restore it from a backup") from error
         if matrix.ndim != 2 or not np.isfinite(matrix).all() or len(names) != 3:
             raise ArtefactError(f"{path} is no transport: it holds a matrix of shape {matrix.shape}; restore it from a backup")
-        return cls(names[0], names[1], matrix, names[2], (float(cosine[0]), float(cosine[1])))
+        return cls(names[0], names[1], matrix, names[2], (carried, plain))
 
 
 def compose(transports: Sequence[Transport], embeddings: Floats) -> Floats:

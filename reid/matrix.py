@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,7 +181,7 @@ class ScoreMatrix:
                     if f"{row['step']}/{name}" in queries
                 }
             return cls([tuple(row["learned"]) for row in stored["rows"]], dict(stored["domains"]), cells)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             raise ArtefactError(f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both and score again") from error
 
 

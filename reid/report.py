@@ -248,8 +248,8 @@ def _costs(steps: list[Sealed]) -> str:
     broken = f"<p>Images that could not be read, left out: {_text(', '.join(named))}</p>" if named else ""
     note = (
         "Waiting: share of the time spent waiting for crops. Memory: what is kept of a domain beside the model. Old rows: classifier rows of earlier "
-        "identities. Teachers and the model fused with are read from the step before and not kept twice. Transport: the map from the feature space before. Further "
-        "weights: models that the fusion keeps for the next step. No image is kept."
+        "identities. Teachers and the model fused with are read from the step before and not kept twice. Transport: the map from the "
+        "feature space before. Further weights: models that the fusion keeps for the next step. No image is kept."
     )
     return f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>{broken}<p class="soft">{note}</p>'
 

@@ -72,4 +72,5 @@ class Survey:
         for crops, labels in self.batches():
             with evaluating(model):
                 output = model(crops)
-                yield unit(output.embedding).cpu().numpy(), model.spread(output.features).cpu().numpy(), labels
+                centre, spread = unit(output.embedding).cpu().numpy(), model.spread(output.features).cpu().numpy()
+            yield centre, spread, labels

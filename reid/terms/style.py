@@ -54,8 +54,7 @@ class StyleStatisticsTerm(Aligner):
         """``statistics``, ``[4, 3]``."""
         if step.survey is None:
             raise ValueError("a style is taken from a survey of the step's crops, and the step has none")
-        store, positions = step.survey.store, step.survey.positions
-        return {"statistics": torch.from_numpy(StyleStatistics.of(store.crops[positions]).numbers)}
+        return {"statistics": torch.from_numpy(StyleStatistics.of(crops.cpu().numpy() for crops, _ in step.survey.batches()).numbers)}
 
 
 class StyleNetworkTerm(Aligner):
