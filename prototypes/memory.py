@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class Memory:
         """Write as safetensors, atomically."""
         from safetensors.numpy import save
 
-        header = {"domain": self.domain, "feature_space": self.feature_space}
+        about = {"domain": self.domain, "feature_space": self.feature_space}
+        header = {"memory": json.dumps(about)}  # one entry: the library writes several in any order, and equal memories should be equal bytes
         write_atomic(path, save({name: np.asarray(array, order="C") for name, array in self.arrays.items()}, metadata=header))
 
     @classmethod
@@ -47,8 +49,9 @@ class Memory:
         try:
             with safe_open(path, framework="numpy") as stored:
                 header = stored.metadata() or {}
+                header = json.loads(header["memory"]) if "memory" in header else header  # the first version wrote the two entries side by side
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(f"can't read memory {path}: {error}") from error
         if not {"domain", "feature_space"} <= set(header):
             raise ArtefactError(f"{path} is no memory of a domain: its header names neither domain nor feature space")

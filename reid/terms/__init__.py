@@ -94,4 +94,4 @@ def why_idle(term: Term, index: int, memories: Sequence[Memory]) -> str | None:
     if index == 1 and (term.teachers or wanted):
         return "it needs an earlier domain"
     missing = [kind for kind in wanted if kind not in kept]
-    return f"no {' and no '.join(missing)} is kept of the domains learned before" if missing else None
+    return f"the memories of earlier domains hold no {' and no '.join(missing)}" if missing else None

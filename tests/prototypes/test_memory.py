@@ -56,3 +56,26 @@ def test_other_tensors_are_no_memory(tmp_path):
     save_file({"x": np.ones(3, np.float32)}, tmp_path / "weights.safetensors")
     with pytest.raises(ArtefactError, match="no memory of a domain"):
         Memory.read(tmp_path / "weights.safetensors")
+
+
+def test_memories_of_the_first_version_are_read(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.ones(3, np.float32)}, tmp_path / "old", metadata={"domain": "plaza", "feature_space": "abc"})
+    back = Memory.read(tmp_path / "old")
+    assert (back.domain, back.feature_space, back.arrays["x"].tolist()) == ("plaza", "abc", [1, 1, 1])
+
+
+def test_equal_memories_are_equal_bytes(tmp_path):
+    for name in map(str, range(8)):
+        Memory("plaza", "x", ARRAYS).write(tmp_path / name)
+    assert len({(tmp_path / name).read_bytes() for name in map(str, range(8))}) == 1
+
+
+def test_a_header_that_is_no_json_is_one_line(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({}, tmp_path / "m", metadata={"memory": "{"})
+    with pytest.raises(ArtefactError, match="can't read memory") as caught:
+        Memory.read(tmp_path / "m")
+    assert "\n" not in str(caught.value)

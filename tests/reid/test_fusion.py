@@ -1,10 +1,14 @@
-"""Weight fusion: the ends of its scale, what it leaves alone, and what it refuses."""
+"""Weight fusion: what each rule computes, what it leaves alone, and what it refuses."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
+import reid.fusion as module
 from domains.errors import ConfigError
-from reid.fusion import average, check_fusions, fuse
+from reid.fusion import FUSIONS, Fusing, adaptive, average, blend, check_fusions, fisher, fuse, self_retrieval, two_teachers
 
 
 def states():
@@ -13,8 +17,22 @@ def states():
     return new, old
 
 
+def unit(rows):
+    rows = np.asarray(rows, np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def cloud(count=12, dim=5, seed=0):
+    return unit(np.random.default_rng(seed).standard_normal((count, dim)))
+
+
+def fusing(embed=None, labels=(), kept=None, importance=None):
+    new, old = states()
+    return Fusing(new, old, embed or (lambda state: cloud()), np.asarray(labels, np.int64), importance or (lambda state: {}), kept or {})
+
+
 def test_half_is_the_mean_and_new_rows_are_left_alone():
-    fused = average(*states())
+    fused = average(fusing())
     assert fused["w"].tolist() == [2.0, 4.0]
     assert fused["neck.num_batches_tracked"].item() == 40
     assert fused["classifier.weight"].flatten().tolist() == [3.0, 3.0, 9.0]
@@ -22,27 +40,153 @@ def test_half_is_the_mean_and_new_rows_are_left_alone():
 
 def test_the_ends_of_the_scale():
     new, old = states()
-    assert torch.equal(average(new, old, weight=1.0)["w"], new["w"])
-    assert torch.equal(average(new, old, weight=0.0)["w"], old["w"])
-    assert average(new, old, weight=0.0)["classifier.weight"][2].item() == 9.0
+    assert torch.equal(average(fusing(), weight=1.0)["w"], new["w"])
+    assert torch.equal(average(fusing(), weight=0.0)["w"], old["w"])
+    assert average(fusing(), weight=0.0)["classifier.weight"][2].item() == 9.0
 
 
-def test_the_models_it_is_given_are_not_changed():
+def test_what_the_old_model_lacks_is_the_new_models():
     new, old = states()
-    average(new, old)
-    assert all(torch.equal(value, states()[0][name]) for name, value in new.items())
-    assert all(torch.equal(value, states()[1][name]) for name, value in old.items())
+    new["distribution.project.weight"] = torch.ones(2, 2)
+    assert torch.equal(blend(new, old, 0.5)["distribution.project.weight"], torch.ones(2, 2))
+    new["odd"], old["odd"] = torch.ones(3, 2), torch.zeros(3, 4)
+    assert torch.equal(blend(new, old, 0.5)["odd"], torch.ones(3, 2)), "another shape has nothing to average with"
+
+
+def test_a_weight_for_each_element():
+    new, old = states()
+    share = {"w": torch.tensor([1.0, 0.25]), "classifier.weight": torch.tensor([[0.0], [1.0], [0.0]])}
+    fused = blend(new, old, share)
+    assert fused["w"].tolist() == [1.0, 5.0]
+    assert fused["classifier.weight"].flatten().tolist() == [5.0, 2.0, 9.0]
+
+
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+def test_the_models_it_is_given_are_not_changed(name):
+    given = fusing(labels=np.arange(12) // 3)
+    fuse(({name: {}},), given) if name != "fisher" else fuse(({name: {}},), fusing(importance=lambda state: {"w": torch.ones(2)}))
+    for state, wanted in zip((given.old,), states()[1:], strict=True):
+        assert all(torch.equal(value, wanted[key]) for key, value in state.items())
 
 
 def test_no_fusion_returns_the_new_model():
-    new, old = states()
-    assert fuse((), new, old) == new
+    given = fusing()
+    assert fuse((), given) == given.new
 
 
-WRONG = [({"avrage": {}}, "did you mean 'average'"), ({"average": {"weight": 2}}, "0..1"), ({"average": {"w": 1}}, "fusion average")]
+# ---------------------------------------------------------------------------------------------------------------- how much changed
+
+
+def affinities(vectors, sharpness, diagonal=True):
+    out = []
+    for i, a in enumerate(vectors.astype(np.float64)):
+        row = [math.exp(sharpness * float(a @ b) - sharpness) if diagonal or i != j else 0.0 for j, b in enumerate(vectors.astype(np.float64))]
+        out.append([value / sum(row) for value in row])
+    return np.array(out)
+
+
+@pytest.mark.parametrize("chunk", [1024, 5])
+def test_adaptive_weight_is_one_less_the_change_of_relations(monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    old = cloud(seed=1)
+    new = unit(old + 0.01 * np.random.default_rng(2).standard_normal(old.shape))
+    given = fusing(lambda state: new if state["w"][0] == 1 else old)
+    fused = adaptive(given, sharpness=3.0)
+    wanted = 1 - np.abs(affinities(new, 3) - affinities(old, 3)).sum(1).mean()
+    assert 0 < wanted < 1
+    assert given.figures["weight"] == pytest.approx(wanted, abs=1e-5)
+    assert fused["w"][0].item() == pytest.approx(wanted * 1 + (1 - wanted) * 3, abs=1e-4)
+
+
+def test_adaptive_weight_is_never_negative():
+    rows, columns = np.eye(4, dtype=np.float32)[np.arange(16) // 4], np.eye(4, dtype=np.float32)[np.arange(16) % 4]
+    given = fusing(lambda state: rows if state["w"][0] == 1 else columns)
+    adaptive(given)
+    assert given.figures["weight"] == 0, "crops that changed three of four companions give 1 - 1.5"
+
+
+# ---------------------------------------------------------------------------------------------------------------- two teachers
+
+
+def test_self_retrieval_is_the_mean_average_precision_of_each_against_the_others():
+    vectors, labels = cloud(14, seed=4), np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4, 5, 5])
+    found = []
+    for i in range(14):
+        order = sorted((j for j in range(14) if j != i), key=lambda j: -float(vectors[i] @ vectors[j]))
+        hits, precisions = 0, []
+        for place, j in enumerate(order, 1):
+            if labels[j] == labels[i]:
+                hits += 1
+                precisions.append(hits / place)
+        if precisions:
+            found.append(sum(precisions) / len(precisions))
+    assert self_retrieval(vectors, labels) == pytest.approx(100 * np.mean(found), abs=1e-6)
+    assert self_retrieval(vectors[:2], np.array([0, 1])) == 0
+
+
+def test_the_first_fusion_of_two_teachers_has_one():
+    given = fusing(labels=np.arange(12) // 3)
+    two_teachers(given)
+    assert given.figures["long_share"] == 1.0
+    assert torch.equal(given.keep["long"]["w"], given.old["w"])
+    assert torch.equal(given.keep["short"]["w"], given.new["w"])
+
+
+def test_the_long_term_model_takes_the_share_that_ranks_best():
+    labels = np.arange(12) // 3
+    good = unit(np.eye(4)[labels] + 0.01 * np.random.default_rng(0).standard_normal((12, 4)))
+    short = {"w": torch.tensor([0.0, 0.0]), "classifier.weight": torch.zeros(1, 1)}
+    long = {"w": torch.tensor([10.0, 0.0]), "classifier.weight": torch.zeros(1, 1)}
+
+    def embed(state):
+        return good if abs(float(state["w"][0]) - 3) < 0.01 else cloud(12, 4, seed=int(10 * state["w"][0]))
+
+    given = fusing(embed, labels, {"short": short, "long": long})
+    fused = two_teachers(given)
+    assert given.figures["long_share"] == 0.3
+    assert given.keep["long"]["w"].tolist() == [3.0, 0.0]
+    new = affinities(cloud(12, 4, seed=10), 400, diagonal=False)
+    weight = float((new * affinities(good, 400, diagonal=False)).sum(1).mean())
+    assert given.figures["weight"] == pytest.approx(weight, abs=1e-4)
+    assert fused["w"][0].item() == pytest.approx(weight * 1 + (1 - weight) * 3, abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------- by importance
+
+
+def test_each_parameter_follows_the_model_that_needs_it():
+    now, past = torch.tensor([3.0, 0.0]), torch.tensor([1.0, 2.0])
+    given = fusing(importance=lambda state: {"w": now if state["w"][0] == 1 else past})
+    fused = fisher(given, decay=0.5)
+    floor = 1e-3 * 1.5
+    for at, (new, old) in enumerate(((1.0, 3.0), (2.0, 6.0))):
+        share = (now[at] + floor) / (now[at] + past[at] + 2 * floor)
+        assert fused["w"][at].item() == pytest.approx(float(share * new + (1 - share) * old), abs=1e-5)
+    assert given.keep["fisher"]["w"].tolist() == [3.5, 1.0]
+    assert fused["neck.num_batches_tracked"].item() == 40
+
+
+def test_importance_of_rows_that_are_new_is_zero_before():
+    given = fusing(kept={"fisher": {"classifier.weight": torch.ones(2, 1)}}, importance=lambda state: {"classifier.weight": torch.ones(3, 1)})
+    fisher(given)
+    assert given.keep["fisher"]["classifier.weight"].flatten().tolist() == [2.0, 2.0, 1.0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- wrong use
+
+WRONG = [
+    ({"avrage": {}}, "did you mean 'average'"),
+    ({"average": {"weight": 2}}, r"weight must lie in 0\.\.1, got 2"),
+    ({"average": {"weight": "half"}}, "weight must be a number, got 'half'"),
+    ({"average": {"weight": True}}, "must be a number, got True"),
+    ({"average": {"w": 1}}, "fusion average: unknown parameter 'w'"),
+    ({"adaptive": {"sharpness": 0}}, "positive"),
+    ({"fisher": {"decay": -1}}, r"0\.\.1"),
+]
 
 
 @pytest.mark.parametrize(("entry", "said"), WRONG)
 def test_a_wrong_fusion_is_refused_before_training(entry, said):
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as caught:
         check_fusions((entry,))
+    assert "\n" not in str(caught.value)

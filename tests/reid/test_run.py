@@ -30,6 +30,29 @@ SETTINGS = {
 }
 
 
+EVERYTHING = """
+about: Every kind of part at once, with a short style network.
+terms:
+  - distribution_cross_entropy: {samples: 2}
+  - distribution_triplet: {samples: 2, view: aligned}
+  - joint_triplet: {samples: 2}
+  - two_teacher_distillation
+  - relation_distillation: {view: aligned, direction: reverse}
+  - prototype_transfer: {domains: all}
+  - prototypes
+  - style_network: {domains: all, iterations: 2, batch: 4}
+fusion: [two_teachers]
+repair: [batchnorm: {share: 0.5}, classifier: {iterations: 3}]
+transport: [ridge]
+"""
+
+
+@pytest.fixture
+def everything(tmp_path):
+    (tmp_path / "everything.yaml").write_text(EVERYTHING)
+    return str(tmp_path / "everything.yaml")
+
+
 @pytest.fixture
 def sites(tiny_domain, tmp_path):
     return [tiny_domain(tmp_path / "data" / name, seed=seed) for seed, name in enumerate(("first", "second", "third"))]
@@ -123,9 +146,10 @@ def test_fusion_is_the_average_of_what_fine_tuning_gives_and_the_step_before(tmp
             assert torch.equal(value, tuned[name])
 
 
-@pytest.mark.parametrize("method", ["fine_tune", "lwf", "affinity"])
+@pytest.mark.parametrize("method", ["fine_tune", "lwf", "affinity", "everything"])
 @pytest.mark.parametrize("stop", [1, 3, 6])
-def test_an_interrupted_step_ends_with_the_same_bits(tmp_path, sites, method, stop):
+def test_an_interrupted_step_ends_with_the_same_bits(tmp_path, sites, everything, method, stop):
+    method = everything if method == "everything" else method
     whole, broken = (Run.create(tmp_path / name, build_config(SETTINGS, {"method": method})) for name in ("whole", "broken"))
     for run in (whole, broken):
         run.learn(sites[0])
@@ -135,6 +159,8 @@ def test_an_interrupted_step_ends_with_the_same_bits(tmp_path, sites, method, st
     assert broken.learned == ["first"]
     broken.learn(sites[1])
     assert same(weights(whole), weights(broken))
+    assert [array.tobytes() for array in whole.memories()[1].arrays.values()] == [array.tobytes() for array in broken.memories()[1].arrays.values()]
+    assert whole.steps[2].card["files"] == broken.steps[2].card["files"]
     strip = [[{**json.loads(line)} for line in (run.steps[2].folder / "log.jsonl").read_text().splitlines()] for run in (whole, broken)]
     assert strip[0] == strip[1]
 
@@ -283,9 +309,56 @@ def test_an_interrupted_replacement_drops_only_one_step(run, sites):
     assert run.learned == ["first", "third"]
 
 
-def test_old_images_are_not_needed(tmp_path, sites):
+def test_a_step_seals_its_transport_and_what_its_fusion_needs_next(run, sites, everything):
+    for site in sites:
+        run.learn(site, method=everything)
+    first, second, third = run.steps[1:]
+    assert {"transport.npz", "kept-short.safetensors", "kept-long.safetensors", "memory.safetensors"} <= set(third.card["files"])
+    assert third.transport().source == second.feature_space
+    assert third.transport().target == third.feature_space
+    carried = run.memories(renew=True)
+    assert [memory.feature_space for memory in carried] == [third.feature_space] * 3
+    assert [memory.feature_space for memory in run.memories()] == [first.feature_space, second.feature_space, third.feature_space]
+    assert third.card["bytes"]["transport"] == 2 * 32 * 32
+    assert third.card["bytes"]["kept"] > 0
+    assert third.card["bytes"]["teachers"] > third.card["bytes"]["fusion_partner"] > 0, "short, long and old"
+    assert {"fusion.weight", "transport.cosine"} <= set(third.card["figures"])
+    people = len(third.card["classes"])
+    assert run.memories()[2].arrays["prototypes.mean"].shape == (people, 32)
+
+
+def test_a_term_that_finds_nothing_kept_says_so(run, sites):
+    run.learn(sites[0], method="fine_tune")
+    sealed = run.learn(sites[1], method="dkp")
+    assert "prototype_transfer had no part: the memories of earlier domains hold no prototypes" in sealed.card["notes"]
+    third = run.learn(sites[2], method="dkp")
+    assert not any("no part" in note for note in third.card["notes"])
+
+
+def test_export_carries_no_distribution_head(run, sites, tmp_path):
+    from deploy.export import export_run
+
+    sealed = run.learn(sites[0], method="dkp")
+    model, _ = run.model()
+    assert model.distribution is not None
+    bundle = export_run(run, tmp_path / "bundle")
+    assert bundle.feature_space == sealed.feature_space
+    with torch.no_grad():
+        for parameter in model.distribution.parameters():
+            parameter.add_(1)
+    assert model.feature_space(run.config.crop.spec()) == sealed.feature_space
+    import onnx
+
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
+    held = sum(int(np.prod(item.dims)) for item in graph.initializer)
+    assert held < 1.02 * sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(("backbone", "embedding")))
+
+
+@pytest.mark.parametrize("method", ["affinity", "everything"])
+def test_old_images_are_not_needed(tmp_path, sites, everything, method):
     """The same weights, whether each domain's images are there after its step or deleted."""
-    kept, deleted = (Run.create(tmp_path / name, build_config(SETTINGS, {"method": "affinity"})) for name in ("kept", "deleted"))
+    method = everything if method == "everything" else method
+    kept, deleted = (Run.create(tmp_path / name, build_config(SETTINGS, {"method": method})) for name in ("kept", "deleted"))
     for site in sites:
         kept.learn(site)
     for site in sites:

@@ -2,15 +2,20 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from domains.errors import ConfigError
+from prototypes.distribution import draw as draw_prototypes
+from prototypes.memory import Memory
+from prototypes.prototype import DistributionPrototypes
+from prototypes.transfer import prototype_transfer
 from reid import losses
 from reid.model import Output
 from reid.optim import Runtime
-from reid.terms import TERMS, Batch, Step, Term, build_terms
+from reid.terms import TERMS, Batch, Step, Term, build_terms, head_of, why_idle
 
 OLD, NEW, DIM = 3, 4, 6
 
@@ -24,6 +29,12 @@ class Net(nn.Module):
         self.embedding = nn.Linear(12, DIM)
         self.classifier = nn.Linear(DIM, classes, bias=False)
 
+    def spread(self, features):
+        return features.flatten(1)[:, :DIM].float() / 255 + 0.1
+
+    def classify(self, vectors):
+        return self.classifier(vectors).float()
+
     def forward(self, crops):
         self.asked += 1
         embedding = self.embedding(crops.flatten(1).float() / 255).float()
@@ -35,9 +46,22 @@ def batch():
     torch.manual_seed(0)
     runtime = Runtime(torch.device("cpu"), torch.float32)
     old = Net(OLD).eval()
-    step = Step(2, SimpleNamespace(name="site"), None, runtime, Net(OLD + NEW), {"old": old}, OLD)
-    views = {name: torch.randint(0, 256, (8, 2, 2, 3), dtype=torch.uint8) for name in ("plain", "aligned")}
-    return Batch(views, torch.arange(8) // 2 + OLD, torch.zeros(8, dtype=torch.long), step)
+    teachers = {"old": old, "short": Net(OLD).eval(), "long": Net(OLD).eval()}
+    step = Step(2, SimpleNamespace(name="site"), SimpleNamespace(seed=3), runtime, Net(OLD + NEW), teachers, OLD, memories())
+    step.views["aligned"] = lambda crops, generator: (crops.float() + 40 * torch.rand(crops.shape, generator=generator)).clamp(0, 255)
+    crops = torch.randint(0, 256, (8, 2, 2, 3), dtype=torch.uint8)
+    return Batch(crops, torch.arange(8) // 2 + OLD, torch.zeros(8, dtype=torch.long), step)
+
+
+def memories():
+    draw = np.random.default_rng(0)
+    made = []
+    for name, count in (("first", 2), ("second", 1)):
+        mean = draw.standard_normal((count, DIM)).astype(np.float32)
+        kept = DistributionPrototypes(mean / np.linalg.norm(mean, axis=1, keepdims=True), np.full((count, DIM), 0.1, np.float32))
+        statistics = np.stack([np.full(3, value, np.float32) for value in (120, 10, 50, 5)])
+        made.append(Memory(name, "space", {**kept.to_arrays(), "style.statistics": statistics}))
+    return made
 
 
 def test_outputs_are_computed_once_per_view_and_only_when_asked(batch):
@@ -61,8 +85,10 @@ def test_half_precision_reaches_models_and_not_losses(batch):
     batch.step.runtime = Runtime(torch.device("cpu"), torch.bfloat16)
     assert torch.equal(batch.output().embedding.bfloat16().float(), batch.output().embedding), "computed in bf16"
     assert torch.equal(batch.teacher("old").embedding.bfloat16().float(), batch.teacher("old").embedding)
-    for term in (build_terms(({name: {}},))[name] for name in TERMS):
-        assert term.loss(batch).dtype == torch.float32
+    for term in (next(iter(build_terms(({name: {}},)).values())) for name in TERMS):
+        term.begin(batch.step)
+        value = term.loss(batch)
+        assert value is None or value.dtype == torch.float32
 
 
 def test_cross_entropy_compares_the_identities_of_this_step_or_all(batch):
@@ -101,15 +127,19 @@ def test_distilling_from_oneself_costs_nothing(batch):
 
 
 def test_only_distillation_asks_for_a_teacher():
-    assert {name for name, term in TERMS.items() if term.teachers} == {"logit_distillation", "relation_distillation"}
-    assert all(set(term.teachers) <= {"old"} for term in TERMS.values())
+    assert {name for name, term in TERMS.items() if term.teachers} == {name for name in TERMS if name.endswith("distillation")}
+    assert {teacher for term in TERMS.values() for teacher in term.teachers} == {"old", "short", "long"}
 
 
-@pytest.mark.parametrize("name", sorted(TERMS))
-def test_a_term_has_a_weight_keeps_nothing_unasked_and_does_nothing_between(name, batch):
-    term = build_terms(({name: {"weight": 2.5}},))[name]
+KEEPERS = {"prototypes", "style_network", "style_statistics"}
+
+
+@pytest.mark.parametrize("name", sorted(set(TERMS) - KEEPERS))
+def test_a_term_has_a_weight_keeps_nothing_and_does_nothing_between(name, batch):
+    term = next(iter(build_terms(({name: {"weight": 2.5}},)).values()))
     assert isinstance(term, Term)
     assert term.weight == 2.5
+    assert term.keeps is None
     before = {key: value.clone() for key, value in batch.step.model.state_dict().items()}
     for call in (term.begin, term.after_backward, term.after_update):
         assert call(batch.step) is None
@@ -117,11 +147,99 @@ def test_a_term_has_a_weight_keeps_nothing_unasked_and_does_nothing_between(name
     assert all(torch.equal(value, before[key]) for key, value in batch.step.model.state_dict().items())
 
 
-def test_terms_keep_their_order_and_a_bare_term_has_no_loss(batch):
+def test_keepers_say_what_they_keep_and_have_no_objective(batch):
+    assert {name for name, term in TERMS.items() if term.keeps} == KEEPERS
+    assert {TERMS[name].keeps for name in KEEPERS} == {"prototypes", "style"}
+    for name in KEEPERS:
+        assert TERMS[name]().loss(batch) is None
+
+
+def test_terms_keep_their_order_and_a_bare_term_has_no_objective(batch):
     assert list(build_terms(({"triplet": {}}, {"cross_entropy": {}}))) == ["triplet", "cross_entropy"]
     assert build_terms(()) == {}
-    with pytest.raises(NotImplementedError):
-        Term().loss(batch)
+    assert Term().loss(batch) is None
+
+
+# ---------------------------------------------------------------------------------------------------------------- views and distributions
+
+
+def test_a_view_is_made_once_from_numbers_of_its_own(batch):
+    aligned = batch.view("aligned")
+    assert batch.view("aligned") is aligned
+    assert batch.view() is batch.crops
+    again = Batch(batch.crops, batch.labels, batch.cameras, batch.step)
+    again.gaussians("plain")
+    assert torch.equal(again.view("aligned"), aligned), "what was asked for before changes nothing"
+    later = Batch(batch.crops, batch.labels, batch.cameras, batch.step, iteration=1)
+    assert not torch.equal(later.view("aligned"), aligned)
+    state = torch.get_rng_state()
+    again.gaussians("aligned")
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
+
+
+def test_terms_on_two_views_have_two_names(batch):
+    terms = build_terms(({"cross_entropy": {}}, {"cross_entropy": {"view": "aligned"}}))
+    assert list(terms) == ["cross_entropy", "cross_entropy (aligned)"]
+    plain, aligned = (term.loss(batch) for term in terms.values())
+    assert plain != aligned
+
+
+def test_every_term_of_a_view_looks_at_it(batch):
+    for name in ("cross_entropy", "triplet", "distribution_cross_entropy", "distribution_triplet", "relation_distillation",
+                 "rectified_distillation", "embedding_distillation", "prototype_transfer", "two_teacher_distillation"):  # fmt: skip
+        plain, aligned = (next(iter(build_terms(({name: {"view": view}},)).values())) for view in ("plain", "aligned"))
+        for term in (plain, aligned):
+            term.begin(batch.step)
+        assert not torch.equal(plain.loss(batch), aligned.loss(batch)), name
+
+
+def test_gaussians_are_computed_once_and_draws_differ_by_view_and_iteration(batch):
+    found = batch.gaussians("plain", 3)
+    assert batch.gaussians("plain", 3) is found
+    assert found.samples.shape == (3, 8, DIM)
+    assert found.logits.shape == (32, OLD + NEW)
+    assert torch.allclose(found.logits[:8], batch.step.model.classify(found.centre))
+    assert torch.allclose(found.samples.norm(dim=2), torch.ones(3, 8), atol=1e-3)
+    later = Batch(batch.crops, batch.labels, batch.cameras, batch.step, iteration=1)
+    assert not torch.equal(later.gaussians("plain", 3).samples, found.samples)
+
+
+def test_prototypes_of_the_last_domain_or_of_all(batch):
+    for domains, which in (("last", slice(2, 3)), ("all", slice(0, 3))):
+        term = build_terms(({"prototype_transfer": {"domains": domains, "assign": 0.2}},))["prototype_transfer"]
+        term.begin(batch.step)
+        kept = [DistributionPrototypes.from_arrays(memory.arrays) for memory in batch.step.memories]
+        mean, spread = (torch.from_numpy(np.concatenate([getattr(found, name) for found in kept])[which]) for name in ("mean", "spread"))
+        drawn = draw_prototypes(mean, spread, batch.generator("prototypes"))
+        centre = batch.output().embedding / (batch.output().embedding.norm(dim=1, keepdim=True) + 1e-4)
+        assert torch.equal(term.loss(batch), prototype_transfer(centre, drawn, assign=0.2))
+
+
+def test_statistics_of_the_last_domain_or_of_all_make_the_view(batch):
+    for name in ("last", "all"):
+        term = build_terms(({"style_statistics": {"domains": name}},))["style_statistics"]
+        term.begin(batch.step)
+        view = Batch(batch.crops, batch.labels, batch.cameras, batch.step).view("aligned")
+        assert view.shape == batch.crops.shape
+        assert 0 <= view.min() <= view.max() <= 255
+        assert 60 < view.mean() < 180
+
+
+def test_a_term_is_idle_where_nothing_that_it_needs_is_kept(batch):
+    transfer, aligned, distilled, plain = build_terms(
+        ({"prototype_transfer": {}}, {"triplet": {"view": "aligned"}}, {"relation_distillation": {}}, {"triplet": {}})
+    ).values()
+    assert [why_idle(term, 1, []) is None for term in (transfer, aligned, distilled, plain)] == [False, False, False, True]
+    assert [why_idle(term, 2, batch.step.memories) for term in (transfer, aligned, distilled, plain)] == [None] * 4
+    bare = [Memory("first", "space", {})]
+    assert why_idle(transfer, 2, bare) == "the memories of earlier domains hold no prototypes"
+    assert why_idle(aligned, 2, bare) == "the memories of earlier domains hold no style"
+    assert why_idle(distilled, 2, bare) is None
+
+
+def test_a_method_has_one_distribution_head():
+    assert head_of(build_terms(({"triplet": {}},)).values()) is None
+    assert head_of(build_terms(({"distribution_triplet": {"head": "convolution"}}, {"triplet": {}})).values()) == "convolution"
 
 
 WRONG = [
@@ -129,6 +247,16 @@ WRONG = [
     (({"triplet": {}}, {"triplet": {"margin": 0.3}}), "lists the term 'triplet' twice"),
     (({"triplet": {"margins": 0.3}},), "term triplet: .*margins"),
     (({"cross_entropy": {"classes": "old"}},), 'classes must be "current" or "all"'),
+    (({"triplet": {"view": "side"}},), 'view must be "plain" or "aligned"'),
+    (({"triplet": {"weight": "much"}},), "weight must be a number, got 'much'"),
+    (({"distribution_triplet": {"head": "conv"}},), 'head must be "pooled" or "convolution"'),
+    (({"distribution_triplet": {"samples": 0}},), "samples must be a whole number"),
+    (({"distribution_cross_entropy": {"start": "zero"}},), 'start must be "centre" or "random"'),
+    (({"relation_distillation": {"direction": "back"}},), 'direction must be "forward" or "reverse"'),
+    (({"prototype_transfer": {"domains": "some"}},), 'domains must be "last" or "all"'),
+    (({"style_network": {"domains": "some"}},), 'domains must be "last" or "all"'),
+    (({"distribution_triplet": {}}, {"prototypes": {"head": "convolution"}}), "different distribution heads: convolution, pooled"),
+    (({"style_network": {}}, {"style_statistics": {}}), "two terms of the method keep style"),
 ]
 
 
