@@ -125,8 +125,8 @@ def test_several_faults_are_all_named():
 
 def test_what_is_fixed_for_life_and_what_changes_learned_bits():
     config = Config()
-    assert {key.split(".")[0] for key in config.fixed()} == {"seed", "model", "crop"}
-    assert set(config.fixed()) == {key for key in KNOWN_KEYS if key.split(".")[0] in ("seed", "model", "crop")}
+    assert {key.split(".")[0] for key in config.fixed()} == {"seed", "model", "crop", "data"}
+    assert set(config.fixed()) == {key for key in KNOWN_KEYS if key.split(".")[0] in ("seed", "model", "crop", "data")}
     assert set(config.learning()) == {key for key in KNOWN_KEYS if not key.startswith("storage.")}
     changed = build_config(overrides=["storage.snapshot_seconds=1", "storage.crop_memory_mb=1"])
     assert changed.learning() == config.learning()
@@ -238,7 +238,8 @@ def test_an_unknown_method_names_the_nearest():
 
 @pytest.mark.parametrize("name", sorted(shipped("streams")))
 def test_a_shipped_stream_can_be_read(name, monkeypatch, tmp_path):
-    monkeypatch.setenv("LIFELONG_REID_DATA", str(tmp_path))
+    for variable in ("LIFELONG_REID_DATA", "LREID_DATA"):
+        monkeypatch.setenv(variable, str(tmp_path))
     stream = read_stream(name)
     assert stream.domains
     assert stream.about.strip()
