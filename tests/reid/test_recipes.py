@@ -82,6 +82,7 @@ def test_the_published_orders(monkeypatch):
     assert len(read_stream("lreid-lpw").unseen) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_first_losses_are_those_of_the_formulas(recipe, sets, tmp_path, monkeypatch):
     settings = read_settings(recipe)
