@@ -152,6 +152,7 @@ def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str,
 def recheck(results: dict[str, Any]) -> None:
     """Repeat one stored test run with the code as it is now; if no figure of its matrix moved, all results of that code stand for this one."""
     stale = [key for key, result in results.items() if result["kind"] == "test" and result["code"] != code_hash()]
+    stale.reverse()  # the newest results are those that may still stand
     old = next((results[key] for key in stale if (results[key]["method"], results[key]["seed"], results[key]["order"]) == ("fusion", 0, 1)), None)
     if old is None:
         print("nothing to recheck: no test result of fusion, seed 0, order 1, is older than the code")
