@@ -22,7 +22,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -m 'not nightly'
 
 quick: $(READY) lint
-	$(BIN)/python -m pytest -m 'not slow and not nightly'
+	$(BIN)/python -m pytest -n auto -m 'not slow and not nightly'
 
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly --timeout=7200

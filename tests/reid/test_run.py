@@ -146,7 +146,7 @@ def test_fusion_is_the_average_of_what_fine_tuning_gives_and_the_step_before(tmp
             assert torch.equal(value, tuned[name])
 
 
-@pytest.mark.parametrize("method", ["fine_tune", "lwf", "affinity", "everything"])
+@pytest.mark.parametrize("method", ["fine_tune", "lwf", "affinity", pytest.param("everything", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_an_interrupted_step_ends_with_the_same_bits(tmp_path, sites, everything, method, stop):
     method = everything if method == "everything" else method
@@ -354,7 +354,7 @@ def test_export_carries_no_distribution_head(run, sites, tmp_path):
     assert held < 1.02 * sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(("backbone", "embedding")))
 
 
-@pytest.mark.parametrize("method", ["affinity", "everything"])
+@pytest.mark.parametrize("method", ["affinity", pytest.param("everything", marks=pytest.mark.slow)])
 def test_old_images_are_not_needed(tmp_path, sites, everything, method):
     """The same weights, whether each domain's images are there after its step or deleted."""
     method = everything if method == "everything" else method
