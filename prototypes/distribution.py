@@ -86,14 +86,9 @@ class DistributionHead(nn.Module):
         return F.relu(unit(self.project(response).float())) + FLOOR
 
 
-def total_spread(centres: Tensor, spreads: Tensor) -> Tensor:
-    """Standard deviation ``[D]`` of the equal mixture of N(c_i, diag v_i²), ``[n, D]`` each, by the law of total variance."""
-    return (spreads.square().mean(0) + centres.var(0, unbiased=False)).sqrt()
-
-
-def relations(assignment: Tensor, temperature: float) -> Tensor:
-    """Log of the row-softmax of cosines over ``temperature``: ``[B, K]`` → ``[B, B]``."""
-    rows = F.normalize(assignment, dim=1)
+def affinity(vectors: Tensor, temperature: float = 0.1) -> Tensor:
+    """Log of the relations in a batch: log row-softmax of cosine/τ, ``[B, D]`` → ``[B, B]``, the diagonal kept (LSTKC, AAAI 2024)."""
+    rows = F.normalize(vectors, dim=1)
     return F.log_softmax(rows @ rows.T / temperature, 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from prototypes.distribution import relations
+from prototypes.distribution import affinity
 
 
 def prototype_transfer(centre: Tensor, drawn: Tensor, *, assign: float = 0.1, relate: float = 0.1, detach: bool = False) -> Tensor:
@@ -22,5 +22,5 @@ def prototype_transfer(centre: Tensor, drawn: Tensor, *, assign: float = 0.1, re
         detach: keep the gradient out of the target; published: it flows through both sides.
     """
     soft = F.softmax(F.normalize(centre, dim=1) @ F.normalize(drawn, dim=1).T / assign, 1)
-    target = relations(soft, relate)
-    return F.kl_div(relations(centre, relate), target.detach() if detach else target, reduction="batchmean", log_target=True)
+    target = affinity(soft, relate)
+    return F.kl_div(affinity(centre, relate), target.detach() if detach else target, reduction="batchmean", log_target=True)

@@ -45,29 +45,6 @@ def torch_embedder(model: ReidModel, device: torch.device, batch: int = BATCH) -
     return embed
 
 
-def evaluate_carried(
-    domain: Domain, ask: Embed, hold: Embed, carry: Callable[[NDArray[np.float32]], NDArray[np.float32]], stores: StoreCache
-) -> Scores:
-    """Score a domain whose gallery was embedded by an older model and is carried into the space of the queries, not embedded again.
-
-    Args:
-        domain: needs query and gallery splits.
-        ask: the model that embeds queries.
-        hold: the older model, which embeds the gallery.
-        carry: unit vectors of the older space ``[N, D]`` to the newer.
-        stores: decodes, and keeps what it decoded.
-
-    Raises:
-        DataError: no split to score, or no query that can be scored.
-    """
-    why = can_be_scored(domain)
-    if why:
-        raise DataError(f"domain {domain.name} can't be scored: {why}")
-    query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
-    people = Labels.from_split(query.split), Labels.from_split(gallery.split)
-    return score_domain(ask(query.crops), carry(hold(gallery.crops)), *people, same_camera=domain.same_camera)
-
-
 def can_be_scored(domain: Domain) -> str | None:
     """None, or why a domain has no score: no query and gallery, or images that are gone."""
     if not len(domain.query) or not len(domain.gallery):
@@ -76,13 +53,14 @@ def can_be_scored(domain: Domain) -> str | None:
     return "its images are gone" if gone else None
 
 
-def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, rerank: bool = False) -> Scores:
+def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed: Embed | None = None, rerank: bool = False) -> Scores:
     """Score a domain under its own camera rule.
 
     Args:
         domain: needs query and gallery splits.
         embed: the model.
         stores: decodes, and keeps what it decoded.
+        gallery_embed: embeds the gallery, where that is not the same model: an older one whose vectors are carried over, say.
         rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before scoring.
 
     Raises:
@@ -93,7 +71,7 @@ def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, rerank: bool =
         raise DataError(f"domain {domain.name} can't be scored: {why}")
     query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
     people = Labels.from_split(query.split), Labels.from_split(gallery.split)
-    asked, held = embed(query.crops), embed(gallery.crops)
+    asked, held = embed(query.crops), (gallery_embed or embed)(gallery.crops)
     if rerank:
         return score_similarities(k_reciprocal(asked, held), *people, same_camera=domain.same_camera)
     return score_domain(asked, held, *people, same_camera=domain.same_camera)

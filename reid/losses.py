@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prototypes.distribution import affinity
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of logits ``[B, K]`` with labels ``[B]``, smoothed as by Szegedy et al. (CVPR 2016): 1 - ε on the label, ε/K on each."""
@@ -38,12 +40,6 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 2.
     """Learning without forgetting (Li & Hoiem, TPAMI 2018): T² · KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the rows of ``[B, K]``."""
     target = F.log_softmax(teacher.float() / temperature, 1)
     return temperature**2 * F.kl_div(F.log_softmax(student.float() / temperature, 1), target, reduction="batchmean", log_target=True)
-
-
-def affinity(embedding: Tensor, temperature: float = 0.1) -> Tensor:
-    """Log of the relations in a batch: log row-softmax of cosine/τ, ``[B, D]`` → ``[B, B]``, the diagonal kept (LSTKC, AAAI 2024)."""
-    unit = F.normalize(embedding.float(), dim=1)
-    return F.log_softmax(unit @ unit.T / temperature, 1)
 
 
 def relation_distillation(student: Tensor, teacher: Tensor, temperature: float = 0.1, *, reverse: bool = False) -> Tensor:

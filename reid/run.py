@@ -22,7 +22,7 @@ from prototypes.transport import compose
 from reid.checkpoint import read_tensors
 from reid.config import Config, Method, build_config, read_method, read_yaml
 from reid.ending import renewed
-from reid.evaluate import Embed, can_be_scored, evaluate, evaluate_carried, torch_embedder
+from reid.evaluate import Embed, can_be_scored, evaluate, torch_embedder
 from reid.fusion import State
 from reid.learning import learn_step
 from reid.loader import StoreCache
@@ -318,11 +318,11 @@ class Run:
                     continue
                 transports = [later.transport() for later in steps[step.index + 1 :]]
                 hold, whole = self._embedder(step.index), [transport for transport in transports if transport]
-                carried = evaluate_carried(known[name], ask, hold, lambda old, path=whole: compose(path, old), self.stores).mAP  # type: ignore[misc]
+                carried = evaluate(known[name], ask, self.stores, gallery_embed=lambda crops, hold=hold, path=whole: compose(path, hold(crops)))  # type: ignore[misc]
                 found[name] = {
                     "reindexed": evaluate(known[name], ask, self.stores).mAP,
-                    "carried": carried if len(whole) == len(transports) else None,
-                    "as_it_was": evaluate_carried(known[name], ask, hold, lambda old: old, self.stores).mAP,
+                    "carried": carried.mAP if len(whole) == len(transports) else None,
+                    "as_it_was": evaluate(known[name], ask, self.stores, gallery_embed=hold).mAP,
                 }
         return found
 

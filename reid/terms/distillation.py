@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from prototypes.distribution import affinity
 from reid import losses
 from reid.terms.term import Batch, Term, View
 
@@ -77,8 +78,8 @@ class RectifiedDistillation(Term):
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
         student = batch.output(self.view).embedding
-        new = losses.affinity(student, self.temperature).exp()
-        old = losses.affinity(batch.teacher("old", self.view).embedding, self.temperature).exp()
+        new = affinity(student, self.temperature).exp()
+        old = affinity(batch.teacher("old", self.view).embedding, self.temperature).exp()
         target = losses.rectified_affinity(old, new.detach() if self.detach else new, batch.labels)
         return losses.affinity_divergence(target, student, self.temperature)
 
@@ -101,7 +102,7 @@ class TwoTeacherDistillation(Term):
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
         with torch.no_grad():
-            short, long = (losses.affinity(batch.teacher(name, self.view).embedding, self.temperature).exp() for name in self.teachers)
+            short, long = (affinity(batch.teacher(name, self.view).embedding, self.temperature).exp() for name in self.teachers)
             target = losses.rectified_affinity(short, long, batch.labels, mean=True)
         return losses.affinity_divergence(target, batch.output(self.view).embedding, self.temperature)
 

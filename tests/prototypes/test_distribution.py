@@ -7,8 +7,7 @@ import pytest
 import timm
 import torch
 
-from prototypes.distribution import FLOOR, DistributionHead, draw, relations, sample, total_spread, unit
-from prototypes.prototype import PrototypeStream
+from prototypes.distribution import FLOOR, DistributionHead, affinity, draw, sample, unit
 
 KINDS = ("pooled", "convolution")
 
@@ -160,25 +159,9 @@ def test_the_published_convolution_has_67_million_weights():
         assert DistributionHead(1024, 2048, "convolution").convolution.weight.numel() == 67_108_864
 
 
-def test_total_spread_is_the_deviation_of_the_mixture():
-    centres, spreads = unit(normal(5, 6)), normal(5, 6, seed=1).abs() * 0.3
-    rng = np.random.default_rng(0)
-    which = rng.integers(0, 5, 200_000)
-    drawn = centres.numpy()[which] + spreads.numpy()[which] * rng.standard_normal((len(which), 6))
-    assert np.allclose(total_spread(centres, spreads), drawn.std(0), rtol=0.01)
-    assert torch.allclose(total_spread(centres[:1], spreads[:1]), spreads[0])
-
-
-def test_total_spread_is_that_of_a_prototype():
-    centres, spreads = unit(normal(5, 6)), normal(5, 6, seed=1).abs()
-    stream = PrototypeStream(1, 6)
-    stream.add(centres.numpy(), spreads.numpy(), np.zeros(5, np.int64))
-    assert np.allclose(total_spread(centres, spreads), stream.finish().spread[0], atol=1e-6)
-
-
 def test_relations_are_the_log_of_the_row_softmax_of_cosines():
     rows = normal(5, 4).double()
-    found = relations(rows, 0.1)
+    found = affinity(rows, 0.1)
     for i in range(5):
         cosines = [torch.cosine_similarity(rows[i], rows[j], dim=0).item() / 0.1 for j in range(5)]
         total = sum(math.exp(cosine) for cosine in cosines)
