@@ -18,7 +18,7 @@ from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
 from prototypes.transport import KINDS, Transport, fit_transport
 from reid.config import Entry, Method, nearest
-from reid.fusion import Floats, Fusing, State, check_fusions, fuse
+from reid.fusion import Floats, Fusing, State, check_fusions, check_parameters, fuse
 from reid.model import ReidModel
 from reid.repair import AFTER, BEFORE, check_repairs
 from reid.survey import Survey
@@ -53,8 +53,7 @@ def check_parts(method: Method) -> None:
     for kind, parameters in (item for entry in method.transport for item in entry.items()):
         if kind not in KINDS:
             raise ConfigError(f"unknown transport {kind!r}{nearest(kind, KINDS)}")
-        if parameters:
-            raise ConfigError(f"transport {kind} takes no parameters, got {', '.join(parameters)}")
+        check_parameters(f"transport {kind}", fit_transport, parameters, of=("shrinkage",))
 
 
 def end_step(
@@ -86,10 +85,10 @@ def end_step(
         if name in BEFORE and step.index > 1:
             BEFORE[name](step, survey, **parameters)
     transport = None
-    for kind, _ in _entries(method.transport):
+    for kind, parameters in _entries(method.transport):
         target = model.feature_space(step.config.crop.spec())
         before, after = survey.embeddings(old.to(step.runtime.device)), survey.embeddings(model)
-        transport = fit_transport(before, after, kind=kind, source=space, target=target)  # type: ignore[arg-type]
+        transport = fit_transport(before, after, kind=kind, source=space, target=target, **parameters)  # type: ignore[arg-type]
         figures |= {"transport.cosine": transport.cosine[0], "transport.cosine_without": transport.cosine[1]}
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(step).items()}
     model.eval()

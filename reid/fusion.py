@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,9 +147,10 @@ def check_fusions(entries: tuple[Entry, ...]) -> None:
         check_parameters(f"fusion {name}", _named(name), parameters)
 
 
-def check_parameters(what: str, function: Callable[..., Any], parameters: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a part takes no such keyword, or a number in 0..1 (``weight``, ``share``, ``decay``) or above 0 is none."""
+def check_parameters(what: str, function: Callable[..., Any], parameters: Mapping[str, Any], of: Collection[str] | None = None) -> None:
+    """Raise ConfigError if a part takes no such keyword (``of`` these, if given), or a number in 0..1 or, but for weights and shares, above 0 is none."""
     known = {name: item for name, item in inspect.signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY}
+    known = {name: item for name, item in known.items() if of is None or name in of}
     for name, value in parameters.items():
         if name not in known:
             raise ConfigError(f"{what}: unknown parameter {name!r}{nearest(name, known)}")

@@ -16,10 +16,11 @@ class Triplet(Term):
         weight: factor of the loss.
         view: which crops it looks at.
         margin: a number, or None for the soft margin.
-        unit: compare embeddings at unit length, as they are matched; off, as in "bag of tricks".
+        unit: compare embeddings at unit length, as they are matched. Off, as in "bag of tricks", the soft margin is most easily lowered by making all
+            embeddings short and alike, and what unit vectors tell is lost with every domain (docs/methods.md).
     """
 
-    def __init__(self, weight: float = 1.0, view: View = "plain", margin: float | None = None, unit: bool = False) -> None:
+    def __init__(self, weight: float = 1.0, view: View = "plain", margin: float | None = None, unit: bool = True) -> None:
         super().__init__(weight, view)
         self.margin = margin
         self.unit = unit

@@ -11,6 +11,7 @@ from prototypes.prototype import DistributionPrototypes
 from prototypes.transport import KINDS, Transport, compose, fit_transport
 
 DIM = 12
+WEAK = 1e-3
 
 
 def units(rows, dim=DIM, seed=0):
@@ -29,7 +30,7 @@ def cosines(left, right):
 @pytest.mark.parametrize("kind", ["ridge", "procrustes"])
 def test_a_known_rotation_is_found(kind):
     old, turn = units(200), rotation()
-    found = fit_transport(old, old @ turn, kind=kind, source="a", target="b")
+    found = fit_transport(old, old @ turn, kind=kind, shrinkage=WEAK, source="a", target="b")
     assert (found.source, found.target, found.kind) == ("a", "b", kind)
     assert np.abs(found.matrix - turn).max() < (0.03 if kind == "ridge" else 1e-3)
     fresh = units(50, seed=1)
@@ -43,21 +44,30 @@ def test_procrustes_gives_a_rotation_whatever_it_is_fitted_on():
     assert np.allclose(matrix @ matrix.T, np.eye(DIM), atol=3e-3)
 
 
-def test_ridge_solves_its_objective():
+@pytest.mark.parametrize("shrinkage", [0.01, 0.3, 3.0])
+def test_ridge_solves_its_objective(shrinkage):
     old, new = units(30), units(30, seed=1)
-    matrix = fit_transport(old, new).matrix.astype(np.float64)
-    gradients = []
-    for shrinkage in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
-        penalty = shrinkage * np.linalg.eigvalsh(old.T.astype(np.float64) @ old).mean()
-        gradients.append(np.abs(old.T @ (old @ matrix - new) + penalty * (matrix - np.eye(DIM))).max())
-    assert min(gradients) < 0.01  # one of the shrinkages is the one that was taken
-    assert max(gradients) > 0.1
+    matrix = fit_transport(old, new, shrinkage=shrinkage).matrix.astype(np.float64)
+    for given in (0.01, 0.3, 3.0):
+        penalty = given * np.linalg.eigvalsh(old.T.astype(np.float64) @ old).mean()
+        gradient = np.abs(old.T @ (old @ matrix - new) + penalty * (matrix - np.eye(DIM))).max()
+        assert (gradient < 0.02) == (given == shrinkage)
+
+
+def test_the_more_it_is_shrunk_the_less_it_moves():
+    for kind in ("ridge", "procrustes"):
+        moved = [
+            np.abs(fit_transport(units(200), units(200) @ rotation(), kind=kind, shrinkage=value).matrix - np.eye(DIM)).max()
+            for value in (0.1, 1.0, 10.0, 1e4)
+        ]
+        assert moved == sorted(moved, reverse=True)
+        assert moved[-1] < 0.01
 
 
 def test_ridge_leaves_directions_that_few_crops_do_not_show_as_they_are():
     wide, few = 64, 5
     old = units(few, wide)
-    matrix = fit_transport(old, old @ rotation(wide)).matrix
+    matrix = fit_transport(old, old @ rotation(wide), shrinkage=WEAK).matrix
     basis = np.linalg.qr(old.T)[0]
     unseen = units(20, wide, seed=2)
     unseen -= unseen @ basis @ basis.T
@@ -95,7 +105,7 @@ def test_what_is_carried_has_unit_length_and_is_float32():
 @pytest.mark.parametrize("kind", ["ridge", "procrustes"])
 def test_the_cosine_it_reports_is_that_of_crops_it_has_not_seen(kind):
     old, new = units(30, 40), units(30, 40, seed=1)  # no map exists; 30 crops in 40 dimensions are learned by heart
-    found = fit_transport(old, new, kind=kind)
+    found = fit_transport(old, new, kind=kind, shrinkage=WEAK)
     by_heart = cosines(found(old), new).mean()
     assert abs(found.cosine[0]) < 0.25
     assert by_heart > found.cosine[0] + 0.15
@@ -109,7 +119,7 @@ def test_the_cosine_it_reports_holds_for_fresh_crops():
         new = old @ turn + 0.2 * rng.normal(size=old.shape).astype(np.float32)
         return old, new / np.linalg.norm(new, axis=1, keepdims=True)
 
-    found = fit_transport(*pair(1))
+    found = fit_transport(*pair(1), shrinkage=WEAK)
     fresh, true = pair(2)
     assert found.cosine[0] == pytest.approx(cosines(found(fresh), true).mean(), abs=0.02)
     assert found.cosine[1] < found.cosine[0] - 0.3
@@ -119,7 +129,7 @@ def test_another_width_is_carried_by_ridge():
     old = units(60)
     new = old @ rotation()[:, :8]
     new /= np.linalg.norm(new, axis=1, keepdims=True)
-    found = fit_transport(old, new)
+    found = fit_transport(old, new, shrinkage=WEAK)
     assert found.matrix.shape == (DIM, 8)
     assert math.isnan(found.cosine[1])
     assert cosines(found(old), new).mean() > 0.9
@@ -149,7 +159,7 @@ def test_prototypes_travel_as_their_draws_do():
 def test_prototypes_keep_the_length_of_their_mean_and_a_rotation_keeps_their_total_variance():
     old = DistributionPrototypes(units(5) * np.linspace(0.5, 1, 5, dtype=np.float32)[:, None], np.abs(units(5, seed=1)))
     for kind in KINDS:
-        carried = fit_transport(units(50), units(50) @ rotation(), kind=kind).prototypes(old)
+        carried = fit_transport(units(50), units(50) @ rotation(), kind=kind, shrinkage=WEAK).prototypes(old)
         assert np.allclose(np.linalg.norm(carried.mean, axis=1), np.linalg.norm(old.mean, axis=1), atol=1e-5)
         assert np.allclose(np.square(carried.spread).sum(1), np.square(old.spread).sum(1), rtol=0.03)
     unmoved = fit_transport(units(50), units(50), kind="identity").prototypes(old)
@@ -268,6 +278,12 @@ def test_what_can_not_be_fitted_is_refused_in_one_line(rows, width, kind, said):
     with pytest.raises(ConfigError, match=said) as caught:
         fit_transport(units(rows[0]), units(rows[1], width), kind=kind)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shrinkage", [0, -1.0, float("nan"), float("inf"), True, "much"])
+def test_a_shrinkage_that_is_none_is_refused(shrinkage):
+    with pytest.raises(ConfigError, match="shrinkage must be a number above 0"):
+        fit_transport(units(5), units(5), shrinkage=shrinkage)
 
 
 def test_a_single_vector_is_no_set_of_crops():

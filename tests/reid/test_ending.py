@@ -197,7 +197,7 @@ def test_memories_are_carried_through_one_transport_after_another():
         ({"repair": [{"classifier": {"steps": 1}}]}, "unknown parameter 'steps'"),
         ({"transport": ["rigde"]}, "did you mean 'ridge'"),
         ({"transport": ["ridge", "procrustes"]}, "lists 2 transports"),
-        ({"transport": [{"ridge": {"rank": 3}}]}, "takes no parameters, got rank"),
+        ({"transport": [{"ridge": {"rank": 3}}]}, "unknown parameter 'rank'"),
         ({"fusion": ["adaptve"]}, "did you mean 'adaptive'"),
     ],
 )

@@ -104,9 +104,9 @@ def test_cross_entropy_compares_the_identities_of_this_step_or_all(batch):
 
 def test_triplet(batch):
     embedding, labels = batch.output().embedding, batch.labels
-    for options in ({}, {"margin": 0.3}, {"unit": True}):
+    for options in ({}, {"margin": 0.3}, {"unit": False}):
         term = build_terms(({"triplet": options},))["triplet"]
-        given = nn.functional.normalize(embedding, dim=1) if options.get("unit") else embedding
+        given = nn.functional.normalize(embedding, dim=1) if options.get("unit", True) else embedding
         assert torch.equal(term.loss(batch), losses.batch_hard_triplet(given, labels, options.get("margin")))
 
 
