@@ -87,7 +87,7 @@ def fit_transport(
 ) -> Transport:
     """Fit a transport on the same crops seen by both models.
 
-    These crops are of the newest domain and the vectors to be carried are of others. The map that predicts held-out crops best moves other domains far
+    These crops are of the newest domain and the vectors to be carried are of others. The map that predicts held-out crops best moves others far
     too much, so the shrinkage is fixed and strong (``benchmarks/transports.py`` compares), and not chosen by cross-validation.
 
     Args:

@@ -148,7 +148,7 @@ def check_fusions(entries: tuple[Entry, ...]) -> None:
 
 
 def check_parameters(what: str, function: Callable[..., Any], parameters: Mapping[str, Any], of: Collection[str] | None = None) -> None:
-    """Raise ConfigError if a part takes no such keyword (``of`` these, if given), or a number in 0..1 or, but for weights and shares, above 0 is none."""
+    """Raise ConfigError if a part takes no such keyword (``of`` these, if given), or a number that must lie in 0..1 or above 0 does not."""
     known = {name: item for name, item in inspect.signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY}
     known = {name: item for name, item in known.items() if of is None or name in of}
     for name, value in parameters.items():
