@@ -1,0 +1,179 @@
+"""Which map carries old embeddings best: every form of transport on one run over small-5-dev, without storing an old image.
+
+    python -m benchmarks.transports                     # learns the stream with `default` first (kept in the temporary folder), then compares
+    python -m benchmarks.transports --method fusion --save
+
+Each gallery is embedded by the model that learned its domain and carried, step by step, to the last; queries are the last model's. A map is fitted on
+the crops of its own step alone. ``drift`` adds the mean drift of the step's crops near a vector (Yu et al., CVPR 2020), for which they must be kept
+as embeddings; ``residual`` is a small network, x + f(x); ``rank`` keeps the largest singular values of what a ridge changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from rich.console import Console
+
+from benchmarks.results_file import record
+from benchmarks.small5 import dev_domain
+from domains.domain import Domain
+from domains.scoring import Labels, score_domain
+from prototypes.transport import fit_transport
+from reid.config import build_config, read_method, read_stream
+from reid.progress import Progress
+from reid.run import Run
+from reid.stream import learn_stream, open_stream
+
+Floats = NDArray[np.float32]
+Map = Callable[[Floats], Floats]
+Fit = Callable[[Floats, Floats], tuple[Map, int]]
+"""Embeddings of the same crops before and after a step → the map, and its bytes in fp16."""
+
+HIDDEN, RESIDUAL_ITERATIONS, RESIDUAL_DECAY = 64, 300, 1e-2
+
+
+def unit(vectors: Floats) -> Floats:
+    """Rows at unit length."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def linear(kind: str, shrinkage: float) -> Fit:
+    """What is shipped, at some shrinkage."""
+
+    def fit(old: Floats, new: Floats) -> tuple[Map, int]:
+        transport = fit_transport(old, new, kind=kind, shrinkage=shrinkage)  # type: ignore[arg-type]
+        return transport, 2 * transport.matrix.size
+
+    return fit
+
+
+def low_rank(rank: int, shrinkage: float) -> Fit:
+    """A ridge whose change is cut to a rank."""
+
+    def fit(old: Floats, new: Floats) -> tuple[Map, int]:
+        change = fit_transport(old, new, shrinkage=shrinkage).matrix - np.eye(old.shape[1], dtype=np.float32)
+        left, values, right = np.linalg.svd(change)
+        down, up = (left[:, :rank] * values[:rank]).astype(np.float16), right[:rank].astype(np.float16)
+        return (lambda x: unit(x + x @ down.astype(np.float32) @ up.astype(np.float32))), 2 * (down.size + up.size)
+
+    return fit
+
+
+def drift(width: float) -> Fit:
+    """Semantic drift compensation."""
+
+    def fit(old: Floats, new: Floats) -> tuple[Map, int]:
+        def carry(x: Floats) -> Floats:
+            weight = np.exp((x @ old.T - 1) / width)
+            return unit(x + weight @ (new - old) / weight.sum(1, keepdims=True))
+
+        return carry, 2 * (old.size + new.size)
+
+    return fit
+
+
+def residual(old: Floats, new: Floats) -> tuple[Map, int]:
+    """A network of one hidden layer beside the identity."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first, last = torch.nn.Linear(old.shape[1], HIDDEN), torch.nn.Linear(HIDDEN, old.shape[1])
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    net = torch.nn.Sequential(first, torch.nn.GELU(), last)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=RESIDUAL_DECAY)
+    given, wanted = torch.from_numpy(old), torch.from_numpy(new)
+    for _ in range(RESIDUAL_ITERATIONS):
+        loss = (1 - F.cosine_similarity(given + net(given), wanted)).mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    def carry(x: Floats) -> Floats:
+        with torch.no_grad():
+            return unit((torch.from_numpy(x) + net(torch.from_numpy(x))).numpy())
+
+    return carry, 2 * sum(parameter.numel() for parameter in net.parameters())
+
+
+FORMS: dict[str, Fit] = {
+    "none": lambda old, new: (lambda x: x, 0),
+    **{f"ridge, shrinkage {value}": linear("ridge", value) for value in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)},
+    **{f"rank 31 of ridge, shrinkage {value}": low_rank(31, value) for value in (1.0, 3.0, 10.0)},
+    **{f"procrustes, shrinkage {value}": linear("procrustes", value) for value in (0.1, 1.0, 3.0, 10.0)},
+    **{f"drift, width {value}": drift(value) for value in (0.02, 0.05, 0.2)},
+    "residual network": residual,
+}
+
+
+def compare(run: Run, domains: list[Domain]) -> list[dict[str, Any]]:
+    """Mean percent mAP over the domains learned, and bytes of a step's map, by form."""
+    embedders = [run._embedder(step) for step in range(len(run.steps))]
+    train = [run.stores.get(domain, domain.train).crops for domain in domains]
+    pairs = [(embedders[step](crops), embedders[step + 1](crops)) for step, crops in enumerate(train[1:], 1)]
+    queries, galleries = ([run.stores.get(domain, getattr(domain, split)) for domain in domains] for split in ("query", "gallery"))
+    asked = [embedders[-1](query.crops) for query in queries]
+    held = [embedders[step](gallery.crops) for step, gallery in enumerate(galleries, 1)]
+
+    def scores(vectors: list[Floats]) -> list[float]:
+        people = [(Labels.from_split(query.split), Labels.from_split(gallery.split)) for query, gallery in zip(queries, galleries, strict=True)]
+        return [
+            score_domain(ask, hold, *who, same_camera=domain.same_camera).mAP
+            for ask, hold, who, domain in zip(asked, vectors, people, domains, strict=True)
+        ]
+
+    again = scores([embedders[-1](gallery.crops) for gallery in galleries])
+    rows = [{"transport": "embedded again", "bytes": 0, "mAP": again}]
+    for name, fit in FORMS.items():
+        maps = [fit(*pair) for pair in pairs]
+        carried = []
+        for step, vectors in enumerate(held):
+            carried.append(vectors)
+            for carry, _ in maps[step:]:
+                carried[-1] = carry(carried[-1])
+        rows.append({"transport": name, "bytes": maps[0][1], "mAP": scores(carried)})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    best = np.mean(rows[0]["mAP"])
+    lines = ["| transport | KB a step | Seen mAP | lost | by domain |", "|---|---|---|---|---|"]
+    for row in rows:
+        mean, each = np.mean(row["mAP"]), " ".join(f"{score:.1f}" for score in row["mAP"])
+        lines.append(f"| {row['transport']} | {row['bytes'] / 1e3:.0f} | {mean:.1f} | {best - mean:.1f} | {each} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", type=Path, help="a run over small-5-dev that is there already")
+    parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results/transports.json")
+    options = parser.parse_args()
+    stream = read_stream("small5")
+    domains = [dev_domain(domain) for domain in open_stream(stream)[0]]
+    if options.run:
+        run = Run.open(options.run)
+    else:
+        config = build_config(stream.config, {"seed": options.seed, "method": options.method})
+        folder = Path(tempfile.gettempdir()) / f"lifelong-reid-transports-{options.method}-{options.seed}"
+        run, config = Run.open_or_create(folder, [config.model_dump(mode="json")])
+        learn_stream(run, domains, [], method=read_method(options.method), config=config, progress=Progress(Console(stderr=True)))
+    rows = compare(run, domains)
+    print(f"{options.method}, small-5-dev, seed {options.seed}\n\n{table(rows)}")
+    if options.save:
+        record("transports", {"method": options.method, "seed": options.seed, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
