@@ -109,6 +109,8 @@ class TrainConfig(Strict):
     sampling: Literal["identity", "domain"] = "identity"
     """What a joint batch is uniform over; the same thing unless several domains are learned at once."""
     lr: Positive = 3.5e-4
+    later_lr: Positive = 1.0
+    """Factor on ``lr`` from the second step of a run on: a network that knows people needs smaller steps than one that does not."""
     backbone_lr: Positive = 1.0
     """Factor on ``lr`` for the backbone's parameters."""
     optimiser: Literal["adamw", "sgd"] = "adamw"

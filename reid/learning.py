@@ -96,6 +96,8 @@ def _what_to_learn(run: Run, members: list[Domain], config: Config) -> tuple[Dom
         raise DataError(f"domain {domain.name} has no train crops to learn from")
     train = config.train
     found: dict[str, Any] = {"iterations": train.iterations * len(members)}
+    if known:
+        found |= {"lr": train.lr * train.later_lr, "later_lr": 1.0}
     if epochs := (train.first_epochs if not known else None) or train.epochs:
         found["iterations"] = epochs * max(1, len(domain.train) // (train.identities * train.instances))
         if train.warmup_epochs is not None:

@@ -1,5 +1,6 @@
 """What a step learns from, how long, and with whose terms; and how a gallery fares that is not embedded again."""
 
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def test_epochs_count_the_crops_of_the_domain(run, tiny_domain, tmp_path, first,
     sets = [f"train.first_epochs={first or 'null'}", f"train.epochs={epochs or 'null'}", "train.warmup_epochs=2", "train.milestone_epochs=[4]"]
     _, config = _what_to_learn(run, [site], build_config(SETTINGS, overrides=sets))
     assert (config.train.iterations, config.train.warmup, config.train.milestones) == (iterations, warmup, milestones)
+
+
+def test_the_rate_is_another_from_the_second_domain_on(run, tiny_domain, tmp_path):
+    config = build_config(SETTINGS, overrides=["train.lr=0.01", "train.later_lr=0.2"])
+    run.learn(tiny_domain(tmp_path / "one"), config=config)
+    run.learn(tiny_domain(tmp_path / "two", seed=1), config=config)
+    rates = [[json.loads(line)["lr"] for line in (step.folder / "log.jsonl").read_text().splitlines()] for step in run.steps[1:]]
+    assert rates[1] == pytest.approx([0.2 * rate for rate in rates[0]])
+    assert [step.card["train"]["config"]["train.lr"] for step in run.steps[1:]] == [0.01, 0.002]
 
 
 def test_a_cut_resnet_gives_the_map_of_its_stage():
