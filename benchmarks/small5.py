@@ -3,6 +3,7 @@
     python -m benchmarks.small5 dev --trial fine_tune:train.lr=0.0007      # one trial on small-5-dev; choices are made here only
     python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
     python -m benchmarks.small5 strong                                     # the same from a person-trained start
+    python -m benchmarks.small5 parts                                      # default without each of its parts in turn, on small-5-dev, two seeds
     python -m benchmarks.small5 recheck                                    # after a change that should move no figure: prove it on one run
     python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md
 
@@ -29,7 +30,7 @@ from rich.console import Console
 
 from domains.artefact import content_id, write_json
 from domains.domain import Domain
-from reid.config import Config, build_config, read_method, read_stream
+from reid.config import Config, Method, build_config, read_method, read_stream
 from reid.progress import Progress
 from reid.run import Run
 from reid.stream import learn_stream, open_stream
@@ -102,17 +103,42 @@ def draw_dev_list(learned: list[Domain]) -> dict[str, list[str]]:
     return drawn
 
 
-def study(kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], keep: bool = True) -> None:
-    """Run one stream unless its result is there; keep the whole matrix, its summary and the costs."""
+def without_parts(method: Method) -> dict[str, Method]:
+    """A method without each of its parts in turn; classification and triplet stay."""
+    found = {}
+    for where in ("terms", "fusion", "repair"):
+        entries = getattr(method, where)
+        for at, entry in enumerate(entries):
+            ((part, _),) = entry.items()
+            if part not in ("cross_entropy", "triplet"):
+                found[f"{method.name} without {part}"] = method.model_copy(update={where: entries[:at] + entries[at + 1 :]})
+    return found
+
+
+def study(
+    kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], *, chosen: Method | None = None, keep: bool = True
+) -> None:
+    """Run one stream unless its result is there; keep the whole matrix, its summary and the costs.
+
+    Args:
+        kind: ``test``, ``strong``, ``dev`` or ``parts``; the last two see small-5-dev alone.
+        method: name under which it is listed.
+        seed: of the run.
+        order: 1 or 2.
+        sets: settings beside those of the stream.
+        results: what is there; the new one is added.
+        chosen: the method, if it is not the one shipped under its name.
+        keep: write the results' file.
+    """
     stream = read_stream("small5")
     learned, unseen = open_stream(stream)
-    if kind == "dev":
+    if kind in ("dev", "parts"):
         learned, unseen = [dev_domain(domain) for domain in learned], []
     if order == 2:
         learned = learned[::-1]
     started = [STRONG_START.replace("${LIFELONG_REID_DATA}", os.environ["LIFELONG_REID_DATA"])] if kind == "strong" else []
-    config = build_config(stream.config, {"seed": seed, "method": method}, overrides=[*started, *sets])
-    chosen = read_method(method)
+    chosen = chosen or read_method(method)
+    config = build_config(stream.config, {"seed": seed, "method": chosen.name}, overrides=[*started, *sets])
     data = content_id([domain.fingerprint for domain in [*learned, *unseen]])[:16]
     settings = {key: value for key, value in config.learning().items() if key != "model.weights"} | {"weights": Path(config.model.weights).name}
     key = result_key(kind, order, settings, chosen.model_dump(mode="json"), data)
@@ -163,7 +189,7 @@ def recheck(results: dict[str, Any]) -> None:
     if new["matrix"] != old["matrix"]:
         moved = [key for key, cell in new["matrix"].items() if cell != old["matrix"].get(key)]
         raise SystemExit(f"the figures moved in {len(moved)} cells, first {moved[0]}: the results are stale: run the tests again")
-    for key in [key for key in stale if results[key]["code"] == old["code"]]:
+    for key in [key for key, result in results.items() if result["code"] == old["code"]]:
         result = results.pop(key)
         result |= {"code": code_hash(), "carried": [*result.get("carried", []), result["code"]]}
         results[result_key(result["kind"], result["order"], result["settings"], result["about"], result["data"])] = result
@@ -186,6 +212,22 @@ def line(result: dict[str, Any]) -> str:
 def frozen(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Return results on the test splits of the code as it is now."""
     return [result for result in results.values() if result["kind"] != "dev" and result["code"] == code_hash()]
+
+
+def parts_table(results: dict[str, Any]) -> str:
+    """Markdown: default and what is left without each of its parts, on small-5-dev; paired differences over seeds."""
+    found = [result for result in frozen(results) if result["kind"] == "parts"]
+    columns = ("method", "seeds", "Seen mAP", "against default", "plasticity", "forgetting (since learned)", "seconds per step")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    seen = {(result["method"], result["seed"]): result["summary"]["rows"][-1]["seen"]["mAP"] for result in found}
+    for method in dict.fromkeys(result["method"] for result in found):
+        group = [result for result in found if result["method"] == method]
+        paired = [seen[method, result["seed"]] - seen["default", result["seed"]] for result in group if ("default", result["seed"]) in seen]
+        cells = [[result["summary"]["rows"][-1]["seen"]["mAP"] for result in group], [] if method == "default" else paired]
+        cells += [[result["summary"][name]["mAP"] for result in group] for name in ("plasticity", "forgetting_since_learned")]
+        seconds = statistics.mean((sum(result["seconds"]) + sum(result["seconds_ending"])) / len(result["seconds"]) for result in group)
+        rows.append(f"| {method} | {len(group)} | {' | '.join(_spread(values) for values in cells)} | {seconds:.0f} |")
+    return "\n".join(rows)
 
 
 def table(results: dict[str, Any], kind: str = "test") -> str:
@@ -259,6 +301,8 @@ def write_tables(results: dict[str, Any]) -> None:
                 "What it takes, order 1, seed 0; the last three columns are Seen-Avg mAP without re-indexing:",
                 costs(results, kind),
             ]
+    if any(result["kind"] == "parts" for result in frozen(results)):
+        parts += ["### Each part of `default` taken away (small-5-dev, order 1)", parts_table(results)]
     for result in frozen(results):
         if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0):
             parts += [f"`{result['method']}`, order 1, seed 0 (mAP / rank-1):", matrix(result)]
@@ -270,7 +314,7 @@ def write_tables(results: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("dev", "test", "strong", "recheck", "table", "document"))
+    parser.add_argument("what", choices=("dev", "test", "strong", "parts", "recheck", "table", "document"))
     parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
     parser.add_argument("--methods", help="comma-separated, for test; by default all")
     parser.add_argument("--seed", type=int, default=0)
@@ -282,6 +326,12 @@ def main(arguments: list[str] | None = None) -> None:
         for trial in options.trial:
             method, _, sets = trial.partition(":")
             study("dev", method, options.seed, 1, [item for item in sets.split(",") if item], results)
+    elif options.what == "parts":
+        whole = read_method("default")
+        for seed in (0, 1):
+            for name, chosen in {"default": whole, **without_parts(whole)}.items():
+                study("parts", name, seed, 1, [], results, chosen=chosen)
+        print(parts_table(results))
     elif options.what == "recheck":
         recheck(results)
     elif options.what == "document":

@@ -23,6 +23,7 @@ def methods(tables_only: Annotated[bool, typer.Option("--tables", help="Run noth
     if not tables_only:
         study.main(["test"])
         study.main(["strong"])
+        study.main(["parts"])
     study.main(["document"])
 
 
