@@ -9,6 +9,7 @@ from domains.errors import ConfigError
 from prototypes.distribution import HeadKind
 from prototypes.memory import Memory
 from reid.config import Entry, nearest
+from reid.terms.averaging import MovingAverage
 from reid.terms.cross_entropy import CrossEntropy
 from reid.terms.distillation import EmbeddingDistillation, LogitDistillation, RectifiedDistillation, RelationDistillation, TwoTeacherDistillation
 from reid.terms.distribution import DistributionCrossEntropy, DistributionTriplet, JointTriplet, Prototypes
@@ -26,6 +27,7 @@ TERMS: Mapping[str, type[Term]] = {
     "embedding_distillation": EmbeddingDistillation,
     "joint_triplet": JointTriplet,
     "logit_distillation": LogitDistillation,
+    "moving_average": MovingAverage,
     "prototype_transfer": PrototypeTransfer,
     "prototypes": Prototypes,
     "rectified_distillation": RectifiedDistillation,

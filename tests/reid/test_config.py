@@ -190,9 +190,11 @@ def test_a_shipped_method_can_be_built(name):
     assert method.needs_all_images == (name == "joint")
 
 
-def test_the_default_is_fusion_for_now():
-    parts = ("terms", "fusion", "repair", "transport", "needs_all_images")
-    assert [getattr(read_method("default"), part) for part in parts] == [getattr(read_method("fusion"), part) for part in parts]
+def test_the_default_guards_the_past_and_carries_galleries():
+    method = read_method("default")
+    assert method.fusion
+    assert method.transport
+    assert not method.needs_all_images
 
 
 def test_a_method_file_of_ones_own(tmp_path):

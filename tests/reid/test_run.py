@@ -41,6 +41,7 @@ terms:
   - prototype_transfer: {domains: all}
   - prototypes
   - style_network: {domains: all, iterations: 2, batch: 4}
+  - moving_average
 fusion: [two_teachers]
 repair: [batchnorm: {share: 0.5}, classifier: {iterations: 3}]
 transport: [ridge]

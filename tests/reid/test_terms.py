@@ -134,7 +134,7 @@ def test_only_distillation_asks_for_a_teacher():
 KEEPERS = {"prototypes", "style_network", "style_statistics"}
 
 
-@pytest.mark.parametrize("name", sorted(set(TERMS) - KEEPERS))
+@pytest.mark.parametrize("name", sorted(set(TERMS) - KEEPERS - {"moving_average"}))
 def test_a_term_has_a_weight_keeps_nothing_and_does_nothing_between(name, batch):
     term = next(iter(build_terms(({name: {"weight": 2.5}},)).values()))
     assert isinstance(term, Term)
@@ -265,3 +265,45 @@ def test_a_wrong_entry_is_one_line(entries, said):
     with pytest.raises(ConfigError, match=said) as caught:
         build_terms(entries)
     assert "\n" not in str(caught.value)
+
+
+def test_the_moving_average_is_taken_after_the_last_iteration(batch):
+    step, (term,) = batch.step, build_terms(({"moving_average": {"decay": 0.6}},)).values()
+    step.config.train = SimpleNamespace(iterations=12)
+    weight = step.model.embedding.weight
+    classifier = step.model.classifier.weight.clone()
+    wanted = weight.detach().clone().double()
+    term.begin(step)
+    assert term.loss(batch) is None
+    for update in range(1, 13):
+        with torch.no_grad():
+            weight += torch.randn_like(weight)
+        decay = min(0.6, update / (update + 10))
+        wanted = decay * wanted + (1 - decay) * weight.detach().double()
+        before = weight.detach().clone()
+        term.after_update(step)
+        assert torch.equal(weight, before) == (update < 12)
+    assert torch.allclose(weight.double(), wanted, atol=1e-6)
+    assert torch.equal(step.model.classifier.weight, classifier), "only what embeds is averaged"
+
+
+def test_a_moving_average_goes_on_where_its_state_was(batch):
+    step = batch.step
+    step.config.train = SimpleNamespace(iterations=100)
+    whole, first, second = (build_terms(({"moving_average": {}},))["moving_average"] for _ in range(3))
+    for term in (whole, first, second):
+        term.begin(step)
+    for update in range(6):
+        with torch.no_grad():
+            step.model.embedding.weight += 1
+        whole.after_update(step)
+        (first if update < 3 else second).after_update(step)
+        if update == 2:
+            second.load_state_dict(first.state_dict())
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1, 1.5, True, "slow"])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(ConfigError, match="decay must lie in"):
+        build_terms(({"moving_average": {"decay": decay}},))
