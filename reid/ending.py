@@ -18,7 +18,7 @@ from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
 from prototypes.transport import KINDS, Transport, fit_transport
 from reid.config import Entry, Method, nearest
-from reid.fusion import Floats, Fusing, State, check_fusions, check_parameters, fuse
+from reid.fusion import Floats, Fusing, State, applied, check_fusions, check_parameters, fuse
 from reid.model import ReidModel
 from reid.repair import AFTER, BEFORE, check_repairs
 from reid.survey import Survey
@@ -64,7 +64,7 @@ def end_step(
     Args:
         step: trained.
         terms: those that had a part in it.
-        method: whose fusion, repair and transport are applied; there is nothing to fuse with at the first step.
+        method: whose fusion, repair and transport are applied; at the first step, a fusion that says what weight the start has then.
         old: M_{t-1}.
         space: its feature space.
         rows: classifier rows of each of ``step.memories``.
@@ -73,16 +73,17 @@ def end_step(
     survey, model = _survey_of(step), step.model
     figures: dict[str, float] = {}
     keep: dict[str, State] = {}
-    if step.index > 1 and method.fusion:
+    first = step.index == 1
+    if applied(method.fusion, first=first):
         old.to(step.runtime.device)
         scratch = _Scratch(step, survey)
-        given = Fusing(_copy(model), _copy(old), scratch.embeddings, survey.labels, scratch.fisher, kept or {})
+        given = Fusing(_copy(model), _copy(old), scratch.embeddings, survey.labels, scratch.fisher, first, kept or {})
         model.load_state_dict(fuse(method.fusion, given))
         figures |= {f"fusion.{name}": value for name, value in given.figures.items()}
         keep = given.keep
     model.eval()
     for name, parameters in _entries(method.repair):
-        if name in BEFORE and step.index > 1:
+        if name in BEFORE and not first:
             BEFORE[name](step, survey, **parameters)
     transport = None
     for kind, parameters in _entries(method.transport):

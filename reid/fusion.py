@@ -19,6 +19,8 @@ State = dict[str, Tensor]
 Floats = NDArray[np.float32]
 
 CHUNK = 1024
+IN_UNIT = ("weight", "first_weight", "share", "decay")
+"""Parameters of fusions and repairs that lie in 0..1; all others lie above 0."""
 SEARCHED = tuple(round(0.1 * step, 1) for step in range(11))
 
 
@@ -32,6 +34,7 @@ class Fusing:
         embed: unit-length embeddings ``[N, D]`` of the step's train crops under any weights.
         labels: their identities, ``[N]``.
         fisher: diagonal of the empirical Fisher information under any weights, on the step's train crops.
+        first: whether this is the first step, where M_{t-1} is the start, which has learned no domain.
         kept: further weights that the step before sealed, by name.
         keep: further weights to seal with this step, for the next.
         figures: numbers worth knowing, for the step's card.
@@ -42,6 +45,7 @@ class Fusing:
     embed: Callable[[State], Floats]
     labels: NDArray[np.int64]
     fisher: Callable[[State], State]
+    first: bool = False
     kept: Mapping[str, State] = field(default_factory=dict)
     keep: dict[str, State] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
@@ -68,9 +72,13 @@ def blend(new: Mapping[str, Tensor], old: Mapping[str, Tensor], weight: float | 
     return fused
 
 
-def average(given: Fusing, *, weight: float = 0.5) -> State:
-    """Fixed weight of the new model; 0.5 in DKP (CVPR 2024)."""
-    return blend(given.new, given.old, weight)
+def average(given: Fusing, *, weight: float = 0.5, first_weight: float = 1.0) -> State:
+    """Fixed weight of the new model; 0.5 in DKP (CVPR 2024).
+
+    ``first_weight`` is that of the first step, after which the old model is the start: below 1 it keeps some of a start that is worth keeping, as
+    robust fine-tuning does (Wortsman et al., CVPR 2022).
+    """
+    return blend(given.new, given.old, first_weight if given.first else weight)
 
 
 def adaptive(given: Fusing, *, sharpness: float = 100.0) -> State:
@@ -130,10 +138,15 @@ def fisher(given: Fusing, *, decay: float = 1.0) -> State:
 FUSIONS: Mapping[str, Callable[..., State]] = {"adaptive": adaptive, "average": average, "fisher": fisher, "two_teachers": two_teachers}
 
 
+def applied(entries: tuple[Entry, ...], *, first: bool) -> tuple[Entry, ...]:
+    """Return the fusions that a step applies: at the first, only those that say what weight the start has then."""
+    return tuple(entry for entry in entries if not first or any("first_weight" in parameters for parameters in entry.values()))
+
+
 def fuse(entries: tuple[Entry, ...], given: Fusing) -> State:
     """Apply a method's fusions in their order; raises ConfigError on an unknown one or a wrong parameter."""
     state = dict(given.new)
-    for entry in entries:
+    for entry in applied(entries, first=given.first):
         ((name, parameters),) = entry.items()
         given.new = state
         state = _named(name)(given, **parameters)
@@ -156,10 +169,8 @@ def check_parameters(what: str, function: Callable[..., Any], parameters: Mappin
             raise ConfigError(f"{what}: unknown parameter {name!r}{nearest(name, known)}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{what}: {name} must be a number, got {value!r}")
-        if not (0 <= value <= 1 if name in ("weight", "share", "decay") else value > 0):
-            raise ConfigError(
-                f"{what}: {name} must lie in {'0..1' if name in ('weight', 'share', 'decay') else 'the positive numbers'}, got {value!r}"
-            )
+        if not (0 <= value <= 1 if name in IN_UNIT else value > 0):
+            raise ConfigError(f"{what}: {name} must lie in {'0..1' if name in IN_UNIT else 'the positive numbers'}, got {value!r}")
         if isinstance(known[name].default, int) and not isinstance(value, int):
             raise ConfigError(f"{what}: {name} must be a whole number, got {value!r}")
 

@@ -13,7 +13,7 @@ from domains.domain import Domain, union
 from domains.errors import DataError, UsageError
 from reid.config import Config, Method
 from reid.ending import Ended, check_parts, end_step
-from reid.fusion import State
+from reid.fusion import State, applied
 from reid.learner import Learner, Trained
 from reid.loader import CropStore
 from reid.model import ReidModel
@@ -74,7 +74,7 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
             "seconds_ending": round(time.perf_counter() - began, 3),
             "left_out": [missing.path for missing in store.left_out],
         },
-        "bytes": _bytes(memory, teachers, old, ended, fuses=bool(method.fusion) and index > 1),
+        "bytes": _bytes(memory, teachers, old, ended, fuses=bool(applied(method.fusion, first=index == 1))),
         "figures": {name: round(value, 6) for name, value in ended.figures.items()},
         "notes": [*domain.notes, *notes],
     }

@@ -8,7 +8,7 @@ import torch
 
 import reid.fusion as module
 from domains.errors import ConfigError
-from reid.fusion import FUSIONS, Fusing, adaptive, average, blend, check_fusions, fisher, fuse, self_retrieval, two_teachers
+from reid.fusion import FUSIONS, Fusing, adaptive, applied, average, blend, check_fusions, fisher, fuse, self_retrieval, two_teachers
 
 
 def states():
@@ -28,7 +28,7 @@ def cloud(count=12, dim=5, seed=0):
 
 def fusing(embed=None, labels=(), kept=None, importance=None):
     new, old = states()
-    return Fusing(new, old, embed or (lambda state: cloud()), np.asarray(labels, np.int64), importance or (lambda state: {}), kept or {})
+    return Fusing(new, old, embed or (lambda state: cloud()), np.asarray(labels, np.int64), importance or (lambda state: {}), kept=kept or {})
 
 
 def test_half_is_the_mean_and_new_rows_are_left_alone():
@@ -43,6 +43,21 @@ def test_the_ends_of_the_scale():
     assert torch.equal(average(fusing(), weight=1.0)["w"], new["w"])
     assert torch.equal(average(fusing(), weight=0.0)["w"], old["w"])
     assert average(fusing(), weight=0.0)["classifier.weight"][2].item() == 9.0
+
+
+def test_at_the_first_step_only_what_says_how_is_fused_with_the_start():
+    new, _ = states()
+    given = fusing()
+    given.first = True
+    plain = ({"average": {"weight": 0.25}}, {"adaptive": {}})
+    assert torch.equal(fuse(plain, given)["w"], new["w"])
+    assert applied(plain, first=True) == ()
+    assert applied(plain, first=False) == plain
+    half = ({"average": {"weight": 0.25, "first_weight": 0.5}},)
+    given = fusing()
+    given.first = True
+    assert torch.equal(fuse(half, given)["w"], average(fusing(), weight=0.5)["w"])
+    assert torch.equal(fuse(half, fusing())["w"], average(fusing(), weight=0.25)["w"])
 
 
 def test_what_the_old_model_lacks_is_the_new_models():
