@@ -163,6 +163,14 @@ def test_the_first_step_has_nothing_to_fuse_with(step):
     assert (ended.transport, ended.kept, ended.memory) == (None, {}, {})
 
 
+def test_the_first_step_can_keep_some_of_the_start(step):
+    step.index = 1
+    before, start = state(step.model), old_model(step)
+    end_step(step, {}, method(fusion=[{"average": {"weight": 0.5, "first_weight": 0.75}}]), start, space="s", rows=[])
+    name = "embedding.weight"
+    assert torch.allclose(step.model.state_dict()[name], 0.75 * before[name] + 0.25 * start.state_dict()[name], atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["adaptive", "average", "fisher", "two_teachers"])
 def test_every_fusion_leaves_a_model_that_works(step, name):
     ended = end_step(step, {}, method(fusion=[name]), old_model(step), space="s", rows=ROWS)
