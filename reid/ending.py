@@ -74,11 +74,11 @@ def end_step(
     figures: dict[str, float] = {}
     keep: dict[str, State] = {}
     first = step.index == 1
-    if applied(method.fusion, first=first):
+    if fusions := applied(method.fusion, first=first, random=step.config.model.weights == "none"):
         old.to(step.runtime.device)
         scratch = _Scratch(step, survey)
         given = Fusing(_copy(model), _copy(old), scratch.embeddings, survey.labels, scratch.fisher, first, kept or {})
-        model.load_state_dict(fuse(method.fusion, given))
+        model.load_state_dict(fuse(fusions, given))
         figures |= {f"fusion.{name}": value for name, value in given.figures.items()}
         keep = given.keep
     model.eval()

@@ -138,15 +138,15 @@ def fisher(given: Fusing, *, decay: float = 1.0) -> State:
 FUSIONS: Mapping[str, Callable[..., State]] = {"adaptive": adaptive, "average": average, "fisher": fisher, "two_teachers": two_teachers}
 
 
-def applied(entries: tuple[Entry, ...], *, first: bool) -> tuple[Entry, ...]:
-    """Return the fusions that a step applies: at the first, only those that say what weight the start has then."""
-    return tuple(entry for entry in entries if not first or any("first_weight" in parameters for parameters in entry.values()))
+def applied(entries: tuple[Entry, ...], *, first: bool, random: bool = False) -> tuple[Entry, ...]:
+    """Return the fusions that a step applies: at the first, those that say what weight the start has then, and none if it was drawn at random."""
+    return tuple(entry for entry in entries if not first or (not random and any("first_weight" in parameters for parameters in entry.values())))
 
 
 def fuse(entries: tuple[Entry, ...], given: Fusing) -> State:
-    """Apply a method's fusions in their order; raises ConfigError on an unknown one or a wrong parameter."""
+    """Apply fusions in their order; raises ConfigError on an unknown one or a wrong parameter."""
     state = dict(given.new)
-    for entry in applied(entries, first=given.first):
+    for entry in entries:
         ((name, parameters),) = entry.items()
         given.new = state
         state = _named(name)(given, **parameters)

@@ -74,7 +74,7 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
             "seconds_ending": round(time.perf_counter() - began, 3),
             "left_out": [missing.path for missing in store.left_out],
         },
-        "bytes": _bytes(memory, teachers, old, ended, fuses=bool(applied(method.fusion, first=index == 1))),
+        "bytes": _bytes(memory, teachers, old, ended, fuses=bool(applied(method.fusion, first=index == 1, random=config.model.weights == "none"))),
         "figures": {name: round(value, 6) for name, value in ended.figures.items()},
         "notes": [*domain.notes, *notes],
     }

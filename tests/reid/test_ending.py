@@ -163,12 +163,14 @@ def test_the_first_step_has_nothing_to_fuse_with(step):
     assert (ended.transport, ended.kept, ended.memory) == (None, {}, {})
 
 
-def test_the_first_step_can_keep_some_of_the_start(step):
+@pytest.mark.parametrize("weights", ["none", "some.safetensors"])
+def test_the_first_step_can_keep_some_of_a_start_that_is_not_random(step, weights):
     step.index = 1
-    before, start = state(step.model), old_model(step)
+    step.config = step.config.model_copy(update={"model": step.config.model.model_copy(update={"weights": weights})})
+    before, start, name = state(step.model), old_model(step), "embedding.weight"
     end_step(step, {}, method(fusion=[{"average": {"weight": 0.5, "first_weight": 0.75}}]), start, space="s", rows=[])
-    name = "embedding.weight"
-    assert torch.allclose(step.model.state_dict()[name], 0.75 * before[name] + 0.25 * start.state_dict()[name], atol=1e-6)
+    kept = 0.0 if weights == "none" else 0.25
+    assert torch.allclose(step.model.state_dict()[name], (1 - kept) * before[name] + kept * start.state_dict()[name], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adaptive", "average", "fisher", "two_teachers"])

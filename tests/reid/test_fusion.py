@@ -46,14 +46,10 @@ def test_the_ends_of_the_scale():
 
 
 def test_at_the_first_step_only_what_says_how_is_fused_with_the_start():
-    new, _ = states()
-    given = fusing()
-    given.first = True
-    plain = ({"average": {"weight": 0.25}}, {"adaptive": {}})
-    assert torch.equal(fuse(plain, given)["w"], new["w"])
-    assert applied(plain, first=True) == ()
+    plain, half = ({"average": {"weight": 0.25}}, {"adaptive": {}}), ({"average": {"weight": 0.25, "first_weight": 0.5}},)
+    assert applied(plain, first=True) == applied(half, first=True, random=True) == ()
     assert applied(plain, first=False) == plain
-    half = ({"average": {"weight": 0.25, "first_weight": 0.5}},)
+    assert applied(half, first=True) == applied(half, first=False, random=True) == half
     given = fusing()
     given.first = True
     assert torch.equal(fuse(half, given)["w"], average(fusing(), weight=0.5)["w"])
