@@ -10,6 +10,7 @@ from torch import Tensor
 
 from domains.style import StyleNetwork, StyleStatistics, restyle
 from reid.randomness import torch_generator
+from reid.survey import Survey
 from reid.terms.term import Step, Term
 
 PREFIX = "network."
@@ -54,7 +55,7 @@ class StyleStatisticsTerm(Aligner):
         """``statistics``, ``[4, 3]``."""
         if step.survey is None:
             raise ValueError("a style is taken from a survey of the step's crops, and the step has none")
-        return {"statistics": torch.from_numpy(StyleStatistics.of(crops.cpu().numpy() for crops, _ in step.survey.batches()).numbers)}
+        return {"statistics": torch.from_numpy(_looks(step.survey).numbers)}
 
 
 class StyleNetworkTerm(Aligner):
@@ -100,9 +101,10 @@ class StyleNetworkTerm(Aligner):
         if step.survey is None:
             raise ValueError("a style is learned from a survey of the step's crops, and the step has none")
         seed = (step.config.seed, step.index)
+        looks = _looks(step.survey)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_generator(*seed, "style network").initial_seed())
-            network = _network(step).to(step.runtime.device).train()
+            network = _network(step, looks).to(step.runtime.device).train()
         optimiser = torch.optim.Adam(network.parameters(), lr=self.lr, betas=(0.0, 0.999), fused=True)
         store, positions = step.survey.store, step.survey.positions
         for iteration in range(self.iterations):
@@ -116,7 +118,11 @@ class StyleNetworkTerm(Aligner):
         return {PREFIX + name: torch.from_numpy(array) for name, array in network.to_arrays().items()}
 
 
-def _network(step: Step) -> StyleNetwork:
+def _looks(survey: Survey) -> StyleStatistics:
+    return StyleStatistics.of(crops.cpu().numpy() for crops, _ in survey.batches())
+
+
+def _network(step: Step, looks: StyleStatistics | None = None) -> StyleNetwork:
     rule = step.model.normalise
     order = [2, 1, 0] if rule.flip else [0, 1, 2]
-    return StyleNetwork(rule.mean[order].cpu(), rule.std[order].cpu())
+    return StyleNetwork(rule.mean[order].cpu(), rule.std[order].cpu(), looks)

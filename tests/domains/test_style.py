@@ -181,6 +181,25 @@ def test_flat_crops_give_a_finite_loss_and_gradient():
     assert all(torch.isfinite(weight.grad).all() for weight in net.parameters() if weight.grad is not None)
 
 
+def test_crops_beyond_the_looks_that_it_learned_are_brought_to_their_edge_first():
+    dull = np.clip(pictures(8, 64, 32) * 0.2 + 100, 0, 255).astype(np.uint8)
+    looks = StyleStatistics.of([dull])
+    torch.manual_seed(0)
+    careful, careless = StyleNetwork(MEAN, STD, looks).eval(), network().eval()
+    careless.load_arrays({name: array for name, array in careful.to_arrays().items() if name != "looks"})  # a memory of the first form
+    within, beyond = torch.from_numpy(dull), torch.from_numpy(np.where(pictures(4, 64, 32) > 128, 255, 0).astype(np.uint8))
+    low, high = (looks.numbers[::2] + side * looks.numbers[1::2] for side in (-2, 2))
+    edge = restyle(beyond, torch.from_numpy(looks.numbers).expand(4, 4, 3), torch.zeros(4, 2, 3))  # a start with the moments to be clamped
+    mean = np.clip(beyond.double().numpy().mean((1, 2)), low[0], high[0])
+    spread = np.clip(beyond.double().numpy().std((1, 2)), low[1], high[1])
+    edge = torch.from_numpy((edge.numpy() - looks.numbers[0]) / looks.numbers[2] * spread[:, None, None] + mean[:, None, None])
+    with torch.no_grad():
+        assert torch.allclose(careful(beyond), careless(edge), atol=0.5)
+        assert not torch.allclose(careful(beyond), careless(beyond), atol=5)
+        mild = ((within.float().mean((1, 2)) >= torch.from_numpy(low[0])) & (within.float().mean((1, 2)) <= torch.from_numpy(high[0]))).all(1)
+        assert torch.allclose(careful(within[mild]), careless(within[mild]), atol=0.5)
+
+
 def test_weights_come_back_in_half_precision():
     net, other = network().eval(), network(1).eval()
     arrays = net.to_arrays()
