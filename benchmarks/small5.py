@@ -4,7 +4,7 @@
     python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
     python -m benchmarks.small5 strong                                     # the same from a person-trained start
     python -m benchmarks.small5 parts                                      # default without each of its parts in turn, on small-5-dev, two seeds
-    python -m benchmarks.small5 recheck                                    # after a change that should move no figure: prove it on one run
+    python -m benchmarks.small5 recheck [--methods A,B]                    # after a change that should move no figure of these: prove it on one run
     python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md
 
 A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not run again, and a run
@@ -18,9 +18,9 @@ import ast
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from benchmarks.small5_tables import METHODS, whole, write
 from domains.artefact import content_id, write_json
 from domains.domain import Domain
 from reid.config import Config, Method, build_config, read_method, read_stream
@@ -38,8 +39,6 @@ from reid.stream import learn_stream, open_stream
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "small5.json"
 DEV_LIST = HERE / "small5_dev.json"
-DOCUMENT = HERE.parent / "docs" / "methods.md"
-MARKS = ("<!-- tables: written by reid bench methods -->", "<!-- tables: end -->")
 SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
 DEV_SEED, DEV_SHARE = 20261121, 0.3
 LEARNING_PATH = (
@@ -48,11 +47,9 @@ LEARNING_PATH = (
     "reid/matrix.py", "reid/model.py", "reid/optim.py", "reid/randomness.py", "reid/repair.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
 )  # fmt: skip
 THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "joint")
-ONE_SEED = ("lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp")
 STRONG_START = "model.weights=${LIFELONG_REID_DATA}/../weights/mobilenetv2_100.person.fp16.safetensors"
 STRONG_SEEDS = {"fine_tune": (0,), "fusion": (0,), "dkp++": (0, 1, 2), "default": (0, 1, 2)}
 RECHECKED = ("default", "fusion")
-METHODS = (*THREE_SEEDS[:2], *ONE_SEED, *THREE_SEEDS[2:])
 CHOSEN_ON_DEV = {"joint": ["train.sampling=domain"]}
 """What small-5-dev decided for one method alone: two samplings were tried with joint. The rates in the stream's file serve all methods."""
 
@@ -176,8 +173,11 @@ def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str,
     return content_id([kind, order, essential, parts, data, code_hash()])[:16]
 
 
-def recheck(results: dict[str, Any]) -> None:
-    """Repeat one stored test run with the code as it is now; if no figure of its matrix moved, all results of that code stand for this one."""
+def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
+    """Repeat one stored test run with the code as it is now; if no figure of its matrix moved, results of that code stand for this one.
+
+    ``methods`` leaves out those whose own parts have changed: one run says nothing about them.
+    """
     stale = [key for key, result in results.items() if result["kind"] == "test" and result["code"] != code_hash()]
     stale.reverse()  # the newest results are those that may still stand
     known = [results[key] for key in stale if (results[key]["seed"], results[key]["order"]) == (0, 1) and results[key]["method"] in RECHECKED]
@@ -191,7 +191,7 @@ def recheck(results: dict[str, Any]) -> None:
     if new["matrix"] != old["matrix"]:
         moved = [key for key, cell in new["matrix"].items() if cell != old["matrix"].get(key)]
         raise SystemExit(f"the figures moved in {len(moved)} cells, first {moved[0]}: the results are stale: run the tests again")
-    for key in [key for key, result in results.items() if result["code"] == old["code"]]:
+    for key in [key for key, result in results.items() if result["code"] == old["code"] and result["method"] in methods]:
         result = results.pop(key)
         result |= {"code": code_hash(), "carried": [*result.get("carried", []), result["code"]]}
         results[result_key(result["kind"], result["order"], result["settings"], result["about"], result["data"])] = result
@@ -216,109 +216,12 @@ def frozen(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [result for result in results.values() if result["kind"] != "dev" and result["code"] == code_hash()]
 
 
-def parts_table(results: dict[str, Any]) -> str:
-    """Markdown: default and what is left without each of its parts, on small-5-dev; paired differences over seeds."""
-    found = [result for result in frozen(results) if result["kind"] == "parts"]
-    columns = ("method", "seeds", "Seen mAP", "against default", "plasticity", "forgetting (since learned)", "seconds per step")
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    seen = {(result["method"], result["seed"]): result["summary"]["rows"][-1]["seen"]["mAP"] for result in found}
-    for method in dict.fromkeys(result["method"] for result in found):
-        group = [result for result in found if result["method"] == method]
-        paired = [seen[method, result["seed"]] - seen["default", result["seed"]] for result in group if ("default", result["seed"]) in seen]
-        cells = [[result["summary"]["rows"][-1]["seen"]["mAP"] for result in group], [] if method == "default" else paired]
-        cells += [[result["summary"][name]["mAP"] for result in group] for name in ("plasticity", "forgetting_since_learned")]
-        seconds = statistics.mean((sum(result["seconds"]) + sum(result["seconds_ending"])) / len(result["seconds"]) for result in group)
-        rows.append(f"| {method} | {len(group)} | {' | '.join(_spread(values) for values in cells)} | {seconds:.0f} |")
-    return "\n".join(rows)
-
-
-def table(results: dict[str, Any], kind: str = "test") -> str:
-    """Markdown: means over seeds of order 1 with the spread (sample standard deviation), and order 2."""
-    columns = ("method", "order", "seeds", "Seen mAP", "Seen R1", "Unseen mAP", "Unseen R1", "plasticity")
-    columns += ("forgetting (all rows)", "forgetting (since learned)", "backward transfer")
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    found = [result for result in frozen(results) if result["kind"] == kind]
-    for method in METHODS:
-        for order in (1, 2):
-            group = [result for result in found if result["method"] == method and result["order"] == order]
-            if not group:
-                continue
-            lasts = [result["summary"]["rows"][-1] for result in group]
-            cells = [[last["seen"]["mAP"] for last in lasts], [last["seen"]["rank1"] for last in lasts]]
-            cells += [[last["unseen"]["mAP"] for last in lasts], [last["unseen"]["rank1"] for last in lasts]]
-            cells += [
-                [result["summary"][name]["mAP"] for result in group]
-                for name in ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer")
-            ]
-            rows.append(f"| {method} | {order} | {len(group)} | " + " | ".join(_spread(values) for values in cells) + " |")
-    return "\n".join(rows)
-
-
-def costs(results: dict[str, Any], kind: str = "test") -> str:
-    """Markdown: what the last step of order 1, seed 0 needed and kept, and how retrieval does on a gallery that is not embedded again."""
-    columns = ("method", "memory per domain, KB", "transport, KB", "further weights, MB", "teachers, MB", "seconds per step", "of that at its end")
-    columns += ("reindexed", "carried", "as it was")
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for method in METHODS:
-        group = [result for result in frozen(results) if (result["kind"], result["method"], result["order"], result["seed"]) == (kind, method, 1, 0)]
-        for result in group:
-            size, steps = result["bytes"][-1], len(result["seconds"])
-            ending = result.get("seconds_ending") or [0.0]
-            carried = [[entry[name] for entry in result.get("without_reindexing", {}).values()] for name in ("reindexed", "carried", "as_it_was")]
-            rows.append(
-                f"| {method} | {statistics.mean(step['memory'] for step in result['bytes']) / 1e3:.1f} | {size.get('transport', 0) / 1e3:.0f} | "
-                f"{size.get('kept', 0) / 1e6:.1f} | {size['teachers'] / 1e6:.1f} | {(sum(result['seconds']) + sum(ending)) / steps:.0f} | "
-                f"{statistics.mean(ending):.0f} | "
-                + " | ".join(_spread([statistics.mean(v)]) if v and None not in v else "–" for v in carried)
-                + " |"
-            )
-    return "\n".join(rows)
-
-
-def matrix(result: dict[str, Any]) -> str:
-    """Markdown: one run's whole matrix, mAP / rank-1."""
-    names = list(dict.fromkeys(key.split("/")[1] for key in result["matrix"]))
-    lines = [f"| after | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for row in result["summary"]["rows"]:
-        cells = [result["matrix"][f"{row['step']}/{name}"] for name in names]
-        lines.append(f"| {'+'.join(row['learned']) or 'start'} | " + " | ".join(f"{cell['mAP']:.1f} / {cell['rank1']:.1f}" for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def _spread(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    return f"{statistics.mean(known):.1f}" + (f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else "")
-
-
-def write_tables(results: dict[str, Any]) -> None:
-    """Put the tables of the code as it is now into ``docs/methods.md``, between its marks."""
-    parts = [f"Code `{code_hash()}`; mAP and rank-1 in percent; ± is the standard deviation over seeds."]
-    for kind, title in (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)")):
-        if any(result["kind"] == kind for result in frozen(results)):
-            parts += [
-                f"### {title}",
-                table(results, kind),
-                "What it takes, order 1, seed 0; the last three columns are Seen-Avg mAP without re-indexing:",
-                costs(results, kind),
-            ]
-    if any(result["kind"] == "parts" for result in frozen(results)):
-        parts += ["### Each part of `default` taken away (small-5-dev, order 1)", parts_table(results)]
-    for result in frozen(results):
-        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0):
-            parts += [f"`{result['method']}`, order 1, seed 0 (mAP / rank-1):", matrix(result)]
-    text = DOCUMENT.read_text("utf-8")
-    before, rest = text.split(MARKS[0])
-    DOCUMENT.write_text(before + MARKS[0] + "\n\n" + "\n\n".join(parts) + "\n\n" + MARKS[1] + rest.split(MARKS[1])[1], "utf-8")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("dev", "test", "strong", "parts", "recheck", "table", "document"))
     parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
-    parser.add_argument("--methods", help="comma-separated, for test; by default all")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=METHODS, help="A,B for test, strong, recheck; all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -329,30 +232,24 @@ def main(arguments: list[str] | None = None) -> None:
             method, _, sets = trial.partition(":")
             study("dev", method, options.seed, 1, [item for item in sets.split(",") if item], results)
     elif options.what == "parts":
-        whole = read_method("default")
+        complete = read_method("default")
         for seed in (0, 1):
-            for name, chosen in {"default": whole, **without_parts(whole)}.items():
+            for name, chosen in {"default": complete, **without_parts(complete)}.items():
                 study("parts", name, seed, 1, [], results, chosen=chosen)
-        print(parts_table(results))
     elif options.what == "recheck":
-        recheck(results)
-    elif options.what == "document":
-        write_tables(results)
-        return
+        recheck(results, options.methods)
     elif options.what in ("test", "strong"):
-        wanted = options.methods.split(",") if options.methods else METHODS
-        plan = [(method, seed, 1) for seed in (0, 1, 2) for method in wanted if seed == 0 or method in THREE_SEEDS]
-        plan += [(method, 0, 2) for method in wanted if method in THREE_SEEDS]
+        plan = [(method, seed, 1) for seed in (0, 1, 2) for method in options.methods if seed == 0 or method in THREE_SEEDS]
+        plan += [(method, 0, 2) for method in options.methods if method in THREE_SEEDS]
         if options.what == "strong":
-            plan = [(method, seed, 1) for method in wanted for seed in STRONG_SEEDS.get(method, ())]
+            plan = [(method, seed, 1) for method in options.methods for seed in STRONG_SEEDS.get(method, ())]
         for method, seed, order in plan:
             study(options.what, method, seed, order, CHOSEN_ON_DEV.get(method, []), results)
-    for kind in ("test", "strong"):
-        if any(result["kind"] == kind for result in frozen(results)):
-            print(f"{kind}\n\n{table(results, kind)}\n\n{costs(results, kind)}\n")
-    for result in frozen(results):
-        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0):
-            print(f"{result['method']}, order 1, seed 0 (mAP / rank-1)\n\n{matrix(result)}\n")
+    tables = f"Code `{code_hash()}`; {whole(frozen(results))}"
+    if options.what == "document":
+        write(tables)
+    else:
+        print(tables)
 
 
 if __name__ == "__main__":

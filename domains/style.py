@@ -78,8 +78,8 @@ class StyleNetwork(nn.Module):
 
     Features of a MobileNetV3-small, max-pooled, through 576 → 288 → 84: 81 kernel weights and 3 biases. 1.1 million weights, 2.2 MB in fp16.
 
-    It sees no look but its own domain's, changed at random, and what it predicts for a crop of far higher contrast is noise. Such a crop is brought to
-    the edge of what the network knows first (``looks``; not in the publications).
+    It sees no look but its own domain's, changed at random, and what it predicts for a crop of far higher contrast is noise. Such a crop is brought
+    to the edge of what the network knows first (``looks``; not in the publications).
 
     Args:
         mean: the re-ID model's channel means, RGB in 0..255; the output is what its normalisation would give.

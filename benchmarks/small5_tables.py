@@ -1,0 +1,116 @@
+"""The small-5 study's results as Markdown, and into ``docs/methods.md``."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+METHODS = ("fine_tune", "fusion", "lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp", "dkp++", "default", "joint")
+"""The rows of every table, in this order."""
+DOCUMENT = Path(__file__).parent.parent / "docs" / "methods.md"
+MARKS = ("<!-- tables: written by reid bench methods -->", "<!-- tables: end -->")
+
+Result = dict[str, Any]
+
+
+def table(results: list[Result], kind: str = "test") -> str:
+    """Markdown: means over seeds of order 1 with the spread (sample standard deviation), and order 2."""
+    columns = ("method", "order", "seeds", "Seen mAP", "Seen R1", "Unseen mAP", "Unseen R1", "plasticity")
+    columns += ("forgetting (all rows)", "forgetting (since learned)", "backward transfer")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    found = [result for result in results if result["kind"] == kind]
+    for method in METHODS:
+        for order in (1, 2):
+            group = [result for result in found if result["method"] == method and result["order"] == order]
+            if not group:
+                continue
+            lasts = [result["summary"]["rows"][-1] for result in group]
+            cells = [[last["seen"]["mAP"] for last in lasts], [last["seen"]["rank1"] for last in lasts]]
+            cells += [[last["unseen"]["mAP"] for last in lasts], [last["unseen"]["rank1"] for last in lasts]]
+            cells += [
+                [result["summary"][name]["mAP"] for result in group]
+                for name in ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer")
+            ]
+            rows.append(f"| {method} | {order} | {len(group)} | " + " | ".join(_spread(values) for values in cells) + " |")
+    return "\n".join(rows)
+
+
+def costs(results: list[Result], kind: str = "test") -> str:
+    """Markdown: what the last step of order 1, seed 0 needed and kept, and how retrieval does on a gallery that is not embedded again."""
+    columns = ("method", "memory per domain, KB", "transport, KB", "further weights, MB", "teachers, MB", "seconds per step", "of that at its end")
+    columns += ("reindexed", "carried", "as it was")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for method in METHODS:
+        group = [result for result in results if (result["kind"], result["method"], result["order"], result["seed"]) == (kind, method, 1, 0)]
+        for result in group:
+            size, steps = result["bytes"][-1], len(result["seconds"])
+            ending = result.get("seconds_ending") or [0.0]
+            carried = [[entry[name] for entry in result.get("without_reindexing", {}).values()] for name in ("reindexed", "carried", "as_it_was")]
+            rows.append(
+                f"| {method} | {statistics.mean(step['memory'] for step in result['bytes']) / 1e3:.1f} | {size.get('transport', 0) / 1e3:.0f} | "
+                f"{size.get('kept', 0) / 1e6:.1f} | {size['teachers'] / 1e6:.1f} | {(sum(result['seconds']) + sum(ending)) / steps:.0f} | "
+                f"{statistics.mean(ending):.0f} | "
+                + " | ".join(_spread([statistics.mean(v)]) if v and None not in v else "–" for v in carried)
+                + " |"
+            )
+    return "\n".join(rows)
+
+
+def parts_table(results: list[Result]) -> str:
+    """Markdown: default and what is left without each of its parts, on small-5-dev; paired differences over seeds."""
+    found = [result for result in results if result["kind"] == "parts"]
+    columns = ("method", "seeds", "Seen mAP", "against default", "plasticity", "forgetting (since learned)", "seconds per step")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    seen = {(result["method"], result["seed"]): result["summary"]["rows"][-1]["seen"]["mAP"] for result in found}
+    for method in dict.fromkeys(result["method"] for result in found):
+        group = [result for result in found if result["method"] == method]
+        paired = [seen[method, result["seed"]] - seen["default", result["seed"]] for result in group if ("default", result["seed"]) in seen]
+        cells = [[result["summary"]["rows"][-1]["seen"]["mAP"] for result in group], [] if method == "default" else paired]
+        cells += [[result["summary"][name]["mAP"] for result in group] for name in ("plasticity", "forgetting_since_learned")]
+        seconds = statistics.mean((sum(result["seconds"]) + sum(result["seconds_ending"])) / len(result["seconds"]) for result in group)
+        rows.append(f"| {method} | {len(group)} | {' | '.join(_spread(values) for values in cells)} | {seconds:.0f} |")
+    return "\n".join(rows)
+
+
+def matrix(result: Result) -> str:
+    """Markdown: one run's whole matrix, mAP / rank-1."""
+    names = list(dict.fromkeys(key.split("/")[1] for key in result["matrix"]))
+    lines = [f"| after | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in result["summary"]["rows"]:
+        cells = [result["matrix"][f"{row['step']}/{name}"] for name in names]
+        lines.append(f"| {'+'.join(row['learned']) or 'start'} | " + " | ".join(f"{cell['mAP']:.1f} / {cell['rank1']:.1f}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def whole(results: list[Result]) -> str:
+    """Markdown: every table that these results can fill."""
+    parts = ["mAP and rank-1 in percent; ± is the standard deviation over seeds."]
+    for kind, title in (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)")):
+        if any(result["kind"] == kind for result in results):
+            parts += [
+                f"### {title}",
+                table(results, kind),
+                "What it takes, order 1, seed 0; the last three columns are Seen-Avg mAP without re-indexing:",
+                costs(results, kind),
+            ]
+    if any(result["kind"] == "parts" for result in results):
+        parts += ["### Each part of `default` taken away (small-5-dev, order 1)", parts_table(results)]
+    for result in results:
+        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0):
+            parts += [f"`{result['method']}`, order 1, seed 0 (mAP / rank-1):", matrix(result)]
+    return "\n\n".join(parts)
+
+
+def write(text: str) -> None:
+    """Put tables into ``docs/methods.md``, between its marks."""
+    page = DOCUMENT.read_text("utf-8")
+    before, rest = page.split(MARKS[0])
+    DOCUMENT.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", "utf-8")
+
+
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    return f"{statistics.mean(known):.1f}" + (f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else "")
