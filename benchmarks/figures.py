@@ -114,11 +114,12 @@ def looks(sites: list[Domain]) -> None:
     source = stores[0].crops[np.linspace(0, len(stores[0]) - 1, 8).astype(int)]
     crops, rows = torch.from_numpy(source), [source]
     for store in stores[1:]:
-        numbers = torch.from_numpy(StyleStatistics.of([store.crops]).numbers).expand(len(crops), 4, 3)
+        statistics = StyleStatistics.of([store.crops])
+        numbers = torch.from_numpy(statistics.numbers).expand(len(crops), 4, 3)
         noise = torch.randn(len(crops), 2, 3, generator=torch.Generator().manual_seed(0))
         rows.append(restyle(crops, numbers, noise).clamp(0, 255).byte().numpy())
         torch.manual_seed(0)
-        network = StyleNetwork(torch.full((3,), 118.0), torch.full((3,), 58.0)).train()
+        network = StyleNetwork(torch.full((3,), 118.0), torch.full((3,), 58.0), statistics).train()
         optimiser = torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.0, 0.999))
         for iteration in range(STYLE_ITERATIONS):
             generator = torch.Generator().manual_seed(iteration)
