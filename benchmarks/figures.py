@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,18 +17,24 @@ from numpy.typing import NDArray
 from domains.domain import Domain
 from domains.style import StyleNetwork, StyleStatistics, restyle
 from domains.synthetic import make_domain
+from prototypes.distribution import affinity, draw
 from prototypes.prototype import DistributionPrototypes
 from prototypes.transport import compose
-from reid.config import build_config, read_method
+from reid.config import Method, build_config, read_method
 from reid.demo import SETTINGS
-from reid.evaluate import torch_embedder
+from reid.evaluate import evaluate, torch_embedder
+from reid.fusion import blend
 from reid.loader import CropStore
+from reid.model import ReidModel
+from reid.repair import batchnorm
 from reid.run import Run
+from reid.survey import Survey
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 HUES = ("#0b6e99", "#c2410c", "#3f7d20", "#7c3aed", "#b45309", "#be185d")
 SITES = ("plaza", "corridor", "nightstreet")
 STYLE_ITERATIONS, PEOPLE = 400, 6
+SHARES = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 Floats = NDArray[np.float32]
 
@@ -107,6 +114,98 @@ def transports(run: Run, domain: Domain) -> None:
     svg("transport", 680, 300, parts)
 
 
+def lines(name: str, across: str, places: list[float], series: list[tuple[str, list[float]]], *, dashed: int = 1) -> None:
+    """Curves of percent mAP over 0..1, each named at its right end; ``dashed`` of them share a colour, all but the first dashed."""
+    low, high = (10 * round(end / 10) for end in (min(min(ys) for _, ys in series) - 5, max(max(ys) for _, ys in series) + 5))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 60 + 440 * x, 240 - 220 * (y - low) / (high - low)
+
+    parts = [f'<line x1="60" x2="500" y1="{place(0, tick)[1]:.1f}" y2="{place(0, tick)[1]:.1f}" stroke="#ddd"/>' for tick in range(low, high + 1, 10)]
+    parts += [f'<text x="52" y="{place(0, tick)[1] + 4:.1f}" text-anchor="end">{tick}</text>' for tick in range(low, high + 1, 10)]
+    parts += [f'<text x="{place(x, low)[0]:.1f}" y="258" text-anchor="middle">{x:g}</text>' for x in places]
+    ends: list[float] = []
+    for at, (label, ys) in enumerate(series):
+        hue, dash = HUES[at // dashed], ' stroke-dasharray="6 4"' if at % dashed else ""
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(x, y) for x, y in zip(places, ys, strict=True)))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{hue}" stroke-width="2"{dash}/>')
+        line = place(1, ys[-1])[1] + 4
+        while any(abs(line - other) < 15 for other in ends):
+            line += 5
+        ends.append(line)
+        parts.append(f'<text x="508" y="{line:.1f}" style="fill:{hue}">{label}</text>')
+    parts.append(f'<text x="280" y="282" text-anchor="middle">{across}</text><text x="60" y="14">mAP, percent</text>')
+    svg(name, 760, 292, parts)
+
+
+def scores(run: Run, model: ReidModel, sites: list[Domain]) -> list[float]:
+    """Percent mAP of a model on each site."""
+    return [evaluate(site, torch_embedder(model, torch.device("cpu")), run.stores).mAP for site in sites]
+
+
+def fusions(plain: Run, averaged: Run, sites: list[Domain]) -> None:
+    """Scores on the first site and the second along the line from the old model to the new, with and without averaging along the step."""
+    series = []
+    for run, how in ((plain, ""), (averaged, ", averaged along the step")):
+        old, new = (run.model(step)[0].state_dict() for step in (1, 2))
+        found = [scores(run, run.build(blend(new, old, weight)), sites) for weight in SHARES]
+        series += [(f"{site.name}{how}", [row[at] for row in found]) for at, site in enumerate(sites)]
+    across = f"weight of the model that has just learned {sites[1].name}, against the one that learned {sites[0].name}"
+    lines("fusion", across, SHARES, series[::2] + series[1::2], dashed=2)
+
+
+def repairs(run: Run, sites: list[Domain]) -> None:
+    """Scores of a fused model whose BatchNorm statistics are, more and more, those of the newest site's crops."""
+    old, new = (run.model(step)[0].state_dict() for step in (1, 2))
+    store = CropStore.decode(sites[1], sites[1].train, run.config.crop.spec())
+    everyone = Survey(store, np.arange(len(store)), store.split.pids, torch.device("cpu"))
+    found = []
+    for share in SHARES:
+        step = SimpleNamespace(model=run.build(blend(new, old, 0.5)), config=run.config, index=2)
+        batchnorm(step, everyone, share=share)  # type: ignore[arg-type]
+        found.append(scores(run, step.model, sites))
+    series = [(site.name, [row[at] for row in found]) for at, site in enumerate(sites)]
+    lines("repair", f"share of BatchNorm's statistics taken from {sites[1].name}, in the average of the two models", SHARES, series)
+
+
+def relations(run: Run, site: Domain) -> None:
+    """Who is like whom in a batch of the second site: through the old model, through draws of old people, and through the new model."""
+    store = CropStore.decode(site, site.train, run.config.crop.spec())
+    people = np.unique(store.split.pids)[:PEOPLE]
+    rows = np.concatenate([np.flatnonzero(store.split.pids == person)[:6] for person in people])
+    old, new = (torch.from_numpy(torch_embedder(run.model(step)[0], torch.device("cpu"))(store.crops[rows])) for step in (1, 2))
+    kept = DistributionPrototypes.from_arrays(run.memories()[0].arrays)
+    if kept is None:
+        raise SystemExit("the run kept no prototypes")
+    people_before = draw(torch.from_numpy(kept.mean), torch.from_numpy(kept.spread), torch.Generator().manual_seed(0))
+    assigned = torch.softmax(old @ people_before.T / 0.1, 1)
+    panels = [(name, affinity(vectors).exp().numpy()) for name, vectors in (("old model", old), ("through old people", assigned), ("new model", new))]
+    side, gap = 240, 16
+    canvas = np.full((side + 34, len(panels) * (side + gap) - gap, 3), 255, np.uint8)
+    for at, (name, values) in enumerate(panels):
+        shade = cv2.applyColorMap((255 * np.sqrt(values / values.max())).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+        left = at * (side + gap)
+        canvas[34:, left : left + side] = cv2.resize(shade, (side, side), interpolation=cv2.INTER_NEAREST)
+        cv2.putText(canvas, name, (left, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (60, 60, 60), 1, cv2.LINE_AA)
+    cv2.imwrite(str(IMAGES / "relations.png"), canvas)
+
+
+def triplets(raw: Run, unit: Run, site: Domain) -> None:
+    """Cosines between different people of the last site after triplets on raw and on unit-length embeddings."""
+    parts = []
+    crops = raw.stores.get(site, site.query).crops
+    for at, (name, run) in enumerate((("triplets of raw embeddings", raw), ("of embeddings at unit length", unit))):
+        vectors = torch_embedder(run.model()[0], torch.device("cpu"))(crops)
+        values = (vectors @ vectors.T)[~np.eye(len(vectors), dtype=bool)]
+        count = np.histogram(values, np.linspace(-0.6, 1, 65))[0]
+        tall = 200 * count / count.max()
+        bars = "".join(f'<rect x="{60 + 8.75 * x:.1f}" y="{250 - h:.1f}" width="7.75" height="{h:.1f}"/>' for x, h in enumerate(tall))
+        parts.append(f'<g fill="{HUES[at]}" opacity=".65">{bars}</g><text x="70" y="{22 + 20 * at}" style="fill:{HUES[at]}">{name}</text>')
+    parts += [f'<text x="{60 + 560 * (tick + 0.6) / 1.6:.0f}" y="270" text-anchor="middle">{tick:.1f}</text>' for tick in (-0.6, -0.2, 0.2, 0.6, 1)]
+    parts.append('<text x="340" y="292" text-anchor="middle">cosine between two different people</text>')
+    svg("triplet", 680, 300, parts)
+
+
 def looks(sites: list[Domain]) -> None:
     """Crops of one site, and the same in the look of two others: by twelve numbers, and by a network."""
     spec = build_config({"crop": {"height": 128, "width": 64}}).crop.spec()
@@ -142,16 +241,32 @@ def looks(sites: list[Domain]) -> None:
 
 def main() -> None:
     """See the module's docstring."""
-    method = read_method("dkp").model_copy(update={"transport": ({"ridge": {}},)})
+    dkp = read_method("dkp").model_copy(update={"transport": ({"ridge": {}},)})
+    fine_tune = read_method("fine_tune")
+    plain, averaged, raw = (
+        fine_tune.model_copy(update={"terms": ({"cross_entropy": {}}, {"triplet": triplet}, *more)})
+        for triplet, more in (({}, ()), ({}, ({"moving_average": {}},)), ({"unit": False}, ()))
+    )
     with tempfile.TemporaryDirectory() as folder:
         sites = [make_domain(Path(folder) / name, name, identities=72, seed=number) for number, name in enumerate(SITES)]
-        config = build_config(SETTINGS)
-        run = Run.create(Path(folder) / "run", config)
-        for site in sites:
-            run.learn(site, method=method, config=config)
-        distributions(run, sites[0])
-        transports(run, sites[0])
+
+        def learned(name: str, method: Method, domains: list[Domain]) -> Run:
+            config = build_config(SETTINGS)
+            run = Run.create(Path(folder) / name, config)
+            for site in domains:
+                run.learn(site, method=method, config=config)
+            return run
+
+        whole = learned("dkp", dkp, sites)
+        distributions(whole, sites[0])
+        relations(whole, sites[1])
+        transports(whole, sites[0])
         looks(sites)
+        pair = sites[:2]
+        tuned = learned("plain", plain, pair)
+        fusions(tuned, learned("averaged", averaged, pair), pair)
+        repairs(tuned, pair)
+        triplets(learned("raw", raw, pair), tuned, pair[1])
 
 
 if __name__ == "__main__":
