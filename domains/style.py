@@ -73,6 +73,17 @@ def restyle(crops: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
     return (pixels - mean) / deviation * wanted_deviation[:, None, None] + wanted_mean[:, None, None]
 
 
+def _leaving_colours(width: int, mean: Tensor, std: Tensor) -> nn.Linear:
+    """The last layer, begun at the kernel that changes nothing: begun at random, a short training leaves everything grey."""
+    layer = nn.Linear(width, KERNEL_WEIGHTS + 3)
+    with torch.no_grad():
+        layer.weight.mul_(0.1)
+        kernel, bias = layer.bias[:KERNEL_WEIGHTS].zero_().view(3, 3, 3, 3), layer.bias[KERNEL_WEIGHTS:]
+        kernel[range(3), range(3), 1, 1] = 255 / std
+        bias.copy_(-mean / std)
+    return layer
+
+
 class StyleNetwork(nn.Module):
     """Predicts, for each picture, the 3×3 colour convolution that gives it one domain's look (DKP++ §DTNet; DASK's AKPNet).
 
@@ -97,7 +108,7 @@ class StyleNetwork(nn.Module):
 
         self.features = timm.create_model("mobilenetv3_small_100", pretrained=False, features_only=True, out_indices=(4,))
         width = int(self.features.feature_info.channels()[-1])
-        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, KERNEL_WEIGHTS + 3))
+        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), _leaving_colours(width // 2, mean, std))
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
         anything = torch.tensor([[0.0], [torch.inf], [0.0], [torch.inf]]).expand(NUMBERS)

@@ -137,6 +137,16 @@ def test_the_network_is_a_convolution_of_each_picture_with_its_own_kernel(traini
         assert torch.allclose(single.permute(1, 2, 0) * STD + MEAN, result, atol=1e-3)
 
 
+def test_an_untaught_network_leaves_colours_as_they_are():
+    crops = torch.from_numpy(pictures(3, 64, 32))
+    with torch.no_grad():
+        assert torch.allclose(network().eval()(crops), crops.float(), atol=2)
+    taught, twin = network().train(), crops.float() * 0.5 + 60
+    loss = (taught(twin) - twin).abs().mean()
+    loss.backward()
+    assert all(bool(weight.grad.abs().sum() > 0) for weight in taught.head.parameters())
+
+
 def test_in_eval_pictures_of_a_batch_do_not_touch_each_other():
     net, crops = network().eval(), torch.from_numpy(pictures(3, 32, 16))
     with torch.no_grad():
@@ -201,7 +211,10 @@ def test_crops_beyond_the_looks_that_it_learned_are_brought_to_their_edge_first(
 
 
 def test_weights_come_back_in_half_precision():
-    net, other = network().eval(), network(1).eval()
+    net, other, third = network().eval(), network(1).eval(), network(1).eval()
+    with torch.no_grad():
+        for seed, known in enumerate((net, third)):
+            known.head[-1].bias.add_(torch.randn(84, generator=torch.Generator().manual_seed(seed)))
     arrays = net.to_arrays()
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
     assert not any("num_batches" in name for name in arrays)
@@ -211,7 +224,7 @@ def test_weights_come_back_in_half_precision():
     crops = torch.from_numpy(pictures(3, 32, 16))
     with torch.no_grad():
         assert torch.allclose(other(crops), net(crops), atol=1.0)  # grey levels
-        assert not torch.allclose(other(crops), network(1).eval()(crops), atol=1.0)
+        assert not torch.allclose(other(crops), third(crops), atol=1.0)
 
 
 @pytest.mark.parametrize("misfit", ["missing", "extra", "shape", "empty"])
