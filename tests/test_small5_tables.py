@@ -20,7 +20,7 @@ def test_every_committed_result_has_its_place_in_a_table():
 
 
 def test_a_mean_is_given_with_the_deviation_over_seeds():
-    one = next(result for result in committed() if result["kind"] == "test")
+    one = next(result for result in committed() if result["kind"] == "test" and result["method"] in small5_tables.METHODS)
     more = [one | {"seed": seed, "summary": {**one["summary"], "plasticity": {"mAP": value}}} for seed, value in enumerate((30.0, 32.0, 34.0))]
     assert "| 32.0 ± 2.0 |" in small5_tables.table(more)
 
