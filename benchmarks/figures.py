@@ -82,7 +82,7 @@ def distributions(run: Run, domain: Domain) -> None:
         ellipse = f'<ellipse rx="{large:.1f}" ry="{small:.1f}" transform="translate({x:.1f} {y:.1f}) rotate({turn:.1f})"'
         parts.append(ellipse + f' fill="none" stroke="{hue}" stroke-width="2"/>')
     parts.append(
-        '<text x="12" y="508">large dots: crops · small dots: draws from each crop · ellipses: what is kept, one Gaussian per person (1 σ)</text>'
+        '<text x="12" y="508">large: crops · small: draws from each · ellipses: what is kept, a Gaussian per person (1 σ)</text>'
     )
     svg("distributions", 680, 520, parts)
 
@@ -150,7 +150,7 @@ def fusions(plain: Run, averaged: Run, sites: list[Domain]) -> None:
         old, new = (run.model(step)[0].state_dict() for step in (1, 2))
         found = [scores(run, run.build(blend(new, old, weight)), sites) for weight in SHARES]
         series += [(f"{site.name}{how}", [row[at] for row in found]) for at, site in enumerate(sites)]
-    across = f"weight of the model that has just learned {sites[1].name}, against the one that learned {sites[0].name}"
+    across = f"weight of the model after {sites[1].name}, against the one before"
     lines("fusion", across, SHARES, series[::2] + series[1::2], dashed=2)
 
 
@@ -165,7 +165,7 @@ def repairs(run: Run, sites: list[Domain]) -> None:
         batchnorm(step, everyone, share=share)  # type: ignore[arg-type]
         found.append(scores(run, step.model, sites))
     series = [(site.name, [row[at] for row in found]) for at, site in enumerate(sites)]
-    lines("repair", f"share of BatchNorm's statistics taken from {sites[1].name}, in the average of the two models", SHARES, series)
+    lines("repair", f"share of BatchNorm's statistics taken from {sites[1].name}", SHARES, series)
 
 
 def relations(run: Run, site: Domain) -> None:
