@@ -81,9 +81,7 @@ def distributions(run: Run, domain: Domain) -> None:
         (x, y), (small, large) = place(mean[number][None])[0], np.sqrt(values) * scale
         ellipse = f'<ellipse rx="{large:.1f}" ry="{small:.1f}" transform="translate({x:.1f} {y:.1f}) rotate({turn:.1f})"'
         parts.append(ellipse + f' fill="none" stroke="{hue}" stroke-width="2"/>')
-    parts.append(
-        '<text x="12" y="508">large: crops · small: draws from each · ellipses: what is kept, a Gaussian per person (1 σ)</text>'
-    )
+    parts.append('<text x="12" y="508">large: crops · small: draws from each · ellipses: what is kept, a Gaussian per person (1 σ)</text>')
     svg("distributions", 680, 520, parts)
 
 

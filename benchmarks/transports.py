@@ -3,16 +3,18 @@
     python -m benchmarks.transports                     # learns the stream with `default` first (kept in the temporary folder), then compares
     python -m benchmarks.transports --method fusion --save
 
-Each gallery is embedded by the model that learned its domain and carried, step by step, to the last; queries are the last model's. A map is fitted on
-the crops of its own step alone. ``drift`` adds the mean drift of the step's crops near a vector (Yu et al., CVPR 2020), for which they must be kept
+Each gallery is embedded by the model that learned its domain and carried, step by step, to the last; queries are the last model's. A map is fitted at
+its own step, on the crops that are named; ``probes`` are all three kinds (``reid/probe.py``). ``the old crops`` breaks the rule: what could be had if
+they were kept. ``drift`` adds the mean drift of the step's crops near a vector (Yu et al., CVPR 2020), for which they must be kept
 as embeddings; ``residual`` is a small network, x + f(x); ``rank`` keeps the largest singular values of what a ridge changes.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.results_file import record
-from benchmarks.small5 import dev_domain
+from benchmarks.small5 import STRONG_START, dev_domain
 from domains.domain import Domain
 from domains.scoring import Labels, score_domain
 from prototypes.transport import fit_transport
 from reid.config import build_config, read_method, read_stream
+from reid.probe import DRAWN, Probes
 from reid.progress import Progress
 from reid.run import Run
 from reid.stream import learn_stream, open_stream
+from reid.survey import Survey
 
 Floats = NDArray[np.float32]
 Map = Callable[[Floats], Floats]
@@ -104,20 +108,31 @@ def residual(old: Floats, new: Floats) -> tuple[Map, int]:
 
 
 FORMS: dict[str, Fit] = {
-    "none": lambda old, new: (lambda x: x, 0),
-    **{f"ridge, shrinkage {value}": linear("ridge", value) for value in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)},
-    **{f"rank 31 of ridge, shrinkage {value}": low_rank(31, value) for value in (1.0, 3.0, 10.0)},
-    **{f"procrustes, shrinkage {value}": linear("procrustes", value) for value in (0.1, 1.0, 3.0, 10.0)},
+    **{f"ridge, shrinkage {value}": linear("ridge", value) for value in (0.03, 0.1, 0.3, 1.0, 3.0)},
+    **{f"rank 31 of ridge, shrinkage {value}": low_rank(31, value) for value in (0.1, 1.0)},
+    **{f"procrustes, shrinkage {value}": linear("procrustes", value) for value in (0.03, 0.1, 1.0)},
     **{f"drift, width {value}": drift(value) for value in (0.02, 0.05, 0.2)},
     "residual network": residual,
 }
+CROPS = {"own crops": (0, 0), "own, recoloured": (5, 0), "own and drawn": (0, DRAWN), "probes": (5, DRAWN)}
+"""What a map is fitted on: exchanges of channels, drawn people."""
 
 
 def compare(run: Run, domains: list[Domain]) -> list[dict[str, Any]]:
     """Mean percent mAP over the domains learned, and bytes of a step's map, by form."""
     embedders = [run._embedder(step) for step in range(len(run.steps))]
-    train = [run.stores.get(domain, domain.train).crops for domain in domains]
-    pairs = [(embedders[step](crops), embedders[step + 1](crops)) for step, crops in enumerate(train[1:], 1)]
+    surveys = []
+    for domain in domains:
+        store = run.stores.get(domain, domain.train)
+        surveys.append(Survey(store, np.arange(len(store)), store.split.pids, torch.device("cpu")))
+
+    def pairs(surveyed: list[Survey], recoloured: int, drawn: int, steps: Iterable[int]) -> list[tuple[Floats, Floats]]:
+        probes = [Probes(survey, run.config.crop.spec(), recoloured=recoloured, drawn=drawn) for survey in surveyed]
+        return [
+            tuple(np.concatenate([embedders[step + late](batch.numpy()) for batch in probes[at]]) for late in (0, 1)) for at, step in enumerate(steps)
+        ]  # type: ignore[misc]
+
+    later = range(1, len(domains))
     queries, galleries = ([run.stores.get(domain, getattr(domain, split)) for domain in domains] for split in ("query", "gallery"))
     asked = [embedders[-1](query.crops) for query in queries]
     held = [embedders[step](gallery.crops) for step, gallery in enumerate(galleries, 1)]
@@ -130,25 +145,41 @@ def compare(run: Run, domains: list[Domain]) -> list[dict[str, Any]]:
         ]
 
     again = scores([embedders[-1](gallery.crops) for gallery in galleries])
-    rows = [{"transport": "embedded again", "bytes": 0, "mAP": again}]
-    for name, fit in FORMS.items():
-        maps = [fit(*pair) for pair in pairs]
+    rows = [
+        {"transport": "embedded again", "crops": "", "bytes": 0, "mAP": again},
+        {"transport": "none", "crops": "", "bytes": 0, "mAP": scores(held)},
+    ]
+
+    def row(name: str, crops: str, fit: Fit, found: list[tuple[Floats, Floats]]) -> None:
+        maps = [fit(*pair) for pair in found]
         carried = []
         for step, vectors in enumerate(held):
             carried.append(vectors)
             for carry, _ in maps[step:]:
                 carried[-1] = carry(carried[-1])
-        rows.append({"transport": name, "bytes": maps[0][1], "mAP": scores(carried)})
+        rows.append({"transport": name, "crops": crops, "bytes": maps[0][1], "mAP": scores(carried)})
+
+    for crops, (recoloured, drawn) in CROPS.items():
+        found = pairs(surveys[1:], recoloured, drawn, later)
+        for name, fit in FORMS.items():
+            if crops == "probes" or name.startswith("ridge"):
+                row(name, crops, fit, found)
+    everything = [
+        (np.concatenate([old for old, _ in found]), np.concatenate([new for _, new in found]))
+        for step in later
+        for found in [pairs(surveys, 0, 0, [step] * len(surveys))]
+    ]
+    row("ridge, shrinkage 0.1", "the old crops", linear("ridge", 0.1), everything)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     best = np.mean(rows[0]["mAP"])
-    lines = ["| transport | KB a step | Seen mAP | lost | by domain |", "|---|---|---|---|---|"]
+    lines = ["| transport | fitted on | KB a step | Seen mAP | lost | by domain |", "|---" * 6 + "|"]
     for row in rows:
         mean, each = np.mean(row["mAP"]), " ".join(f"{score:.1f}" for score in row["mAP"])
-        lines.append(f"| {row['transport']} | {row['bytes'] / 1e3:.0f} | {mean:.1f} | {best - mean:.1f} | {each} |")
+        lines.append(f"| {row['transport']} | {row['crops']} | {row['bytes'] / 1e3:.0f} | {mean:.1f} | {best - mean:.1f} | {each} |")
     return "\n".join(lines)
 
 
@@ -157,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strong", action="store_true", help="from the person-trained start")
     parser.add_argument("--run", type=Path, help="a run over small-5-dev that is there already")
     parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results/transports.json")
     options = parser.parse_args()
@@ -165,14 +197,16 @@ def main() -> None:
     if options.run:
         run = Run.open(options.run)
     else:
-        config = build_config(stream.config, {"seed": options.seed, "method": options.method})
-        folder = Path(tempfile.gettempdir()) / f"lifelong-reid-transports-{options.method}-{options.seed}"
+        started = [STRONG_START.replace("${LIFELONG_REID_DATA}", os.environ["LIFELONG_REID_DATA"])] if options.strong else []
+        config = build_config(stream.config, {"seed": options.seed, "method": options.method}, overrides=started)
+        folder = Path(tempfile.gettempdir()) / f"lifelong-reid-transports-{options.method}-{options.seed}{'-strong' * options.strong}"
         run, config = Run.open_or_create(folder, [config.model_dump(mode="json")])
         learn_stream(run, domains, [], method=read_method(options.method), config=config, progress=Progress(Console(stderr=True)))
     rows = compare(run, domains)
-    print(f"{options.method}, small-5-dev, seed {options.seed}\n\n{table(rows)}")
+    start = "person-trained" if options.strong else "ImageNet"
+    print(f"{options.method}, small-5-dev, {start} start, seed {options.seed}\n\n{table(rows)}")
     if options.save:
-        record("transports", {"method": options.method, "seed": options.seed, "rows": rows})
+        record(f"transports{'_strong' * options.strong}", {"method": options.method, "seed": options.seed, "start": start, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from prototypes.prototype import DistributionPrototypes
 Floats = NDArray[np.float32]
 TransportKind = Literal["ridge", "procrustes", "identity"]
 KINDS = ("ridge", "procrustes", "identity")
-SHRINKAGE = 3.0
+SHRINKAGE = 0.1
 FOLDS = 4
 
 
@@ -83,12 +83,14 @@ def compose(transports: Sequence[Transport], embeddings: Floats) -> Floats:
 
 
 def fit_transport(
-    old: Floats, new: Floats, *, kind: TransportKind = "ridge", shrinkage: float = SHRINKAGE, source: str = "", target: str = ""
-) -> Transport:
+    old: Floats, new: Floats, *, kind: TransportKind = "ridge", shrinkage: float = SHRINKAGE, sources: NDArray[np.int64] | None = None,
+    source: str = "", target: str = "",
+) -> Transport:  # fmt: skip
     """Fit a transport on the same crops seen by both models.
 
-    These crops are of the newest domain and the vectors to be carried are of others. The map that predicts held-out crops best moves others far
-    too much, so the shrinkage is fixed and strong (``benchmarks/transports.py`` compares), and not chosen by cross-validation.
+    Which crops matters more than how: these are of the newest domain or drawn, and the vectors to be carried are of others (:mod:`reid.probe`). The
+    map that predicts held-out crops best moves others too much, so the shrinkage is fixed (``benchmarks/transports.py`` compares) and not chosen by
+    cross-validation.
 
     Args:
         old: unit vectors of the older model, ``[N, D]``.
@@ -96,6 +98,7 @@ def fit_transport(
         kind: ``ridge`` minimises ‖XW - Y‖² + λ‖W - I‖², so that directions in which these crops say nothing are left as they are. ``procrustes``:
             the rotation nearest to XᵀY + λI, which keeps all distances. ``identity``: none, for comparison.
         shrinkage: λ towards no change, relative to the mean eigenvalue of XᵀX.
+        sources: which original each row shows, ``[N]``, each its own by default; agreement is measured on originals that were held out.
         source: name of the older feature space.
         target: name of the newer one.
 
@@ -108,7 +111,9 @@ def fit_transport(
         raise ConfigError(f"a transport needs the same two or more crops in both spaces, got {old.shape} and {new.shape}")
     if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 < shrinkage < float("inf"):
         raise ConfigError(f"transport {kind}: shrinkage must be a number above 0, got {shrinkage!r}")
-    fold = np.random.default_rng(0).permutation(len(old)) % min(FOLDS, len(old))
+    originals = np.arange(len(old)) if sources is None else np.unique(sources, return_inverse=True)[1]
+    count = int(originals.max()) + 1
+    fold = (np.random.default_rng(0).permutation(count) % min(FOLDS, count))[originals]
     held_out = []
     for part in range(int(fold.max()) + 1):
         matrix = _solve(old[fold != part], new[fold != part], kind, shrinkage)

@@ -16,10 +16,11 @@ from torch import Tensor
 from domains.errors import ConfigError
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
-from prototypes.transport import KINDS, Transport, fit_transport
+from prototypes.transport import KINDS, Transport
 from reid.config import Entry, Method, nearest
 from reid.fusion import Floats, Fusing, State, applied, check_fusions, check_parameters, fuse
 from reid.model import ReidModel
+from reid.probe import learn_transport
 from reid.repair import AFTER, BEFORE, check_repairs
 from reid.survey import Survey
 from reid.terms import Step, Term
@@ -34,7 +35,7 @@ class Ended:
     Attributes:
         memory: what its terms keep of the domain, as ``kind.name``.
         transport: the map from the feature space before it, if the method fits one.
-        kept: further weights that its fusion needs at the next step, by name.
+        kept: further weights that its terms and its fusion need at the next step, by name.
         figures: numbers for the step's card.
     """
 
@@ -53,12 +54,10 @@ def check_parts(method: Method) -> None:
     for kind, parameters in (item for entry in method.transport for item in entry.items()):
         if kind not in KINDS:
             raise ConfigError(f"unknown transport {kind!r}{nearest(kind, KINDS)}")
-        check_parameters(f"transport {kind}", fit_transport, parameters, of=("shrinkage",))
+        check_parameters(f"transport {kind}", learn_transport, parameters, of=("shrinkage", "recoloured", "drawn"))
 
 
-def end_step(
-    step: Step, terms: Mapping[str, Term], method: Method, old: ReidModel, *, space: str, rows: list[slice], kept: Mapping[str, State] | None = None
-) -> Ended:
+def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidModel, *, space: str, rows: list[slice]) -> Ended:
     """Finish a trained step; ``step.model`` becomes M_t.
 
     Args:
@@ -68,19 +67,18 @@ def end_step(
         old: M_{t-1}.
         space: its feature space.
         rows: classifier rows of each of ``step.memories``.
-        kept: further weights that the step before sealed.
     """
     survey, model = _survey_of(step), step.model
     figures: dict[str, float] = {}
-    keep: dict[str, State] = {}
+    keep: dict[str, State] = {name: dict(state) for term in terms.values() for name, state in term.weights_for_next(step).items()}
     first = step.index == 1
     if fusions := applied(method.fusion, first=first, random=step.config.model.weights == "none"):
         old.to(step.runtime.device)
         scratch = _Scratch(step, survey)
-        given = Fusing(_copy(model), _copy(old), scratch.embeddings, survey.labels, scratch.fisher, first, kept or {})
+        given = Fusing(_copy(model), _copy(old), scratch.embeddings, survey.labels, scratch.fisher, first, step.kept)
         model.load_state_dict(fuse(fusions, given))
         figures |= {f"fusion.{name}": value for name, value in given.figures.items()}
-        keep = given.keep
+        keep |= given.keep
     model.eval()
     for name, parameters in _entries(method.repair):
         if name in BEFORE and not first:
@@ -88,8 +86,8 @@ def end_step(
     transport = None
     for kind, parameters in _entries(method.transport):
         target = model.feature_space(step.config.crop.spec())
-        before, after = survey.embeddings(old.to(step.runtime.device)), survey.embeddings(model)
-        transport = fit_transport(before, after, kind=kind, source=space, target=target, **parameters)  # type: ignore[arg-type]
+        old.to(step.runtime.device)
+        transport = learn_transport(survey, old, model, step.config.crop.spec(), kind=kind, source=space, target=target, **parameters)  # type: ignore[arg-type]
         figures |= {"transport.cosine": transport.cosine[0], "transport.cosine_without": transport.cosine[1]}
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(step).items()}
     model.eval()

@@ -20,6 +20,8 @@ Floats = NDArray[np.float32]
 
 CHUNK = 1024
 IN_UNIT = ("weight", "first_weight", "share", "decay")
+COUNTS = {"recoloured": 5, "drawn": 4096}
+"""Parameters that may be 0, with the most they may be."""
 """Parameters of fusions and repairs that lie in 0..1; all others lie above 0."""
 SEARCHED = tuple(round(0.1 * step, 1) for step in range(11))
 
@@ -46,7 +48,7 @@ class Fusing:
     labels: NDArray[np.int64]
     fisher: Callable[[State], State]
     first: bool = False
-    kept: Mapping[str, State] = field(default_factory=dict)
+    kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     keep: dict[str, State] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -169,8 +171,9 @@ def check_parameters(what: str, function: Callable[..., Any], parameters: Mappin
             raise ConfigError(f"{what}: unknown parameter {name!r}{nearest(name, known)}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{what}: {name} must be a number, got {value!r}")
-        if not (0 <= value <= 1 if name in IN_UNIT else value > 0):
-            raise ConfigError(f"{what}: {name} must lie in {'0..1' if name in IN_UNIT else 'the positive numbers'}, got {value!r}")
+        if not (0 <= value <= 1 if name in IN_UNIT else 0 <= value <= COUNTS[name] if name in COUNTS else value > 0):
+            wanted = "lie in 0..1" if name in IN_UNIT else f"lie in 0..{COUNTS[name]}" if name in COUNTS else "lie in the positive numbers"
+            raise ConfigError(f"{what}: {name} must {wanted}, got {value!r}")
         if isinstance(known[name].default, int) and not isinstance(value, int):
             raise ConfigError(f"{what}: {name} must be a whole number, got {value!r}")
 

@@ -72,9 +72,6 @@ class Learner:
         )
         self.augment = Augment(config.augment, _fill(step))
         step.survey = Survey(store, self.positions, np.searchsorted(self.people, store.split.pids[usable]), step.runtime.device)
-        extra = [parameter for term in self.terms.values() for parameter in term.parameters()]
-        self.optimiser = build_optimiser(step.model, config.train, extra)
-        self.clipped = [*step.model.parameters(), *extra]
 
     def train(self, tick: Tick | None = None) -> Trained:
         """Train to the last iteration, from the snapshot if there is one.
@@ -87,6 +84,9 @@ class Learner:
         for term in self.terms.values():
             term.to(step.runtime.device)
             term.begin(step)
+        extra = [parameter for term in self.terms.values() for parameter in term.parameters()]
+        self.optimiser = build_optimiser(step.model, train, extra)
+        self.clipped = [*step.model.parameters(), *extra]
         step.model.to(memory_format=torch.channels_last)
         start, seconds, waiting = self._resume()
         if train.compile:
@@ -108,6 +108,8 @@ class Learner:
                 if tick:
                     tick(iteration + 1, losses)
         seconds += time.perf_counter() - clock
+        for term in self.terms.values():
+            term.after_training(step)
         return Trained(seconds, train.iterations * train.identities * train.instances, waiting)
 
     def _batch(self, iteration: int) -> Batch:

@@ -54,13 +54,13 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
     if head := head_of(terms.values()):
         model.add_distribution(head, seed=torch_seed(config.seed, index, "distribution"))
     teachers = _teachers(run, terms, old, kept, runtime)
-    step = Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, memories)
+    step = Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, memories, kept=kept)
     learner = Learner(step, terms, store, contract, work)
     with progress.task(f"step {index}: {domain.name}, {method.name}", config.train.iterations) as tick:
         trained = learner.train(tick.losses)
     began = time.perf_counter()
     with progress.task(f"ending step {index}", None):
-        ended = end_step(step, terms, method, old, space=parent.feature_space, rows=run.rows, kept=kept)
+        ended = end_step(step, terms, method, old, space=parent.feature_space, rows=run.rows)
     memory = {name: value.cpu().numpy() for name, value in ended.memory.items()}
     model.cpu()
     card = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -100,9 +101,13 @@ class ReidModel(nn.Module):
 
     Attributes:
         distribution: the head of instance-level distribution modelling, where a method asked for one; never exported.
+        changes: gives changes of the backbone's weights, by parameter, that its forward pass adds to them; None but while an adapter is trained.
+        still: hold the backbone in eval mode, whatever the mode of the rest.
     """
 
     distribution: DistributionHead | None
+    changes: Callable[[], Mapping[str, Tensor]] | None
+    still: bool
 
     def __init__(self, backbone: Backbone, *, pooling: str, dim: int | None, classes: int = 0, linear: bool = True) -> None:
         super().__init__()
@@ -125,6 +130,8 @@ class ReidModel(nn.Module):
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             self.classifier = nn.Linear(self.dim, classes, bias=False)
         self.distribution = None
+        self.changes = None
+        self.still = False
 
     @property
     def classes(self) -> int:
@@ -164,15 +171,29 @@ class ReidModel(nn.Module):
 
     def forward(self, crops: Tensor) -> Output:
         """RGB crops ``[B, H, W, 3]`` in 0..255 → :class:`Output`."""
-        features = self.backbone(self.normalise(crops))
+        features = self._features(crops)
         embedding = self.embedding(self.pool(features).flatten(1)).float()
         neck = self.neck(embedding)
         return Output(features, embedding, neck, self.classifier(neck).float())
 
     def embed(self, crops: Tensor) -> Tensor:
         """RGB crops ``[B, H, W, 3]`` → the matching feature ``[B, D]`` at unit length; this is what is exported."""
-        features = self.backbone(self.normalise(crops))
+        features = self._features(crops)
         return F.normalize(self.embedding(self.pool(features).flatten(1)).float(), dim=1)
+
+    def train(self, mode: bool = True) -> ReidModel:
+        """Set the mode; a backbone that is held ``still`` stays in eval mode."""
+        super().train(mode)
+        if self.still:
+            self.backbone.eval()
+        return self
+
+    def _features(self, crops: Tensor) -> Tensor:
+        images = self.normalise(crops)
+        if self.changes is None:
+            return self.backbone(images)  # type: ignore[no-any-return]
+        changed = {name: self.backbone.get_parameter(name) + change for name, change in self.changes().items()}
+        return torch.func.functional_call(self.backbone, changed, (images,))  # type: ignore[no-any-return]
 
     def feature_space(self, crop: CropSpec) -> str:
         """Name of the embedding space: sha256 (hex) of the embedding path (weights, pooling) and crop rule; not of neck or classifier."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,6 +29,12 @@ def evaluating(model: ReidModel) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def embeddings(model: ReidModel, batches: Iterable[torch.Tensor]) -> Floats:
+    """Unit-length embeddings ``[N, D]`` of batches of crops that are on the model's device."""
+    with evaluating(model):
+        return np.concatenate([model.embed(crops).cpu().numpy() for crops in batches])
 
 
 class Survey:
@@ -64,8 +70,7 @@ class Survey:
 
     def embeddings(self, model: ReidModel) -> Floats:
         """Unit-length embeddings ``[N, D]``."""
-        with evaluating(model):
-            return np.concatenate([model.embed(crops).cpu().numpy() for crops, _ in self.batches()])
+        return embeddings(model, (crops for crops, _ in self.batches()))
 
     def gaussians(self, model: ReidModel) -> Iterator[tuple[Floats, Floats, NDArray[np.int64]]]:
         """Centres and deviations ``[n, D]`` of crops, with their identities, chunk by chunk."""

@@ -43,6 +43,7 @@ class Step:
         old_classes: classifier rows that earlier steps filled.
         memories: what is kept of each domain learned before, in order, carried into the feature space of M_{t-1}.
         survey: reads the step's train crops without augmentation.
+        kept: further weights that the step before sealed, by name.
         views: how views beside ``plain`` are made, by name; a term that makes one puts it here in ``begin``.
     """
 
@@ -55,6 +56,7 @@ class Step:
     old_classes: int
     memories: Sequence[Memory] = ()
     survey: Survey | None = None
+    kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     views: dict[str, MakeView] = field(default_factory=dict)
 
 
@@ -161,6 +163,13 @@ class Term(nn.Module):
 
     def after_update(self, step: Step) -> None:
         """Update moving averages and the like."""
+
+    def after_training(self, step: Step) -> None:
+        """Once, after the last iteration and before fusion; not part of the resume state, so it is done again if the step's end is cut short."""
+
+    def weights_for_next(self, step: Step) -> Mapping[str, Mapping[str, Tensor]]:
+        """Return further weights that the next step needs, by name; sealed beside the model, and those of the step before are needed no more."""
+        return {}
 
     def end(self, step: Step) -> Mapping[str, Tensor]:
         """Return what goes into the domain's memory, by name."""

@@ -132,7 +132,7 @@ def test_parts_come_in_their_order(step, monkeypatch):
         return called
 
     monkeypatch.setattr(reid.ending, "fuse", spy("fuse", reid.ending.fuse))
-    monkeypatch.setattr(reid.ending, "fit_transport", spy("transport", reid.ending.fit_transport))
+    monkeypatch.setattr(reid.ending, "learn_transport", spy("transport", reid.ending.learn_transport))
     monkeypatch.setattr(reid.ending, "BEFORE", {"batchnorm": spy("batchnorm", batchnorm)})
     monkeypatch.setattr(reid.ending, "AFTER", {"classifier": spy("classifier", classifier)})
     terms = build_terms(({"prototypes": {}},))
@@ -150,7 +150,7 @@ def test_parts_come_in_their_order(step, monkeypatch):
 def test_the_transport_is_fitted_between_the_old_model_and_the_finished_one(step):
     old = old_model(step)
     before = step.survey.embeddings(old)
-    ended = end_step(step, {}, method(fusion=["average"], transport=["ridge"]), old, space="s", rows=ROWS)
+    ended = end_step(step, {}, method(fusion=["average"], transport=[{"ridge": {"recoloured": 0, "drawn": 0}}]), old, space="s", rows=ROWS)
     wanted = fit_transport(before, step.survey.embeddings(step.model))
     assert np.array_equal(ended.transport.matrix, wanted.matrix)
 

@@ -1,0 +1,177 @@
+"""How much a learned domain helps a new one: the H-score of its features, and where that puts the new domain among the learned.
+
+H-score: Bao et al., ICIP 2019; shrunk as Ibrahim et al., ECML PKDD 2022. H-embedding: "Exploiting Task Relationships for Continual Learning Using
+Transferability-Aware Task Embeddings", NeurIPS 2025.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from domains.errors import DataError
+
+Floats = NDArray[np.float64]
+
+CHUNK = 4096
+EMBEDDING_DIM = 32
+ITERATIONS, RATE = 2000, 1e-3
+TOLERANCE = 1e-15
+"""Singular values below this share of the largest count as zero in the plain form, as published."""
+
+
+@dataclass(frozen=True)
+class HScore:
+    """How well features tell a domain's identities apart, before any training on it.
+
+    Attributes:
+        value: ``tr(Σ⁻¹ B)``, Σ the covariance of the features and B that of their class means; from 0 to ``classes - 1``.
+        classes: number of identities K.
+        crops: number of crops N.
+        shrinkage: α, how far Σ was pulled towards a multiple of the identity; 0 for the plain form.
+    """
+
+    value: float
+    classes: int
+    crops: int
+    shrinkage: float
+
+    @property
+    def share(self) -> float:
+        """``value / (classes - 1)``, from 0 to 1, to compare domains with different numbers of identities."""
+        return self.value / (self.classes - 1)
+
+
+def h_score(features: ArrayLike, labels: ArrayLike, *, shrunk: bool = True) -> HScore:
+    """H-score of labelled features.
+
+    With as many dimensions as crops the plain form gives K - 1 for pure noise, so the covariance is shrunk by Ledoit and Wolf's factor α (2004):
+    ``(1 - α) tr(((1 - α) S + α tr(S)/D I)⁻¹ B)``. Rows are read in chunks; above D > N the inverse is taken among the crops.
+
+    Args:
+        features: ``[N, D]``.
+        labels: ``[N]``, any integers.
+        shrunk: False for the plain form with a pseudo-inverse, for comparison.
+
+    Raises:
+        DataError: fewer than two identities or three crops, or features that are no finite table of N rows.
+    """
+    table, people = np.asarray(features), np.asarray(labels)
+    if table.ndim != 2 or people.shape != table.shape[:1]:
+        raise DataError(f"an H-score needs features [N, D] and N labels, got {table.shape} and {people.shape}")
+    if not all(np.isfinite(part).all() for part in _chunks(table)):
+        raise DataError("an H-score needs finite features, and some are not")
+    names, rows = np.unique(people, return_inverse=True)
+    if len(names) < 2 or len(table) < 3:
+        raise DataError(f"an H-score needs two identities and three crops or more, got {len(names)} and {len(table)}")
+    count, width = table.shape
+    mean = sum(part.sum(0) for part in _chunks(table)) / count
+    sums, sizes = np.zeros((len(names), width)), np.bincount(rows).astype(np.float64)
+    fourth, trace = 0.0, 0.0
+    for start in range(0, count, CHUNK):
+        part = np.asarray(table[start : start + CHUNK], np.float64) - mean
+        np.add.at(sums, rows[start : start + CHUNK], part)
+        lengths = np.square(part).sum(1)
+        fourth, trace = fourth + float(np.square(lengths).sum()), trace + float(lengths.sum()) / count
+    between = sums / np.sqrt(sizes * count)[:, None]  # BᵀB of these rows is the covariance of the class means
+    if trace == 0.0:
+        return HScore(0.0, len(names), count, 0.0)
+    wide = width > count
+    scatter = _gram(table - mean) / count if wide else sum((part - mean).T @ (part - mean) for part in _chunks(table)) / count
+    if not shrunk:  # with more dimensions than crops α is never 0, so the division below is safe
+        return HScore(_plain(table, mean, scatter, between, wide=wide), len(names), count, 0.0)
+    square = float(np.square(scatter).sum())  # ‖S‖² is the same among the crops as among the dimensions
+    distance = square - trace**2 / width
+    alpha = min(1.0, (fourth / count - square) / count / distance) if distance > 0 else 1.0
+    floor = alpha * trace / width
+    if wide:
+        # Woodbury: (cXᵀX + fI)⁻¹ = (I - cXᵀ(fI + cXXᵀ)⁻¹X) / f, with c = (1 - α)/N
+        centred = np.asarray(table, np.float64) - mean
+        cross = centred @ between.T
+        inner = np.linalg.solve(floor * np.eye(count) + (1 - alpha) * scatter, cross)
+        trace_of = float((np.square(between).sum() - (1 - alpha) / count * (cross * inner).sum()) / floor)
+    else:
+        covariance = (1 - alpha) * scatter + floor * np.eye(width)
+        trace_of = float((between * np.linalg.solve(covariance, between.T).T).sum())
+    return HScore(float((1 - alpha) * trace_of), len(names), count, float(alpha))
+
+
+def _chunks(table: NDArray[np.generic]) -> list[Floats]:
+    return [np.asarray(table[start : start + CHUNK], np.float64) for start in range(0, len(table), CHUNK)]
+
+
+def _gram(centred: NDArray[np.generic]) -> Floats:
+    rows = np.asarray(centred, np.float64)
+    return np.asarray(rows @ rows.T)
+
+
+def _plain(table: NDArray[np.generic], mean: Floats, scatter: Floats, between: Floats, *, wide: bool) -> float:
+    if not wide:
+        return float((between * (np.linalg.pinv(scatter, rcond=TOLERANCE, hermitian=True) @ between.T).T).sum())
+    centred = np.asarray(table, np.float64) - mean
+    whitened = np.linalg.pinv(centred, rcond=1e-10)  # [D, N]; Σ⁺ = N · pinv(X) pinv(X)ᵀ
+    return float(len(table) * np.square(between @ whitened).sum())
+
+
+def relations(scores: ArrayLike) -> Floats:
+    """H-scores of the learned domains' features on a new domain ``[n]`` → AHP's relative merits, which sum to 1.
+
+    The tournament matrix of ratios H_m / H_n has rank one, so its principal eigenvector is H itself. A domain whose features say nothing has merit 0.
+
+    Raises:
+        DataError: a negative score, or none above 0.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or (values < 0).any() or not values.sum() > 0:
+        raise DataError(f"relations need H-scores of 0 or more, one at least above 0, got {values.tolist()!r:.120}")
+    return np.asarray(values / values.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class HEmbedding:
+    """Where transferability puts a new domain among the learned.
+
+    Attributes:
+        vector: ``[E]`` float32.
+        scale: γ.
+        residual: root mean square of ``‖ê - e_n‖ - γ exp(-r_n)``.
+    """
+
+    vector: NDArray[np.float32]
+    scale: float
+    residual: float
+
+
+def h_embedding(learned: ArrayLike, merits: ArrayLike, *, seed: int, iterations: int = ITERATIONS) -> HEmbedding:
+    """Minimise ``Σ_n (‖ê - e_n‖ - γ exp(-r_n))²`` by Adam: the more a learned domain helps, the nearer the new one is put to it.
+
+    With fewer learned domains than dimensions the solution is far from unique (a point on an intersection of spheres), so it depends on the seed;
+    with one learned domain it says nothing but a distance.
+
+    Args:
+        learned: embeddings e_n of the learned domains, ``[n, E]``.
+        merits: r_n, what :func:`relations` gave, ``[n]``.
+        seed: of the starting point, uniform in 0..1.
+        iterations: of Adam at 1e-3; γ begins at 1 and is learned only where there are two domains or more.
+
+    Raises:
+        DataError: shapes that do not belong together.
+    """
+    known, share = torch.tensor(np.asarray(learned, np.float32)), torch.tensor(np.asarray(merits, np.float32))
+    if known.ndim != 2 or share.shape != known.shape[:1] or not len(known):
+        raise DataError(f"an H-embedding needs embeddings [n, E] and n merits, got {tuple(known.shape)} and {tuple(share.shape)}")
+    vector = torch.rand(known.shape[1], generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    scale = torch.ones((), requires_grad=len(known) > 1)
+    optimiser = torch.optim.Adam([vector, scale] if len(known) > 1 else [vector], lr=RATE)
+    wanted = torch.exp(-share)
+    for _ in range(iterations):
+        loss = ((vector - known).norm(dim=1) - scale * wanted).square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        residual = ((vector - known).norm(dim=1) - scale * wanted).square().mean().sqrt()
+    return HEmbedding(vector.detach().numpy(), float(scale.detach()), float(residual))
