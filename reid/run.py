@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import domains
 from domains.artefact import code_version, fsync_folder, read_manifest, sha256_file, write_atomic
 from domains.domain import Domain
 from domains.errors import ArtefactError, ConfigError, ReidError, UsageError
+from domains.style import StyleStatistics
 from prototypes.memory import Memory
 from prototypes.transport import compose
 from reid.checkpoint import read_tensors
@@ -30,6 +31,7 @@ from reid.matrix import Cell, ScoreMatrix
 from reid.model import ReidModel, build_model
 from reid.optim import Runtime
 from reid.progress import Progress
+from reid.routing import router_of, routing_term
 from reid.sealed import CARD, MEMORY, SCHEMAS, WEIGHTS, Sealed, seal
 
 RUN, GRAPH, REPLACED = "run.yaml", "backbone.onnx", ".replaced-"
@@ -286,10 +288,10 @@ class Run:
             missing = [domain for name, domain in able.items() if (row, name) not in self.scores.cells]
             if not missing:
                 continue
-            embed = self._embedder(row)
+            serve = self._served(row)
             with progress.task(f"scoring step {row}", len(missing)) as tick:
                 for domain in missing:
-                    self.scores.cells[row, domain.name] = Cell.of(evaluate(domain, embed, self.stores))
+                    self.scores.cells[row, domain.name] = Cell.of(evaluate(domain, serve(domain), self.stores))
                     tick.advance(1)
             self.scores.write(self.folder)
         self.scores.write(self.folder)
@@ -297,7 +299,7 @@ class Run:
 
     def evaluate(self, domain: Domain, *, step: int = -1, rerank: bool = False) -> dict[str, float | int]:
         """Score one domain with one step's model, in percent."""
-        return evaluate(domain, self._embedder(step), self.stores, rerank=rerank).to_dict()
+        return evaluate(domain, self._served(step)(domain), self.stores, rerank=rerank).to_dict()
 
     def evaluate_without_reindexing(self, wanted: Iterable[Domain] = ()) -> dict[str, dict[str, float | None]]:
         """Score each learned domain with the last model's queries on a gallery that the step which learned it embedded.
@@ -310,23 +312,48 @@ class Run:
             none), and left ``as_it_was``.
         """
         steps, known = self.steps, self.known_domains() | {domain.name: domain for domain in wanted}
-        ask = self._embedder(-1)
+        ask = self._served(-1)
         found: dict[str, dict[str, float | None]] = {}
         for step in steps[1:]:
             for name in step.learned:
                 if name not in known or can_be_scored(known[name]):
                     continue
                 transports = [later.transport() for later in steps[step.index + 1 :]]
-                hold, whole = self._embedder(step.index), [transport for transport in transports if transport]
-                carried = evaluate(known[name], ask, self.stores, gallery_embed=lambda crops, hold=hold, path=whole: compose(path, hold(crops)))  # type: ignore[misc]
+                domain, whole = known[name], [transport for transport in transports if transport]
+                hold, asked = self._served(step.index)(domain), ask(domain)
+                carried = evaluate(domain, asked, self.stores, gallery_embed=lambda crops, hold=hold, path=whole: compose(path, hold(crops)))  # type: ignore[misc]
                 found[name] = {
-                    "reindexed": evaluate(known[name], ask, self.stores).mAP,
+                    "reindexed": evaluate(domain, asked, self.stores).mAP,
                     "carried": carried.mAP if len(whole) == len(transports) else None,
-                    "as_it_was": evaluate(known[name], ask, self.stores, gallery_embed=hold).mAP,
+                    "as_it_was": evaluate(domain, asked, self.stores, gallery_embed=hold).mAP,
                 }
         return found
 
-    def _embedder(self, step: int) -> Embed:
-        model, _ = self.model(step)
+    def route(self, domain: Domain, step: int = -1) -> ReidModel | None:
+        """Build the network that serves a site, where a step's method keeps one per domain; None where all are served by the step's own."""
+        term = routing_term(self.steps[step].card)
+        if term is None:
+            return None
+        model, sealed = self.model(step)
+        router = router_of(model, term, sealed.kept(), self.memories()[: sealed.index])
+        if router is None:
+            return None
+        look = None
+        if domain.name not in router.embeddings and len(domain.query):
+            look = StyleStatistics.of([self.stores.get(domain, domain.query).crops])
+        return router.route(model, router.place(domain.name, look))
+
+    def _served(self, step: int) -> Callable[[Domain], Embed]:
+        """How a step's model embeds a domain's crops."""
+        own = self._embedder(step)
+
+        def serve(domain: Domain) -> Embed:
+            model = self.route(domain, step)
+            return own if model is None else self._embedder(step, model)
+
+        return serve
+
+    def _embedder(self, step: int, model: ReidModel | None = None) -> Embed:
+        model = model or self.model(step)[0]
         runtime = Runtime.choose(self.config.device, "fp32", model)
         return torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]

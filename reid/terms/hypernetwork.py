@@ -18,6 +18,7 @@ from domains.errors import ConfigError
 from domains.hypernetwork import CHUNK, EMBEDDING_DIM, HIDDEN, Guide, HyperNetwork, drift
 from domains.transferability import h_embedding, h_score, relations
 from reid.adapter import Slot, changes, find_slots, merge
+from reid.backbone import Backbone
 from reid.optim import learning_rate
 from reid.randomness import torch_generator, torch_seed
 from reid.survey import Survey
@@ -85,14 +86,14 @@ class HyperNetworkTerm(Term):
             self.embedding.requires_grad_(False)
             return
         backbone = step.model.backbone
-        self.slots = find_slots(backbone, rank=self.rank, where=self.where or (("attention",) if backbone.has_tokens else ("convolution", "norm")))
-        self.net = written_by(step.kept.get(KIND), self._length, chunk=self.chunk, hidden=self.width, seed=torch_seed(*seed, KIND))
+        self.slots = find_slots(backbone, rank=self.rank, where=self.places(backbone))
+        self.net = self.network(step.kept.get(KIND), self.slots, seed=torch_seed(*seed, KIND))
         known = [memory.arrays[f"{KIND}.embedding"] for memory in step.memories if f"{KIND}.embedding" in memory.arrays]
         if known and KIND not in step.kept and len(known) > 1:
             raise ConfigError("the step before kept no hypernetwork, so older adapters can't be held; go on with the method of the step before it")
         self.register_buffer("others", torch.from_numpy(np.stack(known)) if known else torch.zeros(0, EMBEDDING_DIM))
         with torch.no_grad():
-            self.register_buffer("before", torch.stack([self.net(other) for other in self.others]) if known else torch.zeros(0, self._length))
+            self.register_buffer("before", torch.stack([self.net(other) for other in self.others]) if known else torch.zeros(0, self.net.length))
             if BASE in step.kept:
                 for name, weight in step.kept[BASE].items():
                     backbone.get_parameter(name).copy_(weight)
@@ -142,7 +143,7 @@ class HyperNetworkTerm(Term):
         if self.use != "merged":
             self._base = {slot.name: backbone.get_parameter(slot.name).detach().cpu().clone() for slot in self.slots}
         place = self.embedding if self.use == "merged" else torch.cat([self.others, self.embedding[None]]).mean(0)
-        merge(backbone, changes(self.slots, self.gain * self.net(place)))
+        merge(backbone, self.written(self.net, self.slots, place))
         step.model.requires_grad_(True)
         step.model.neck.bias.requires_grad_(False)
 
@@ -159,14 +160,28 @@ class HyperNetworkTerm(Term):
 
     # ------------------------------------------------------------------------------------------------------------------ parts
 
-    @property
-    def _length(self) -> int:
-        return sum(slot.length for slot in self.slots)
+    def places(self, backbone: Backbone) -> tuple[str, ...]:
+        """What is adapted in this backbone."""
+        return self.where or (("attention",) if backbone.has_tokens else ("convolution", "norm"))
+
+    def network(self, state: Mapping[str, Tensor] | None, slots: Sequence[Slot], *, seed: int = 0) -> HyperNetwork:
+        """Build the hypernetwork of these slots, with the weights that an earlier step kept if there are any; raises ConfigError if they misfit."""
+        net = HyperNetwork(sum(slot.length for slot in slots), chunk=self.chunk, hidden=self.width, seed=seed)
+        if state is not None:
+            try:
+                net.load_state_dict(dict(state))
+            except RuntimeError as error:
+                raise ConfigError("the step before kept a hypernetwork of another size; keep rank, where, chunk and hidden as they were") from error
+        return net
+
+    def written(self, net: HyperNetwork, slots: Sequence[Slot], place: Tensor) -> dict[str, Tensor]:
+        """Changes of the backbone's weights for an embedding ``[32]``, by parameter."""
+        return changes(slots, self.gain * net(place))
 
     def _changes(self) -> dict[str, Tensor]:
         if self.net is None:
             raise RuntimeError("changes are asked for before the step has begun")
-        return changes(self.slots, self.gain * self.net(self.embedding))
+        return self.written(self.net, self.slots, self.embedding)
 
     def _target(self, step: Step, known: list[NDArray[np.generic]]) -> Tensor:
         """ê: from the H-scores of each learned domain's network on the new crops, or a random place."""
@@ -180,19 +195,8 @@ class HyperNetworkTerm(Term):
         scores = []
         for other in self.others:
             with torch.no_grad():
-                written = changes(self.slots, self.gain * self.net(other))
+                written = self.written(self.net, self.slots, other)
             model.changes = lambda written=written: written
             scores.append(max(h_score(part.embeddings(model), part.labels).value, 1e-6))
         found = h_embedding(np.stack(known), relations(scores), seed=torch_seed(*seed, "H-embedding") % 2**31)
         return torch.from_numpy(found.vector)
-
-
-def written_by(state: Mapping[str, Tensor] | None, length: int, *, chunk: int, hidden: int, seed: int) -> HyperNetwork:
-    """Build a hypernetwork, with the weights that an earlier step kept if there are any; raises ConfigError if they are of another size."""
-    net = HyperNetwork(length, chunk=chunk, hidden=hidden, seed=seed)
-    if state is not None:
-        try:
-            net.load_state_dict(dict(state))
-        except RuntimeError as error:
-            raise ConfigError("the step before kept a hypernetwork of another size; keep rank, where, chunk and hidden as they were") from error
-    return net
