@@ -74,21 +74,7 @@ def code_hash() -> str:
 
 def dev_domain(domain: Domain) -> Domain:
     """Hold 30 % of the train identities with two or more images out as query and gallery; the test splits are not touched."""
-    people = domain.identities
-    held = set(json.loads(DEV_LIST.read_text())[domain.name])
-    train = domain.train
-    is_held = np.array([people[pid] in held for pid in train.pids])
-    query, seen = [], set()
-    for row in np.flatnonzero(is_held):
-        if train.pids[row] not in seen:
-            seen.add(train.pids[row])
-            query.append(row)
-    gallery = np.setdiff1d(np.flatnonzero(is_held), query)
-    one_camera = any(not np.any((train.pids[gallery] == train.pids[row]) & (train.camids[gallery] != train.camids[row])) for row in query)
-    return Domain(
-        domain.name, domain.root, domain.format, people, domain.cameras, train=train.take(~is_held), query=train.take(np.array(query)),
-        gallery=train.take(gallery), same_camera="keep" if one_camera else "drop",
-    )  # fmt: skip
+    return domain.with_held_out(set(json.loads(DEV_LIST.read_text())[domain.name]))
 
 
 def draw_dev_list(learned: list[Domain]) -> dict[str, list[str]]:

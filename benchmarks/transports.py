@@ -120,7 +120,7 @@ CROPS = {"own crops": (0, 0), "own, recoloured": (5, 0), "own and drawn": (0, DR
 
 def compare(run: Run, domains: list[Domain]) -> list[dict[str, Any]]:
     """Mean percent mAP over the domains learned, and bytes of a step's map, by form."""
-    embedders = [run._embedder(step) for step in range(len(run.steps))]
+    embedders = [run.embedder(step) for step in range(len(run.steps))]
     surveys = []
     for domain in domains:
         store = run.stores.get(domain, domain.train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,6 +116,23 @@ class Domain:
         """The same domain with the train crops of its first ``count`` train identities only (junk goes too); query and gallery stay."""
         people = np.unique(self.train.pids[self.train.pids != JUNK])[:count]
         return replace(self, train=self.train.take(np.isin(self.train.pids, people)))
+
+    def with_held_out(self, people: Collection[str]) -> Domain:
+        """The same domain with some train identities held out: the first crop of each as query, its others as gallery, in the place of those splits.
+
+        Where a query would find nothing before another camera, crops of its own camera are ranked too (``same_camera=keep``).
+        """
+        train = self.train
+        named = {code for code, label in enumerate(self.identities) if label in people}
+        held = np.isin(train.pids, list(named))
+        rows = np.flatnonzero(held)
+        query = rows[np.sort(np.unique(train.pids[rows], return_index=True)[1])]
+        gallery = np.setdiff1d(rows, query)
+        pids, camids = train.pids, train.camids
+        one_camera = any(not np.any((pids[gallery] == pids[row]) & (camids[gallery] != camids[row])) for row in query)
+        return replace(
+            self, train=train.take(~held), query=train.take(query), gallery=train.take(gallery), same_camera="keep" if one_camera else "drop"
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ Transferability-Aware Task Embeddings", NeurIPS 2025.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,3 +176,53 @@ def h_embedding(learned: ArrayLike, merits: ArrayLike, *, seed: int, iterations:
     with torch.no_grad():
         residual = ((vector - known).norm(dim=1) - scale * wanted).square().mean().sqrt()
     return HEmbedding(vector.detach().numpy(), float(scale.detach()), float(residual))
+
+
+def discriminant(features: ArrayLike, labels: ArrayLike) -> Floats:
+    """Directions in which a domain's identities differ, by linear discriminant analysis with Ledoit and Wolf's shrinkage: ``[D, at most K - 1]``.
+
+    A stand-in for a network trained on the domain, for domains that nobody has trained on yet.
+
+    Raises:
+        DataError: as for :func:`h_score`.
+    """
+    alpha = h_score(features, labels).shrinkage
+    table, rows = np.asarray(features, np.float64), np.unique(np.asarray(labels), return_inverse=True)[1]
+    centred = table - table.mean(0)
+    sums, sizes = np.zeros((rows.max() + 1, table.shape[1])), np.bincount(rows)
+    np.add.at(sums, rows, centred)
+    between = sums / np.sqrt(sizes * len(table))[:, None]
+    scatter = centred.T @ centred / len(table)
+    width = len(scatter)
+    covariance = (1 - alpha) * scatter + max(alpha, 1e-6) * max(float(np.trace(scatter)), 1e-12) / width * np.eye(width)
+    lower = np.linalg.inv(np.linalg.cholesky(covariance))
+    left, values, _ = np.linalg.svd(lower @ between.T, full_matrices=False)
+    kept = values > 1e-6 * max(float(values.max()), 1e-12)
+    return np.asarray(lower.T @ (left * values)[:, kept])
+
+
+def transfer_table(domains: Sequence[tuple[ArrayLike, ArrayLike]]) -> Floats:
+    """How much each domain helps each other, from all domains' features under one network: ``[n, n]`` shares of H-scores, row helps column.
+
+    Features of the column's crops are looked at in the directions in which the row's identities differ.
+    """
+    table = np.zeros((len(domains), len(domains)))
+    for row, (features, labels) in enumerate(domains):
+        directions = discriminant(features, labels)
+        for column, (others, people) in enumerate(domains):
+            table[row, column] = h_score(np.asarray(others, np.float64) @ directions, people).share
+    return table
+
+
+def propose_order(table: ArrayLike) -> list[int]:
+    """An order in which to learn domains: first the one that helps the others most, then always the one that the learned help most."""
+    helps = np.asarray(table, np.float64)
+    count = len(helps)
+    if helps.shape != (count, count) or not count or not np.isfinite(helps).all():
+        raise DataError(f"an order needs a square table of finite numbers, got shape {helps.shape}")
+    outgoing = (helps.sum(1) - np.diag(helps)) / max(count - 1, 1)
+    order = [int(outgoing.argmax())]
+    while len(order) < count:
+        left = [number for number in range(count) if number not in order]
+        order.append(max(left, key=lambda number: float(helps[order, number].mean())))
+    return order

@@ -345,15 +345,16 @@ class Run:
 
     def _served(self, step: int) -> Callable[[Domain], Embed]:
         """How a step's model embeds a domain's crops."""
-        own = self._embedder(step)
+        own = self.embedder(step)
 
         def serve(domain: Domain) -> Embed:
             model = self.route(domain, step)
-            return own if model is None else self._embedder(step, model)
+            return own if model is None else self.embedder(step, model)
 
         return serve
 
-    def _embedder(self, step: int, model: ReidModel | None = None) -> Embed:
+    def embedder(self, step: int, model: ReidModel | None = None) -> Embed:
+        """How a step's model, or another network of this run, embeds crops."""
         model = model or self.model(step)[0]
         runtime = Runtime.choose(self.config.device, "fp32", model)
         return torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]

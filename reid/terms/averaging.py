@@ -35,6 +35,8 @@ class MovingAverage(Term):
     def after_update(self, step: Step) -> None:
         """Move the average; after the last iteration, take it."""
         weights = _weights(step)
+        if not weights:  # an adapter learns, and it is no weight of the model's
+            return
         averages = [self.get_buffer(f"average{at}") for at in range(len(weights))]
         self.updates += 1
         done = int(self.updates)

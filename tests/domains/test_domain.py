@@ -146,3 +146,15 @@ def test_union_keeps_people_of_different_sites_apart(tmp_path):
     assert len(both.query) == len(both.gallery) == 0
     with pytest.raises(DataError, match="at least one"):
         union("none", [])
+
+
+def test_people_held_out_become_query_and_gallery(tmp_path):
+    rows = [("train", f"{person}{number}.jpg", person, camera) for person in ("1", "2", "3") for number, camera in enumerate(("c", "d", "c"))]
+    whole = from_rows("d", tmp_path, "csv", [*rows, ("train", "junk.jpg", None, "c"), ("query", "old.jpg", "1", "c")])
+    held = whole.with_held_out({"1", "3"})
+    assert {held.identities[pid] for pid in held.train.pids if pid != JUNK} == {"2"}
+    assert held.query.paths == ("10.jpg", "30.jpg")
+    assert set(held.gallery.paths) == {"11.jpg", "12.jpg", "31.jpg", "32.jpg"}
+    assert JUNK in held.train.pids, "junk is nobody's"
+    assert held.same_camera == "drop"
+    assert from_rows("d", tmp_path, "csv", [(*row[:3], "c") for row in rows]).with_held_out({"1"}).same_camera == "keep"

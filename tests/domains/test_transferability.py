@@ -8,7 +8,7 @@ from sklearn.covariance import ledoit_wolf
 
 from domains import transferability
 from domains.errors import DataError
-from domains.transferability import h_embedding, h_score, relations
+from domains.transferability import discriminant, h_embedding, h_score, propose_order, relations, transfer_table
 
 
 def people(count, classes, width, apart, seed=0):
@@ -116,3 +116,40 @@ def test_one_learned_domain_gives_a_distance_of_exp_minus_one():
 def test_an_h_embedding_of_mismatched_shapes_is_refused():
     with pytest.raises(DataError, match="H-embedding needs"):
         h_embedding(np.zeros((2, 32)), [1.0], seed=0)
+
+
+def test_discriminant_directions_tell_a_domains_people_apart():
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    features = rng.standard_normal((200, 10))
+    features[:, 3] += 5 * labels  # people differ in one direction only
+    directions = discriminant(features, labels)
+    first = directions[:, 0] / np.linalg.norm(directions[:, 0])
+    assert abs(first[3]) > 0.95
+    assert directions.shape[1] <= 3
+
+
+def test_a_domain_helps_another_whose_people_differ_in_the_same_directions():
+    rng = np.random.default_rng(1)
+
+    def domain(places):
+        labels = np.arange(150) % 5
+        features = rng.standard_normal((150, 12))
+        features[:, places] += 4 * rng.standard_normal((5, len(places)))[labels]
+        return features, labels
+
+    table = transfer_table([domain([0, 1]), domain([0, 1]), domain([8, 9])])
+    assert table[0, 1] > 2 * table[2, 1]
+    assert table[2, 2] > 2 * table[0, 2]
+
+
+def test_an_order_begins_with_what_helps_most_and_goes_to_what_is_helped_most():
+    assert propose_order([[1, 0.9, 0.2], [0.1, 1, 0.3], [0.2, 0.4, 1]]) == [0, 1, 2]
+    assert propose_order([[1, 0.1, 0.1], [0.1, 1, 0.1], [0.3, 0.9, 1]]) == [2, 1, 0]
+    assert propose_order([[1.0]]) == [0]
+
+
+@pytest.mark.parametrize("table", [[], [[1, 2]], [[np.nan]]])
+def test_an_order_of_nothing_is_refused(table):
+    with pytest.raises(DataError, match="an order needs"):
+        propose_order(table)

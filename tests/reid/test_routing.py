@@ -64,7 +64,7 @@ def test_the_first_site_is_served_by_the_weights_it_was_learned_with(run):
 
 def test_each_site_is_scored_through_its_own_route(run):
     crops = run.stores.get(run.sites[1], run.sites[1].query).crops
-    own, shared = run._served(3)(run.sites[1])(crops), run._embedder(3)(crops)
+    own, shared = run._served(3)(run.sites[1])(crops), run.embedder(3)(crops)
     assert not np.allclose(own, shared, atol=1e-4)
     model = run.route(run.sites[1])
     with torch.no_grad():
