@@ -91,7 +91,7 @@ class Relation:
         nearest = ", ".join(near.domain for near in self.helps[:2])
         said = [
             f"nearest: {nearest}" if self.helps else "nothing is learned yet, so nothing can help",
-            f"without training: about {self.predicted.mAP:.0f} % mAP ({low:.0f} to {high:.0f}, by a study of {self.predicted.pairs} pairs of domains)",
+            f"without training: about {self.predicted.mAP:.0f} % mAP ({low:.0f} to {high:.0f}, a study of {self.predicted.pairs} pairs of domains)",
         ]
         if self.serves is None:
             said.append("whether that is enough can't be said: no learned domain has been scored")

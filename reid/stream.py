@@ -21,6 +21,16 @@ def open_stream(stream: Stream) -> tuple[list[Domain], list[Domain]]:
     return learned, [domains.open(root / entry.path, same_camera=entry.same_camera) for entry in stream.unseen]
 
 
+def in_proposed_order(run: Run, learned: list[Domain], *, progress: Progress | None = None) -> list[Domain]:
+    """Put what a run has learned first, as it was learned, then the others in the order that :func:`reid.relate.order_domains` proposes."""
+    from reid.relate import order_domains
+
+    by_name = {domain.name: domain for domain in learned}
+    done = [by_name[name] for name in run.learned if name in by_name]
+    left = [domain for domain in learned if domain not in done]
+    return done + (order_domains(run, left, progress=progress)[0] if len(left) > 1 else left)
+
+
 def learn_stream(
     run: Run,
     learned: list[Domain],

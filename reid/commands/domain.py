@@ -1,13 +1,14 @@
-"""``reid domain``: look at a camera domain, or draw one."""
+"""``reid domain``: look at a camera domain, relate it to a run, or draw one."""
 
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reid.commands.options import ConfigFile, Json, PathArgument, SameCamera, Settings, layers, out, print_json, progress
+from reid.commands.options import ConfigFile, Device, Json, PathArgument, SameCamera, Settings, layers, out, print_json, progress, table
 
 domain_app = typer.Typer(no_args_is_help=True, help="Look at a camera domain, or draw one.")
 
@@ -47,6 +48,34 @@ def domain_check(
         out.print(
             f"a step of {train.iterations} iterations with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB", markup=False
         )
+
+
+@domain_app.command("relate")
+def domain_relate(
+    run: PathArgument, domain: PathArgument, device: Device = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Draw a map of the domains here, as SVG.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Say, before any training, which learned domains a new one resembles, and whether the model serves it as it is."""
+    import domains
+    from domains.artefact import write_atomic
+    from reid.relate import picture as drawn
+    from reid.relate import relate
+    from reid.run import Run
+
+    opened = Run.open(run)
+    if device:
+        opened.config = opened.config.model_copy(update={"device": device})
+    found = relate(opened, domains.open(domain), progress=progress())
+    if picture:
+        write_atomic(picture, drawn(found).encode())
+    if as_json:
+        print_json(found.to_dict())
+        return
+    rows = [[near.domain, f"{100 * near.score:.1f}", f"{100 * near.share:.0f} %"] for near in found.helps]
+    table(f"{found.domain}: who helps ({found.crops} crops)", ["learned domain", "H-score, % of the most", "share"], rows)
+    for text in found.lines():
+        out.print(text, markup=False, soft_wrap=True)
 
 
 @domain_app.command("make")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -67,16 +67,21 @@ def _show_step(run: Run, sealed: Sealed, notes: list[str], *, as_json: bool = Fa
 def stream(
     config: Annotated[str, typer.Argument(help="A stream's YAML file, or a shipped one's name.")],
     run: Annotated[Path, typer.Option("--run", help="Folder of the run.")],
-    method: Method = None, settings_file: ConfigFile = None, settings: Settings = None, device: Device = None, as_json: Json = False,
+    method: Method = None, settings_file: ConfigFile = None, settings: Settings = None, device: Device = None,
+    order: Annotated[Literal["given", "auto"], typer.Option(help="auto: new ones in the order in which they help each other.")] = "given",
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Learn a sequence of domains and score every domain before the first step and after each."""
     from reid.config import read_stream
     from reid.run import Run
-    from reid.stream import learn_stream, open_stream
+    from reid.stream import in_proposed_order, learn_stream, open_stream
 
     described = read_stream(config)
     learned, unseen = open_stream(described)
     opened, chosen = Run.open_or_create(run, [described.config, *layers(settings_file, method, device)], settings or ())
+    if order == "auto":
+        learned = in_proposed_order(opened, learned, progress=progress())
+        out.print(f"order: {', '.join(domain.name for domain in learned)}", markup=False) if not as_json else None
 
     def show(sealed: Sealed) -> None:
         if not as_json:

@@ -133,9 +133,9 @@ def test_a_domain_helps_another_whose_people_differ_in_the_same_directions():
     rng = np.random.default_rng(1)
 
     def domain(places):
-        labels = np.arange(150) % 5
+        labels = np.arange(150) % 3
         features = rng.standard_normal((150, 12))
-        features[:, places] += 4 * rng.standard_normal((5, len(places)))[labels]
+        features[:, places] += 4 * rng.standard_normal((3, len(places)))[labels]
         return features, labels
 
     table = transfer_table([domain([0, 1]), domain([0, 1]), domain([8, 9])])

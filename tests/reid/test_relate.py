@@ -1,0 +1,131 @@
+"""What is said of a new domain before training, and in which order several are proposed."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+import reid.relate
+from domains.domain import JUNK, Split
+from domains.errors import ConfigError, DataError, UsageError
+from domains.transferability import h_score
+from reid.config import build_config
+from reid.relate import order_domains, picture, predict, relate
+from reid.run import Run
+from reid.stream import in_proposed_order
+
+SETTINGS = {
+    "model": {"backbone": "test_resnet", "weights": "none", "dim": 16},
+    "crop": {"height": 64, "width": 32},
+    "train": {"iterations": 3, "identities": 4, "instances": 2},
+    "method": "fine_tune",
+}
+
+
+@pytest.fixture(autouse=True)
+def study(tmp_path, monkeypatch):
+    file = tmp_path / "pair_study.json"
+    file.write_text(json.dumps({"weights": [1.0, 0.0, 0.5], "error": 7.0, "pairs": 20}))
+    monkeypatch.setattr(reid.relate, "STUDY", file)
+    return file
+
+
+@pytest.fixture
+def sites(tiny_domain, tmp_path):
+    return [tiny_domain(tmp_path / name, seed=number) for number, name in enumerate(("one", "two", "new", "other"))]
+
+
+@pytest.fixture
+def run(sites, tmp_path):
+    config = build_config(SETTINGS)
+    made = Run.create(tmp_path / "run", config)
+    for site in sites[:2]:
+        made.learn(site, config=config)
+    made.fill_scores(sites[:2])
+    return made
+
+
+def test_each_learned_domain_is_weighed_by_the_h_score_of_its_own_steps_model(run, sites):
+    found = relate(run, sites[2])
+    store = run.stores.get(sites[2], sites[2].train)
+    for number, name in ((1, "one"), (2, "two")):
+        near = next(near for near in found.helps if near.domain == name)
+        assert near.score == pytest.approx(h_score(run.embedder(number)(store.crops), store.split.pids).share, rel=1e-4)
+    assert sum(near.share for near in found.helps) == pytest.approx(1)
+    assert [near.share for near in found.helps] == sorted((near.share for near in found.helps), reverse=True)
+    assert found.score == pytest.approx(next(near.score for near in found.helps if near.domain == "two"))
+    assert found.predicted.mAP == pytest.approx(1 + 0.5 * found.found)
+    assert found.learned == run.scores.summary()["plasticity"]["mAP"]
+    assert found.serves == (found.predicted.mAP - 7 >= found.learned)
+    assert json.loads(json.dumps(found.to_dict()))["predicted"]["error"] == 7
+    assert found == relate(run, sites[2])
+
+
+def test_nothing_is_trained_or_written(run, sites):
+    files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    relate(run, sites[2])
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == files
+
+
+def test_before_anything_is_learned_nothing_can_help(sites, tmp_path):
+    found = relate(Run.create(tmp_path / "fresh", build_config(SETTINGS)), sites[2])
+    assert found.helps == ()
+    assert found.serves is None
+    assert "nothing can help" in found.lines()[0]
+    ET.fromstring(picture(found))
+
+
+def test_a_picture_names_every_domain_and_is_valid_whatever_their_names(run, sites):
+    found = relate(run, sites[2])
+    drawn = ET.fromstring(picture(reid.relate.Relation(**{**found.__dict__, "domain": "<a & b>"})))
+    texts = "".join(drawn.itertext())
+    assert "<a & b>" in texts
+    assert "one" in texts
+    assert "two" in texts
+
+
+def test_a_learned_domain_and_one_without_pairs_are_refused(run, sites, tmp_path):
+    with pytest.raises(UsageError, match="already learned"):
+        relate(run, sites[0])
+    new = sites[2]
+    alone = np.unique(new.train.pids, return_index=True)[1]
+    with pytest.raises(DataError, match="two crops or more"):
+        relate(run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=new.train.take(alone)))
+    with pytest.raises(DataError, match="two crops or more"):
+        relate(run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=Split()))
+
+
+def test_junk_and_lone_crops_have_no_say(run, sites):
+    new = sites[2]
+    plain = relate(run, new)
+    more = Split(
+        (*new.train.paths, new.train.paths[0]), np.append(new.train.pids, JUNK), np.append(new.train.camids, new.train.camids[0])
+    )  # the store reads the file again
+    assert relate(run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=more)).score == pytest.approx(plain.score)
+
+
+def test_a_damaged_study_is_told(study):
+    score = h_score(np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2)
+    study.write_text("{}")
+    with pytest.raises(ConfigError, match="install lifelong-reid again"):
+        predict(score, 50.0)
+    study.unlink()
+    with pytest.raises(ConfigError, match="install lifelong-reid again"):
+        predict(score, 50.0)
+
+
+def test_a_prediction_stays_a_percentage(study):
+    score = h_score(np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2)
+    study.write_text(json.dumps({"weights": [0, 0, 5.0], "error": 1.0, "pairs": 4}))
+    assert predict(score, 90.0).mAP == 100
+    assert predict(score, -90.0).mAP == 0
+
+
+def test_an_order_keeps_what_is_learned_first_and_holds_all_the_rest(run, sites):
+    proposed, table = order_domains(run, sites[2:])
+    assert sorted(domain.name for domain in proposed) == ["new", "other"]
+    assert table.shape == (2, 2)
+    everyone = in_proposed_order(run, [sites[3], sites[1], sites[2], sites[0]])
+    assert [domain.name for domain in everyone[:2]] == ["one", "two"]
+    assert [domain.name for domain in everyone[2:]] == [domain.name for domain in proposed]
