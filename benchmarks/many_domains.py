@@ -1,0 +1,114 @@
+"""Twenty drawn domains in a row through one hypernetwork: what each adds in bytes and seconds, and whether old adapters hold.
+
+    python -m benchmarks.many_domains [--domains 20] [--method hyper_routed] [--save]
+    python -m benchmarks.many_domains --run runs/site      # the curves of a run that is there
+
+For every learned domain and every later step: how far its adapter is from what it was when just learned, relative to its length, and percent mAP
+through its own route. Drawn sites: a style, other people and other cameras each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks.results_file import record
+from domains.domain import Domain
+from domains.synthetic import STYLES, make_domain
+from reid.config import build_config, read_method, read_stream
+from reid.progress import Progress
+from reid.routing import router_of, routing_term
+from reid.run import Run
+
+SHORT = {"train": {"iterations": 60, "identities": 8}}
+"""On top of the small-5 stream's settings."""
+
+
+def drawn_sites(folder: Path, count: int) -> list[Domain]:
+    """Sites of 40 people each."""
+    styles = list(STYLES)
+    return [make_domain(folder / f"site{at:02d}", styles[at % len(styles)], identities=40, seed=100 + at) for at in range(count)]
+
+
+def routes(run: Run, step: int) -> dict[str, torch.Tensor]:
+    """Each learned domain's changed weights at a step, as one vector."""
+    term = routing_term(run.steps[step].card)
+    model, sealed = run.model(step)
+    router = term and router_of(model, term, sealed.kept(), run.memories()[: sealed.index])
+    if not router:
+        return {}
+    base = sealed.kept()["base"]
+    with torch.no_grad():
+        return {
+            name: torch.cat([(weight - base[key]).flatten() for key, weight in router.write(place).items()])
+            for name, place in router.embeddings.items()
+        }
+
+
+def curves(run: Run, sites: list[Domain]) -> list[dict[str, Any]]:
+    """A row for each learned domain and each step from its own on."""
+    rows, first = [], {}
+    for step in range(1, len(run.steps)):
+        written = routes(run, step)
+        for number, site in enumerate(sites[:step], 1):
+            change = written.get(site.name)
+            if change is not None and step >= 2:
+                first.setdefault(site.name, change)
+            moved = None
+            if change is not None and (length := float(first[site.name].norm())) > 0:
+                moved = float((change - first[site.name]).norm()) / length
+            rows.append({"domain": site.name, "learned": number, "step": step, "drift": moved, "mAP": float(run.evaluate(site, step=step)["mAP"])})
+    return rows
+
+
+def table(rows: list[dict[str, Any]], run: Run) -> str:
+    """Markdown: by step, mean over the domains learned before it."""
+    lines = [
+        "| step | seconds | bytes for the domain | mean drift, % | largest, % | mean mAP of older domains | the same when just learned |",
+        "|---" * 7 + "|",
+    ]
+    own = {row["domain"]: row["mAP"] for row in rows if row["step"] == row["learned"]}
+    for step in run.steps[1:]:
+        old = [row for row in rows if row["step"] == step.index and row["learned"] < step.index]
+        moved = [100 * row["drift"] for row in old if row["drift"] is not None]
+        cells = [f"{np.mean(moved):.2f}" if moved else "–", f"{max(moved):.2f}" if moved else "–"]
+        cells += [f"{np.mean([row['mAP'] for row in old]):.2f}", f"{np.mean([own[row['domain']] for row in old]):.2f}"] if old else ["–", "–"]
+        train = step.card["train"]
+        lines.append(f"| {step.index} | {train['seconds'] + train['seconds_ending']:.0f} | {step.card['bytes']['memory']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domains", type=int, default=20)
+    parser.add_argument("--method", default="hyper_routed")
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--save", action="store_true", help="keep the curves in benchmarks/results/many_domains.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.run:
+            run = Run.open(options.run)
+            known = run.known_domains()
+            sites = [known[name] for name in run.learned]
+        else:
+            sites = drawn_sites(Path(folder) / "sites", options.domains)
+            config = build_config(read_stream("small5").config, SHORT, {"method": options.method})
+            run = Run.create(Path(folder) / "run", config)
+            for site in sites:
+                run.learn(site, method=read_method(options.method), config=config, progress=Progress(Console(stderr=True)))
+        rows = curves(run, sites)
+        print(table(rows, run))
+        if options.save:
+            record("many_domains", {"method": options.method, "domains": len(sites), "rows": rows, "steps": [dict(step.card["bytes"]) | {
+                "seconds": step.card["train"]["seconds"] + step.card["train"]["seconds_ending"]} for step in run.steps[1:]]})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
