@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from deploy.bundle import Bundle, write_bundle
 from domains.artefact import code_version
+from domains.domain import Domain
 from domains.errors import ExportError
 from domains.synthetic import golden_crops
 from reid.evaluate import can_be_scored
@@ -48,18 +49,24 @@ class _Embedder(nn.Module):
         return self.model.embed(crops)
 
 
-def export_run(run: Run, folder: Path, *, step: int = -1) -> Bundle:
+def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | None = None) -> Bundle:
     """Export one step of a run, checked on real crops of the domains that it knows, and on drawn people where there are not enough.
 
     Args:
         run: the run.
         folder: where the bundle goes; must not exist.
         step: which step; by default the last.
+        site: whose route, where the step's method keeps one per domain (:mod:`reid.routing`); by default the step's own network.
 
     Raises:
-        ExportError: graph and model disagree; says at which batch size and by how much. Nothing is written.
+        ExportError: the step has no routes; graph and model disagree; says at which batch size and by how much. Nothing is written.
     """
     model, sealed = run.model(step)
+    if site is not None:
+        routed = run.route(site, step)
+        if routed is None:
+            raise ExportError(f"{sealed.folder.name} serves every site by one network: leave the site out")
+        model = routed
     spec = run.config.crop.spec()
     drawn = golden_crops(max(PARITY_BATCHES), height=spec.height, width=spec.width)
     crops = np.concatenate([*real_crops(run, max(PARITY_BATCHES)), drawn])[: max(PARITY_BATCHES)]
@@ -67,7 +74,8 @@ def export_run(run: Run, folder: Path, *, step: int = -1) -> Bundle:
     parity = check_parity(model, data, crops)
     golden = drawn[:GOLDEN]
     body = {
-        "feature_space": sealed.card["feature_space"],
+        "feature_space": model.feature_space(spec),
+        "site": getattr(site, "name", site),
         "dim": model.dim,
         "crop": spec.to_dict(),
         "backbone": run.config.model.backbone.rsplit("/", 1)[-1],

@@ -329,8 +329,11 @@ class Run:
                 }
         return found
 
-    def route(self, domain: Domain, step: int = -1) -> ReidModel | None:
-        """Build the network that serves a site, where a step's method keeps one per domain; None where all are served by the step's own."""
+    def route(self, site: Domain | str, step: int = -1) -> ReidModel | None:
+        """Build the network that serves a site, where a step's method keeps one per domain; None where all are served by the step's own.
+
+        A learned site's name is enough; of another the query crops are looked at.
+        """
         term = routing_term(self.steps[step].card)
         if term is None:
             return None
@@ -338,10 +341,13 @@ class Run:
         router = router_of(model, term, sealed.kept(), self.memories()[: sealed.index])
         if router is None:
             return None
-        look = None
-        if domain.name not in router.embeddings and len(domain.query):
-            look = StyleStatistics.of([self.stores.get(domain, domain.query).crops])
-        return router.route(model, router.place(domain.name, look))
+        name, look = site if isinstance(site, str) else site.name, None
+        if name not in router.embeddings:
+            if isinstance(site, str):
+                raise UsageError(f"step {sealed.index} has no route for {name}; it has learned {', '.join(router.embeddings)}")
+            if len(site.query):
+                look = StyleStatistics.of([self.stores.get(site, site.query).crops])
+        return router.route(model, router.place(name, look))
 
     def _served(self, step: int) -> Callable[[Domain], Embed]:
         """How a step's model embeds a domain's crops."""

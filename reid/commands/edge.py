@@ -62,13 +62,17 @@ def evaluate(
 
 @app.command()
 def export(
-    run: PathArgument, bundle: PathArgument, step: Annotated[int, typer.Option(help="Which step; the last by default.")] = -1, as_json: Json = False,
+    run: PathArgument, bundle: PathArgument, step: Annotated[int, typer.Option(help="Which step; the last by default.")] = -1,
+    site: Annotated[str | None, typer.Option(help="Learned domain, or folder of another, whose route to export, where a method keeps routes.")] = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export a step as ONNX, checked against torch on real crops, with golden embeddings and a card."""
+    import domains
     from deploy.export import export_run
     from reid.run import Run
 
-    made = export_run(Run.open(run), bundle, step=step)
+    opened = Run.open(run)
+    made = export_run(opened, bundle, step=step, site=site if site is None or site in opened.learned else domains.open(Path(site)))
     if as_json:
         print_json(made.manifest)
     else:

@@ -74,3 +74,22 @@ def test_each_site_is_scored_through_its_own_route(run):
 def test_methods_without_routes_serve_every_site_alike(run):
     run.learn(run.sites[3], method="fine_tune", config=build_config(SETTINGS))
     assert run.route(run.sites[1]) is None
+
+
+@pytest.mark.slow
+def test_a_route_is_exported_as_any_model_is(run, tmp_path):
+    from deploy.encoder import Encoder
+    from deploy.export import export_run
+    from domains.errors import ExportError, UsageError
+
+    crops = run.stores.get(run.sites[1], run.sites[1].query).crops
+    export_run(run, tmp_path / "bundle", site=run.sites[1].name)
+    export_run(run, tmp_path / "shared")
+    routed, shared = (Encoder.load(tmp_path / name) for name in ("bundle", "shared"))
+    assert routed.feature_space != shared.feature_space, "embeddings of two routes can not end up in one gallery"
+    np.testing.assert_allclose(np.asarray(routed(list(crops))), run._served(-1)(run.sites[1])(crops), atol=1e-4)
+    with pytest.raises(UsageError, match="no route for elsewhere"):
+        run.route("elsewhere")
+    run.learn(run.sites[3], method="fine_tune", config=build_config(SETTINGS))
+    with pytest.raises(ExportError, match="leave the site out"):
+        export_run(run, tmp_path / "none", site=run.sites[1])
