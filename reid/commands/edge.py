@@ -63,7 +63,7 @@ def evaluate(
 @app.command()
 def export(
     run: PathArgument, bundle: PathArgument, step: Annotated[int, typer.Option(help="Which step; the last by default.")] = -1,
-    site: Annotated[str | None, typer.Option(help="Learned domain, or folder of another, whose route to export, where a method keeps routes.")] = None,
+    site: Annotated[str | None, typer.Option(help="Learned domain, or folder of another, whose route to export (routed methods).")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export a step as ONNX, checked against torch on real crops, with golden embeddings and a card."""
