@@ -47,7 +47,7 @@ LEARNING_PATH = (
     "reid/fusion.py", "reid/learner.py", "reid/learning.py", "reid/loader.py", "reid/losses.py", "reid/matrix.py", "reid/model.py", "reid/optim.py",
     "reid/probe.py", "reid/randomness.py", "reid/repair.py", "reid/routing.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
 )  # fmt: skip
-THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "joint")
+THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "hyper_routed", "hyper_default", "joint")
 STRONG_START = "model.weights=${LIFELONG_REID_DATA}/../weights/mobilenetv2_100.person.fp16.safetensors"
 STRONG_SEEDS = {"fine_tune": (0,), "fusion": (0,), "dkp++": (0, 1, 2), "default": (0, 1, 2)}
 RECHECKED = ("default", "fusion")

@@ -6,7 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-METHODS = ("fine_tune", "fusion", "lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp", "dkp++", "default", "joint")
+METHODS = ("fine_tune", "fusion", "lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp", "dkp++", "default")
+METHODS += ("hyper_merged", "hyper_averaged", "hyper_routed", "hyper_default", "joint")
 """The rows of every table, in this order."""
 DOCUMENT = Path(__file__).parent.parent / "docs" / "methods.md"
 MARKS = ("<!-- tables: written by reid bench methods -->", "<!-- tables: end -->")

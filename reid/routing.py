@@ -22,7 +22,7 @@ from reid.model import ReidModel
 from reid.terms import build_terms
 from reid.terms.hypernetwork import BASE, KIND, HyperNetworkTerm
 
-REACH = 10.0
+REACH = 5.0
 """τ, in grey levels: a domain whose twelve numbers differ by this much (root mean square) weighs 0.6 of one that is the same."""
 
 Write = Callable[[Tensor], Mapping[str, Tensor]]
