@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from domains.artefact import read_manifest, sealing, write_manifest
 from domains.crops import CropSpec
 from domains.errors import ArtefactError, DataError
+from prototypes.transport import Transport
 
 MANIFEST = "bundle.json"
 SCHEMA = 1
@@ -29,6 +30,7 @@ OPTIONAL = frozenset({"transport.npz"})
 MAX_MODEL = 2**31 - 1
 MAX_GOLDEN = 256 * 2**20
 MAX_GOLDEN_ROWS = 64
+MAX_TRANSPORT = 256 * 2**20
 MAX_DIM = 2**14
 UNIT = 1e-3
 """How far from 1 the length of a golden embedding may be."""
@@ -118,6 +120,23 @@ class Bundle:
         if len(crops) != len(embeddings) or not (np.abs(lengths - 1) < UNIT).all():
             raise ArtefactError(f"{where} must hold one unit-length embedding for each of {len(crops)} crops; export the bundle again")
         return Golden(crops, embeddings)
+
+    def transport(self) -> Transport | None:
+        """The map into this bundle's feature space from an older one, where it has one; raises ArtefactError if it was changed or does not fit."""
+        if "transport.npz" not in self.manifest["files"]:
+            return None
+        where, data = self.folder / "transport.npz", self._read("transport.npz", MAX_TRANSPORT)
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                size = sum(item.file_size for item in archive.infolist())
+        except zipfile.BadZipFile as error:
+            raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
+        if size > MAX_TRANSPORT:
+            raise ArtefactError(f"{where} unpacks to {size // 2**20} MiB, so it is no file of ours")
+        found = Transport.from_bytes(data, where)
+        if found.target != self.feature_space or found.matrix.shape[1] != self.dim:
+            raise ArtefactError(f"{where} leads to feature space {found.target:.12}…, not to the bundle's; export the bundle again")
+        return found
 
     def _read(self, name: str, limit: int) -> bytes:
         file = self.folder / name

@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from domains.artefact import code_version
 from domains.domain import Domain
 from domains.errors import ExportError
 from domains.synthetic import golden_crops
+from prototypes.transport import Transport
 from reid.evaluate import can_be_scored
 from reid.loader import CropStore
 from reid.model import ReidModel
@@ -49,7 +51,7 @@ class _Embedder(nn.Module):
         return self.model.embed(crops)
 
 
-def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | None = None) -> Bundle:
+def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | None = None, since: int | None = None) -> Bundle:
     """Export one step of a run, checked on real crops of the domains that it knows, and on drawn people where there are not enough.
 
     Args:
@@ -57,9 +59,11 @@ def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | N
         folder: where the bundle goes; must not exist.
         step: which step; by default the last.
         site: whose route, where the step's method keeps one per domain (:mod:`reid.routing`); by default the step's own network.
+        since: the step whose galleries the bundle's transport carries; by default the one before, if it can.
 
     Raises:
-        ExportError: the step has no routes; graph and model disagree; says at which batch size and by how much. Nothing is written.
+        ExportError: the step has no routes, or no transports since then; or graph and model disagree: says at which batch size and by how much.
+            Nothing is written.
     """
     model, sealed = run.model(step)
     if site is not None:
@@ -70,6 +74,7 @@ def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | N
     spec = run.config.crop.spec()
     drawn = golden_crops(max(PARITY_BATCHES), height=spec.height, width=spec.width)
     crops = np.concatenate([*real_crops(run, max(PARITY_BATCHES)), drawn])[: max(PARITY_BATCHES)]
+    transport = None if site is not None and since is None else transport_since(run, sealed, since)
     data = export_graph(model, drawn[:2])
     parity = check_parity(model, data, crops)
     golden = drawn[:GOLDEN]
@@ -88,8 +93,26 @@ def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | N
     }
     return write_bundle(
         folder, model_onnx=data, golden_crops=golden, golden_embeddings=_embed(model, golden), card=card_text(run, sealed, body), body=body,
-        parent=sealed.card["id"],
+        parent=sealed.card["id"], transport=None if transport is None else transport.to_bytes(),
     )  # fmt: skip
+
+
+def transport_since(run: Run, sealed: Sealed, since: int | None) -> Transport | None:
+    """The map from an earlier step's feature space to this one; None if there is none and none was asked for.
+
+    Raises:
+        ExportError: ``since`` is no earlier step, or a step after it fitted no transport.
+    """
+    start = sealed.index - 1 if since is None else since
+    if since is not None and not 0 <= since < sealed.index:
+        raise ExportError(f"a transport leads from an earlier step: since must lie in 0..{sealed.index - 1}, got {since}")
+    found = [step.transport() for step in run.steps[start + 1 : sealed.index + 1]]
+    if not found or None in found:
+        if since is not None:
+            lacking = run.steps[start + 1 + found.index(None)]
+            raise ExportError(f"{lacking.folder.name} fitted no transport, so galleries of step {since} have to be embedded again")
+        return None
+    return reduce(lambda first, later: first.then(later), [transport for transport in found if transport])
 
 
 def real_crops(run: Run, count: int) -> list[NDArray[np.uint8]]:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from deploy.audit import check_audit, read_audit, write_audit
 from deploy.bundle import MAX_DIM, Bundle
 from deploy.embeddings import Embeddings
-from deploy.entry import MAX_SOURCE, Entry, instant
+from deploy.entry import MAX_SOURCE, Entry
+from deploy.incoming import one_each, unit_vectors
 from deploy.index import Index, drop_cache, why_stale
 from deploy.match import Match
+from deploy.retention import EVERY, expired, older_than, rules, set_rule
+from deploy.selection import Selection
 from deploy.store import Facts, Store
+from deploy.upgrade import Plan, Tick, carry, drop_old, go_back, plan_upgrade
 from domains.artefact import sealing
 from domains.errors import ArtefactError, GalleryError, UsageError
 
 DATABASE = "gallery.db"
-UNIT = 1e-2
-"""How far from 1 the length of a vector may be: half precision and int8 graphs stay well inside, vectors that nobody normalised do not."""
 
 log = logging.getLogger("deploy")
 
@@ -39,6 +44,7 @@ class Gallery:
         self.path = path
         self._store = store
         self._index: Index | None = None
+        self._looked = monotonic()
 
     @classmethod
     def create(cls, path: str | PathLike[str], dim: int, feature_space: str, bundle: str | PathLike[str] | None = None) -> Gallery:
@@ -80,6 +86,7 @@ class Gallery:
         try:
             if gallery._store.unwiped():
                 gallery._wipe()
+            gallery._retain()
         except BaseException:
             gallery._store.close()
             raise
@@ -135,18 +142,22 @@ class Gallery:
         Raises:
             GalleryError: vectors of another space, dimension or length, not finite; a count that does not fit; a text or time that can't be kept.
         """
-        unit = self._checked(vectors, "vector")
+        unit = unit_vectors(vectors, "vector", self._store.facts)
         count = len(unit)
-        cameras, times, labels = (_each(name, value, count) for name, value in (("camera", camera), ("time", time), ("label", label)))
+        cameras, times, labels = (one_each(name, value, count) for name, value in (("camera", camera), ("time", time), ("label", label)))
         if isinstance(source, str) and count != 1:
             raise GalleryError(f"source must be a list with one text per vector: {count} vectors, got one text")
-        sources = _each("source", source, count)
+        sources = one_each("source", source, count)
         entries = [Entry(*texts) for texts in zip(cameras, sources, times, labels, strict=True)]
-        return self._store.append(unit.astype(np.float16), entries)
+        space = vectors.feature_space if isinstance(vectors, Embeddings) else None
+        if monotonic() - self._looked > EVERY:
+            self._retain()
+        return self._store.append(unit.astype(np.float16), entries, space)
 
     def search(
-        self, vectors: ArrayLike, k: int = 10, camera: str | None = None, after: str | None = None, before: str | None = None
-    ) -> list[list[Match]]:
+        self, vectors: ArrayLike, k: int = 10, camera: str | None = None, after: str | None = None, before: str | None = None,
+        label: str | None = None, source: str | None = None,
+    ) -> list[list[Match]]:  # fmt: skip
         """Find the most similar entries, exactly: by cosine of the stored vectors, ties by id.
 
         Args:
@@ -155,30 +166,41 @@ class Gallery:
             camera: only this camera's entries.
             after: only from this time on (ISO 8601 with zone); entries without a time are left out.
             before: only before this time; the same.
+            label: only entries of this label.
+            source: only entries whose source begins so.
 
         Raises:
             GalleryError: as for :meth:`add`; ``k`` below 1; ``after`` not before ``before``.
             DeviceError: FAISS is not installed.
         """
-        unit = self._checked(vectors, "query")
         if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
             raise GalleryError(f"k must be a whole number from 1, got {k!r}")
-        if camera is not None and not isinstance(camera, str):
-            raise GalleryError(f"camera must be one name, got {type(camera).__name__}")
-        start, end = (None if time is None else instant(time) for time in (after, before))
-        if start is not None and end is not None and start >= end:
-            raise GalleryError(f"no time is both after {after} and before {before}; swap them")
+        wanted = Selection(camera, after, before, label, source)
+        if monotonic() - self._looked > EVERY:
+            self._retain()
         with self._store.reading():
+            unit = unit_vectors(vectors, "query", self._store.facts)
             index = self._current_index()
-            found = index.search(unit, int(k), index.candidates(camera, start, end))
+            found = index.search(unit, int(k), index.candidates(wanted, self._store))
             origins = self._store.entries(sorted({number for ids, _ in found for number in ids.tolist()}))
         return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in found]
 
-    def forget(self, ids: Iterable[int]) -> int:
+    def select(
+        self, camera: str | None = None, after: str | None = None, before: str | None = None, label: str | None = None, source: str | None = None
+    ) -> list[int]:
+        """Ids of the entries that a search with these filters could return; without any filter, of all."""
+        with self._store.reading():
+            return Selection(camera, after, before, label, source).ids(self._store)
+
+    def forget(self, ids: Iterable[int], *, reason: str = "ids") -> int:
         """Erase entries: afterwards their bytes are nowhere in the folder, and their ids are never given again.
 
         The file is rewritten, which takes time in proportion to the gallery: forget many at once rather than one by one. Erased is what the
         folder's files hold; a disk may keep old blocks until it uses them again, and backups are not touched.
+
+        Args:
+            ids: of the entries.
+            reason: what made the choice, for the audit: a word like ``label`` or ``age``, nothing about the person.
 
         Returns:
             How many entries there were; ids that are not (or no longer) there are passed over.
@@ -194,12 +216,101 @@ class Gallery:
         with self._store.holding():
             removed = self._store.remove(int(number) for number in numbers)
             if removed:
+                write_audit(self._store, "forget", entries=removed, by=reason)
                 drop_cache(self.path)
         if self._store.unwiped() and not self._wipe():
             raise GalleryError(
                 f"{removed} entries are removed, but another process keeps reading {self.path}, so their bytes are still in its log; try again"
             )
         return removed
+
+    def upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = (), *, tick: Tick | None = None) -> int:
+        """Carry all entries into a bundle's feature space, while searches go on; see :mod:`deploy.upgrade`.
+
+        Args:
+            bundle: the new bundle.
+            via: bundles of the models between, where the new one's transport does not begin at the present space.
+            tick: told how many entries were carried, now and then.
+
+        Returns:
+            How many were carried.
+
+        Raises:
+            GalleryError: no transport leads there; nothing is changed.
+        """
+        carried = carry(self._store, self.plan_upgrade(bundle, via), tick=tick)
+        self._drop_cache()
+        return carried
+
+    def plan_upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = ()) -> Plan:
+        """What :meth:`upgrade` would do."""
+        return plan_upgrade(self._store, [Bundle.load(path) for path in (*via, bundle)])
+
+    def go_back(self, *, tick: Tick | None = None) -> int:
+        """Return to the space and the bundle before the last upgrade; raises GalleryError if the old copy was dropped."""
+        carried = go_back(self._store, tick=tick)
+        self._drop_cache()
+        return carried
+
+    def drop_old(self, *, tick: Tick | None = None) -> int:
+        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from the folder."""
+        dropped = drop_old(self._store, tick=tick)
+        self._wipe()
+        return dropped
+
+    def keep(self, days: int | None, camera: str | None = None) -> None:
+        """Set how long entries are kept, of one camera or of all without a rule of their own; None: for ever. Older ones are erased at once."""
+        set_rule(self._store, days, camera)
+        self._retain()
+
+    def retention(self) -> dict[str, int]:
+        """Days that entries are kept, by camera; the empty name stands for every other camera."""
+        return rules(self._store)
+
+    def older_than(self, days: int) -> list[int]:
+        """Ids of entries that are more than so many days old; one without a time is as old as its stay in the gallery."""
+        return older_than(self._store, days)
+
+    def _retain(self) -> None:
+        self._looked = monotonic()
+        if rules(self._store) and (numbers := expired(self._store)):
+            self.forget(numbers, reason="retention")
+
+    def backup(self, path: str | PathLike[str]) -> int:
+        """Copy the gallery into a new folder while it is used, and check the copy; returns its entries. A backup is a gallery.
+
+        Raises:
+            GalleryError: the folder exists, or the copy is not whole.
+        """
+        folder = Path(path)
+        try:
+            with sealing(folder) as temporary:
+                self._store.copy(temporary / DATABASE)
+                copy = Store(temporary / DATABASE)
+                try:
+                    copy.check()
+                    count = copy.count()
+                finally:
+                    copy.close()
+        except ArtefactError as error:
+            raise GalleryError(f"can't make a backup: {error}") from error
+        with self._store.holding():
+            row = (str(folder.absolute()), datetime.now(UTC).isoformat(timespec="seconds"))
+            self._store.change("INSERT OR REPLACE INTO backup VALUES (?, ?)", [row])
+            write_audit(self._store, "backup", entries=count)
+        return count
+
+    def backups(self) -> list[str]:
+        """Folders of the backups that were made and are there still: erasures do not reach them."""
+        return [path for (path,) in self._store.ask("SELECT path FROM backup ORDER BY time") if (Path(path) / DATABASE).is_file()]
+
+    def audit(self) -> list[dict[str, Any]]:
+        """What was done to the gallery, oldest first; raises GalleryError if a record was changed."""
+        return read_audit(self._store)
+
+    def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
+        """Origins of entries; raises GalleryError for an id that is not there."""
+        return self._store.entries(list(ids))
 
     def has(self, entry: Entry) -> bool:
         """Whether there is an entry of the same source, camera and time."""
@@ -216,6 +327,7 @@ class Gallery:
             "dim": facts.dim,
             "feature_space": facts.feature_space,
             "bundle": facts.bundle,
+            "spaces": self._store.spaces(),
             "generation": state.generation,
             **summary,
             "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
@@ -235,6 +347,7 @@ class Gallery:
             self._store.check()
             count, state = len(self), self._store.state()
             found = [f"{DATABASE}: {count} entries, all whole"]
+            audit = f"audit: {check_audit(self._store)} records, the chain holds"
             stale = why_stale(self.path, self._store.facts, state, count)
             self._index = None
             index, start = self._current_index(), 0
@@ -243,14 +356,14 @@ class Gallery:
                     stale = "its vectors differ"
                 start += len(part)
         if stale is None:
-            return [*found, "index: agrees with it"]
+            return [*found, "index: agrees with it", audit]
         with self._store.holding():
             drop_cache(self.path)
         self._index = None
         with self._store.reading():
             self._current_index()
         self._save_index()
-        return [*found, f"index: made anew, because {stale}"]
+        return [*found, f"index: made anew, because {stale}", audit]
 
     def close(self) -> None:
         """Keep the index for the next start and close the files; without it nothing is lost but time."""
@@ -298,36 +411,12 @@ class Gallery:
                 index.write(self.path, self._store.facts)
 
     def _wipe(self) -> bool:
-        with self._store.holding():
-            drop_cache(self.path)
+        self._drop_cache()
         return self._store.wipe()
 
-    def _checked(self, vectors: ArrayLike, name: str) -> NDArray[np.float64]:
-        """Unit vectors float64 ``[N, D]``; everything that FAISS would take without a word is refused here."""
-        if isinstance(vectors, Embeddings) and vectors.feature_space != self.feature_space:
-            found = f"in space {vectors.feature_space:.12}…" if vectors.feature_space else "of mixed spaces"
-            raise GalleryError(
-                f"the embeddings are {found}, the gallery's in {self.feature_space:.12}…; use the gallery's bundle, or upgrade the gallery"
-            )
-        try:
-            values = np.atleast_2d(np.asarray(vectors))
-        except ValueError as error:
-            raise GalleryError(f"vectors must be one array [N, {self.dim}]: {error}") from error
-        if values.dtype.kind not in "fiu" or values.ndim != 2 or (values.shape[1] != self.dim and values.size):
-            raise GalleryError(f"vectors must be numbers [N, {self.dim}], got {values.dtype} {list(values.shape)}")
-        if not values.size:
-            return np.empty((0, self.dim))
-        exact = values.astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(exact).all(axis=1))
-        if bad.size:
-            raise GalleryError(f"{name} {bad[0]} has a value that is not finite; was the crop embedded by a damaged model?")
-        with np.errstate(over="ignore"):
-            lengths = np.sqrt((exact * exact).sum(axis=1))
-        bad = np.flatnonzero(np.abs(lengths - 1) > UNIT)
-        if bad.size:
-            raise GalleryError(f"{name} {bad[0]} has length {lengths[bad[0]]:.4g}, it must be 1; divide it by its length")
-        unit: NDArray[np.float64] = exact / lengths[:, None]
-        return unit
+    def _drop_cache(self) -> None:
+        with self._store.holding():
+            drop_cache(self.path)
 
 
 def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None = None) -> Gallery:
@@ -352,15 +441,3 @@ def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None
 def _matches(ids: list[int], scores: list[float], origins: Mapping[int, Entry]) -> list[Match]:
     rows = ((rank, score, number, origins[number]) for rank, (number, score) in enumerate(zip(ids, scores, strict=True), 1))
     return [Match(rank, score, number, entry.source, entry.camera, entry.time, entry.label) for rank, score, number, entry in rows]
-
-
-def _each(name: str, value: Any, count: int) -> list[Any]:
-    """One value per vector."""
-    if value is None or isinstance(value, str):
-        return [value] * count
-    if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise GalleryError(f"{name} must be text or a list of texts, got {type(value).__name__}")
-    values = list(value)
-    if len(values) != count:
-        raise GalleryError(f"{name} must have one value per vector: {count} vectors, got {len(values)}")
-    return values

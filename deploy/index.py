@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.store import Columns, Facts, State
+from deploy.selection import Selection
+from deploy.store import Columns, Facts, State, Store
 from domains.artefact import fsync_folder, read_json, sha256_file, write_json
 from domains.errors import ArtefactError, DeviceError
 
@@ -63,25 +64,22 @@ class Index:
         for part in vectors or ():
             self._codes.add(part.astype(np.float32))
 
-    def candidates(self, camera: str | None, after: int | None, before: int | None) -> NDArray[np.bool_] | None:
-        """Mask of the entries that a search may return, or ``None`` for all.
-
-        Args:
-            camera: only this camera.
-            after: only from this time on (microseconds since 1970 UTC); entries without a time are left out.
-            before: only before this time; the same.
-        """
-        if camera is None and after is None and before is None:
+    def candidates(self, wanted: Selection, store: Store) -> NDArray[np.bool_] | None:
+        """Mask of the entries that a search may return, or ``None`` for all; cameras and times are in memory, the rest is asked of the store."""
+        if wanted.is_all:
             return None
+        start, end = wanted.start, wanted.end
         mask = np.ones(len(self), np.bool_)
-        if camera is not None:
-            mask &= self._camera == self._camera_codes.get(camera, -1)
-        if after is not None or before is not None:
+        if wanted.camera is not None:
+            mask &= self._camera == self._camera_codes.get(wanted.camera, -1)
+        if start is not None or end is not None:
             mask &= self._utc != NO_TIME
-        if after is not None:
-            mask &= self._utc >= after
-        if before is not None:
-            mask &= self._utc < before
+        if start is not None:
+            mask &= self._utc >= start
+        if end is not None:
+            mask &= self._utc < end
+        if wanted.label is not None or wanted.source is not None:
+            mask &= np.isin(self.ids, Selection(label=wanted.label, source=wanted.source).ids(store), assume_unique=True)
         return mask
 
     def search(self, queries: NDArray[np.float64], k: int, mask: NDArray[np.bool_] | None) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:

@@ -3,6 +3,9 @@
 Write-ahead log with ``synchronous=FULL``: what was acknowledged survives a power cut, and a killed process leaves the state before its transaction or
 after it. Locks are the operating system's, so that those of a dead process are gone with it.
 
+A gallery has been in one or more *feature spaces*, numbered from 1; one is the present one. An entry's own vector lies in the space ``entry.space``;
+in any other its vector, carried there by a transport, is a row of ``carried``. So a gallery changes its space by changing one number.
+
 Every change draws a new ``token`` in its own transaction. A cache that carries the token of the present state was made from this state and from no
 other, not even from one of an earlier backup with the same number of changes.
 """
@@ -15,6 +18,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,27 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.entry import Entry
+from deploy.schema import APPLICATION, SCHEMA, SCHEMA_1, SINCE_2
 from domains.errors import GalleryError
 
-APPLICATION = 0x52654944
-"""``ReID`` in the file's header: no other program's database is taken for a gallery."""
-
-SCHEMA = 1
 BUSY_SECONDS = 60.0
 CHUNK = 4096
 
-_TABLES = """
-CREATE TABLE gallery(
-  one INTEGER PRIMARY KEY CHECK (one = 1), dim INTEGER NOT NULL, feature_space TEXT NOT NULL, bundle TEXT,
-  entries INTEGER NOT NULL, generation INTEGER NOT NULL, token TEXT NOT NULL, erasures INTEGER NOT NULL, unwiped INTEGER NOT NULL);
-CREATE TABLE entry(
-  id INTEGER PRIMARY KEY AUTOINCREMENT, vector BLOB NOT NULL, camera TEXT NOT NULL, source TEXT NOT NULL, time TEXT, utc INTEGER, label TEXT,
-  checksum INTEGER NOT NULL);
-CREATE INDEX entry_source ON entry(source);
-"""
-
-
-_ROW = "vector, checksum, id, camera, source, time, utc, label"
+_ORIGIN = "id, camera, source, time, utc, label"
+_ROW = "e.vector, e.checksum, e.id, e.camera, e.source, e.time, e.utc, e.label, e.space, c.vector, c.checksum"
+_PRESENT = "entry e LEFT JOIN carried c ON c.space = (SELECT space FROM gallery) AND c.id = e.id"
+"""Every entry with its vector in the present space, if that is not its own."""
 
 
 class State(NamedTuple):
@@ -60,11 +53,12 @@ class State(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is fixed for a gallery's life: length and feature space of its vectors, and the bundle it was made with."""
+    """Length and feature space of the present vectors, the bundle that gives such, and the space's number."""
 
     dim: int
     feature_space: str
     bundle: str | None
+    space: int = 1
 
 
 class Columns(NamedTuple):
@@ -88,18 +82,33 @@ class Store:
             try:
                 if self._pragma("application_id") != APPLICATION:
                     raise GalleryError(f"{file} is not a gallery's database")
-                if self._pragma("user_version") != SCHEMA:
+                if self._pragma("user_version") not in range(1, SCHEMA + 1):
                     raise GalleryError(
-                        f"{file} has schema {self._pragma('user_version')}; this version reads {SCHEMA}. Install a matching lifelong-reid"
+                        f"{file} has schema {self._pragma('user_version')}; this version reads 1 to {SCHEMA}. Install a matching lifelong-reid"
                     )
                 _configure(self._db)
-                row = self._db.execute("SELECT dim, feature_space, bundle FROM gallery").fetchone()
-                if row is None or not isinstance(row[0], int) or row[0] < 1 or not isinstance(row[1], str):
-                    raise GalleryError(f"{file} does not say what it holds; restore a backup")
+                self._migrate()
+                _ = self.facts
             except BaseException:
                 self._db.close()
                 raise
-        self.facts = Facts(*row)
+
+    @property
+    def facts(self) -> Facts:
+        """The present facts: another process may have changed the space."""
+        row = self._one("SELECT dim, feature_space, bundle, space FROM gallery")
+        if not isinstance(row[0], int) or row[0] < 1 or not isinstance(row[1], str) or not isinstance(row[3], int):
+            raise GalleryError(f"{self.file} does not say what it holds; restore a backup")
+        return Facts(*row)
+
+    def _migrate(self) -> None:
+        """Bring an older gallery up to date, in one transaction; no vector is moved."""
+        if self._pragma("user_version") == SCHEMA:
+            return
+        with self.holding():
+            if self._pragma("user_version") < SCHEMA:  # nobody else did it meanwhile
+                for statement in SINCE_2.format(now=_now()).split(";"):
+                    self._db.execute(statement)
 
     @staticmethod
     def create(file: Path, facts: Facts) -> None:
@@ -107,10 +116,10 @@ class Store:
         db = sqlite3.connect(file, isolation_level=None)
         try:
             db.execute(f"PRAGMA application_id={APPLICATION}")
-            db.execute(f"PRAGMA user_version={SCHEMA}")
             _configure(db)
-            db.executescript(_TABLES)
-            db.execute("INSERT INTO gallery VALUES (1, ?, ?, ?, 0, 0, ?, 0, 0)", (*facts, secrets.token_hex(8)))
+            db.executescript(SCHEMA_1)
+            db.execute("INSERT INTO gallery VALUES (1, ?, ?, ?, 0, 0, ?, 0, 0)", (*facts[:3], secrets.token_hex(8)))
+            db.executescript(SINCE_2.format(now=_now()))
         finally:
             db.close()
 
@@ -139,28 +148,53 @@ class Store:
         """Number of entries."""
         return int(self._one("SELECT entries FROM gallery")[0])
 
-    def append(self, vectors: NDArray[np.float16], entries: Sequence[Entry]) -> list[int]:
-        """Add vectors ``[N, D]`` with their origins in one transaction; returns their ids once they are on disk."""
+    def ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Rows of a query, within whatever transaction is open."""
+        with self._guarded():
+            return self._db.execute(query, values).fetchall()
+
+    def change(self, statement: str, rows: Iterable[Sequence[Any]] = ((),)) -> None:
+        """Run a statement for each row, inside a :meth:`holding` block; whoever changes what a search finds also calls :meth:`changed`."""
+        with self._guarded():
+            self._db.executemany(statement, rows)
+
+    def append(self, vectors: NDArray[np.float16], entries: Sequence[Entry], space: str | None = None) -> list[int]:
+        """Add vectors ``[N, D]`` with their origins in one transaction; returns their ids once they are on disk.
+
+        Args:
+            vectors: of the present space.
+            entries: their origins.
+            space: name of the space that they are in, if it is known; raises GalleryError if it is no longer the present one.
+        """
         with self.holding():
+            facts = self.facts
+            if (space is not None and space != facts.feature_space) or vectors.shape[1] != facts.dim:
+                raise GalleryError(f"the gallery {self.file.parent} was upgraded meanwhile; embed with its new bundle {facts.bundle or ''}")
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
             first = (row[0] if row else 0) + 1
             rows = []
             for number, (vector, entry) in enumerate(zip(vectors, entries, strict=True), first):
                 origin = (number, entry.camera, entry.source, entry.time, entry.utc, entry.label)
                 blob = vector.tobytes()
-                rows.append((blob, _checksum(blob, origin), *origin))
-            self._db.executemany(f"INSERT INTO entry({_ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608 - a constant
+                rows.append((blob, checksum(blob, origin), *origin))
+            columns, added = f"vector, checksum, {_ORIGIN}, space, origin, added", _now()
+            self._db.executemany(
+                f"INSERT INTO entry({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - a constant
+                ((*made, facts.space, facts.space, added) for made in rows),
+            )
             if rows:
-                self._changed(added=len(rows))
+                self.changed(added=len(rows))
         return list(range(first, first + len(entries)))
 
     def remove(self, ids: Iterable[int]) -> int:
         """Delete entries inside a :meth:`holding` block; returns how many there were. Their bytes are gone only after :meth:`wipe`."""
+        numbers = [(number,) for number in ids]
         before = self._db.total_changes
-        self._db.executemany("DELETE FROM entry WHERE id = ?", ((number,) for number in ids))
+        self._db.executemany("DELETE FROM entry WHERE id = ?", numbers)
         removed = self._db.total_changes - before
+        self._db.executemany("DELETE FROM carried WHERE id = ? AND space IN (SELECT number FROM space)", numbers)
         if removed:
-            self._changed(removed=removed)
+            self.changed(removed=removed)
         return removed
 
     def unwiped(self) -> bool:
@@ -184,6 +218,16 @@ class Store:
             self._db.execute("UPDATE gallery SET unwiped = 0 WHERE erasures = ?", (erasures,))
             return True
 
+    def copy(self, file: Path) -> None:
+        """Write the present state into a new file, while others read and write."""
+        with self._guarded():
+            target = sqlite3.connect(file, isolation_level=None)
+            try:
+                self._db.backup(target)
+                _configure(target)
+            finally:
+                target.close()
+
     def columns(self, after: int = 0) -> Columns:
         """What filters need of every entry with an id above ``after``; raises GalleryError if entries are damaged or missing."""
         with self._guarded():
@@ -197,24 +241,26 @@ class Store:
 
     def vectors(self, after: int = 0) -> Iterator[NDArray[np.float16]]:
         """Stored vectors ``[n, D]`` of entries with an id above ``after``, by id, in parts; raises GalleryError on a damaged entry."""
+        facts = self.facts
         with self._guarded():
-            cursor = self._db.execute(f"SELECT {_ROW} FROM entry WHERE id > ? ORDER BY id", (after,))  # noqa: S608 - a constant
+            cursor = self._db.execute(f"SELECT {_ROW} FROM {_PRESENT} WHERE e.id > ? ORDER BY e.id", (after,))  # noqa: S608 - a constant
         while True:
             with self._guarded():
                 rows = cursor.fetchmany(CHUNK)
             if not rows:
                 return
-            yield np.frombuffer(b"".join(self._checked(row)[0] for row in rows), np.float16).reshape(-1, self.facts.dim)
+            yield np.frombuffer(b"".join(self._checked(row, facts)[0] for row in rows), np.float16).reshape(-1, facts.dim)
 
     def entries(self, ids: Sequence[int]) -> dict[int, Entry]:
         """Origins of the given entries; raises GalleryError if one is damaged, so that no answer names a wrong camera or time."""
         found: dict[int, Entry] = {}
+        facts = self.facts
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
-            query = f"SELECT {_ROW} FROM entry WHERE id IN ({','.join('?' * len(part))})"  # noqa: S608 - only question marks are put in
+            query = f"SELECT {_ROW} FROM {_PRESENT} WHERE e.id IN ({','.join('?' * len(part))})"  # noqa: S608 - only question marks are put in
             with self._guarded():
                 rows = self._db.execute(query, part).fetchall()
-            found.update({row[2]: self._checked(row)[1] for row in rows})
+            found.update({row[2]: self._checked(row, facts)[1] for row in rows})
         for number in ids:
             if number not in found:
                 raise self._damaged(number)
@@ -224,6 +270,16 @@ class Store:
         """Whether there is an entry of the same source, camera and time."""
         query = "SELECT EXISTS (SELECT 1 FROM entry WHERE source = ? AND camera = ? AND utc IS ?)"
         return bool(self._one(query, (entry.source, entry.camera, entry.utc))[0])
+
+    def spaces(self) -> list[dict[str, Any]]:
+        """Feature spaces that the gallery has been in, with how many entries were embedded in each."""
+        embedded = dict(self.ask("SELECT origin, count(*) FROM entry GROUP BY origin"))
+        present = self.facts.space
+        rows = self.ask("SELECT number, feature_space, bundle, source FROM space WHERE ready = 1 ORDER BY number")
+        return [
+            {"feature_space": name, "bundle": bundle, "embedded": embedded.get(number, 0), "present": number == present}
+            for number, name, bundle, _ in rows
+        ]
 
     def summary(self) -> Mapping[str, Any]:
         """Counts by camera, labelled entries, and the first and last time as they were given."""
@@ -244,15 +300,24 @@ class Store:
             if not (np.abs(lengths - 1) < 0.01).all():
                 raise GalleryError(f"{self.file} holds a vector that is not of unit length; restore a backup")
 
-    def _changed(self, *, added: int = 0, removed: int = 0) -> None:
+    def changed(self, *, added: int = 0, removed: int = 0, moved: bool = False) -> None:
+        """Name the new state; ``moved``: every vector is another, but nothing is to be wiped."""
         self._db.execute(
             "UPDATE gallery SET generation = generation + 1, token = ?, entries = entries + ?, erasures = erasures + ?, unwiped = max(unwiped, ?)",
-            (secrets.token_hex(8), added - removed, int(removed > 0), int(removed > 0)),
+            (secrets.token_hex(8), added - removed, int(removed > 0 or moved), int(removed > 0)),
         )
 
-    def _checked(self, row: Sequence[Any]) -> tuple[bytes, Entry]:
-        blob, expected, number, camera, source, time, _, label = row
-        if not isinstance(blob, bytes) or len(blob) != 2 * self.facts.dim or _checksum(blob, row[2:]) != expected:
+    def _checked(self, row: Sequence[Any], facts: Facts) -> tuple[bytes, Entry]:
+        """Vector in the present space and origin of a row; raises GalleryError if any of its bytes changed."""
+        own, expected, number, camera, source, time, _, label, space, carried, carried_checksum = row
+        if not isinstance(own, bytes) or checksum(own, row[2:8]) != expected:
+            raise self._damaged(number)
+        blob = own
+        if space != facts.space:
+            if not isinstance(carried, bytes) or checksum(carried, (facts.space, number)) != carried_checksum:
+                raise self._damaged(number)
+            blob = carried
+        if len(blob) != 2 * facts.dim:
             raise self._damaged(number)
         return blob, Entry(camera, source, time, label)
 
@@ -292,9 +357,14 @@ class Store:
             raise GalleryError(f"{self.file}: the database is damaged; restore a backup") from error
 
 
-def _checksum(vector: bytes, origin: Iterable[str | int | None]) -> int:
+def checksum(vector: bytes, origin: Iterable[str | int | None]) -> int:
     """CRC-32 of a stored vector and its origin: SQLite's pages have none, and a flipped bit must not turn into another person."""
     return zlib.crc32("\0".join("\1" if value is None else str(value) for value in origin).encode(), zlib.crc32(vector))
+
+
+def _now() -> int:
+    """Microseconds since 1970 UTC."""
+    return int(datetime.now(UTC).timestamp() * 1e6)
 
 
 def _configure(db: sqlite3.Connection) -> None:

@@ -47,6 +47,13 @@ class Transport:
         carried = embeddings @ self.matrix
         return np.asarray(carried / np.maximum(np.linalg.norm(carried, axis=1, keepdims=True), 1e-12), np.float32)
 
+    def then(self, later: Transport) -> Transport:
+        """This map and a later one as one, which is exact: bringing to unit length on the way changes no direction; raises ConfigError."""
+        if self.target != later.source or self.matrix.shape[1] != later.matrix.shape[0]:
+            raise ConfigError(f"a transport to {self.target:.12} can't be followed by one from {later.source:.12}")
+        cosine = (self.cosine[0] * later.cosine[0], self.cosine[1] * later.cosine[1])
+        return Transport(self.source, later.target, (self.matrix @ later.matrix).astype(np.float16).astype(np.float32), later.kind, cosine)
+
     def prototypes(self, old: DistributionPrototypes) -> DistributionPrototypes:
         """Carry Gaussians: mean μW brought back to its own length, variance diag(Wᵀ diag(σ²) W) scaled alike."""
         mean = old.mean @ self.matrix
@@ -56,16 +63,29 @@ class Transport:
 
     def write(self, path: Path) -> None:
         """Write as npz, atomically."""
+        write_atomic(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """As npz."""
         text = np.array([self.source, self.target, self.kind])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, matrix=self.matrix.astype(np.float16), names=text, cosine=np.array(self.cosine, np.float64))
-        write_atomic(path, buffer.getvalue())
+        return buffer.getvalue()
 
     @classmethod
     def read(cls, path: Path) -> Transport:
         """Read what :meth:`write` wrote; raises ArtefactError."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ArtefactError(f"can't read transport {path}: {error}; restore it from a backup") from error
+        return cls.from_bytes(data, path)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: Path) -> Transport:
+        """Read the content of a file, whose ``path`` errors name; raises ArtefactError."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 matrix, names = stored["matrix"].astype(np.float32), [str(name) for name in stored["names"]]
                 carried, plain = (float(value) for value in stored["cosine"])
         except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:

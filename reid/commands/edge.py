@@ -1,4 +1,4 @@
-"""``reid evaluate``, ``export``, ``gallery`` and ``query``: the learned model at work."""
+"""``reid evaluate``, ``export`` and ``query``: the learned model at work."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Annotated
 import typer
 
 from domains.errors import UsageError
-from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, out, print_json, progress, table
+from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, out, print_json, table
 
 app = typer.Typer()
-gallery_app = typer.Typer(no_args_is_help=True, help="Fill and look after a gallery.")
-app.add_typer(gallery_app, name="gallery")
 
 
 @app.command()
@@ -64,6 +62,7 @@ def evaluate(
 def export(
     run: PathArgument, bundle: PathArgument, step: Annotated[int, typer.Option(help="Which step; the last by default.")] = -1,
     site: Annotated[str | None, typer.Option(help="Learned domain, or folder of another, whose route to export (routed methods).")] = None,
+    since: Annotated[int | None, typer.Option(help="Step whose galleries the bundle's transport carries; by default the one before.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export a step as ONNX, checked against torch on real crops, with golden embeddings and a card."""
@@ -72,73 +71,12 @@ def export(
     from reid.run import Run
 
     opened = Run.open(run)
-    made = export_run(opened, bundle, step=step, site=site if site is None or site in opened.learned else domains.open(Path(site)))
+    made = export_run(opened, bundle, step=step, site=site if site is None or site in opened.learned else domains.open(Path(site)), since=since)
     if as_json:
         print_json(made.manifest)
     else:
         parity = made.manifest["parity"]
         out.print(f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}", markup=False)
-
-
-@gallery_app.command("add")
-def gallery_add(
-    gallery: PathArgument, source: Annotated[Path, typer.Argument(help="A domain, a folder of images, or a CSV with path,camera[,time,label].")],
-    bundle: Bundle = None, camera: Annotated[str | None, typer.Option(help="Camera of a plain folder's images.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of a domain; gallery by default.")] = None,
-    labels: Annotated[bool, typer.Option("--labels", help="Keep a domain's identities as labels.")] = False,
-    provider: Provider = "cpu", as_json: Json = False,
-) -> None:  # fmt: skip
-    """Embed images and put them into a gallery; a missing one is made and remembers its bundle."""
-    from deploy import Encoder
-    from deploy.gallery import open_or_create
-    from deploy.sources import fill, read_sources
-
-    sources = read_sources(source, camera=camera, split=split, labels=labels)
-    with open_or_create(gallery, bundle) as store:
-        encoder = Encoder.load(bundle or store.bundle, provider=provider)
-        bars = progress()
-        with bars.task(f"adding {source.name}", len(sources)) as tick:
-            filled = fill(store, encoder, sources, progress=tick.advance)
-        total = len(store)
-    if as_json:
-        print_json({"added": filled.added, "known": filled.known, "skipped": [list(item) for item in filled.skipped], "total": total})
-    else:
-        out.print(f"added {filled.added}, already there {filled.known}, skipped {len(filled.skipped)}; the gallery holds {total}", markup=False)
-        for path, reason in filled.skipped:
-            out.print(f"skipped {path}: {reason}", markup=False)
-
-
-@gallery_app.command("info")
-def gallery_info(gallery: PathArgument, as_json: Json = False) -> None:
-    """Say what a gallery holds."""
-    from deploy import Gallery
-
-    with Gallery.open(gallery) as store:
-        info = store.info()
-    if as_json:
-        print_json(info)
-    else:
-        for name, value in info.items():
-            out.print(f"{name}: {value}", markup=False)
-
-
-@gallery_app.command("verify")
-def gallery_verify(gallery: PathArgument) -> None:
-    """Check a gallery's files and rebuild what can be rebuilt."""
-    from deploy import Gallery
-
-    with Gallery.open(gallery) as store:
-        for text in store.verify():
-            out.print(text, markup=False)
-
-
-@gallery_app.command("forget")
-def gallery_forget(gallery: PathArgument, ids: Annotated[list[int], typer.Argument(help="Ids as reid query shows them.")]) -> None:
-    """Erase entries, bytes and all."""
-    from deploy import Gallery
-
-    with Gallery.open(gallery) as store:
-        out.print(f"forgot {store.forget(ids)}", markup=False)
 
 
 @app.command()

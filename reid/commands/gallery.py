@@ -1,0 +1,219 @@
+"""``reid gallery``: fill a gallery, look after it, carry it into a new model's space, and erase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, progress, table
+
+if TYPE_CHECKING:
+    from deploy import Gallery
+
+gallery_app = typer.Typer(no_args_is_help=True, help="Fill and look after a gallery.")
+
+
+@gallery_app.command("add")
+def gallery_add(
+    gallery: PathArgument, source: Annotated[Path, typer.Argument(help="A domain, a folder of images, or a CSV with path,camera[,time,label].")],
+    bundle: Bundle = None, camera: Annotated[str | None, typer.Option(help="Camera of a plain folder's images.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a domain; gallery by default.")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Keep a domain's identities as labels.")] = False,
+    provider: Provider = "cpu", as_json: Json = False,
+) -> None:  # fmt: skip
+    """Embed images and put them into a gallery; a missing one is made and remembers its bundle."""
+    from deploy import Encoder
+    from deploy.gallery import open_or_create
+    from deploy.sources import fill, read_sources
+
+    sources = read_sources(source, camera=camera, split=split, labels=labels)
+    with open_or_create(gallery, bundle) as store:
+        encoder = Encoder.load(bundle or store.bundle, provider=provider)
+        bars = progress()
+        with bars.task(f"adding {source.name}", len(sources)) as tick:
+            filled = fill(store, encoder, sources, progress=tick.advance)
+        total = len(store)
+    if as_json:
+        print_json({"added": filled.added, "known": filled.known, "skipped": [list(item) for item in filled.skipped], "total": total})
+    else:
+        out.print(f"added {filled.added}, already there {filled.known}, skipped {len(filled.skipped)}; the gallery holds {total}", markup=False)
+        for path, reason in filled.skipped:
+            out.print(f"skipped {path}: {reason}", markup=False)
+
+
+@gallery_app.command("info")
+def gallery_info(gallery: PathArgument, as_json: Json = False) -> None:
+    """Say what a gallery holds."""
+    from deploy import Gallery
+
+    with Gallery.open(gallery) as store:
+        info = store.info()
+    if as_json:
+        print_json(info)
+    else:
+        for name, value in info.items():
+            out.print(f"{name}: {value}", markup=False)
+
+
+@gallery_app.command("verify")
+def gallery_verify(gallery: PathArgument) -> None:
+    """Check a gallery's files and rebuild what can be rebuilt."""
+    from deploy import Gallery
+
+    with Gallery.open(gallery) as store:
+        for text in store.verify():
+            out.print(text, markup=False)
+
+
+@gallery_app.command("forget")
+def gallery_forget(
+    gallery: PathArgument, ids: Annotated[list[int] | None, typer.Argument(help="Ids as reid query shows them.")] = None,
+    label: Annotated[str | None, typer.Option(help="Everything with this label.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Everything from this camera.")] = None,
+    source: Annotated[str | None, typer.Option(help="Everything whose source begins so.")] = None,
+    before: Annotated[str | None, typer.Option(help="Everything from before this time (ISO 8601 with zone).")] = None,
+    older_than: Annotated[int | None, typer.Option("--older-than", metavar="DAYS", help="Everything older than so many days.", min=0)] = None,
+    like: Annotated[Path | None, typer.Option(help="Everything that looks like the person in this image, at --score or above.")] = None,
+    score: Annotated[float, typer.Option(help="Least cosine for --like.")] = 0.7,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be erased, and erase nothing.")] = False,
+    bundle: Bundle = None, provider: Provider = "cpu", as_json: Json = False,
+) -> None:  # fmt: skip
+    """Erase entries, bytes and all; several choices together mean entries that fit all of them."""
+    from deploy import Gallery
+    from domains.errors import UsageError
+
+    filters = {"label": label, "camera": camera, "source": source, "before": before}
+    named = sorted(name for name, value in filters.items() if value is not None)
+    if not ids and not named and like is None and older_than is None:
+        raise UsageError("say what to forget: ids, or --label, --camera, --source, --before, --older-than or --like")
+    with Gallery.open(gallery) as store:
+        choices: dict[str, set[int]] = {}
+        if ids:
+            choices["ids"] = set(ids)
+        if named:
+            choices["+".join(named)] = set(store.select(**filters))
+        if older_than is not None:
+            choices["age"] = set(store.older_than(older_than))
+        if like is not None:
+            choices["like"] = _who_looks_like(store, like, score, bundle, provider, filters)
+        numbers = sorted(set.intersection(*choices.values()))
+        if dry_run:
+            kept = store.entries(numbers)
+            if as_json:
+                print_json([{"id": number, **vars(entry)} for number, entry in kept.items()])
+                return
+            rows = [[str(number), entry.camera, entry.time or "–", entry.label or "–", entry.source] for number, entry in kept.items()]
+            table(f"{len(rows)} entries would be erased", ["id", "camera", "time", "label", "source"], rows)
+            return
+        removed = store.forget(numbers, reason="+".join(choices))
+        backups = store.backups()
+    if as_json:
+        print_json({"forgotten": removed, "backups": backups})
+        return
+    out.print(f"forgot {removed}", markup=False)
+    for path in backups:
+        out.print(f"the backup {path} was made before this and still holds what was in the gallery then", markup=False)
+
+
+def _who_looks_like(
+    store: Gallery, image: Path, score: float, bundle: Path | None, provider: str, filters: Mapping[str, str | None]
+) -> set[int]:  # fmt: skip
+    """Ids of all entries at a cosine of ``score`` or above to the person in an image."""
+    from deploy import Encoder
+    from domains.crops import read_crop
+
+    crop = read_crop(image)
+    vectors = Encoder.load(bundle or store.bundle, provider=provider)([crop])
+    found = store.search(vectors, k=max(1, len(store)), **filters)[0]
+    return {match.id for match in found if match.score >= score}
+
+
+@gallery_app.command("upgrade")
+def gallery_upgrade(
+    gallery: PathArgument, bundle: Annotated[Path | None, typer.Argument(help="The new bundle, with a transport.", show_default=False)] = None,
+    via: Annotated[list[Path] | None, typer.Option(help="Bundle of a model between the gallery's and the new one; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what to expect, and change nothing.")] = False,
+    back: Annotated[bool, typer.Option("--back", help="Return to the space and bundle before the last upgrade.")] = False,
+    drop_old: Annotated[bool, typer.Option("--drop-old", help="Drop the vectors of older spaces; there is no way back then.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Carry a gallery into a new model's feature space, without a picture, while it answers."""
+    from deploy import Gallery
+    from domains.errors import UsageError
+
+    if (bundle is not None) + back + drop_old != 1:
+        raise UsageError("name the new bundle, or --back, or --drop-old: one of them")
+    with Gallery.open(gallery) as store:
+        said: list[str] = []
+        if bundle is not None:
+            said = store.plan_upgrade(bundle, via or ()).lines()
+        if dry_run:
+            if as_json:
+                print_json({"entries": len(store), "expect": said})
+            for text in [] if as_json else [f"{len(store)} entries", *said]:
+                out.print(text, markup=False)
+            return
+        with progress().task(f"upgrading {gallery}", len(store)) as tick:
+            if bundle is not None:
+                count = store.upgrade(bundle, via or (), tick=tick.advance)
+            else:
+                count = store.go_back(tick=tick.advance) if back else store.drop_old(tick=tick.advance)
+        space = store.feature_space
+    if as_json:
+        print_json({"entries": count, "feature_space": space, "expect": said})
+        return
+    for text in said:
+        out.print(text, markup=False)
+    done = "dropped the older vectors of" if drop_old else "carried back" if back else "carried"
+    out.print(f"{done} {count} entries; the gallery is in feature space {space:.12}…", markup=False)
+    if bundle is not None:
+        out.print("to undo: reid gallery upgrade GALLERY --back; to make it final: --drop-old", markup=False)
+
+
+@gallery_app.command("keep")
+def gallery_keep(
+    gallery: PathArgument, days: Annotated[int | None, typer.Argument(help="Erase what is older; 0: no rule any more.", min=0)] = None,
+    camera: Annotated[str | None, typer.Option(help="For this camera alone, in the place of the general rule.")] = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Set or show how long entries are kept; the rules run by themselves whenever the gallery is opened, and every hour while it is open."""
+    from deploy import Gallery
+
+    with Gallery.open(gallery) as store:
+        if days is not None:
+            store.keep(days or None, camera=camera)
+        rules = store.retention()
+    if as_json:
+        print_json(rules)
+        return
+    for name, limit in rules.items():
+        out.print(f"{name or 'every other camera'}: {limit} days", markup=False)
+    if not rules:
+        out.print("no rule: entries are kept until they are forgotten", markup=False)
+
+
+@gallery_app.command("backup")
+def gallery_backup(gallery: PathArgument, copy: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]) -> None:
+    """Copy a gallery while it is used; a backup is a gallery and is opened as one."""
+    from deploy import Gallery
+
+    with Gallery.open(gallery) as store:
+        count = store.backup(copy)
+    out.print(f"{copy}: {count} entries, verified; erasures do not reach it, so it is named whenever something is forgotten", markup=False)
+
+
+@gallery_app.command("audit")
+def gallery_audit(gallery: PathArgument, as_json: Json = False) -> None:
+    """Show what was done to a gallery, after checking that no record was changed."""
+    from deploy import Gallery
+
+    with Gallery.open(gallery) as store:
+        records = store.audit()
+    if as_json:
+        print_json(records)
+        return
+    for record in records:
+        what = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("time", "action"))
+        out.print(f"{record['time']}  {record['action']}: {what}", markup=False)

@@ -1,0 +1,85 @@
+"""``reid gallery``: what can be chosen, shown and undone from the command line."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from deploy import Gallery
+from reid.cli import main
+
+faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
+DIM = 8
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    with Gallery.create(tmp_path / "gallery", DIM, "ab" * 32) as made:
+        vectors = np.eye(DIM, dtype=np.float32)
+        made.add(vectors, ["a", "b"] * 4, [f"/crops/{number}.png" for number in range(DIM)], label=["ann", "ben", None, None] * 2)
+    return tmp_path / "gallery"
+
+
+@pytest.fixture
+def reid(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["reid", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return ended.value.code, shown.out, shown.err
+
+    return run
+
+
+def ids(folder):
+    with Gallery.open(folder) as opened:
+        return opened.ids()
+
+
+def test_forgetting_is_shown_before_it_is_done(gallery, reid):
+    code, out, _ = reid("gallery", "forget", gallery, "--label", "ann", "--dry-run", "--json")
+    assert code == 0
+    assert [entry["id"] for entry in json.loads(out)] == [1, 5]
+    assert len(ids(gallery)) == 8
+    assert "2 entries would be erased" in reid("gallery", "forget", gallery, "--label", "ann", "--dry-run")[1]
+    code, out, _ = reid("gallery", "forget", gallery, "--label", "ann")
+    assert (code, out.strip()) == (0, "forgot 2")
+    assert ids(gallery) == [2, 3, 4, 6, 7, 8]
+
+
+def test_several_choices_mean_entries_that_fit_all(gallery, reid):
+    reid("gallery", "forget", gallery, "2", "3", "--camera", "b")
+    assert ids(gallery) == [1, 3, 4, 5, 6, 7, 8]
+    reid("gallery", "forget", gallery, "--older-than", "1")
+    assert len(ids(gallery)) == 7
+    code, _, err = reid("gallery", "forget", gallery)
+    assert code == 2
+    assert "say what to forget" in err
+
+
+def test_backups_are_named_when_something_is_forgotten(gallery, reid, tmp_path):
+    assert "8 entries, verified" in reid("gallery", "backup", gallery, tmp_path / "copy")[1].replace("\n", "")
+    assert str(tmp_path / "copy") in reid("gallery", "forget", gallery, "1")[1].replace("\n", "")
+
+
+def test_rules_and_records_can_be_seen(gallery, reid):
+    assert "no rule" in reid("gallery", "keep", gallery)[1]
+    assert "a: 9 days" in reid("gallery", "keep", gallery, "9", "--camera", "a")[1]
+    assert json.loads(reid("gallery", "keep", gallery, "30", "--json")[1]) == {"": 30, "a": 9}
+    assert "every other camera: 30 days" in reid("gallery", "keep", gallery)[1]
+    reid("gallery", "keep", gallery, "0")
+    assert json.loads(reid("gallery", "keep", gallery, "--json")[1]) == {"a": 9}
+    assert [record["action"] for record in json.loads(reid("gallery", "audit", gallery, "--json")[1])] == ["keep", "keep", "keep"]
+    assert "keep: days 9" in reid("gallery", "audit", gallery)[1]
+
+
+def test_upgrade_wants_one_thing_at_a_time(gallery, reid, tmp_path):
+    for words in ((), ("--back", "--drop-old"), (tmp_path / "bundle", "--back")):
+        code, _, err = reid("gallery", "upgrade", gallery, *words)
+        assert code == 2
+        assert "one of them" in err
+    code, _, err = reid("gallery", "upgrade", gallery, "--back")
+    assert code == 1
+    assert "nothing to go back to" in err
