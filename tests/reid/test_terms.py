@@ -19,7 +19,7 @@ from reid.terms import TERMS, Batch, Step, Term, build_terms, head_of, why_idle
 
 OLD, NEW, DIM = 3, 4, 6
 ADAPTS = "hypernetwork"
-"""Changes the network itself: tested in test_hypernetwork."""
+"""Changes the network itself: tested in test_hypernetwork_term."""
 
 
 class Net(nn.Module):
