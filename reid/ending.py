@@ -72,7 +72,8 @@ def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidMod
     figures: dict[str, float] = {}
     keep: dict[str, State] = {name: dict(state) for term in terms.values() for name, state in term.weights_for_next(step).items()}
     first = step.index == 1
-    if fusions := applied(method.fusion, first=first, random=step.config.model.weights == "none"):
+    fusions = applied(method.fusion, first=first, random=step.config.model.weights == "none")
+    if fusions:
         old.to(step.runtime.device)
         scratch = _Scratch(step, survey)
         given = Fusing(_copy(model), _copy(old), scratch.embeddings, survey.labels, scratch.fisher, first, step.kept)
@@ -81,7 +82,7 @@ def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidMod
         keep |= given.keep
     model.eval()
     for name, parameters in _entries(method.repair):
-        if name in BEFORE and not first:
+        if name in BEFORE and (fusions or not first):
             BEFORE[name](step, survey, **parameters)
     transport = None
     for kind, parameters in _entries(method.transport):

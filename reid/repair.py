@@ -18,15 +18,21 @@ from reid.randomness import torch_generator
 from reid.survey import Survey
 from reid.terms.term import Step
 
+EVERY = 10**6
+"""A step that no run reaches."""
+
 Gaussians = list[tuple[slice, DistributionPrototypes]]
 """Classifier rows and the prototypes of their identities, one pair per domain."""
 
 
-def batchnorm(step: Step, survey: Survey, *, share: float = 1.0) -> None:
+def batchnorm(step: Step, survey: Survey, *, share: float = 1.0, until: int = EVERY) -> None:
     """Estimate BatchNorm's statistics again on the step's crops: an average of two models' statistics belongs to neither network.
 
-    Layer by layer in one pass, as each saw it in training mode; the result is ``share`` of the new estimate and the rest of what was there.
+    Layer by layer in one pass, as each saw it in training mode; the result is ``share`` of the new estimate and the rest of what was there. ``until``
+    is the last step that is repaired so: the first alone where later ones hold the statistics (:class:`reid.terms.normalisation.FixedStatistics`).
     """
+    if step.index > until:
+        return
     layers = [layer for layer in step.model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer is not step.model.neck]
     if not layers:
         return

@@ -14,6 +14,7 @@ from reid.terms.cross_entropy import CrossEntropy
 from reid.terms.distillation import EmbeddingDistillation, LogitDistillation, RectifiedDistillation, RelationDistillation, TwoTeacherDistillation
 from reid.terms.distribution import DistributionCrossEntropy, DistributionTriplet, JointTriplet, Prototypes
 from reid.terms.hypernetwork import HyperNetworkTerm
+from reid.terms.normalisation import FixedStatistics
 from reid.terms.style import StyleNetworkTerm, StyleStatisticsTerm
 from reid.terms.term import Batch, Step, Term
 from reid.terms.transfer import PrototypeTransfer
@@ -26,6 +27,7 @@ TERMS: Mapping[str, type[Term]] = {
     "distribution_cross_entropy": DistributionCrossEntropy,
     "distribution_triplet": DistributionTriplet,
     "embedding_distillation": EmbeddingDistillation,
+    "fixed_statistics": FixedStatistics,
     "hypernetwork": HyperNetworkTerm,
     "joint_triplet": JointTriplet,
     "logit_distillation": LogitDistillation,

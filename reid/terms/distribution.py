@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prototypes.distribution import HeadKind
 from prototypes.prototype import PrototypeStream
 from reid import losses
+from reid.terms.cross_entropy import Start, checked_start, start_at_centres
 from reid.terms.term import Batch, Step, Term, View
 
 
@@ -50,25 +50,19 @@ class DistributionCrossEntropy(DistributionTerm):
 
     def __init__(
         self, weight: float = 1.0, view: View = "plain", samples: int = 6, head: HeadKind = "pooled", smoothing: float = 0.0,
-        classes: Literal["current", "all"] = "all", start: Literal["centre", "random"] = "centre",
+        classes: Literal["current", "all"] = "all", start: Start = "centre",
     ) -> None:  # fmt: skip
         super().__init__(weight, view, samples, head)
-        if start not in ("centre", "random"):
-            raise ValueError(f'start must be "centre" or "random", got {start!r}')
-        self.from_centres = start == "centre"
+        self.from_centres = checked_start(start)
         if classes not in ("current", "all"):
             raise ValueError(f'classes must be "current" or "all", got {classes!r}')
         self.smoothing = smoothing
         self.current_only = classes == "current"
 
     def begin(self, step: Step) -> None:
-        """Put new classifier rows at the unit-length mean of their identity's embeddings under M_{t-1}."""
-        if not self.from_centres or step.survey is None or self.view != "plain":
-            return
-        sums = torch.zeros(step.model.classes - step.old_classes, step.model.dim)
-        sums.index_add_(0, torch.from_numpy(step.survey.labels), torch.from_numpy(step.survey.embeddings(step.model)))
-        with torch.no_grad():
-            step.model.classifier.weight[step.old_classes :] = F.normalize(sums, dim=1).to(step.runtime.device)
+        """Put new classifier rows where they begin."""
+        if self.from_centres and self.view == "plain":
+            start_at_centres(step)
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""

@@ -98,6 +98,24 @@ def test_a_share_of_batchnorm_is_between_old_and_new(step):
     assert torch.allclose(quarter, torch.lerp(start, layer.running_mean, 0.25), atol=1e-5)
 
 
+def test_batchnorm_is_left_alone_after_the_last_step_that_it_is_for(step):
+    before = state(step.model)
+    batchnorm(step, step.survey, until=step.index - 1)
+    assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
+    batchnorm(step, step.survey, until=step.index)
+    assert any(not torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("fusion", "repaired"), [((), False), (({"average": {"first_weight": 0.5}},), True)])
+def test_a_first_step_is_repaired_only_if_it_was_fused(step, fusion, repaired):
+    step.index, step.config = 1, build_config({**SETTINGS, "model": {**SETTINGS["model"], "weights": "timm"}})
+    chosen = method(fusion=fusion, repair=({"batchnorm": {}},))
+    layer = next(module for module in step.model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    layer.running_mean.fill_(7.0)
+    end_step(step, build_terms(chosen.terms), chosen, old_model(step), space="old", rows=ROWS)
+    assert bool((layer.running_mean == 7.0).all()) == (not repaired)
+
+
 def test_aligning_the_classifier_lowers_its_loss_and_moves_no_feature(step):
     gaussians = [(rows, DistributionPrototypes.from_arrays(kept.arrays)) for rows, kept in zip(ROWS, step.memories, strict=True)]
     space, before = step.model.feature_space(step.config.crop.spec()), state(step.model)

@@ -27,7 +27,7 @@ class Net(nn.Module):
 
     def __init__(self, classes):
         super().__init__()
-        self.asked = 0
+        self.asked, self.classes, self.dim = 0, classes, DIM
         self.embedding = nn.Linear(12, DIM)
         self.classifier = nn.Linear(DIM, classes, bias=False)
 
@@ -102,6 +102,35 @@ def test_cross_entropy_compares_the_identities_of_this_step_or_all(batch):
     gradient = batch.step.model.classifier.weight.grad
     assert not gradient[:OLD].any(), "old rows are left alone"
     assert gradient[OLD:].any()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "distribution_cross_entropy"])
+def test_new_rows_begin_at_their_centres_and_old_rows_stay(name, batch):
+    model, step = batch.step.model, batch.step
+    vectors = nn.functional.normalize(torch.randn(10, DIM), dim=1)
+    labels = np.array([0, 1, 2, 3, 0, 1, 2, 3, 0, 0])
+    step.survey = SimpleNamespace(labels=labels, embeddings=lambda asked: vectors.numpy() if asked is model else None)
+    before = model.classifier.weight.detach().clone()
+    build_terms(({name: {"start": "random"}},))[name].begin(step)
+    assert torch.equal(model.classifier.weight, before)
+    build_terms(({name: {"start": "centre"}},))[name].begin(step)
+    assert torch.equal(model.classifier.weight[:OLD], before[:OLD])
+    for row in range(NEW):
+        mean = vectors[torch.from_numpy(labels == row)].mean(0)
+        assert torch.allclose(model.classifier.weight[OLD + row], mean / mean.norm(), atol=1e-6)
+    with pytest.raises(ConfigError, match="start must be"):
+        build_terms(({name: {"start": "middle"}},))
+
+
+def test_fixed_statistics_hold_the_backbone_from_the_second_domain_on(batch):
+    term = build_terms(({"fixed_statistics": {}},))["fixed_statistics"]
+    assert term.loss(batch) is None
+    for index, held in ((1, False), (2, True), (5, True)):
+        batch.step.index = index
+        term.begin(batch.step)
+        assert batch.step.model.still is held
+        term.after_training(batch.step)
+        assert batch.step.model.still is False
 
 
 def test_triplet(batch):
