@@ -4,6 +4,7 @@
     python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
     python -m benchmarks.small5 strong                                     # the same from a person-trained start
     python -m benchmarks.small5 parts                                      # default without each of its parts in turn, on small-5-dev, two seeds
+    python -m benchmarks.small5 guides                                     # hyper_default guided by transferability, at random, and not at all; three seeds
     python -m benchmarks.small5 recheck [--methods A,B]                    # after a change that should move no figure of these: prove it on one run
     python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md
 
@@ -100,13 +101,24 @@ def without_parts(method: Method) -> dict[str, Method]:
     return found
 
 
+def with_guides(method: Method) -> dict[str, Method]:
+    """A method whose hypernetwork is guided by transferability, to a random place, and not at all."""
+    found = {}
+    for guide in ("h", "random", "none"):
+        terms = tuple(
+            {name: {**given, "guide": guide} if name == "hypernetwork" else given for name, given in entry.items()} for entry in method.terms
+        )
+        found[f"{method.name}, guide {guide}"] = method.model_copy(update={"terms": terms})
+    return found
+
+
 def study(
     kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], *, chosen: Method | None = None, keep: bool = True
 ) -> None:
     """Run one stream unless its result is there; keep the whole matrix, its summary and the costs.
 
     Args:
-        kind: ``test``, ``strong``, ``dev`` or ``parts``; the last two see small-5-dev alone.
+        kind: ``test``, ``strong``, ``guides``, ``dev`` or ``parts``; the last two see small-5-dev alone.
         method: name under which it is listed.
         seed: of the run.
         order: 1 or 2.
@@ -206,7 +218,7 @@ def frozen(results: dict[str, Any]) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("dev", "test", "strong", "parts", "recheck", "table", "document"))
+    parser.add_argument("what", choices=("dev", "test", "strong", "parts", "guides", "recheck", "table", "document"))
     parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=METHODS, help="A,B for test, strong, recheck; all")
     parser.add_argument("--seed", type=int, default=0)
@@ -223,6 +235,10 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in (0, 1):
             for name, chosen in {"default": complete, **without_parts(complete)}.items():
                 study("parts", name, seed, 1, [], results, chosen=chosen)
+    elif options.what == "guides":
+        for seed in (0, 1, 2):
+            for name, chosen in with_guides(read_method("hyper_default")).items():
+                study("guides", name, seed, 1, [], results, chosen=chosen)
     elif options.what == "recheck":
         recheck(results, options.methods)
     elif options.what in ("test", "strong"):

@@ -58,16 +58,17 @@ def costs(results: list[Result], kind: str = "test") -> str:
     return "\n".join(rows)
 
 
-def parts_table(results: list[Result]) -> str:
-    """Markdown: default and what is left without each of its parts, on small-5-dev; paired differences over seeds."""
-    found = [result for result in results if result["kind"] == "parts"]
-    columns = ("method", "seeds", "Seen mAP", "against default", "plasticity", "forgetting (since learned)", "seconds per step")
+def paired_table(results: list[Result], kind: str, against: str) -> str:
+    """Markdown: variants of a method, and how each differs from one of them, paired over seeds."""
+    found = [result for result in results if result["kind"] == kind]
+    columns = ("method", "seeds", "Seen mAP", f"against {against}", "Unseen mAP", "plasticity", "forgetting (since learned)", "seconds per step")
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     seen = {(result["method"], result["seed"]): result["summary"]["rows"][-1]["seen"]["mAP"] for result in found}
     for method in dict.fromkeys(result["method"] for result in found):
         group = [result for result in found if result["method"] == method]
-        paired = [seen[method, result["seed"]] - seen["default", result["seed"]] for result in group if ("default", result["seed"]) in seen]
-        cells = [[result["summary"]["rows"][-1]["seen"]["mAP"] for result in group], [] if method == "default" else paired]
+        paired = [seen[method, result["seed"]] - seen[against, result["seed"]] for result in group if (against, result["seed"]) in seen]
+        cells = [[result["summary"]["rows"][-1]["seen"]["mAP"] for result in group], [] if method == against else paired]
+        cells += [[result["summary"]["rows"][-1]["unseen"]["mAP"] for result in group]]
         cells += [[result["summary"][name]["mAP"] for result in group] for name in ("plasticity", "forgetting_since_learned")]
         seconds = statistics.mean((sum(result["seconds"]) + sum(result["seconds_ending"])) / len(result["seconds"]) for result in group)
         rows.append(f"| {method} | {len(group)} | {' | '.join(_spread(values) for values in cells)} | {seconds:.0f} |")
@@ -96,7 +97,9 @@ def whole(results: list[Result]) -> str:
                 costs(results, kind),
             ]
     if any(result["kind"] == "parts" for result in results):
-        parts += ["### Each part of `default` taken away (small-5-dev, order 1)", parts_table(results)]
+        parts += ["### Each part of `default` taken away (small-5-dev, order 1)", paired_table(results, "parts", "default")]
+    if any(result["kind"] == "guides" for result in results):
+        parts += ["### What guides the hypernetwork (test splits, order 1)", paired_table(results, "guides", "hyper_default, guide none")]
     for result in results:
         if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0):
             parts += [f"`{result['method']}`, order 1, seed 0 (mAP / rank-1):", matrix(result)]
