@@ -141,15 +141,15 @@ def scores(run: Run, model: ReidModel, sites: list[Domain]) -> list[float]:
     return [evaluate(site, torch_embedder(model, torch.device("cpu")), run.stores).mAP for site in sites]
 
 
-def fusions(plain: Run, averaged: Run, sites: list[Domain]) -> None:
-    """Scores on the first site and the second along the line from the old model to the new, with and without averaging along the step."""
+def fusions(name: str, plain: Run, other: Run, how: str, sites: list[Domain]) -> None:
+    """Scores on each site along the line from the model after the first domain to that after the second, of two methods."""
     series = []
-    for run, how in ((plain, ""), (averaged, ", averaged along the step")):
+    for run, label in ((plain, ""), (other, f", {how}")):
         old, new = (run.model(step)[0].state_dict() for step in (1, 2))
         found = [scores(run, run.build(blend(new, old, weight)), sites) for weight in SHARES]
-        series += [(f"{site.name}{how}", [row[at] for row in found]) for at, site in enumerate(sites)]
-    across = f"weight of the model after {sites[1].name}, against the one before"
-    lines("fusion", across, SHARES, series[::2] + series[1::2], dashed=2)
+        series += [(f"{site.name}{label}", [row[at] for row in found]) for at, site in enumerate(sites)]
+    across = f"weight of the model after {plain.learned[1]}, against the one before"
+    lines(name, across, SHARES, [row for at in range(len(sites)) for row in series[at :: len(sites)]], dashed=2)
 
 
 def repairs(run: Run, sites: list[Domain]) -> None:
@@ -241,10 +241,12 @@ def main() -> None:
     """See the module's docstring."""
     dkp = read_method("dkp").model_copy(update={"transport": ({"ridge": {}},)})
     fine_tune = read_method("fine_tune")
-    plain, averaged, raw = (
-        fine_tune.model_copy(update={"terms": ({"cross_entropy": {}}, {"triplet": triplet}, *more)})
-        for triplet, more in (({}, ()), ({}, ({"moving_average": {}},)), ({"unit": False}, ()))
-    )
+    plain, averaged, held, centred, raw = (
+        fine_tune.model_copy(update={"terms": ({"cross_entropy": rows}, {"triplet": triplet}, *({name: {}} for name in more))})
+        for rows, triplet, more in (
+            ({}, {}, ()), ({}, {}, ("moving_average",)), ({}, {}, ("fixed_statistics",)), ({"start": "centre"}, {}, ()), ({}, {"unit": False}, ())
+        )
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         sites = [make_domain(Path(folder) / name, name, identities=72, seed=number) for number, name in enumerate(SITES)]
 
@@ -262,7 +264,9 @@ def main() -> None:
         looks(sites)
         pair = sites[:2]
         tuned = learned("plain", plain, pair)
-        fusions(tuned, learned("averaged", averaged, pair), pair)
+        fusions("fusion", tuned, learned("averaged", averaged, pair), "averaged along the step", pair)
+        fusions("statistics", tuned, learned("held", held, pair), "statistics held", pair)
+        fusions("centres", tuned, learned("centred", centred, pair), "rows from centres", [sites[0], sites[2]])
         repairs(tuned, pair)
         triplets(learned("raw", raw, pair), tuned, pair[1])
 

@@ -4,7 +4,7 @@
     python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
     python -m benchmarks.small5 strong                                     # the same from a person-trained start
     python -m benchmarks.small5 parts                                      # default without each of its parts in turn, on small-5-dev, two seeds
-    python -m benchmarks.small5 guides                                     # hyper_default guided by transferability, at random, and not at all; three seeds
+    python -m benchmarks.small5 guides                                     # hyper_default with each guide, three seeds
     python -m benchmarks.small5 recheck [--methods A,B]                    # after a change that should move no figure of these: prove it on one run
     python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md
 
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from benchmarks.small5_tables import METHODS, whole, write
@@ -52,6 +53,10 @@ THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "hyper_routed", "hyper
 STRONG_START = "model.weights=${LIFELONG_REID_DATA}/../weights/mobilenetv2_100.person.fp16.safetensors"
 STRONG_SEEDS = {"fine_tune": (0,), "fusion": (0,), "dkp++": (0, 1, 2), "default": (0, 1, 2)}
 RECHECKED = ("default", "fusion")
+THREADS = 1
+"""Of every run, so that figures do not hang on a machine's cores; two runs side by side use two cores better than one run does."""
+BEFORE_THREADS = 2
+"""Of results that do not say."""
 CHOSEN_ON_DEV = {"joint": ["train.sampling=domain"]}
 """What small-5-dev decided for one method alone: two samplings were tried with joint. The rates in the stream's file serve all methods."""
 
@@ -113,8 +118,9 @@ def with_guides(method: Method) -> dict[str, Method]:
 
 
 def study(
-    kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], *, chosen: Method | None = None, keep: bool = True
-) -> None:
+    kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], *, chosen: Method | None = None, keep: bool = True,
+    threads: int = THREADS,
+) -> None:  # fmt: skip
     """Run one stream unless its result is there; keep the whole matrix, its summary and the costs.
 
     Args:
@@ -126,7 +132,9 @@ def study(
         results: what is there; the new one is added.
         chosen: the method, if it is not the one shipped under its name.
         keep: write the results' file.
+        threads: of torch.
     """
+    torch.set_num_threads(threads)
     stream = read_stream("small5")
     learned, unseen = open_stream(stream)
     if kind in ("dev", "parts"):
@@ -146,7 +154,7 @@ def study(
     learn_stream(run, learned, unseen, method=chosen, config=config, progress=Progress(Console(stderr=True)))
     steps = run.steps[1:]
     results[key] = {
-        "kind": kind, "method": method, "seed": seed, "order": order, "sets": sets, "data": data, "code": code_hash(),
+        "kind": kind, "method": method, "seed": seed, "order": order, "sets": sets, "data": data, "code": code_hash(), "threads": threads,
         "about": chosen.model_dump(mode="json"), "settings": settings,
         "matrix": {f"{row}/{name}": dict(cell.scores) for (row, name), cell in run.scores.cells.items()},
         "summary": run.scores.summary(),
@@ -185,7 +193,7 @@ def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
         return
     old = known[0]
     again: dict[str, Any] = {}
-    study("test", old["method"], 0, 1, old["sets"], again, keep=False)
+    study("test", old["method"], 0, 1, old["sets"], again, keep=False, threads=old.get("threads", BEFORE_THREADS))
     (new,) = again.values()
     if new["matrix"] != old["matrix"]:
         moved = [key for key, cell in new["matrix"].items() if cell != old["matrix"].get(key)]
