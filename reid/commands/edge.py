@@ -11,6 +11,7 @@ from domains.errors import UsageError
 from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, out, print_json, table
 
 app = typer.Typer()
+key_app = typer.Typer(help="Keys that sign bundles, so that the edge loads those of their maker only.", no_args_is_help=True)
 
 
 @app.command()
@@ -110,3 +111,24 @@ def query(
             for match in matches
         ]
         table(str(path), ["rank", "score", "camera", "time", "label", "source", "id"], rows)
+
+
+@key_app.command("make")
+def key_make(keyfile: Annotated[Path, typer.Argument(metavar="KEYFILE", show_default=False)], as_json: Json = False) -> None:
+    """Make a signing key: KEYFILE stays with you (mode 0600), KEYFILE.pub goes to the edge, named by LIFELONG_REID_TRUSTED_KEYS."""
+    from deploy.signature import make_key
+
+    name, public = make_key(keyfile), f"{keyfile}.pub"
+    if as_json:
+        print_json({"key": name, "private": str(keyfile), "public": public})
+    else:
+        out.print(f"made key {name}: sign with --key {keyfile}, trust {public}", markup=False, soft_wrap=True)
+
+
+@key_app.command("sign")
+def key_sign(bundle: PathArgument, key: Annotated[Path, typer.Option("--key", help="The private key file.", show_default=False)]) -> None:
+    """Sign a bundle as it is."""
+    from deploy.bundle import revise_bundle
+
+    made = revise_bundle(bundle, {}, key=key)
+    out.print(f"{bundle} is signed by key {made.signers[0]}", markup=False, soft_wrap=True)
