@@ -33,6 +33,15 @@ _LINE = re.compile(r"ed25519 ([0-9a-f]{64}) ([0-9a-f]{128})\n")
 _CONTEXT = b"lifelong-reid bundle manifest\n"
 """Comes before what is signed, so that a signature for one purpose can never serve another."""
 
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        "00" * 32, "01" + "00" * 31, "ec" + "ff" * 30 + "7f", "ed" + "ff" * 30 + "7f", "ee" + "ff" * 30 + "7f",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    )
+)  # fmt: skip
+"""Encodings, sign bit aside, of the points of order 1 to 8: as public keys they accept signatures that nobody made, of bytes that nobody chose."""
+
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
@@ -220,6 +229,8 @@ def _fits(signature: Signature, manifest: bytes) -> bool:
     ed25519, _ = _cryptography()
     from cryptography.exceptions import InvalidSignature
 
+    if signature.key[:31] + bytes([signature.key[31] & 0x7F]) in _SMALL_ORDER:
+        return False
     try:
         ed25519.Ed25519PublicKey.from_public_bytes(signature.key).verify(signature.value, _CONTEXT + manifest)
     except (InvalidSignature, ValueError):

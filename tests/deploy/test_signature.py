@@ -10,7 +10,7 @@ import pytest
 from deploy import Bundle
 from deploy.bundle import revise_bundle, write_bundle
 from deploy.manifest import MANIFEST
-from deploy.signature import ENVIRONMENT, SIGNATURE, key_id, make_key, read_signatures, sign, trusted_keys, write_signatures
+from deploy.signature import ENVIRONMENT, SIGNATURE, Signature, key_id, make_key, read_signatures, sign, trusted_keys, write_signatures
 from domains.artefact import content_id
 from domains.errors import ArtefactError, DeviceError, ReidError, UsageError
 
@@ -169,6 +169,20 @@ def test_hostile_signatures(signed, data):
     with pytest.raises(ArtefactError) as caught:
         Bundle.load(signed.folder)
     assert "\n" not in str(caught.value)
+
+
+def test_keys_that_accept_anything_are_worth_nothing(signed):
+    """The all-zero key and signature verify for about one manifest in four; none of these points may."""
+    from deploy.signature import _SMALL_ORDER
+
+    assert len(_SMALL_ORDER) == 7
+    for point in _SMALL_ORDER:
+        for sign_bit in (0, 0x80):
+            for value in (b"\0" * 64, b"\1" + b"\0" * 63, point + b"\0" * 32):
+                weak = Signature(point[:31] + bytes([point[31] | sign_bit]), value)
+                (signed.folder / SIGNATURE).write_bytes(write_signatures([weak]))
+                with pytest.raises(ArtefactError, match="changed after it was signed"):
+                    Bundle.load(signed.folder)
 
 
 def test_a_linked_signature_is_refused(signed, tmp_path):
