@@ -189,22 +189,21 @@ def impostor_levels(blocks: Callable[[], Iterator[PairBlock]], impostors: int, r
         counts += np.bincount(_bins(block.similarity[block.impostor]), minlength=_BINS)
     above = np.cumsum(counts[::-1])[::-1]
     places = [_allowed(rate, impostors) for rate in rates]
-    wanted = [int(np.flatnonzero(above > place)[-1]) if place < impostors else None for place in places]
-    kept: dict[int, tuple[Floats, NDArray[np.int64]]] = {}
-    for block in blocks() if any(bin_ is not None for bin_ in wanted) else ():
+    wanted = {place: int(np.flatnonzero(above > place)[-1]) for place in places if place < impostors}
+    kept = {number: (np.empty(0, np.float32), np.empty(0, np.int64)) for number in wanted.values()}
+    for block in blocks() if kept else ():
         scores = block.similarity[block.impostor]
         at = _bins(scores)
-        for bin_ in {bin_ for bin_ in wanted if bin_ is not None}:
-            values, times = np.unique(scores[at == bin_], return_counts=True)
-            kept[bin_] = _merged(kept[bin_], (values, times)) if bin_ in kept else (values, times)
+        for number, held in kept.items():
+            kept[number] = _merged(held, np.unique(scores[at == number], return_counts=True))
     levels = []
-    for place, bin_ in zip(places, wanted, strict=True):
-        if bin_ is None:
+    for place in places:
+        if place not in wanted:
             levels.append(-np.inf)
             continue
-        values, times = kept[bin_]
-        before = place - (above[bin_ + 1] if bin_ + 1 < _BINS else 0)
-        levels.append(float(values[::-1][np.searchsorted(np.cumsum(times[::-1]), before, side="right")]))
+        values, times = kept[wanted[place]]
+        higher = above[wanted[place] + 1] if wanted[place] + 1 < _BINS else 0
+        levels.append(float(values[::-1][np.searchsorted(np.cumsum(times[::-1]), place - higher, side="right")]))
     return levels
 
 
@@ -215,7 +214,8 @@ def _allowed(rate: float, count: int) -> int:
 
 def _bins(scores: Floats) -> NDArray[np.int32]:
     """A bin for every score, higher for higher ones."""
-    return np.clip((scores + np.float32(_LIMIT)) * np.float32(_BINS / (2 * _LIMIT)), 0, _BINS - 1).astype(np.int32)
+    found: NDArray[np.int32] = np.clip((scores + np.float32(_LIMIT)) * np.float32(_BINS / (2 * _LIMIT)), 0, _BINS - 1).astype(np.int32)
+    return found
 
 
 def _merged(one: tuple[Floats, NDArray[np.int64]], other: tuple[Floats, NDArray[np.int64]]) -> tuple[Floats, NDArray[np.int64]]:
