@@ -5,10 +5,14 @@ The graph takes ``crops`` uint8 ``[N, H, W, 3]`` RGB (N dynamic) and returns ``e
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
+import json
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,27 +22,20 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from domains.artefact import read_manifest, sealing, write_manifest
+from deploy.manifest import MANIFEST, MAX_DIM, REVISABLE, SCHEMA, check_folder, is_temporary, parse_manifest
+from domains.artefact import check_hashes, content_id, read_bytes, sealing, write_json, write_manifest
 from domains.crops import CropSpec
-from domains.errors import ArtefactError, DataError
+from domains.errors import ArtefactError, UsageError
 from prototypes.transport import Transport
 
-MANIFEST = "bundle.json"
-SCHEMA = 1
-REQUIRED = frozenset({"model.onnx", "golden.npz", "CARD.md"})
-OPTIONAL = frozenset({"transport.npz"})
+__all__ = ["MAX_DIM", "Bundle", "Golden", "revise_bundle", "write_bundle"]
+
 MAX_MODEL = 2**31 - 1
 MAX_GOLDEN = 256 * 2**20
 MAX_GOLDEN_ROWS = 64
 MAX_TRANSPORT = 256 * 2**20
-MAX_DIM = 2**14
 UNIT = 1e-3
 """How far from 1 the length of a golden embedding may be."""
-
-_BODY: dict[str, type | tuple[type, ...]] = {
-    "feature_space": str, "dim": int, "crop": dict, "backbone": str, "precision": str, "step": int, "domains": list, "method": str, "parity": dict,
-    "licences": dict,
-}  # fmt: skip
 
 
 class Golden(NamedTuple):
@@ -76,11 +73,11 @@ class Bundle:
         folder = Path(path)
         if not (folder / MANIFEST).is_file():
             raise ArtefactError(f"{folder} is no bundle: it has no {MANIFEST}; make one with reid export")
-        manifest = read_manifest(folder, MANIFEST, kind="bundle", schemas=range(1, SCHEMA + 1), check_files=False)
-        _check_files(folder, set(manifest["files"]))
-        bundle = cls(folder, manifest, _check_body(folder / MANIFEST, manifest))
+        manifest, crop = parse_manifest(read_bytes(folder / MANIFEST), folder / MANIFEST)
+        check_folder(folder, set(manifest["files"]))
+        bundle = cls(folder, manifest, crop)
         if verify:
-            read_manifest(folder, MANIFEST, kind="bundle", schemas=range(1, SCHEMA + 1))
+            check_hashes(folder, MANIFEST, manifest["files"])
             bundle.golden()
         return bundle
 
@@ -98,6 +95,12 @@ class Bundle:
     def id(self) -> str:
         """Hash of all its content."""
         return str(self.manifest["id"])
+
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, Any]]:
+        """By calibrated domain: ``fpr`` that was asked for, ``score`` (cosine) that gives it, and what else was measured; empty if none was."""
+        found: Mapping[str, Mapping[str, Any]] = self.manifest.get("thresholds", {})
+        return found
 
     def model(self) -> bytes:
         """The ONNX graph, read once and checked, so that the bytes that are run are the bytes that were sealed; raises ArtefactError."""
@@ -191,46 +194,55 @@ def write_bundle(
     return Bundle.load(folder, verify=False)
 
 
-def _check_files(folder: Path, listed: set[str]) -> None:
-    """Compare the manifest's files and the folder's with what a bundle consists of; nothing else may lie there to be loaded by mistake."""
-    if wrong := sorted(listed - REQUIRED - OPTIONAL):
-        raise ArtefactError(f"{folder / MANIFEST} lists {wrong[0]!r:.80}, which is no part of a bundle; export it again")
-    if lost := sorted(REQUIRED - listed):
-        raise ArtefactError(f"{folder / MANIFEST} does not list {lost[0]}; export it again")
+def revise_bundle(folder: str | PathLike[str], changes: Mapping[str, Any]) -> Bundle:
+    """Change what ``bundle.json`` says, atomically: a reader sees the old manifest or the new one. The id changes, the other files do not.
+
+    Args:
+        folder: the bundle's.
+        changes: new values by key. ``thresholds`` are merged by domain, and None takes a domain's away; ``licences`` are merged by name.
+
+    Raises:
+        UsageError: a key that the files' content determines.
+        ArtefactError: a damaged bundle, or values that no manifest may hold; nothing is changed.
+    """
+    if fixed := sorted(set(changes) - REVISABLE):
+        raise UsageError(f"{fixed[0]!r:.80} of a bundle follows from its files and can't be revised, only {' and '.join(sorted(REVISABLE))} can")
+    folder = Path(folder)
+    with _revising(folder):
+        old = dict(Bundle.load(folder).manifest)
+        revised = old | {key: {**old.get(key, {}), **_mapping(key, value)} for key, value in changes.items()}
+        revised["thresholds"] = {domain: entry for domain, entry in revised.get("thresholds", {}).items() if entry is not None}
+        revised["schema"] = SCHEMA
+        revised.pop("id")
+        try:
+            manifest = {"id": content_id(revised), **revised}
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"a manifest can't hold that: {error}") from error
+        parse_manifest(json.dumps(manifest).encode(), folder / MANIFEST)
+        write_json(folder / MANIFEST, manifest)
+        return Bundle.load(folder, verify=False)
+
+
+@contextmanager
+def _revising(folder: Path) -> Iterator[None]:
+    """Keep other revisions out of a bundle folder meanwhile, and clear away what a killed one left."""
     try:
-        found = {item.name: item.is_file() and not item.is_symlink() for item in folder.iterdir()}
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise ArtefactError(f"can't read {folder}: {error.strerror or error}") from error
-    if extra := sorted(set(found) - listed - {MANIFEST}):
-        raise ArtefactError(f"{folder} holds {extra[0]!r:.80}, which its manifest does not list; remove it, or copy the bundle again")
-    for name in sorted(listed):
-        if name not in found:
-            raise ArtefactError(f"{folder / name} is missing; copy the bundle again")
-        if not found[name]:
-            raise ArtefactError(f"{folder / name} is not a plain file; copy the bundle again")
-
-
-def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
-    """Check the manifest's own keys; returns the crop rule."""
-    for key, kind in _BODY.items():
-        value = manifest.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ArtefactError(f"{path}: {key} is {'missing' if key not in manifest else f'{value!r:.80}'}; export the bundle again")
-    space = manifest["feature_space"]
-    if not space or len(space) > 128 or set(space) - set("0123456789abcdef"):
-        raise ArtefactError(f"{path}: feature_space must be a hash in hexadecimal, got {space!r:.80}")
-    if not 1 <= manifest["dim"] <= MAX_DIM:
-        raise ArtefactError(f"{path}: dim must be from 1 to {MAX_DIM}, got {manifest['dim']}")
-    if not all(isinstance(name, str) for name in manifest["domains"]):
-        raise ArtefactError(f"{path}: domains must be a list of names")
-    if not all(isinstance(cosine, (int, float)) for cosine in manifest["parity"].values()):
-        raise ArtefactError(f"{path}: parity must give a cosine for each batch size")
-    if set(manifest["licences"]) != {"weights", "data"}:
-        raise ArtefactError(f"{path}: licences must name those of weights and data")
+        raise ArtefactError(f"can't open {folder}: {error.strerror or error}") from error
     try:
-        return CropSpec.from_dict(manifest["crop"])
-    except (DataError, TypeError) as error:
-        raise ArtefactError(f"{path}: {error}") from error
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in [item for item in folder.iterdir() if is_temporary(item.name)]:
+            left.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{key} must be a mapping, got {value!r:.80}")
+    return value
 
 
 def _read_npy(stream: IO[bytes], row: tuple[int, ...], dtype: str) -> NDArray[Any]:
