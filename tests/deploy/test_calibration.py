@@ -107,7 +107,7 @@ def test_too_few_pairs_are_refused_with_the_number_needed_and_what_can_be_had(tm
     with pytest.raises(DataError, match="no query and gallery splits"):
         calibrate(Pretender(), from_rows("site", tmp_path, "made", [("train", "a.png", "a", "c")]), fpr=0.05)
     for rate in (0, -1, 0.06, float("nan")):
-        with pytest.raises(UsageError, match="must lie above 0 and up to 0.05"):
+        with pytest.raises(UsageError, match=r"must lie above 0 and up to 0\.05"):
             calibrate(Pretender(), domain, fpr=rate)
 
 
@@ -126,7 +126,7 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path):
     assert sum(found.genuine_pairs) == 60 * 4 - 4
     assert sum(found.distractors) == 9
     with pytest.raises(DataError, match="none of its 121 images can be read; the first: damaged"):
-        calibrate(Pretender(broken={path for path in domain.query.paths}), domain, fpr=0.01)
+        calibrate(Pretender(broken=set(domain.query.paths)), domain, fpr=0.01)
 
 
 def test_a_model_that_knows_nobody_apart_is_refused(tmp_path):
