@@ -87,6 +87,8 @@ class Refinement:
             )
         if (self.transitions is None) != (self.seen is None):
             raise UsageError("which matches are possible depends on the query's camera and time and on a file of transitions: give both or neither")
+        if self.remove_impossible and self.transitions is None:
+            raise UsageError("impossible matches can be removed only where a file of transitions says what is impossible; give one, with --seen-at")
 
     @property
     def is_plain(self) -> bool:

@@ -215,7 +215,7 @@ def test_entries_without_a_time_and_unknown_pairs_are_not_judged(gallery, querie
 @pytest.mark.parametrize(
     "settings",
     [{"together": "sum"}, {"together": "max", "rerank": True}, {"expand": -1}, {"depth": 0}, {"alpha": -1}, {"alpha": float("nan")}, {"least": 2},
-     {"seen": SEEN}, {"transitions": RULES}],
+     {"seen": SEEN}, {"transitions": RULES}, {"remove_impossible": True}],
 )  # fmt: skip
 def test_refinements_refused(settings):
     with pytest.raises(UsageError):
