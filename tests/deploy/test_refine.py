@@ -1,5 +1,8 @@
 """Refined answers against plain definitions; scores stay cosines; nothing depends on who else asks."""
 
+import sqlite3
+from contextlib import closing
+
 import numpy as np
 import pytest
 from tiny import DIM, SPACE, unit
@@ -10,6 +13,7 @@ from deploy.refine import Refinement, best_of, expanded, mean_query, search
 from deploy.transitions import Sighting, Transitions
 from domains.errors import DataError, GalleryError, UsageError
 from domains.reranking import k_reciprocal
+from prototypes.transport import Transport
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
 PEOPLE, EACH = 12, 8
@@ -71,6 +75,28 @@ def test_the_gallerys_vectors_are_what_was_stored(gallery, stored):
     assert vectors.feature_space == SPACE
     np.testing.assert_allclose(np.asarray(vectors), kept(stored[0])[[0, 4]], atol=1e-7)
     assert gallery.vectors([])[1].shape == (0, DIM)
+
+
+def test_the_gallerys_vectors_after_an_upgrade_are_the_carried_ones(gallery, stored, make_bundle):
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((DIM, DIM)))[0].astype(np.float32)
+    transport = Transport(SPACE, "bc" * 32, turn, "ridge", (0.9, 0.5))
+    gallery.upgrade(make_bundle("two", changes={"feature_space": "bc" * 32}, transport=transport.to_bytes()).folder)
+    late = unit(np.random.default_rng(2), 1)
+    (new,) = gallery.add(Embeddings(late, "bc" * 32), "a", ["/late.png"])
+    numbers, vectors = gallery.vectors([3, new])
+    assert (numbers, vectors.feature_space) == ([3, new], "bc" * 32)
+    np.testing.assert_allclose(np.asarray(vectors), np.stack([stored[0][2] @ turn, late[0]]), atol=2e-3)
+    query = Embeddings((stored[0][:1] @ turn).astype(np.float32), "bc" * 32)
+    assert search(gallery, query, 5, Refinement(rerank=True))[0][0].id == 1
+    with pytest.raises(GalleryError, match="in space abab"):
+        search(gallery, Embeddings(stored[0][:1], SPACE), 5, Refinement(rerank=True))
+
+
+def test_a_damaged_entry_is_not_compared(gallery):
+    with closing(sqlite3.connect(gallery.path / "gallery.db")) as other, other:
+        other.execute("UPDATE entry SET vector = zeroblob(length(vector)) WHERE id = 4")
+    with pytest.raises(GalleryError, match=r"entry 4 .* is damaged"):
+        gallery.vectors([4])
 
 
 # --------------------------------------------------------------------------------------------------------------------------- re-ranking

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from deploy.bundle import revise_bundle
 from deploy.match import Match
 from deploy.thresholds import Thresholds, answer
-from domains.errors import UsageError
+from domains.errors import ArtefactError, UsageError
 
 
 def match(score, possible=None):
@@ -42,6 +42,13 @@ def test_unknown_names_and_impossible_scores_are_refused(calibrated, make_bundle
             Thresholds.from_bundle(calibrated, score)
     with pytest.raises(UsageError, match="at most the other"):
         Thresholds(0.2, 0.3, "x")
+
+
+@pytest.mark.parametrize("unsure", [0.9, None, "low", [0.1], -3])
+def test_an_entry_that_makes_no_sense_is_refused(bundle, unsure):
+    revised = revise_bundle(bundle.folder, {"thresholds": {"yard": {"fpr": 0.001, "score": 0.6, "unsure": unsure}}})
+    with pytest.raises(ArtefactError, match=r"threshold of 'yard' can't be used: .*; run reid calibrate again"):
+        Thresholds.from_bundle(revised)
 
 
 def test_no_threshold_no_verdict(bundle):
