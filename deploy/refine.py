@@ -29,7 +29,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from deploy.embeddings import Embeddings
 from deploy.gallery import Gallery
+from deploy.incoming import unit_vectors
 from deploy.match import Match
+from deploy.store import Facts
 from deploy.transitions import Sighting, Transitions
 from domains.errors import DataError, GalleryError, UsageError
 from domains.reranking import k_reciprocal
@@ -127,14 +129,14 @@ def search(
     asked = _Asked(gallery, space, wanted, max(int(k), wanted.depth), (camera, after, before, label, source))
     if wanted.is_plain or not np.size(vectors):
         return gallery.search(vectors, k, *asked.filters)
-    found = gallery.search(vectors, asked.fetch, *asked.filters)
-    units = np.atleast_2d(np.asarray(vectors, np.float32))
-    units = units / np.linalg.norm(units, axis=1, keepdims=True)
-    if wanted.together == "max":
-        units, found = units[:1], [best_of(found)[: asked.fetch]]
-    elif wanted.together == "mean":
+    units = unit_vectors(vectors, "query", Facts(gallery.dim, gallery.feature_space, None)).astype(np.float32)
+    if wanted.together == "mean":
         units = mean_query(units)[None]
         found = [asked.nearest(units[0])]
+    else:
+        found = gallery.search(vectors, asked.fetch, *asked.filters)
+    if wanted.together == "max":
+        units, found = units[:1], [best_of(found)[: asked.fetch]]
     return [_ranked(asked.refined(query, candidates), k) for query, candidates in zip(units, found, strict=True)]
 
 

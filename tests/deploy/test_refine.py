@@ -251,6 +251,11 @@ def test_refinements_refused(settings):
 def test_foreign_vectors_and_counts_are_refused(gallery, queries):
     with pytest.raises(GalleryError, match="in space ffff"):
         search(gallery, Embeddings(queries, "ff" * 32), 3, Refinement(rerank=True))
+    for together in ("mean", "max"):
+        with pytest.raises(GalleryError, match="in space ffff"):
+            search(gallery, Embeddings(queries[:2], "ff" * 32), 3, Refinement(together=together))
+        with pytest.raises(GalleryError, match="query 1 has length 2"):
+            search(gallery, queries[:2] * np.float32([[1], [2]]), 3, Refinement(together=together))
     for k in (0, True, 1.5):
         with pytest.raises(GalleryError, match="k must be a whole number"):
             search(gallery, queries, k, Refinement(rerank=True))
