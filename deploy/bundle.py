@@ -8,10 +8,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
-import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -23,17 +22,20 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from deploy.manifest import MANIFEST, MAX_DIM, REVISABLE, SCHEMA, check_folder, is_temporary, parse_manifest
-from domains.artefact import check_hashes, content_id, read_bytes, sealing, write_json, write_manifest
+from deploy.signature import MAX_SIGNATURES, SIGNATURE, check, read_signatures, sign, trusted_keys, write_signatures
+from domains.artefact import check_hashes, content_id, encode_json, fsync_folder, read_bytes, sealing, write_atomic, write_manifest
 from domains.crops import CropSpec
 from domains.errors import ArtefactError, UsageError
 from prototypes.transport import Transport
 
-__all__ = ["MAX_DIM", "Bundle", "Golden", "revise_bundle", "write_bundle"]
+__all__ = ["MAX_DIM", "Bundle", "Golden", "Trusted", "revise_bundle", "write_bundle"]
 
 MAX_MODEL = 2**31 - 1
 MAX_GOLDEN = 256 * 2**20
 MAX_GOLDEN_ROWS = 64
 MAX_TRANSPORT = 256 * 2**20
+REREADS = 5
+Trusted = str | PathLike[str] | Iterable[str | PathLike[str]] | None
 UNIT = 1e-3
 """How far from 1 the length of a golden embedding may be."""
 
@@ -53,29 +55,39 @@ class Bundle:
         folder: where it lies.
         manifest: everything in ``bundle.json``.
         crop: size and resize rule of the graph's input.
+        signers: ids of the keys that signed it.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     crop: CropSpec
+    signers: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, path: str | PathLike[str], *, verify: bool = True) -> Bundle:
+    def load(cls, path: str | PathLike[str], *, verify: bool = True, trusted: Trusted = None) -> Bundle:
         """Open a bundle.
 
         Args:
             path: its folder.
             verify: also compare every file with its sha256, and look into the golden embeddings.
+            trusted: files of public keys, of which one must have signed the bundle; by default those that LIFELONG_REID_TRUSTED_KEYS names. Where
+                none are named, unsigned bundles are loaded too, but a signature that is there must still fit.
 
         Raises:
-            ArtefactError: no bundle, or one with missing, unknown or changed files, or an impossible manifest.
+            ArtefactError: no bundle, one that nobody trusted has signed, or one with missing, unknown or changed files, or an impossible manifest.
+            UsageError: ``trusted`` names no keys.
+            DeviceError: there is a signature to check and the package for it is not installed.
         """
-        folder = Path(path)
+        return cls._open(Path(path), verify, trusted_keys(trusted))
+
+    @classmethod
+    def _open(cls, folder: Path, verify: bool, trusted: frozenset[bytes] | None) -> Bundle:
         if not (folder / MANIFEST).is_file():
             raise ArtefactError(f"{folder} is no bundle: it has no {MANIFEST}; make one with reid export")
-        manifest, crop = parse_manifest(read_bytes(folder / MANIFEST), folder / MANIFEST)
+        data, signers = _signed(folder, trusted)
+        manifest, crop = parse_manifest(data, folder / MANIFEST)
         check_folder(folder, set(manifest["files"]))
-        bundle = cls(folder, manifest, crop)
+        bundle = cls(folder, manifest, crop, signers)
         if verify:
             check_hashes(folder, MANIFEST, manifest["files"])
             bundle.golden()
@@ -165,6 +177,7 @@ def write_bundle(
     body: Mapping[str, Any],
     parent: str | None,
     transport: bytes | None = None,
+    key: str | PathLike[str] | None = None,
 ) -> Bundle:
     """Seal a bundle folder: it appears whole, checked as a reader would check it, or not at all.
 
@@ -177,9 +190,11 @@ def write_bundle(
         body: the manifest's own keys (see ``bundle.json`` in the documentation of artefacts).
         parent: id of the sealed step that it was exported from.
         transport: the ``transport.npz`` of that step, where there is one.
+        key: file of the private key to sign it with.
 
     Raises:
         ArtefactError: the folder exists, or the parts do not fit each other.
+        UsageError: the key can't be used.
     """
     golden = io.BytesIO()
     np.savez_compressed(golden, crops=np.ascontiguousarray(golden_crops), embeddings=np.ascontiguousarray(golden_embeddings))
@@ -190,37 +205,81 @@ def write_bundle(
         for name, data in files.items():
             (temporary / name).write_bytes(data)
         write_manifest(temporary, MANIFEST, kind="bundle", schema=SCHEMA, files=files, parent=parent, body=body)
-        Bundle.load(temporary)
-    return Bundle.load(folder, verify=False)
+        if key is not None:
+            (temporary / SIGNATURE).write_bytes(write_signatures([sign((temporary / MANIFEST).read_bytes(), key)]))
+        Bundle._open(temporary, verify=True, trusted=None)
+    return Bundle._open(folder, verify=False, trusted=None)
 
 
-def revise_bundle(folder: str | PathLike[str], changes: Mapping[str, Any]) -> Bundle:
+def _signed(folder: Path, trusted: frozenset[bytes] | None) -> tuple[bytes, tuple[str, ...]]:
+    """The manifest's bytes and the keys that signed them; a revision that goes on meanwhile is waited for."""
+    for _ in range(REREADS):
+        data = read_bytes(folder / MANIFEST)
+        signatures = read_signatures(folder / SIGNATURE)
+        try:
+            return data, check(data, signatures, trusted, folder)
+        except ArtefactError:
+            if read_bytes(folder / MANIFEST) == data and read_signatures(folder / SIGNATURE) == signatures:
+                raise
+    raise ArtefactError(f"{folder} is being rewritten over and over; stop what does it, and load it again")
+
+
+def revise_bundle(
+    folder: str | PathLike[str],
+    changes: Mapping[str, Any],
+    *,
+    key: str | PathLike[str] | None = None,
+    unsign: bool = False,
+    trusted: Trusted = None,
+) -> Bundle:
     """Change what ``bundle.json`` says, atomically: a reader sees the old manifest or the new one. The id changes, the other files do not.
 
     Args:
         folder: the bundle's.
         changes: new values by key. ``thresholds`` are merged by domain, and None takes a domain's away; ``licences`` are merged by name.
+        key: file of the private key to sign the new manifest with; no changes and a key sign a bundle as it is.
+        unsign: take the signature away from a signed bundle, where there is no key.
+        trusted: as in :meth:`Bundle.load`.
 
     Raises:
-        UsageError: a key that the files' content determines.
+        UsageError: a key that the files' content determines, a signed bundle without a key to sign it again, or a signing key that can't be used.
         ArtefactError: a damaged bundle, or values that no manifest may hold; nothing is changed.
     """
     if fixed := sorted(set(changes) - REVISABLE):
         raise UsageError(f"{fixed[0]!r:.80} of a bundle follows from its files and can't be revised, only {' and '.join(sorted(REVISABLE))} can")
-    folder = Path(folder)
+    folder, anchors = Path(folder), trusted_keys(trusted)
     with _revising(folder):
-        old = dict(Bundle.load(folder).manifest)
-        revised = old | {key: {**old.get(key, {}), **_mapping(key, value)} for key, value in changes.items()}
-        revised["thresholds"] = {domain: entry for domain, entry in revised.get("thresholds", {}).items() if entry is not None}
-        revised["schema"] = SCHEMA
-        revised.pop("id")
-        try:
-            manifest = {"id": content_id(revised), **revised}
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"a manifest can't hold that: {error}") from error
-        parse_manifest(json.dumps(manifest).encode(), folder / MANIFEST)
-        write_json(folder / MANIFEST, manifest)
-        return Bundle.load(folder, verify=False)
+        bundle = Bundle._open(folder, verify=True, trusted=anchors)
+        if bundle.signers and key is None and not unsign:
+            raise UsageError(f"{folder} is signed by key {bundle.signers[0]}: name a key to sign what you change, or give the signature up")
+        data = _revised(folder, bundle.manifest, changes)
+        new = [] if key is None else [sign(data, key)]
+        check(data, new or None, anchors, folder)
+        old = read_signatures(folder / SIGNATURE) or []
+        # Whatever is killed here leaves a bundle that loads: with both signatures, or unsigned where it was to be unsigned or never was signed.
+        if old and new:
+            write_atomic(folder / SIGNATURE, write_signatures([*new, *old[: MAX_SIGNATURES - 1]]))
+        elif old:
+            (folder / SIGNATURE).unlink()
+            fsync_folder(folder)
+        write_atomic(folder / MANIFEST, data)
+        if new:
+            write_atomic(folder / SIGNATURE, write_signatures(new))
+        return Bundle._open(folder, verify=False, trusted=anchors)
+
+
+def _revised(folder: Path, old: Mapping[str, Any], changes: Mapping[str, Any]) -> bytes:
+    """The bytes of the revised manifest, checked as a reader would."""
+    revised = dict(old) | {name: {**old.get(name, {}), **_mapping(name, value)} for name, value in changes.items()}
+    revised["thresholds"] = {domain: entry for domain, entry in revised.get("thresholds", {}).items() if entry is not None}
+    revised["schema"] = SCHEMA
+    revised.pop("id")
+    try:
+        data = encode_json({"id": content_id(revised), **revised})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a manifest can't hold that: {error}") from error
+    parse_manifest(data, folder / MANIFEST)
+    return data
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,9 +157,20 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float = FPR, seed: int =
     )  # fmt: skip
 
 
-def store(bundle: Bundle, found: Calibration) -> Bundle:
-    """Write the thresholds into the bundle's manifest, in the place of earlier ones of the same domain; no other file is touched."""
-    return revise_bundle(bundle.folder, {"thresholds": {found.domain: {key: value for key, value in found.to_dict().items() if key != "domain"}}})
+def store(bundle: Bundle, found: Calibration, *, key: str | PathLike[str] | None = None, unsign: bool = False) -> Bundle:
+    """Write the thresholds into the bundle's manifest, in the place of earlier ones of the same domain; neither model nor golden file is touched.
+
+    Args:
+        bundle: that the thresholds were measured with.
+        found: the thresholds.
+        key: file of the private key to sign the new manifest with.
+        unsign: give the signature of a signed bundle up, where there is no key.
+
+    Raises:
+        UsageError, ArtefactError: as :func:`deploy.bundle.revise_bundle`.
+    """
+    entry = {name: value for name, value in found.to_dict().items() if name != "domain"}
+    return revise_bundle(bundle.folder, {"thresholds": {found.domain: entry}}, key=key, unsign=unsign)
 
 
 def rows_of_halves(domain: Domain, query: Split, gallery: Split, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:

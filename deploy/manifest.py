@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from deploy.signature import SIGNATURE
 from domains.artefact import check_manifest, parse_json
 from domains.crops import CropSpec
 from domains.errors import ArtefactError, DataError
@@ -27,6 +28,7 @@ MAX_DIM = 2**14
 MAX_THRESHOLDS = 1024
 MAX_LIST = 1024
 GOLDEN_COSINE = 0.999
+"""Least cosine between what an engine answers and the golden embeddings, where the manifest does not say otherwise."""
 
 _TEMPORARY = re.compile(r"\.bundle\.(json|sig)\.[0-9a-f]{8}\.tmp")
 _BODY: dict[str, type | tuple[type, ...]] = {
@@ -56,7 +58,7 @@ def check_folder(folder: Path, listed: set[str]) -> None:
         found = {item.name: item.is_file() and not item.is_symlink() for item in folder.iterdir()}
     except OSError as error:
         raise ArtefactError(f"can't read {folder}: {error.strerror or error}") from error
-    if extra := sorted(name for name in set(found) - listed - {MANIFEST} if not is_temporary(name)):
+    if extra := sorted(name for name in set(found) - listed - {MANIFEST, SIGNATURE} if not is_temporary(name)):
         raise ArtefactError(f"{folder} holds {extra[0]!r:.80}, which its manifest does not list; remove it, or copy the bundle again")
     for name in (MANIFEST, *sorted(listed)):
         if name not in found:
@@ -68,11 +70,6 @@ def check_folder(folder: Path, listed: set[str]) -> None:
 def is_temporary(name: str) -> bool:
     """Whether a file is what a revision that was killed left behind: never read, removed by the next one."""
     return _TEMPORARY.fullmatch(name) is not None
-
-
-def golden_cosine(manifest: Mapping[str, Any]) -> float:
-    """Least cosine between what an engine answers and the golden embeddings for it to be trusted."""
-    return float(manifest.get("golden_cosine", GOLDEN_COSINE))
 
 
 def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
@@ -94,8 +91,10 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
     if set(licences) != {"weights", "data"} or not all(isinstance(text, str) and text.strip() for text in licences.values()):
         raise ArtefactError(f"{path}: licences must name those of weights and data")
     least = manifest.get("golden_cosine", GOLDEN_COSINE)
-    if not _is_number(least) or not 0.9 <= least <= 1:
-        raise ArtefactError(f"{path}: golden_cosine must lie from 0.9 to 1, got {least!r:.80}; export the bundle again")
+    if not all(_is_number(value) and 0.9 <= value <= 1 for value in (least.values() if isinstance(least, dict) else [least])):
+        raise ArtefactError(
+            f"{path}: golden_cosine must be a cosine from 0.9 to 1, or one for each engine, got {least!r:.80}; export the bundle again"
+        )
     check_thresholds(path, manifest.get("thresholds", {}))
     try:
         return CropSpec.from_dict(manifest["crop"])

@@ -42,7 +42,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically; NaN and infinities are refused (ValueError)."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(path, encode_json(value))
+
+
+def encode_json(value: Any) -> bytes:
+    """``value`` as readable JSON; NaN and infinities are refused (ValueError)."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:

@@ -19,6 +19,7 @@ app.add_typer(domain.domain_app, name="domain")
 app.add_typer(learning.app)
 app.add_typer(edge.app)
 app.add_typer(matching.app)
+app.add_typer(edge.key_app, name="key")
 app.add_typer(gallery.gallery_app, name="gallery")
 app.add_typer(bench.bench_app, name="bench")
 

@@ -103,6 +103,8 @@ def calibrate(
     fpr: Annotated[float, typer.Option(help="Share of pairs of different people that may be called the same person.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Which people choose the threshold and which check it.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the bundle as it is.")] = False,
+    key: Annotated[Path | None, typer.Option(help="Private key to sign the bundle again with, where it is signed.")] = None,
+    unsign: Annotated[bool, typer.Option("--unsign", help="Give the signature of a signed bundle up, where there is no key.")] = False,
     provider: Provider = "cpu", same_camera: SameCamera = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find the score that means "same person" on half of a domain's test people, check it on the other half, and keep it in the bundle."""
@@ -113,9 +115,11 @@ def calibrate(
 
     domain = domains.open(path, same_camera=same_camera)
     encoder = Encoder.load(bundle, provider=provider)
+    if encoder.bundle.signers and key is None and not unsign and not dry_run:  # before minutes are spent on measuring
+        raise UsageError(f"{bundle} is signed by key {encoder.bundle.signers[0]}: name a key with --key, or give the signature up with --unsign")
     found = measure(encoder, domain, fpr=fpr, seed=seed)
     if not dry_run:
-        store(encoder.bundle, found)
+        store(encoder.bundle, found, key=key, unsign=unsign)
     if as_json:
         print_json({**found.to_dict(), "stored": not dry_run})
     else:

@@ -63,6 +63,21 @@ def test_calibrate_measures_and_keeps(reid, bundle, site):
     assert "13 people" in text
 
 
+def test_a_signed_bundle_stays_signed_or_is_said_to_be_unsigned(reid, bundle, site, tmp_path):
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    reid("key", "make", tmp_path / "key")
+    reid("key", "sign", bundle.folder, "--key", tmp_path / "key")
+    assert "name a key with --key" in reid("calibrate", bundle.folder, site, "--fpr", "0.05", code=2).replace("\n", " ")
+    reid("calibrate", bundle.folder, site, "--fpr", "0.05", "--dry-run")
+    reid("calibrate", bundle.folder, site, "--fpr", "0.05", "--key", tmp_path / "key")
+    signed = Bundle.load(bundle.folder, trusted=[tmp_path / "key.pub"])
+    assert signed.signers
+    assert signed.thresholds["site"]["fpr"] == 0.05
+    reid("calibrate", bundle.folder, site, "--fpr", "0.04", "--unsign")
+    assert not Bundle.load(bundle.folder).signers
+    assert Bundle.load(bundle.folder).thresholds["site"]["fpr"] == 0.04
+
+
 def test_calibrate_refuses_what_it_can_not_see(reid, bundle, site):
     said = reid("calibrate", bundle.folder, site, code=1)
     assert "0.001 needs 10,000 pairs" in said.replace("\n", " ")
