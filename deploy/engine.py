@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -75,7 +76,7 @@ class Plan:
         dim: length of its embeddings.
         batch: most crops per inference.
         precision: of the bundle; ``fp16`` and ``int8`` let TensorRT compute so.
-        threads: threads of a CPU engine; by default all cores.
+        threads: threads of a CPU engine; by default all cores that this process may use.
     """
 
     height: int
@@ -218,8 +219,9 @@ def _start(onnxruntime: Any, model: bytes, target: Target, provider: str, plan: 
     """One session, checked as the module's text says."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if plan.threads is not None:
-        options.intra_op_num_threads = plan.threads
+    threads = plan.threads or cores_granted()
+    if threads is not None:
+        options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory(prefix="reid-") as scratch:
         probed = target.name != "cpu"
         if probed:
@@ -241,6 +243,15 @@ def _start(onnxruntime: Any, model: bytes, target: Target, provider: str, plan: 
             engine(np.zeros((SMALLEST_BATCH, plan.height, plan.width, 3), np.uint8))
             engine.elsewhere = check_placement(Path(session.end_profiling()), target)
     return engine
+
+
+def cores_granted(group: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """Cores that a container's CPU quota grants, None without one. ONNX Runtime does not look: its threads would stand in each other's way."""
+    try:
+        quota, period = group.read_text("ascii").split()
+    except (OSError, ValueError):
+        return None  # no control group of version 2, so no quota
+    return None if quota == "max" else max(1, min(int(quota) // int(period), len(os.sched_getaffinity(0))))
 
 
 def check_placement(profile: Path, target: Target) -> dict[str, str]:

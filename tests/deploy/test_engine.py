@@ -3,6 +3,7 @@
 import ctypes
 import json
 import logging
+import os
 import sys
 import types
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from tiny import DIM, HEIGHT, WIDTH, embed, graph
 
 from deploy import Encoder, gpu
-from deploy.engine import Binding, Engine, Plan, Target, check_placement, provider_options, start
+from deploy.engine import Binding, Engine, Plan, Target, check_placement, cores_granted, provider_options, start
 from deploy.engine_cache import EngineCache, cache_root
+from deploy.selftest import self_test
 from domains.errors import ArtefactError, DeviceError, UsageError
 
 PLAN = Plan(HEIGHT, WIDTH, DIM, batch=8)
@@ -264,6 +266,15 @@ def test_openvino_if_it_is_installed(bundle):
     assert encoder.golden_cosines(32).min() > 0.999
 
 
+def test_the_self_test_names_the_gpu(runtime, bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIFELONG_REID_CACHE", str(tmp_path / "cache"))
+    runtime()
+    checks = self_test(bundle.folder, "tensorrt:0", seconds=0.01)
+    assert all(check.ok for check in checks)
+    engine = checks[1].found
+    assert "ONNX Runtime 1.99.0 on tensorrt:0; Orin (compute capability 8.7, CUDA 12060; R36.4); left to others: Shape" in engine
+
+
 class TestCache:
     """TensorRT's engines on disk."""
 
@@ -368,6 +379,16 @@ class TestCache:
         monkeypatch.delenv("LIFELONG_REID_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", "/home/reid/.cache")
         assert cache_root() == Path("/home/reid/.cache/lifelong-reid/engines")
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("max 100000", None), ("200000 100000", 2), ("50000 100000", 1), ("350000 100000", 3), (None, None), ("", None)],
+)
+def test_a_containers_quota_counts_as_its_cores(tmp_path, text, cores):
+    if text is not None:
+        (tmp_path / "cpu.max").write_text(text)
+    assert cores_granted(tmp_path / "cpu.max") == (None if cores is None else min(cores, len(os.sched_getaffinity(0))))
 
 
 class FakeDriver:
