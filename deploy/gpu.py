@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from domains.errors import DeviceError
 
 DRIVER = "libcuda.so.1"
-TENSORRT = ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so.8", "libnvinfer.so")
+TENSORRT = ("libnvinfer.so.8", "libnvinfer.so.10", "libnvinfer.so.11")
 RELEASES = ("/proc/driver/nvidia/version", "/etc/nv_tegra_release")
 """Where the driver's release is written down: on a PC, and on a Jetson."""
 
@@ -53,10 +54,9 @@ def describe(index: int) -> Gpu:
 
 
 def tensorrt_version() -> str:
-    """Version number of the TensorRT library that can be loaded here, or ``none``."""
+    """Version numbers of the TensorRT libraries that can be loaded here, ``none`` without any. Which of several ONNX Runtime takes it does not say."""
+    found = []
     for name in TENSORRT:
-        try:
-            return str(ctypes.CDLL(name).getInferLibVersion())
-        except OSError:
-            continue  # not that one
-    return "none"
+        with contextlib.suppress(OSError):  # not that one
+            found.append(str(ctypes.CDLL(name).getInferLibVersion()))
+    return "+".join(found) or "none"

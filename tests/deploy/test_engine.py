@@ -425,6 +425,20 @@ def test_the_gpu_is_described_by_its_driver(monkeypatch, tmp_path):
         gpu.describe(1)
 
 
+def test_all_versions_of_tensorrt_count(monkeypatch):
+    there = {"libnvinfer.so.8": 8601, "libnvinfer.so.10": 101300}
+
+    def load(name):
+        if name not in there:
+            raise OSError(name)
+        return types.SimpleNamespace(getInferLibVersion=lambda: there[name])
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert gpu.tensorrt_version() == "8601+101300"
+    there.clear()
+    assert gpu.tensorrt_version() == "none"
+
+
 def test_without_a_driver(monkeypatch):
     monkeypatch.setattr(gpu, "DRIVER", "libnowhere.so.1")
     monkeypatch.setattr(gpu, "TENSORRT", ("libnowhere.so.1",))
