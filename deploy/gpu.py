@@ -54,7 +54,7 @@ def describe(index: int) -> Gpu:
 
 
 def tensorrt_version() -> str:
-    """Version numbers of the TensorRT libraries that can be loaded here, ``none`` without any. Which of several ONNX Runtime takes it does not say."""
+    """Version numbers of all TensorRT libraries that can be loaded here (ONNX Runtime does not say which it takes), or ``none``."""
     found = []
     for name in TENSORRT:
         with contextlib.suppress(OSError):  # not that one
