@@ -110,7 +110,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenetv2_100"])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--batches", type=int, default=4, help="batches per turn (default 4)")
     parser.add_argument("--threads", type=int, help="of the engine; all cores by default")
     parser.add_argument("--dry", action="store_true", help="print only; record nothing")

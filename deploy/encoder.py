@@ -25,6 +25,8 @@ GOLDEN_COSINE = 0.999
 COLLAPSED = 0.9999
 """Mean cosine between different golden crops above which a graph says the same of everyone (the exporter's limit)."""
 
+ON_PROCESSOR = ("cpu", "openvino")
+
 DECODERS = 4
 """Threads that decode and resize while the engine computes."""
 
@@ -43,7 +45,7 @@ class Encoder:
 
     Attributes:
         bundle: what it was loaded from.
-        batch: most crops per inference.
+        batch: most crops per inference; may be lowered at any time.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, batch: int) -> None:
@@ -54,14 +56,14 @@ class Encoder:
 
     @classmethod
     def load(
-        cls, bundle: str | PathLike[str], provider: str = "cpu", *, batch: int = 32, threads: int | None = None, cache: Path | None = None
+        cls, bundle: str | PathLike[str], provider: str = "cpu", *, batch: int | None = None, threads: int | None = None, cache: Path | None = None
     ) -> Encoder:
         """Load a bundle, start its engine and compare its answers with the golden embeddings.
 
         Args:
             bundle: a bundle folder.
             provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``; a device of it as in ``cuda:1`` or ``openvino:GPU``.
-            batch: crops per inference; more are cut into micro-batches of this size.
+            batch: crops per inference; more are cut into micro-batches of this size. By default :func:`default_batch`.
             threads: threads of a CPU engine; by default all cores.
             cache: where TensorRT's engines are kept (:mod:`deploy.engine_cache`); by default :func:`~deploy.engine_cache.cache_root`.
 
@@ -71,6 +73,7 @@ class Encoder:
             ArtefactError: a damaged bundle, a graph that breaks the contract, or answers that differ from the golden embeddings.
         """
         target = Target.parse(provider)
+        batch = default_batch(provider) if batch is None else batch
         for name, value in (("batch", batch), ("threads", 1 if threads is None else threads)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
@@ -221,6 +224,11 @@ class Encoder:
             raise ArtefactError(
                 f"{self.bundle.folder} gives different crops nearly the same embedding (mean cosine {others:.5f}); train or export again"
             )
+
+
+def default_batch(provider: str) -> int:
+    """Crops per inference that suit a provider: few on a processor, whose caches hold the activations of no more, and many on a GPU."""
+    return 8 if Target.parse(provider).name in ON_PROCESSOR else 32
 
 
 def golden_cosine(bundle: Bundle, provider: str) -> float:

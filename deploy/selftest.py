@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from deploy import gpu
-from deploy.encoder import Encoder, golden_cosine
+from deploy.encoder import ON_PROCESSOR, Encoder, default_batch, golden_cosine
 from deploy.engine import Target
 from domains.errors import ReidError
 
@@ -42,14 +42,14 @@ class Check:
 
 
 def self_test(
-    bundle: str | PathLike[str], provider: str = "cpu", *, batch: int = 32, threads: int | None = None, seconds: float = SECONDS
+    bundle: str | PathLike[str], provider: str = "cpu", *, batch: int | None = None, threads: int | None = None, seconds: float = SECONDS
 ) -> list[Check]:
     """Start the engine, compare it with the golden embeddings at several batch sizes, and time it.
 
     Args:
         bundle: a bundle folder.
         provider: as for :meth:`deploy.Encoder.load`.
-        batch: crops per inference, as in service: golden batches above it are left out.
+        batch: crops per inference, as in service. On a GPU, golden batches above it are left out: the engine is the one that will serve.
         threads: of a CPU engine; by default all cores.
         seconds: how long each of the three measurements takes, about.
 
@@ -62,12 +62,15 @@ def self_test(
     target = Target.parse(provider)
     try:
         began = time.perf_counter()
-        encoder = Encoder.load(bundle, provider, batch=batch, threads=threads)
+        served = default_batch(provider) if batch is None else batch
+        tried = max(served, *BATCHES) if target.name in ON_PROCESSOR and served > 0 else served
+        encoder = Encoder.load(bundle, provider, batch=tried, threads=threads)
         took = time.perf_counter() - began
         checks = [Check("bundle", f"{encoder.bundle.manifest['backbone']}, {encoder.bundle.manifest['precision']}, {encoder.bundle.id[:12]}")]
         checks.append(_engine(encoder, target, took))
         checks += _golden(encoder)
         if all(check.ok for check in checks):
+            encoder.batch = served
             checks += [*_speed(encoder, seconds), _files(encoder, seconds), _memory()]
     except ReidError as error:
         if error.exit_code == 2:

@@ -14,13 +14,13 @@ from reid.commands.options import Bundle, Json, PathArgument, Provider, out, pri
 
 app = typer.Typer()
 engine_app = typer.Typer(no_args_is_help=True, help="Engines of ONNX Runtime's providers.")
-Batch = Annotated[int, typer.Option(min=1, help="Crops per inference.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Crops per inference; by default 8 on a processor and 32 on a GPU.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a CPU engine; all cores by default.")]
 
 
 @app.command()
 def doctor(
-    bundle: Bundle = None, provider: Provider = "cpu", batch: Batch = 32, threads: Threads = None, as_json: Json = False,
+    bundle: Bundle = None, provider: Provider = "cpu", batch: Batch = None, threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Check this installation; with a bundle, also whether it gives its golden embeddings on this box, and how fast. Exit 1 if something is wrong."""
     from reid.doctor import examine
@@ -43,7 +43,7 @@ def doctor(
 
 @engine_app.command("build")
 def build(
-    bundle: PathArgument, provider: Provider = "tensorrt", batch: Batch = 32,
+    bundle: PathArgument, provider: Provider = "tensorrt", batch: Batch = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the engines; LIFELONG_REID_CACHE or the user's cache folder by default.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -59,6 +59,6 @@ def build(
     encoder = Encoder.load(bundle, provider, batch=batch, cache=folder)
     took = time.perf_counter() - began
     if as_json:
-        print_json({"bundle": encoder.bundle.id, "provider": provider, "batch": batch, "cache": str(folder), "seconds": round(took, 2)})
+        print_json({"bundle": encoder.bundle.id, "provider": provider, "batch": encoder.batch, "cache": str(folder), "seconds": round(took, 2)})
     else:
-        out.print(f"{bundle} is ready on {provider} for batches of up to {batch}: engines in {folder}, {took:.1f} s", markup=False)
+        out.print(f"{bundle} is ready on {provider} for batches of up to {encoder.batch}: engines in {folder}, {took:.1f} s", markup=False)

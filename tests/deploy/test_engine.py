@@ -271,6 +271,8 @@ def test_the_self_test_names_the_gpu(runtime, bundle, tmp_path, monkeypatch):
     runtime()
     checks = self_test(bundle.folder, "tensorrt:0", seconds=0.01)
     assert all(check.ok for check in checks)
+    checks_of_two = self_test(bundle.folder, "tensorrt", batch=2, seconds=0.01)
+    assert [check.what for check in checks_of_two if check.what.startswith("golden")] == ["golden embeddings, batch 1", "golden embeddings, batch 2"]
     engine = checks[1].found
     assert "ONNX Runtime 1.99.0 on tensorrt:0; Orin (compute capability 8.7, CUDA 12060; R36.4); left to others: Shape" in engine
 
@@ -445,6 +447,13 @@ def test_without_a_driver(monkeypatch):
     with pytest.raises(DeviceError, match="no NVIDIA driver"):
         gpu.describe(0)
     assert gpu.tensorrt_version() == "none"
+
+
+def test_batches_suit_the_provider(runtime, bundle, tmp_path):
+    runtime()
+    assert Encoder.load(bundle.folder, "openvino").batch == 8
+    assert Encoder.load(bundle.folder, "cuda:1").batch == 32
+    assert Encoder.load(bundle.folder, "tensorrt", cache=tmp_path, batch=5).batch == 5
 
 
 def test_start_needs_no_bundle(projection):

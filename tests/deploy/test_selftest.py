@@ -14,7 +14,7 @@ def test_a_good_box_is_told_how_fast_it_is(bundle):
     assert [name for name in found if name.startswith("golden")] == [f"golden embeddings, batch {batch}" for batch in (1, 2, 7, 32)]
     latency = found["latency of one crop"].figures
     assert 0 < latency["p50_ms"] <= latency["p95_ms"]
-    for what in ("throughput, batches of 32", "from JPEG files, decoding included"):
+    for what in ("throughput, batches of 8", "from JPEG files, decoding included"):
         assert found[what].figures["crops_per_second"] > 0
     assert found["memory"].figures["peak_bytes"] > 2**20
     assert checks[0].to_dict() == {"what": "bundle", "found": f"tiny, fp32, {bundle.id[:12]}", "ok": True, "remedy": "", "figures": {}}
@@ -22,9 +22,8 @@ def test_a_good_box_is_told_how_fast_it_is(bundle):
 
 def test_it_tests_the_batch_that_will_be_served(bundle):
     checks = self_test(bundle.folder, batch=2, threads=1, seconds=0.01)
-    assert [check.what for check in checks if check.what.startswith(("golden", "throughput"))] == [
-        "golden embeddings, batch 1", "golden embeddings, batch 2", "throughput, batches of 2",
-    ]  # fmt: skip
+    assert [check.what for check in checks if check.what.startswith("throughput")] == ["throughput, batches of 2"]
+    assert len([check for check in checks if check.what.startswith("golden")]) == 4
 
 
 def test_what_does_not_serve_is_said_with_its_remedy(make_bundle, projection, bundle):
