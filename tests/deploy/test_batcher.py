@@ -159,3 +159,35 @@ def test_who_gives_up_costs_no_inference():
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(UsageError, match="batcher needs"):
         Batcher(Slow(), **wrong)
+
+
+def test_everyone_gets_their_own_answer_in_a_crowd():
+    """Callers that come, fail, give up and are sent away at random: whoever gets an answer gets that of their own crop."""
+    encoder = Slow()
+    outcomes = {"answered": 0, "thirteen": 0, "sent away": 0, "gave up": 0}
+    count = threading.Lock()
+
+    def caller(seed):
+        rng = np.random.default_rng(seed)
+        for value in rng.integers(0, 40, 60):
+            try:
+                if rng.random() < 0.1:
+                    outcome = "gave up" if batcher.submit(crop(value)).cancel() else "answered"
+                else:
+                    assert int(np.argmax(batcher.embed(crop(value), timeout=10))) == value
+                    outcome = "answered"
+            except ArtefactError:
+                assert value == 13
+                outcome = "thirteen"
+            except BusyError:
+                outcome = "sent away"
+            with count:
+                outcomes[outcome] += 1
+
+    with Batcher(encoder, batch=4, wait_ms=0.2, limit=8) as batcher, ThreadPoolExecutor(16) as pool:
+        list(pool.map(caller, range(16)))
+        until(lambda: batcher.load().waiting == 0)
+    assert sum(outcomes.values()) == 16 * 60
+    assert outcomes["answered"] > 0
+    assert outcomes["thirteen"] > 0
+    assert max(map(len, encoder.batches)) == 4
