@@ -80,7 +80,7 @@ class Encoder:
         loaded = Bundle.load(bundle)
         plan = Plan(loaded.crop.height, loaded.crop.width, loaded.dim, batch, str(loaded.manifest["precision"]), threads)
         folder = (cache or cache_root()) if target.name == "tensorrt" else None
-        engine = start(loaded.model(), provider, plan, name=str(loaded.folder / "model.onnx"), bundle=loaded.id, cache=folder)
+        engine = start(loaded.model(), provider, plan, name=str(loaded.folder / "model.onnx"), cache=folder)
         encoder = cls(loaded, engine, batch)
         encoder._warm_up()
         return encoder

@@ -8,6 +8,7 @@ it, and, by a profiled inference, that no convolution or matrix product of the g
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -137,7 +138,7 @@ class Binding:
             return self._binding.copy_outputs_to_cpu()[0]  # type: ignore[no-any-return]
 
 
-def start(model: bytes, provider: str, plan: Plan, *, name: str = "the graph", bundle: str = "", cache: Path | None = None) -> Engine:
+def start(model: bytes, provider: str, plan: Plan, *, name: str = "the graph", cache: Path | None = None) -> Engine:
     """Start an engine.
 
     Args:
@@ -145,7 +146,6 @@ def start(model: bytes, provider: str, plan: Plan, *, name: str = "the graph", b
         provider: see :meth:`Target.parse`.
         plan: what it must be able to do.
         name: what the graph is called in messages.
-        bundle: id of its bundle, to which TensorRT's engines are bound.
         cache: folder of TensorRT's engines. They are built there if they are missing, which takes minutes.
 
     Raises:
@@ -157,7 +157,7 @@ def start(model: bytes, provider: str, plan: Plan, *, name: str = "the graph", b
     onnxruntime = _runtime(target)
     if target.name != "tensorrt" or cache is None:
         return _start(onnxruntime, model, target, provider, plan, name, None)
-    kept = EngineCache(cache, engine_facts(onnxruntime.__version__, target, plan, bundle))
+    kept = EngineCache(cache, engine_facts(onnxruntime.__version__, target, plan, model))
     if not kept.ready():
         with kept.building() as folder:
             _start(onnxruntime, model, target, provider, plan, name, folder)
@@ -166,12 +166,12 @@ def start(model: bytes, provider: str, plan: Plan, *, name: str = "the graph", b
     return engine
 
 
-def engine_facts(runtime: str, target: Target, plan: Plan, bundle: str) -> dict[str, str | int]:
-    """Everything that a TensorRT engine depends on; raises DeviceError where there is no such GPU."""
+def engine_facts(runtime: str, target: Target, plan: Plan, model: bytes) -> dict[str, str | int]:
+    """Everything that a TensorRT engine depends on (of a bundle only the graph: its thresholds may change); raises DeviceError without such a GPU."""
     card = gpu.describe(int(target.device))
     return {
-        "bundle": bundle, "batch": plan.batch, "precision": plan.precision, "gpu": card.name, "capability": card.capability, "driver": card.driver,
-        "tensorrt": gpu.tensorrt_version(), "onnxruntime": runtime,
+        "model": hashlib.sha256(model).hexdigest(), "batch": plan.batch, "precision": plan.precision,
+        "gpu": card.name, "capability": card.capability, "driver": card.driver, "tensorrt": gpu.tensorrt_version(), "onnxruntime": runtime,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Where TensorRT's engines are kept: a folder for exactly one bundle on exactly one kind of GPU, sealed, and never taken for another.
+"""Where TensorRT's engines are kept: a folder for exactly one graph on exactly one kind of GPU, sealed, and never taken for another.
 
 ONNX Runtime names engine files by the graph's structure and not by its weights: of two steps of one run it would take the older engine for the
 newer model. Hence a folder of its own for everything that an engine depends on. A folder that is damaged, or was made for something else, is thrown
@@ -31,10 +31,10 @@ def cache_root() -> Path:
 
 
 class EngineCache:
-    """The engines of one bundle on one kind of GPU.
+    """The engines of one graph on one kind of GPU.
 
     Attributes:
-        facts: everything that they depend on: bundle id, GPU, driver, versions, profile.
+        facts: everything that they depend on: graph, GPU, driver, versions, profile.
         folder: where they lie; its name is a hash of ``facts``.
     """
 
@@ -76,7 +76,7 @@ class EngineCache:
                 if not any(name.endswith(".engine") for name in files):
                     raise DeviceError("TensorRT built no engine for this graph; ask for cuda instead, and report the graph")
                 write_manifest(
-                    temporary, MANIFEST, kind="engine", schema=SCHEMA, files=files, parent=str(self.facts["bundle"]), body={"facts": self.facts}
+                    temporary, MANIFEST, kind="engine", schema=SCHEMA, files=files, parent=str(self.facts["model"]), body={"facts": self.facts}
                 )
         except OSError as error:
             if not self.folder.is_dir():

@@ -47,7 +47,7 @@ def build(
     cache: Annotated[Path | None, typer.Option(help="Folder of the engines; LIFELONG_REID_CACHE or the user's cache folder by default.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Build a bundle's TensorRT engines ahead (minutes), so that the next start takes seconds. They serve this bundle, GPU and batch only."""
+    """Build a bundle's TensorRT engines ahead (minutes), so that the next start takes seconds. They serve this graph, GPU and batch only."""
     from deploy import Encoder
     from deploy.engine import Target
     from deploy.engine_cache import cache_root

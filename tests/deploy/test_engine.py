@@ -277,6 +277,11 @@ def test_the_self_test_names_the_gpu(runtime, bundle, tmp_path, monkeypatch):
     assert "ONNX Runtime 1.99.0 on tensorrt:0; Orin (compute capability 8.7, CUDA 12060; R36.4); left to others: Shape" in engine
 
 
+def other_weights(projection):
+    """A graph of the same structure, which ONNX Runtime would give the same engine; the stand-in computes the same for both."""
+    return graph(projection + 0.001)
+
+
 class TestCache:
     """TensorRT's engines on disk."""
 
@@ -298,15 +303,18 @@ class TestCache:
         assert not caplog.records
         facts = json.loads((folder / "engine.json").read_text())["facts"]
         assert facts == {
-            "bundle": bundle.id, "batch": 32, "precision": "fp32", "gpu": "Orin", "capability": "8.7", "driver": "CUDA 12060; R36.4",
+            "model": bundle.manifest["files"]["model.onnx"], "batch": 32, "precision": "fp32",
+            "gpu": "Orin", "capability": "8.7", "driver": "CUDA 12060; R36.4",
             "tensorrt": "101300", "onnxruntime": "1.99.0",
         }  # fmt: skip
 
-    def test_another_model_gpu_driver_version_or_batch_has_another_folder(self, runtime, bundle, make_bundle, tmp_path, monkeypatch):
+    def test_another_model_gpu_driver_version_or_batch_has_another_folder(self, runtime, bundle, make_bundle, projection, tmp_path, monkeypatch):
         fake = runtime()
         self.load(bundle, tmp_path)
+        self.load(make_bundle("calibrated", changes={"step": 2}), tmp_path)  # another bundle, the same graph
+        assert len(self.folders(tmp_path)) == 1
         self.load(bundle, tmp_path, batch=16)
-        self.load(make_bundle("next", changes={"step": 2}), tmp_path)  # the same graph, as ONNX Runtime names engines
+        self.load(make_bundle("next", model=other_weights(projection)), tmp_path)
         for change in ({"name": "Thor"}, {"capability": "9.0"}, {"driver": "CUDA 13000; R38"}):
             monkeypatch.setattr(gpu, "describe", lambda index, change=change: ORIN._replace(**change))
             self.load(bundle, tmp_path)
@@ -317,7 +325,7 @@ class TestCache:
         assert len(self.folders(tmp_path)) == 8
 
     @pytest.mark.parametrize("how", ["changed", "foreign", "extra", "unsealed", "truncated"])
-    def test_a_folder_that_is_not_what_was_built_is_built_again(self, runtime, bundle, make_bundle, tmp_path, caplog, how):
+    def test_a_folder_that_is_not_what_was_built_is_built_again(self, runtime, bundle, make_bundle, projection, tmp_path, caplog, how):
         fake = runtime()
         self.load(bundle, tmp_path)
         (folder,) = self.folders(tmp_path)
@@ -325,7 +333,7 @@ class TestCache:
         if how == "changed":
             engine.write_bytes(b"built for another model")
         elif how == "foreign":
-            self.load(make_bundle("next", changes={"step": 2}), tmp_path)
+            self.load(make_bundle("next", model=other_weights(projection)), tmp_path)
             other = next(path for path in self.folders(tmp_path) if path != folder)
             for file in folder.iterdir():
                 file.write_bytes((other / file.name).read_bytes())
@@ -366,10 +374,10 @@ class TestCache:
             self.load(bundle, tmp_path)
 
     def test_two_that_build_at_once_both_work(self, tmp_path):
-        cache = EngineCache(tmp_path / "cache", {"bundle": "ab"})
+        cache = EngineCache(tmp_path / "cache", {"model": "ab"})
         with cache.building() as mine:
             (mine / "a.engine").write_bytes(b"mine")
-            with EngineCache(tmp_path / "cache", {"bundle": "ab"}).building() as theirs:
+            with EngineCache(tmp_path / "cache", {"model": "ab"}).building() as theirs:
                 (theirs / "a.engine").write_bytes(b"theirs")
         assert cache.ready()
         assert (cache.folder / "a.engine").read_bytes() == b"theirs"
