@@ -4,6 +4,7 @@
 #   make wheelhouse [PLATFORM=x86_64|aarch64] [TARGET_PYTHON=3.11] [EXTRA=cpu,serve] [WITH="more requirements"] [GLIBC=31] [OUT=wheelhouse]
 set -euo pipefail
 
+cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 platform=${PLATFORM:-$(uname -m)}
 version=${TARGET_PYTHON:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
@@ -15,7 +16,6 @@ read -r -a more <<< "${WITH:-}"
 case $platform in x86_64 | aarch64) ;; *) echo "PLATFORM must be x86_64 or aarch64, got $platform" >&2; exit 2 ;; esac
 if [ -e "$out" ]; then echo "$out is there already; remove it, or name another with OUT=" >&2; exit 1; fi
 
-cd "$(dirname "$0")/.."
 partial=$(mktemp -d "${TMPDIR:-/tmp}/wheelhouse.XXXXXX")
 trap 'rm -rf "$partial"' EXIT
 
