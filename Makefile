@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # A CPU-only torch is far smaller:  make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: demo test quick lint nightly clean
+.PHONY: demo test quick lint nightly wheelhouse clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=python3.12, for example")'
@@ -33,5 +33,10 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# An offline install for the edge: make wheelhouse PLATFORM=aarch64 TARGET_PYTHON=3.12 EXTRA=cpu,serve (docs/edge.md)
+wheelhouse:
+	PYTHON="$(PYTHON)" PLATFORM="$(PLATFORM)" TARGET_PYTHON="$(TARGET_PYTHON)" EXTRA="$(EXTRA)" WITH="$(WITH)" GLIBC="$(GLIBC)" OUT="$(OUT)" \
+	packaging/wheelhouse.sh
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo build dist wheelhouse *.egg-info

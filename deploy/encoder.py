@@ -7,25 +7,25 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import Bundle, Trusted
 from deploy.embeddings import Embeddings
+from deploy.engine import Engine, Plan, Target, start
+from deploy.engine_cache import cache_root
 from domains.crops import Crop, CropSpec
-from domains.errors import ArtefactError, DataError, DeviceError, UsageError
+from domains.errors import ArtefactError, DataError, UsageError
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
 GOLDEN_COSINE = 0.999
+"""How near to its golden embeddings a bundle must come, unless its manifest's ``golden_cosine`` says otherwise."""
+
 COLLAPSED = 0.9999
 """Mean cosine between different golden crops above which a graph says the same of everyone (the exporter's limit)."""
+
+ON_PROCESSOR = ("cpu", "openvino")
 
 DECODERS = 4
 """Threads that decode and resize while the engine computes."""
@@ -41,44 +41,61 @@ class Skipped(NamedTuple):
 class Encoder:
     """An exported model, checked against its golden embeddings before it answers.
 
-    Safe to call from several threads: ONNX Runtime sessions are.
+    Safe to call from several threads: engines are.
+
+    Attributes:
+        bundle: what it was loaded from.
+        batch: most crops per inference; may be lowered at any time.
     """
 
-    def __init__(self, bundle: Bundle, session: Any, provider: str, batch: int) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, batch: int) -> None:
         """Use :meth:`load`."""
         self.bundle = bundle
-        self.provider = provider
-        self._session = session
-        self._batch = batch
+        self.batch = batch
+        self._engine = engine
 
     @classmethod
     def load(
-        cls, bundle: str | PathLike[str], provider: str = "cpu", *, batch: int = 32, threads: int | None = None, trusted: Trusted = None
-    ) -> Encoder:
+        cls, bundle: str | PathLike[str], provider: str = "cpu", *, batch: int | None = None, threads: int | None = None, cache: Path | None = None,
+        trusted: Trusted = None,
+    ) -> Encoder:  # fmt: skip
         """Load a bundle, start its engine and compare its answers with the golden embeddings.
 
         Args:
             bundle: a bundle folder.
-            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``.
-            batch: crops per inference; more are cut into micro-batches of this size.
-            threads: threads of the engine; by default all cores.
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``; a device of it as in ``cuda:1`` or ``openvino:GPU``.
+            batch: crops per inference; more are cut into micro-batches of this size. By default :func:`default_batch`.
+            threads: threads of a CPU engine; by default all cores.
+            cache: where TensorRT's engines are kept (:mod:`deploy.engine_cache`); by default :func:`~deploy.engine_cache.cache_root`.
             trusted: files of public keys, of which one must have signed the bundle; see :meth:`deploy.bundle.Bundle.load`.
 
         Raises:
             UsageError: unknown provider, or a batch or thread count below 1.
-            DeviceError: the engine is not installed, or would not run on the provider that was asked for.
+            DeviceError: the engine is not installed, or would not run the graph on the provider that was asked for.
             ArtefactError: a damaged bundle, a graph that breaks the contract, or answers that differ from the golden embeddings.
         """
-        if provider not in PROVIDERS:
-            raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
+        target = Target.parse(provider)
+        batch = default_batch(provider) if batch is None else batch
         for name, value in (("batch", batch), ("threads", 1 if threads is None else threads)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
         loaded = Bundle.load(bundle, trusted=trusted)
-        encoder = cls(loaded, _start(loaded, provider, threads), provider, batch)
-        _check_graph(loaded, encoder._session)
+        plan = Plan(loaded.crop.height, loaded.crop.width, loaded.dim, batch, str(loaded.manifest["precision"]), threads)
+        folder = (cache or cache_root()) if target.name == "tensorrt" else None
+        engine = start(loaded.model(), provider, plan, name=str(loaded.folder / "model.onnx"), cache=folder)
+        encoder = cls(loaded, engine, batch)
         encoder._warm_up()
         return encoder
+
+    @property
+    def provider(self) -> str:
+        """The provider it runs on, as it was asked for."""
+        return self._engine.provider
+
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """Small operators that the engine leaves to another provider, with its name; none on a CPU."""
+        return dict(self._engine.elsewhere)
 
     @property
     def dim(self) -> int:
@@ -111,8 +128,8 @@ class Encoder:
         if isinstance(crops, np.ndarray) and (crops.ndim != 4 or crops.dtype != np.uint8):
             raise DataError(f"crops must be a list of uint8 RGB arrays [H, W, 3] or one array [N, H, W, 3], got one of {crops.dtype} {crops.shape}")
         out = np.empty((len(crops), self.dim), np.float32)
-        for start in range(0, len(crops), self._batch):
-            out[start : start + self._batch] = self._infer(self._resized(crops[start : start + self._batch], start))
+        for first in range(0, len(crops), self.batch):
+            out[first : first + self.batch] = self._infer(self._resized(crops[first : first + self.batch], first))
         return Embeddings(out, self.feature_space)
 
     def files(self, paths: Sequence[str | PathLike[str]]) -> tuple[Embeddings, list[Skipped]]:
@@ -129,7 +146,7 @@ class Encoder:
                 skipped.append(Skipped(index, str(crop)))
                 continue
             waiting.append(crop)
-            if len(waiting) == self._batch:
+            if len(waiting) == self.batch:
                 rows.append(self._infer(np.stack(waiting)))
                 waiting = []
         if waiting:
@@ -152,7 +169,7 @@ class Encoder:
             try:
                 for path in paths:
                     ahead.append(pool.submit(read, path))
-                    if len(ahead) > 3 * self._batch:
+                    if len(ahead) > 3 * self.batch:
                         yield ahead.popleft().result()
                 while ahead:
                     yield ahead.popleft().result()
@@ -160,7 +177,7 @@ class Encoder:
                 for future in ahead:
                     future.cancel()
 
-    def _resized(self, crops: Sequence[Crop] | NDArray[np.uint8], start: int) -> Crop:
+    def _resized(self, crops: Sequence[Crop] | NDArray[np.uint8], first: int) -> Crop:
         if isinstance(crops, np.ndarray) and crops.shape[1:] == (self.crop.height, self.crop.width, 3):
             return np.ascontiguousarray(crops)
         out = np.empty((len(crops), self.crop.height, self.crop.width, 3), np.uint8)
@@ -168,12 +185,12 @@ class Encoder:
             try:
                 out[row] = self.crop.resized(crop)
             except DataError as error:
-                raise DataError(f"crop {start + row}: {error}") from error
+                raise DataError(f"crop {first + row}: {error}") from error
         return out
 
     def _infer(self, crops: Crop) -> NDArray[np.float32]:
         """One inference, uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``, checked: whatever an engine does wrong must not reach a gallery."""
-        out: NDArray[np.float32] = self._session.run(["embeddings"], {"crops": crops})[0]
+        out = self._engine(crops)
         if out.shape != (len(crops), self.dim) or out.dtype != np.float32:
             raise ArtefactError(f"the model returned {out.dtype} {out.shape}, expected float32 {(len(crops), self.dim)}; export it again")
         wrong = np.flatnonzero(~(np.abs(np.einsum("nd,nd->n", out, out) - 1) < 0.01))
@@ -183,68 +200,49 @@ class Encoder:
             )
         return out
 
+    def golden_cosines(self, batch: int) -> NDArray[np.float32]:
+        """How well the golden crops give the golden embeddings when ``batch`` of them are embedded at once: ``[batch]`` cosines, 1 is the same."""
+        golden = self.bundle.golden()
+        rows = np.resize(np.arange(len(golden.crops)), batch)
+        got = np.asarray(self(golden.crops[rows]))
+        cosines: NDArray[np.float32] = np.einsum("nd,nd->n", got, golden.embeddings[rows]) / np.linalg.norm(got, axis=1)
+        return cosines
+
     def _warm_up(self) -> None:
         """Refuse to serve unless the golden crops give the golden embeddings, in a batch and alone; raises ArtefactError."""
-        golden = self.bundle.golden()
-        got = np.concatenate([np.asarray(self(golden.crops)), np.asarray(self(golden.crops[:1]))])
-        wanted = np.concatenate([golden.embeddings, golden.embeddings[:1]])
-        cosine = np.einsum("nd,nd->n", got, wanted) / np.linalg.norm(got, axis=1)
-        worst = int(np.argmin(cosine))
-        if cosine[worst] < GOLDEN_COSINE:
-            alone = " alone" if worst == len(golden.crops) else ""
-            raise ArtefactError(
-                f"{self.bundle.folder} does not give its golden embeddings on {self.provider}: cosine {cosine[worst]:.5f} for crop "
-                f"{worst % len(golden.crops)}{alone}, at least {GOLDEN_COSINE} is needed; update the engine or export again"
-            )
-        count = len(golden.crops)
-        likeness = got[:count] @ got[:count].T
-        others = (likeness.sum() - np.trace(likeness)) / (count * (count - 1))
+        golden, needed = self.bundle.golden(), golden_cosine(self.bundle, self.provider)
+        for batch in (len(golden.crops), 1):
+            cosines = self.golden_cosines(batch)
+            worst = int(np.argmin(cosines))
+            if cosines[worst] < needed:
+                raise ArtefactError(
+                    f"{self.bundle.folder} does not give its golden embeddings on {self.provider}: cosine {cosines[worst]:.5f} for crop "
+                    f"{worst}{' alone' if batch == 1 else ''}, at least {needed} is needed; update the engine or export again"
+                )
+        got = np.asarray(self(golden.crops))
+        likeness = got @ got.T
+        others = (likeness.sum() - np.trace(likeness)) / (len(got) * (len(got) - 1))
         if others > COLLAPSED:
             raise ArtefactError(
                 f"{self.bundle.folder} gives different crops nearly the same embedding (mean cosine {others:.5f}); train or export again"
             )
 
 
-def _start(bundle: Bundle, provider: str, threads: int | None) -> Any:
-    """Start an ONNX Runtime session that really runs on ``provider``; ONNX Runtime itself would fall back to the CPU with a warning."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DeviceError("ONNX Runtime is not installed: pip install 'lifelong-reid[cpu]', or [gpu] for CUDA and TensorRT") from error
-    wanted = PROVIDERS[provider]
-    available = onnxruntime.get_available_providers()
-    if wanted not in available:
-        known = ", ".join(name for name, engine in PROVIDERS.items() if engine in available) or "none"
-        raise DeviceError(f"provider {provider} is not in this ONNX Runtime, which has: {known}; install a build that has it, or ask for another")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    model = bundle.model()
-    engines = [wanted] if provider != "tensorrt" else [wanted, PROVIDERS["cuda"]]
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=engines, enable_fallback=0)
-    except Exception as error:  # ONNX Runtime has an exception class of its own for each status, with no common base but Exception
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        kind = ArtefactError if provider == "cpu" else DeviceError
-        raise kind(f"ONNX Runtime can't load {Path(bundle.folder) / 'model.onnx'} on {provider}: {reason:.300}") from error
-    running = session.get_providers()
-    if not running or running[0] != wanted:
-        found = running[0] if running else "nothing"
-        raise DeviceError(f"asked for {provider}, but ONNX Runtime would run on {found}; check the driver and its libraries, or ask for cpu")
-    return session
+def default_batch(provider: str) -> int:
+    """Crops per inference that suit a provider: few on a processor, whose caches hold the activations of no more, and many on a GPU."""
+    return 8 if Target.parse(provider).name in ON_PROCESSOR else 32
 
 
-def _check_graph(bundle: Bundle, session: Any) -> None:
-    """Hold the graph to the contract in the module's text; raises ArtefactError."""
-    where = bundle.folder / "model.onnx"
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if [(node.name, node.type) for node in inputs] != [("crops", "tensor(uint8)")]:
-        raise ArtefactError(f"{where} must take one input, uint8 crops; it takes {', '.join(f'{n.type} {n.name}' for n in inputs):.200}")
-    if [(node.name, node.type) for node in outputs] != [("embeddings", "tensor(float)")]:
-        raise ArtefactError(f"{where} must return one output, float embeddings; it returns {', '.join(f'{n.type} {n.name}' for n in outputs):.200}")
-    for node, row in ((inputs[0], [bundle.crop.height, bundle.crop.width, 3]), (outputs[0], [bundle.dim])):
-        shape = list(node.shape)
-        fits = len(shape) == len(row) + 1 and all(not isinstance(side, int) or side == size for side, size in zip(shape[1:], row, strict=True))
-        if not fits or isinstance(shape[0], int):
-            raise ArtefactError(f"{where}: {node.name} has shape {shape}, expected {['N', *row]} with N dynamic; export it again")
+def golden_cosine(bundle: Bundle, provider: str) -> float:
+    """How near a bundle must come to its golden embeddings on this provider.
+
+    The manifest may say so under ``golden_cosine``, with one number, or with one for each provider (``{"tensorrt": 0.998}``; others get the default).
+
+    Raises:
+        ArtefactError: what it says is no cosine from 0.9 to 1.
+    """
+    said = bundle.manifest.get("golden_cosine", GOLDEN_COSINE)
+    value = said.get(Target.parse(provider).name, GOLDEN_COSINE) if isinstance(said, dict) else said
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.9 <= value <= 1:
+        raise ArtefactError(f"{bundle.folder}: golden_cosine must be a cosine from 0.9 to 1, got {value!r:.80}; export the bundle again")
+    return float(value)

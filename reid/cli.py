@@ -9,8 +9,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from domains.errors import DeviceError, ReidError
-from reid.commands import bench, domain, edge, gallery, learning, matching
-from reid.commands.options import Json, out, print_json, progress, table
+from reid.commands import bench, domain, edge, engine, gallery, learning, matching
+from reid.commands.options import out, progress
 
 ABOUT = "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy ONNX at the edge."
 
@@ -21,6 +21,8 @@ app.add_typer(edge.app)
 app.add_typer(matching.app)
 app.add_typer(edge.key_app, name="key")
 app.add_typer(gallery.gallery_app, name="gallery")
+app.add_typer(engine.app)
+app.add_typer(engine.engine_app, name="engine")
 app.add_typer(bench.bench_app, name="bench")
 
 
@@ -56,20 +58,6 @@ def demo(output: Annotated[Path, typer.Option("--output", "-o", help="Folder tha
     from reid.demo import run_demo
 
     run_demo(output, progress(), out)
-
-
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check this installation: packages, engines, and whether another distribution has taken our package names."""
-    from reid.doctor import examine
-
-    findings = examine()
-    if as_json:
-        print_json([finding.to_dict() for finding in findings])
-    else:
-        table("reid doctor", ["what", "found", ""], [[item.what, item.found, "ok" if item.ok else item.remedy] for item in findings])
-    if not all(finding.ok for finding in findings):
-        sys.exit(1)
 
 
 if __name__ == "__main__":

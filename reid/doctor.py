@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import packages_distributions, version
 from typing import Any
 
 from domains.artefact import DISTRIBUTION, ROOMS, code_version
@@ -44,9 +44,10 @@ def examine() -> list[Finding]:
         there = importlib.util.find_spec(module) is not None
         base = use.startswith("the base")
         findings.append(Finding(module, _version(module, owners) if there else f"not installed ({use})", there or not base, "" if there else use))
-    runtimes = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
-    if len(runtimes) > 1:
-        findings.append(Finding("ONNX Runtime", " and ".join(runtimes), False, "both share one import name; uninstall both, install one"))
+        rivals = sorted(set(owners.get(module) or []))
+        if len(rivals) > 1:
+            remedy = f"they overwrite each other's files: pip uninstall {' '.join(rivals)}, then install the one you need"
+            findings.append(Finding(f"package {module}", " and ".join(rivals), False, remedy))
     if importlib.util.find_spec("onnxruntime") is not None:
         import onnxruntime
 
@@ -61,11 +62,3 @@ def examine() -> list[Finding]:
 def _version(module: str, owners: Any) -> str:
     names = owners.get(module) or []
     return version(names[0]) if names else "version unknown"
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

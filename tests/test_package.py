@@ -68,7 +68,7 @@ def test_the_edge_works_in_an_environment_without_torch(wheel, tmp_path, monkeyp
         ["domain", "check", "site"],
         ["gallery", "add", "gallery", "site", "--bundle", str(bundle)],
         ["evaluate", "site", "--bundle", str(bundle), "--json"],
-        ["doctor"],
+        ["doctor", "--bundle", str(bundle)],
     ]
     for words in steps:
         done = subprocess.run([str(command), *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)

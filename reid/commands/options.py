@@ -21,7 +21,7 @@ ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML fil
 Settings = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 Bundle = Annotated[Path | None, typer.Option("--bundle", "-b", help="A bundle made by reid export.")]
-Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's engine: cpu, cuda, tensorrt or openvino.")]
+Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's engine: cpu, cuda[:N], tensorrt[:N] or openvino[:GPU].")]
 SameCamera = Annotated[
     Literal["drop", "keep"] | None,
     typer.Option("--same-camera", help="drop: ignore matches from the query's own camera (the field's rule); keep: rank them."),

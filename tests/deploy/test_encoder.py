@@ -164,10 +164,10 @@ def test_a_graph_of_another_size_does_not_serve(make_bundle, projection):
 
 
 def test_an_engine_that_answers_wrongly_later_is_caught(encoder):
-    encoder._session = types.SimpleNamespace(run=lambda *_: [np.zeros((1, DIM), np.float32)])
+    encoder._engine.session = types.SimpleNamespace(run=lambda *_: [np.zeros((1, DIM), np.float32)])
     with pytest.raises(ArtefactError, match="unit-length"):
         encoder(crops(1))
-    encoder._session = types.SimpleNamespace(run=lambda *_: [np.zeros((2, DIM), np.float32)])
+    encoder._engine.session = types.SimpleNamespace(run=lambda *_: [np.zeros((2, DIM), np.float32)])
     with pytest.raises(ArtefactError, match="expected"):
         encoder(crops(1))
 
