@@ -138,13 +138,16 @@ def raw(folder):
 
 
 def differs(gallery, state):
-    """Why an open gallery is not in a state, or None. Looks at ids, origins, space, rule and every vector."""
+    """Why an open gallery is not in a state, or None. Looks at ids, origins, space, rule, the way back and every vector."""
     if gallery.ids() != sorted(state.entries):
         return f"ids {gallery.ids()} instead of {sorted(state.entries)}"
     if gallery.feature_space != SPACES[state.space]:
         return f"space {gallery.feature_space:.4} instead of {SPACES[state.space]:.4}"
     if gallery.retention() != ({"short": DAYS} if state.rule else {}):
         return f"rule {gallery.retention()}"
+    source = gallery._store.ask("SELECT source FROM space WHERE number = (SELECT space FROM gallery)")[0][0]
+    if (source is not None) != bool(state.back):
+        return f"going back is {'' if source is not None else 'not '}possible"
     for number, entry in gallery.entries(sorted(state.entries)).items():
         name, camera, _ = state.entries[number]
         if (entry.source, entry.camera) != (source_of(name), camera):
