@@ -277,7 +277,7 @@ def main() -> None:
         root = Path(scratch)
         site = make_domain(root / "plaza", "plaza", identities=120, cameras=3, per_camera=2, seed=3)
         others = [
-            make_domain(root / style, style, identities=150, cameras=2, per_camera=2, seed=40 + n) for n, style in enumerate(("corridor", "mall"))
+            make_domain(root / style, style, identities=150, cameras=2, per_camera=2, seed=40 + n) for n, style in enumerate(("corridor", "station"))
         ]
         results["drawn"] = study(root / "drawn", site, DRAWN, others)
         print(json.dumps(results["drawn"], indent=1), flush=True)

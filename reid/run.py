@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import domains
-from domains.artefact import code_version, fsync_folder, read_manifest, sha256_file, write_atomic
+from domains.artefact import code_version, fsync_folder, read_manifest, write_atomic
 from domains.domain import Domain
 from domains.errors import ArtefactError, ConfigError, ReidError, UsageError
 from domains.style import StyleStatistics
@@ -34,7 +34,7 @@ from reid.model import ReidModel, build_model
 from reid.optim import Runtime
 from reid.progress import Progress
 from reid.routing import router_of, routing_term
-from reid.sealed import CARD, MEMORY, SCHEMAS, WEIGHTS, Sealed, seal
+from reid.sealed import CARD, SCHEMAS, WEIGHTS, Sealed, seal
 
 RUN, GRAPH, REPLACED = "run.yaml", "backbone.onnx", ".replaced-"
 
@@ -151,9 +151,7 @@ class Run:
         if not -len(steps) <= step < len(steps):
             raise UsageError(f"{self.folder} has the steps 0 to {len(steps) - 1}, not {step}")
         sealed = steps[step]
-        tensors, _ = read_tensors(sealed.folder / WEIGHTS)
-        if sha256_file(sealed.folder / WEIGHTS) != sealed.card["files"][WEIGHTS]:
-            raise ArtefactError(f"{sealed.folder / WEIGHTS} was changed after it was sealed; restore it from a backup")
+        tensors, _ = read_tensors(sealed.file(WEIGHTS))
         return self.build(tensors), sealed
 
     def build(self, weights: State) -> ReidModel:
@@ -239,7 +237,7 @@ class Run:
                 where they are.
         """
         steps = self.steps[1:]
-        memories = [Memory.read(step.folder / MEMORY) for step in steps]
+        memories = [step.memory() for step in steps]
         if not renew:
             return memories
         transports = [step.transport() for step in steps]
