@@ -62,9 +62,7 @@ class GalleryCase:
             place = folder / "people" / f"c{number % 2 + 1}"
             place.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(place / f"{number}.png"), rng.integers(0, 256, (HEIGHT * 2, WIDTH * 2, 3), np.uint8))
-        with Gallery.create(folder / "gallery", DIM, SPACES[0], bundle=Path("0")) as gallery:
-            gallery._store.change("UPDATE gallery SET bundle = '0'")
-            gallery._store.change("UPDATE space SET bundle = '0'")
+        with Gallery.create(folder / "gallery", DIM, SPACES[0], bundle=folder / "0") as gallery:
             vectors = unit(rng, 12)
             times = ["2001-01-01T00:00:00Z" if number < 3 else None for number in range(12)]
             gallery.add(vectors, "c", [f"/crop/{number}" for number in range(12)], time=times, label=["anna", None] * 6)
@@ -236,8 +234,9 @@ def trial(case, folder, *, arm=None):
 def examine(case, work, most):
     """Try every change in turn, or ``most`` of them spread evenly; returns the findings."""
     template, folder = work / "template", work / "trial"
-    template.mkdir(parents=True)
-    case.prepare(template)
+    folder.mkdir(parents=True)
+    case.prepare(folder)
+    folder.rename(template)  # what is prepared knows its place, and every trial is at that place
 
     def fresh():
         shutil.rmtree(folder, ignore_errors=True)
