@@ -1,6 +1,8 @@
 """What a memory says of the people it was made of: who was in the training set, and what they look like.
 
-    python -m benchmarks.leakage [--save]      # drawn domains; with LIFELONG_REID_DATA set also i-LIDS, if its weights lie beside it
+    python -m benchmarks.leakage [--save] [--picture docs/images/prototypes.jpg]
+
+Drawn domains; with LIFELONG_REID_DATA set also i-LIDS, from a person-trained start whose weights lie in ``weights`` beside that folder.
 
 Three tests on one learned domain whose method keeps distribution prototypes (dkp: μ and σ per person, fp16):
 
@@ -22,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -190,7 +193,18 @@ def colours(pictures: Floats) -> Floats:
     return np.asarray(np.stack([stripe.mean((2, 3)) for stripe in np.array_split(middle, 6, axis=2)], 1).reshape(len(pictures), -1))
 
 
-def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[CropStore]) -> dict[str, Any]:
+def show(crops: NDArray[np.uint8], pictures: list[Floats], path: Path) -> None:
+    """A picture of drawn people: a crop each, and below it what was reconstructed, four times enlarged."""
+    height, width = crops.shape[1:3]
+    rows = [np.concatenate(list(crops), 1)]
+    for part in pictures:
+        big = F.interpolate(torch.from_numpy(part), (height, width), mode="nearest")
+        rows.append(np.concatenate(list((255 * big.permute(0, 2, 3, 1)).round().byte().numpy()), 1))
+    sheet = cv2.resize(np.concatenate(rows), None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
+    cv2.imwrite(str(path), sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+
+
+def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[CropStore], picture: Path | None = None) -> dict[str, Any]:
     """Teach a decoder on other people, and give it the prototypes; all measures are taken against crops that were not trained on."""
     embed, spec = run.embedder(1), run.config.crop.spec()
     found = DistributionPrototypes.from_arrays(run.memories()[0].arrays)
@@ -204,6 +218,9 @@ def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[Crop
         drawn = decoder(torch.from_numpy(unit(found.mean))).numpy()
         best = decoder(torch.from_numpy(embed(fresh.crops))).numpy()
     true = small(fresh.crops)
+    if picture is not None:
+        chosen = np.linspace(0, len(rows) - 1, 10).astype(int)
+        show(fresh.crops[chosen], [true[chosen], best[chosen], drawn[rows[chosen]]], picture)
     shift = np.array([(row + 1 + number % (len(names) - 1)) % len(names) for number, row in enumerate(rows)])
     plain = np.repeat(small(crops).mean(0, keepdims=True), len(true), 0)
 
@@ -244,7 +261,7 @@ def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[Crop
 # ---------------------------------------------------------------------------------------------------------------------------------- the studies
 
 
-def study(folder: Path, domain: Domain, settings: dict[str, Any], elsewhere: list[Domain]) -> dict[str, Any]:
+def study(folder: Path, domain: Domain, settings: dict[str, Any], elsewhere: list[Domain], picture: Path | None = None) -> dict[str, Any]:
     """Learn one domain and attack it."""
     taught, other = held_back(domain)
     run = Run.create(folder, build_config(settings))
@@ -259,7 +276,7 @@ def study(folder: Path, domain: Domain, settings: dict[str, Any], elsewhere: lis
         "settings": settings["method"], "iterations": run.config.train.iterations,
         "membership": membership(run, taught, other, outside),
         "by_count": by_count(run, taught, other, outside),
-        "reconstruction": reconstruction(run, taught, other, stores),
+        "reconstruction": reconstruction(run, taught, other, stores, picture),
     }  # fmt: skip
 
 
@@ -269,6 +286,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/leakage.json")
+    parser.add_argument("--picture", type=Path, help="write drawn people and their reconstructions here, as JPEG")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = os.environ.get("LIFELONG_REID_DATA")
@@ -279,7 +297,7 @@ def main() -> None:
         others = [
             make_domain(root / style, style, identities=150, cameras=2, per_camera=2, seed=40 + n) for n, style in enumerate(("corridor", "station"))
         ]
-        results["drawn"] = study(root / "drawn", site, DRAWN, others)
+        results["drawn"] = study(root / "drawn", site, DRAWN, others, options.picture)
         print(json.dumps(results["drawn"], indent=1), flush=True)
         if data:
             settings = {**REAL, "model": {**REAL["model"], "weights": str(Path(data).parent / "weights" / WEIGHTS)}}  # type: ignore[dict-item]
