@@ -23,7 +23,7 @@ CASES = [
     "gallery create", "gallery add", "gallery query", "gallery forget", "gallery keep", "gallery upgrade", "gallery back", "gallery drop-old",
     "gallery backup", "gallery verify", "bundle", "run erase", "run seal",
 ]  # fmt: skip
-FEW = ["gallery add", "gallery forget", "gallery upgrade", "gallery backup", "bundle", "run erase", "run seal"]
+FEW = ["gallery add", "gallery forget", "gallery upgrade", "bundle", "run erase"]
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +48,9 @@ def tried(library, tmp_path, case, most):
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) for case in FEW])
 def test_some_writes_fail(library, tmp_path, case):
-    found = tried(library, tmp_path, case, 12)
-    assert found["tried"] >= 15
-    assert found["refused"] >= 5
+    found = tried(library, tmp_path, case, 8)
+    assert found["tried"] >= 10
+    assert found["refused"] >= 4
 
 
 @pytest.mark.nightly
