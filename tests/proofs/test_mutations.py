@@ -19,7 +19,7 @@ from deploy import Encoder, Gallery
 from deploy.bundle import write_bundle
 from domains.artefact import content_id, sha256_file
 from domains.crops import decode_crop, read_crop
-from domains.errors import GalleryError
+from domains.errors import DataError, GalleryError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 MANY = [pytest.param(60, id="60"), pytest.param(1000, id="1000", marks=pytest.mark.nightly)]
@@ -205,6 +205,12 @@ def test_index(filled, tmp_path, count):
 def test_image(tmp_path, count, suffix):
     crop = np.random.default_rng(1).integers(0, 256, (48, 24, 3), np.uint8)
     data = cv2.imencode(suffix, cv2.GaussianBlur(crop, (5, 5), 0))[1].tobytes()
+    try:
+        decode_crop(data)
+    except DataError:
+        if suffix != ".webp":
+            raise
+        pytest.skip("this version reads no WebP")
 
     def case(number):
         mutated = damaged(data, seeded(suffix, number))
@@ -222,20 +228,27 @@ def test_image(tmp_path, count, suffix):
 
 @pytest.mark.parametrize("name", ["quick.yaml", "methods/default.yaml", "streams/small5.yaml", "domain.csv"])
 @pytest.mark.parametrize("count", MANY)
-def test_settings(tmp_path, count, name):
+def test_settings(tmp_path, monkeypatch, count, name):
     import domains
     from reid.config import CONFIG_FOLDERS, build_config, read_method, read_settings, read_stream
 
     if name == "domain.csv":
         (tmp_path / "site").mkdir()
-        cv2.imwrite(str(tmp_path / "site" / "a.png"), np.zeros((8, 8, 3), np.uint8))
-        data = b"path,pid,camid,split\n" + b"".join(b"a.png,%d,%d,%s\n" % (n // 2, n % 2, s) for n in range(6) for s in (b"train", b"query"))
+        rows = [
+            (f"{person}_{camera}.png", person, camera, "train" if person < 3 else ("query", "gallery")[camera])
+            for person in range(6)
+            for camera in (0, 1)
+        ]
+        for path, *_ in rows:
+            cv2.imwrite(str(tmp_path / "site" / path), np.zeros((8, 8, 3), np.uint8))
+        data = "".join(f"{','.join(map(str, row))}\n" for row in [("path", "pid", "camid", "split"), *rows]).encode()
     else:
         data = next(folder / name for folder in CONFIG_FOLDERS if (folder / name).is_file()).read_bytes()
+    monkeypatch.setenv("LIFELONG_REID_DATA", str(tmp_path))
     file = tmp_path / ("site" if name == "domain.csv" else ".") / name.rpartition("/")[2]
 
-    def case(number):
-        file.write_bytes(damaged(data, seeded(name, number)))
+    def read(content):
+        file.write_bytes(content)
         if name == "quick.yaml":
             build_config(read_settings(str(file)))
         elif name.startswith("methods"):
@@ -245,6 +258,11 @@ def test_settings(tmp_path, count, name):
         else:
             _ = domains.open(file.parent).fingerprint
         return "read"
+
+    assert read(data) == "read"
+
+    def case(number):
+        return read(damaged(data, seeded(name, number)))
 
     check(*survey(count, case))
 
