@@ -168,13 +168,23 @@ def test_gallery(filled, tmp_path, count):
         folder = copy_of(original, tmp_path / "gallery", link=False)
         damage_folder(folder, ["gallery.db"], seeded("gallery", number))
         try:
-            return "right" if answers(folder, asked) == wanted else "another answer"
+            found = answers(folder, asked)
         except GalleryError:
             with pytest.raises(GalleryError), Gallery.open(folder) as gallery:  # whoever refuses to answer also fails the check
                 gallery.verify()
             raise
+        if found == wanted:
+            return "right"
+        if found[:2] != wanted[:2]:
+            return "another answer"
+        # SQLite's own index of labels has no checksum: a search by label may miss somebody there, and the check says so.
+        with pytest.raises(GalleryError), Gallery.open(folder) as gallery:
+            gallery.verify()
+        return "found-by-verify-alone"
 
-    check(*survey(count, case), refused=count // 10)
+    ends, wrong = survey(count, case)
+    check(ends, wrong, refused=count // 10)
+    assert ends.get("found-by-verify-alone", 0) <= 1 + count // 100
 
 
 @pytest.mark.parametrize("count", MANY)
