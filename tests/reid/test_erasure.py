@@ -201,14 +201,21 @@ def test_everybody_of_a_domain_one_by_one(run, sites):
 @pytest.mark.parametrize("method", ["hyper_routed", "lwf", "lstkc++"])
 @pytest.mark.slow
 def test_methods_that_remember_in_other_ways(tmp_path, sites, method):
+    from deploy.export import export_run
+
     run = Run.create(tmp_path / "run", build_config(SETTINGS, {"method": method, "train": {"iterations": 2}}))
     for site in sites[:2]:
         run.learn(site)
     vectors = embed(run, sites)
+    bundle = export_run(run, tmp_path / "before")
     run.forget(identity=WHO)
     run.forget(domain="quillyard")
     assert WHO.encode() not in everything(run.folder)
     assert b"quillyard" not in everything(run.folder)
+    again = export_run(run, tmp_path / "after")
+    assert again.feature_space == bundle.feature_space, "bundles and galleries made before stay valid"
+    assert np.array_equal(again.golden().embeddings, bundle.golden().embeddings)
+    assert again.manifest["domains"] == ["westgate"]
     assert all(np.array_equal(old, new) for old, new in zip(vectors, embed(run, sites), strict=True))
     run.learn(sites[2])
     run.fill_scores(sites)
