@@ -119,8 +119,8 @@ class BundleCase:
 class RunCase:
     """A run of one learned step with two more identities than its start: ``erase`` forgets one of them, ``seal`` seals a further step."""
 
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, name, seed=0):
+        self.name, self.seed = name, seed
 
     def prepare(self, folder):
         import torch
@@ -130,7 +130,7 @@ class RunCase:
 
         torch.set_num_threads(1)
         settings = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32}}
-        run = Run.create(folder / "run", build_config(settings))
+        run = Run.create(folder / "run", build_config(settings, {"seed": self.seed}))
         self.seal(run, "north", ["anna-q7", "ben-q8"])
 
     def seal(self, run, name, people):

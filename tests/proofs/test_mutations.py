@@ -313,9 +313,9 @@ def two_runs(tmp_path_factory):
     from reid.run import Run
 
     root = tmp_path_factory.mktemp("runs")
-    for name in ("one", "other"):
+    for seed, name in enumerate(("one", "other")):
         (root / name).mkdir()
-        case = RunCase("seal")
+        case = RunCase("seal", seed)
         case.prepare(root / name)
         run = Run.open(root / name / "run")
         case.seal(run, "south", [f"carl-{name}", "dora"])
