@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,12 +125,12 @@ class Bundle:
         try:
             with zipfile.ZipFile(io.BytesIO(self._read("golden.npz", MAX_GOLDEN))) as archive:
                 if sorted(archive.namelist()) != ["crops.npy", "embeddings.npy"]:
-                    raise ArtefactError(f"{where} must hold crops and embeddings, found {', '.join(sorted(archive.namelist())):.80}")
+                    raise ArtefactError(f"{where} must hold crops and embeddings, found {sorted(archive.namelist())!r:.80}")
                 with archive.open("crops.npy") as stream:
                     crops = _read_npy(stream, (self.crop.height, self.crop.width, 3), "|u1")
                 with archive.open("embeddings.npy") as stream:
                     embeddings = _read_npy(stream, (self.dim,), "<f4").astype(np.float32)
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
         lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
         if len(crops) != len(embeddings) or not (np.abs(lengths - 1) < UNIT).all():

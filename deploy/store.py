@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,16 +112,16 @@ class Store:
 
     @staticmethod
     def create(file: Path, facts: Facts) -> None:
-        """Write an empty gallery's file, durably, and close it."""
-        db = sqlite3.connect(file, isolation_level=None)
+        """Write an empty gallery's file, durably, and close it; raises GalleryError if the disk is full or fails."""
         try:
-            db.execute(f"PRAGMA application_id={APPLICATION}")
-            _configure(db)
-            db.executescript(SCHEMA_1)
-            db.execute("INSERT INTO gallery VALUES (1, ?, ?, ?, 0, 0, ?, 0, 0)", (*facts[:3], secrets.token_hex(8)))
-            db.executescript(SINCE_2.format(now=_now()))
-        finally:
-            db.close()
+            with closing(sqlite3.connect(file, isolation_level=None)) as db:
+                db.execute(f"PRAGMA application_id={APPLICATION}")
+                _configure(db)
+                db.executescript(SCHEMA_1)
+                db.execute("INSERT INTO gallery VALUES (1, ?, ?, ?, 0, 0, ?, 0, 0)", (*facts[:3], secrets.token_hex(8)))
+                db.executescript(SINCE_2.format(now=_now()))
+        except sqlite3.Error as error:
+            raise GalleryError(f"can't make {file}: {_reason(error)}") from error
 
     def close(self) -> None:
         """Close the file; the log is folded into it if nobody else has it open."""

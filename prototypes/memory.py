@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from domains.artefact import write_atomic
 from domains.errors import ArtefactError
+
+PER_IDENTITY = "prototypes."
+"""Arrays of this kind have a row for each identity, in the order of the step's classifier rows; all others are of the domain as a whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,32 @@ class Memory:
     def bytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays.values())
+
+    def without(self, rows: Collection[int], identities: int) -> Memory:
+        """The memory without some identities; what is of the domain as a whole stays.
+
+        Args:
+            rows: the identities' positions.
+            identities: how many there are now; if none is left, the arrays that hold a row for each go altogether.
+
+        Raises:
+            ArtefactError: an array that should have a row for each identity has another number of them.
+        """
+        kept = [row for row in range(identities) if row not in rows]
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for name, array in self.arrays.items():
+            if not name.startswith(PER_IDENTITY):
+                arrays[name] = array
+                continue
+            if array.ndim < 1 or len(array) != identities:
+                raise ArtefactError(f"{name} of the memory of {self.domain} has shape {array.shape}, not a row for each of {identities} identities")
+            if kept:
+                arrays[name] = array[kept]
+        return replace(self, arrays=arrays)
+
+    def emptied(self) -> Memory:
+        """The memory without anything of its domain, not even the name."""
+        return replace(self, domain="", arrays={})
 
     def write(self, path: Path) -> None:
         """Write as safetensors, atomically."""

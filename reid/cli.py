@@ -42,6 +42,12 @@ def main() -> NoReturn:
             raise
         sys.stderr.write(f"reid: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:  # a full or failing disk, wherever it is met
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"reid: {where}{error.strerror or error}; make room, or check the disk and your permissions, and run the command again\n")
+        sys.exit(ReidError.exit_code)
     except ModuleNotFoundError as error:
         if debug or (error.name or "").split(".")[0] in ("reid", "domains", "prototypes", "deploy"):
             raise

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from domains.crops import CropSpec, Resize
 from domains.errors import ConfigError
+from reid import plainyaml
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 """Where shipped configurations lie: in an installed wheel, and in a checkout."""
@@ -247,9 +247,9 @@ def build_config(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> C
         if not sign:
             raise ConfigError(f"--set takes key=value, got {text!r}")
         try:
-            flat[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of {key} is not valid YAML: {value!r}") from error
+            flat[key.strip()] = plainyaml.load(value)
+        except ValueError as error:
+            raise ConfigError(f"the value of {key} is not valid YAML: {value!r:.200}") from error
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         if key not in KNOWN_KEYS:
@@ -286,12 +286,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; raises ConfigError naming the file."""
-    try:
-        value = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    value = plainyaml.load_file(path)
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold keys and values, got {type(value).__name__}")
     return value

@@ -74,6 +74,12 @@ class ScoreMatrix:
         del self.learned[start:]
         self.cells = {(row, name): cell for (row, name), cell in self.cells.items() if row < start}
 
+    def drop_domain(self, name: str) -> None:
+        """Forget a domain: its scores, where it lies, and that it was learned."""
+        self.learned = [tuple(other for other in names if other != name) for names in self.learned]
+        self.scored = {other: entry for other, entry in self.scored.items() if other != name}
+        self.cells = {(row, other): cell for (row, other), cell in self.cells.items() if other != name}
+
     def value(self, row: int, name: str, metric: str = "mAP") -> float | None:
         """One score in percent, or None where it is missing."""
         cell = self.cells.get((row, name))

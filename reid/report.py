@@ -125,7 +125,7 @@ def _matrix(run: Run, summary: dict[str, Any]) -> str:
     for row in summary["rows"]:
         cells = "".join(_heat(run, row["step"], name) for name in names)
         cells += "".join(f"<td><b>{_number(row[kind]['mAP'])}</b></td>" for kind in ("seen", "unseen"))
-        rows.append(f"<tr><td>{_text(' + '.join(row['learned']) or 'untrained start')}</td>{cells}</tr>")
+        rows.append(f"<tr><td>{_text(' + '.join(row['learned']) or ('erased' if row['step'] else 'untrained start'))}</td>{cells}</tr>")
     legend = "Rows: the model after each step. mAP, rank-1 below it. Framed: just learned. Slanted: not learned yet, or never."
     return f'<div class="scroll"><table class="heat"><tr><th>after</th>{header}</tr>{"".join(rows)}</table></div><p class="soft">{legend}</p>'
 
@@ -156,7 +156,7 @@ def _curves(run: Run) -> str:
         y = place(0, mark)[1]
         parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/><text x="4" y="{y + 4:.1f}">{mark}</text>')
     for row, names in enumerate(scores.learned):
-        label = _text(("+".join(names) or "start")[:14])
+        label = _text(("+".join(names) or ("erased" if row else "start"))[:14])
         parts.append(f'<text x="{place(row, 0)[0]:.1f}" y="{height - 12}" text-anchor="middle">{label}</text>')
     ends: list[tuple[float, str, str]] = []
     for number, name in enumerate(scores.scored):

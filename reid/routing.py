@@ -91,4 +91,6 @@ def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mappi
     found = {memory.domain: memory.arrays for memory in memories}
     embeddings = {name: torch.from_numpy(np.asarray(arrays[f"{KIND}.embedding"])) for name, arrays in found.items() if f"{KIND}.embedding" in arrays}
     looks = {name: StyleStatistics.from_array(arrays["style.statistics"]) for name, arrays in found.items() if "style.statistics" in arrays}
+    if not embeddings:  # all that was routed is erased
+        return None
     return Router(write, embeddings, looks)

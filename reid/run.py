@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import domains
-from domains.artefact import code_version, fsync_folder, read_manifest, sha256_file, write_atomic
+from domains.artefact import code_version, fsync_folder, read_manifest, write_atomic
 from domains.domain import Domain
 from domains.errors import ArtefactError, ConfigError, ReidError, UsageError
 from domains.style import StyleStatistics
@@ -23,8 +23,10 @@ from prototypes.transport import compose
 from reid.checkpoint import read_tensors
 from reid.config import Config, Method, build_config, read_method, read_yaml
 from reid.ending import renewed
+from reid.erasure import Erasure, erase, plan_erasure
 from reid.evaluate import Embed, can_be_scored, evaluate, torch_embedder
 from reid.fusion import State
+from reid.journal import finish, unfinished
 from reid.learning import learn_step
 from reid.loader import StoreCache
 from reid.matrix import Cell, ScoreMatrix
@@ -32,7 +34,7 @@ from reid.model import ReidModel, build_model
 from reid.optim import Runtime
 from reid.progress import Progress
 from reid.routing import router_of, routing_term
-from reid.sealed import CARD, MEMORY, SCHEMAS, WEIGHTS, Sealed, seal
+from reid.sealed import CARD, SCHEMAS, WEIGHTS, Sealed, seal
 
 RUN, GRAPH, REPLACED = "run.yaml", "backbone.onnx", ".replaced-"
 
@@ -85,6 +87,9 @@ class Run:
         folder = Path(folder)
         if not (folder / RUN).is_file():
             raise ArtefactError(f"{folder} is no run: it has no {RUN}")
+        if unfinished(folder):  # an erasure was cut short
+            with locked(folder):
+                finish(folder)
         head = read_yaml(folder / RUN)
         if head.get("kind") != "run" or head.get("schema") not in SCHEMAS:
             raise ArtefactError(
@@ -120,11 +125,7 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run against a second learner; the lock of a dead process is gone with it. Raises UsageError."""
-        with (self.folder / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UsageError(f"another process is learning in {self.folder}; wait for it") from error
+        with locked(self.folder):
             yield
 
     # ------------------------------------------------------------------------------------------------------------------ steps
@@ -150,9 +151,7 @@ class Run:
         if not -len(steps) <= step < len(steps):
             raise UsageError(f"{self.folder} has the steps 0 to {len(steps) - 1}, not {step}")
         sealed = steps[step]
-        tensors, _ = read_tensors(sealed.folder / WEIGHTS)
-        if sha256_file(sealed.folder / WEIGHTS) != sealed.card["files"][WEIGHTS]:
-            raise ArtefactError(f"{sealed.folder / WEIGHTS} was changed after it was sealed; restore it from a backup")
+        tensors, _ = read_tensors(sealed.file(WEIGHTS))
         return self.build(tensors), sealed
 
     def build(self, weights: State) -> ReidModel:
@@ -238,7 +237,7 @@ class Run:
                 where they are.
         """
         steps = self.steps[1:]
-        memories = [Memory.read(step.folder / MEMORY) for step in steps]
+        memories = [step.memory() for step in steps]
         if not renew:
             return memories
         transports = [step.transport() for step in steps]
@@ -249,6 +248,25 @@ class Run:
         """Classifier rows of each learned domain."""
         ends = list(itertools.accumulate(len(step.card["classes"]) for step in self.steps))
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+    def forget(self, *, identity: str | None = None, domain: str | None = None, dry_run: bool = False, discard_progress: bool = False) -> Erasure:
+        """Erase an identity, or all of a domain, from every step; see :mod:`reid.erasure`.
+
+        Args:
+            identity: a person's label, wherever it occurs, or ``LABEL@DOMAIN``.
+            domain: a domain's name, in its place.
+            dry_run: say what would go, and change nothing.
+            discard_progress: throw a step away that was begun and not finished, for its state holds what is to be erased.
+
+        Raises:
+            ReidError: the run knows no such, a step is in progress, or the disk failed; nothing was changed.
+        """
+        with self.lock():
+            found = plan_erasure(self, identity=identity, domain=domain)
+            if not dry_run:
+                erase(self, found, discard_progress=discard_progress)
+                self.scores = ScoreMatrix.read(self.folder)
+        return found
 
     # ------------------------------------------------------------------------------------------------------------------ scoring
 
@@ -364,3 +382,14 @@ class Run:
         model = model or self.model(step)[0]
         runtime = Runtime.choose(self.config.device, "fp32", model)
         return torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; raises UsageError if another process does."""
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"another process is learning in {folder}; wait for it") from error
+        yield

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domains.artefact import fsync_folder, write_atomic, write_manifest
+from domains.artefact import fsync_folder, sha256_file, write_atomic, write_manifest
 from domains.crops import CropSpec
+from domains.errors import ArtefactError
 from prototypes.memory import Memory
 from prototypes.transport import Transport
 from reid.checkpoint import read_tensors, save_weights
@@ -44,15 +45,28 @@ class Sealed:
         """Name of the embedding space of the step's model."""
         return str(self.card["feature_space"])
 
+    def file(self, name: str) -> Path:
+        """Path of one of the step's files; raises ArtefactError if the card does not know it or it was changed since."""
+        path = self.folder / name
+        if name not in self.card["files"]:
+            raise ArtefactError(f"{self.folder} has no {name}")
+        if sha256_file(path) != self.card["files"][name]:
+            raise ArtefactError(f"{path} was changed after it was sealed; restore it from a backup")
+        return path
+
+    def memory(self) -> Memory:
+        """What is kept of the step's domain; raises ArtefactError."""
+        return Memory.read(self.file(MEMORY))
+
     def transport(self) -> Transport | None:
         """The map from the feature space before this step, if its method fitted one; raises ArtefactError."""
-        return Transport.read(self.folder / TRANSPORT) if TRANSPORT in self.card["files"] else None
+        return Transport.read(self.file(TRANSPORT)) if TRANSPORT in self.card["files"] else None
 
     def kept(self) -> dict[str, State]:
         """Further weights that the step's fusion left for the next, by name."""
         head, tail = KEPT.split("{}")
         names = [name.removeprefix(head).removesuffix(tail) for name in self.card["files"] if name.startswith(head)]
-        return {name: read_tensors(self.folder / KEPT.format(name))[0] for name in names}
+        return {name: read_tensors(self.file(KEPT.format(name)))[0] for name in names}
 
 
 def seal(

@@ -1,4 +1,4 @@
-"""``reid learn``, ``stream``, ``report`` and ``run``: what happens to a run."""
+"""``reid learn``, ``stream``, ``report``, ``forget`` and ``run``: what happens to a run."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def _show_summary(run: Run, notes: list[str]) -> None:
     scores, summary = run.scores, run.scores.summary()
     names = list(scores.scored)
     rows = [
-        ["+".join(row["learned"]) or "start", *(f"{value:.1f}" if (value := scores.value(row["step"], name)) is not None else "–" for name in names),
+        ["+".join(row["learned"]) or ("erased" if row["step"] else "start"),
+         *(f"{value:.1f}" if (value := scores.value(row["step"], name)) is not None else "–" for name in names),
          *(f"{row[kind]['mAP']:.1f}" if row[kind]["mAP"] is not None else "–" for kind in ("seen", "unseen"))]
         for row in summary["rows"]
     ]  # fmt: skip
@@ -121,6 +122,41 @@ def report(run: PathArgument, output: Annotated[Path | None, typer.Option("--out
     target = output or run / "report.html"
     write_report(Run.open(run), target)
     out.print(str(target), markup=False)
+
+
+@app.command()
+def forget(
+    run: PathArgument, identity: Annotated[str | None, typer.Option(metavar="NAME[@DOMAIN]", help="One person, in every domain or in one.")] = None,
+    domain: Annotated[str | None, typer.Option(help="All that is remembered of a domain.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be erased, and change nothing.")] = False,
+    discard_progress: Annotated[bool, typer.Option("--discard-progress", help="Throw a step away that was begun and not finished.")] = False,
+    records: Annotated[bool, typer.Option("--records", help="Show what was erased before; no one is named.")] = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Erase a person, or a whole domain, from every step of a run: memories, classifier rows, names, scores. The embedding stays the same."""
+    from reid.erasure import REMAINS, read_erasures
+    from reid.run import Run
+
+    opened = Run.open(run)
+    if records:
+        done = read_erasures(opened.folder)
+        if as_json:
+            print_json(done)
+        for record in [] if as_json else done:
+            out.print(f"{record['time']}  {record['kind']}: {record['identities']} identities, {record['files']} files", markup=False)
+        return
+    found = opened.forget(identity=identity, domain=domain, dry_run=dry_run, discard_progress=discard_progress)
+    if as_json:
+        print_json({**found.to_dict(), "dry_run": dry_run})
+        return
+    steps = ", ".join(map(str, sorted({*found.people, *found.whole}))) or "none"
+    verb = "would be erased" if dry_run else "erased"
+    out.print(f"{verb}: {found.identities} identities, remembered since step {steps}; {len(found.files)} files written anew", markup=False)
+    for file in found.files if dry_run else ():
+        out.print(f"  {file}", markup=False)
+    for line in REMAINS:
+        out.print(f"remains: {line}", markup=False)
+    for file in found.others:
+        out.print(f"not this run's own, left as it is: {file}", markup=False)
 
 
 @run_app.command("drop-last")

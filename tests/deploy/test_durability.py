@@ -241,68 +241,6 @@ def test_a_reader_that_never_ends_is_reported_and_the_erasure_finished_later(gal
 # ------------------------------------------------------------------------------------------------------------------------------ other processes
 
 
-def writer(folder, report, seed):
-    """Add and forget for ever, reporting each change once it is acknowledged."""
-    draw = random.Random(seed)
-    gallery = Gallery.open(folder)
-    mine = []
-    while True:
-        names = [draw.randrange(10**9) for _ in range(draw.randint(1, 6))]
-        ids = add(gallery, names)
-        report.send(("added", list(zip(ids, names, strict=True))))
-        mine += ids
-        if draw.random() < 0.15:
-            gone = [mine.pop(draw.randrange(len(mine)))]
-            report.send(("forgetting", gone))
-            gallery.forget(gone)
-            report.send(("forgot", gone))
-
-
-def test_kill_loop(gallery):
-    draw = random.Random(2)
-    folder = gallery.path
-    add(gallery, [5])
-    gallery.close()
-    known, uncertain, gone = {1: 5}, set(), set()
-    for round_ in range(15):
-        ours, theirs = processes.Pipe(duplex=False)
-        child = processes.Process(target=writer, args=(folder, theirs, round_))
-        child.start()
-        theirs.close()
-        time.sleep(draw.uniform(0.01, 0.25))
-        os.kill(child.pid, signal.SIGKILL)
-        child.join(30)
-        while True:
-            try:
-                kind, content = ours.recv()
-            except (EOFError, OSError):
-                break
-            if kind == "added":
-                known |= dict(content)
-            elif kind == "forgetting":
-                uncertain |= set(content)
-            else:
-                gone |= set(content)
-        with Gallery.open(folder) as opened:  # the dead writer's lock must not block
-            there = set(opened.ids())
-            assert there >= set(known) - uncertain
-            assert not there & gone
-            assert opened.verify()[0].startswith(f"gallery.db: {len(there)} entries")
-            sample = draw.sample(sorted(there & set(known)), min(20, len(there & set(known))))
-            for number, matches in zip(sample, opened.search(np.stack([vector_of(known[number]) for number in sample]), k=1), strict=True):
-                assert (matches[0].id, matches[0].source) == (number, str(known[number]))
-            whole = opened.search(vector_of(5), k=10**6)[0]
-            assert {match.id for match in whole} == there
-            for match in draw.sample(whole, min(20, len(whole))):  # nothing torn: each vector is the one of its source
-                assert match.score == pytest.approx(float(vector_of(match.source) @ vector_of(5)), abs=2e-3)
-            uncertain &= there
-            known = {match.id: int(match.source) for match in whole}
-            uncertain.clear()
-            assert not gone & set(known)
-    assert len(known) > 20
-    assert gone
-
-
 def write_much(folder):
     with Gallery.open(folder) as opened:
         for start in range(100, 400, 10):

@@ -79,3 +79,23 @@ def test_a_header_that_is_no_json_is_one_line(tmp_path):
     with pytest.raises(ArtefactError, match="can't read memory") as caught:
         Memory.read(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def test_identities_are_taken_out_and_the_domain_stays():
+    arrays = {
+        "prototypes.mean": np.arange(8, dtype=np.float16).reshape(4, 2),
+        "prototypes.spread": np.ones((4, 2), np.float16),
+        "style.x": np.ones(4),
+    }
+    memory = Memory("plaza", "x", arrays)
+    left = memory.without([1, 3], 4)
+    assert left.arrays["prototypes.mean"].tolist() == [[0, 1], [4, 5]]
+    assert left.arrays["prototypes.spread"].shape == (2, 2)
+    assert left.arrays["style.x"].shape == (4,)
+    assert (left.domain, left.feature_space) == ("plaza", "x")
+    assert memory.arrays["prototypes.mean"].shape == (4, 2)
+    assert set(memory.without(range(4), 4).arrays) == {"style.x"}
+    assert memory.without([], 4).bytes == memory.bytes
+    with pytest.raises(ArtefactError, match="not a row for each of 5 identities"):
+        memory.without([1], 5)
+    assert (memory.emptied().domain, memory.emptied().feature_space, dict(memory.emptied().arrays)) == ("", "x", {})

@@ -112,3 +112,18 @@ def test_importing_the_rooms_loads_no_torch():
         "import sys, reid, domains, prototypes, deploy, reid.cli; assert not {'torch','faiss','onnxruntime'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_full_or_failing_disk_is_one_line(monkeypatch, capsys, tmp_path):
+    from reid import cli
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(tmp_path / "x.png"))
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert said.startswith(f"reid: {tmp_path / 'x.png'}: No space left on device; ")
+    assert said.count("\n") == 1

@@ -160,3 +160,15 @@ def test_damaged_files_are_one_line(matrix, tmp_path, damage):
         (tmp_path / "queries.npz").unlink()
     with pytest.raises(ArtefactError, match=r"scores\.json|queries\.npz"):
         ScoreMatrix.read(tmp_path)
+
+
+def test_a_domain_is_taken_out_as_if_it_had_never_been(matrix, tmp_path):
+    matrix.drop_domain("b")
+    assert matrix.learned == [(), ("a",), (), ("c",)]
+    assert not [name for _, name in matrix.cells if name == "b"]
+    matrix.write(tmp_path)
+    assert ScoreMatrix.read(tmp_path).summary() == matrix.summary()
+    again = drawn(7)
+    assert matrix.value(3, "u") == again.value(3, "u")
+    assert matrix.summary()["plasticity"]["mAP"] == pytest.approx((again.value(1, "a") + again.value(3, "c")) / 2, abs=1e-3)
+    assert b"/b" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())

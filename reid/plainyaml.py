@@ -1,0 +1,94 @@
+"""YAML as a settings file needs it: plain values, and nothing that a stranger's file could do harm with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from domains.errors import ConfigError
+
+MAX_BYTES = 256 * 2**10
+MAX_DEPTH = 32
+MAX_VALUES = 10_000
+"""After all aliases are written out: a few lines of them can stand for billions of values."""
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that gives up on what is nested too deep while it reads, before the interpreter has to."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Go one level deeper."""
+        self.depth += 1
+        try:
+            if self.depth > MAX_DEPTH:
+                raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} levels deep")
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def load(text: str) -> Any:
+    """Read one YAML document.
+
+    Raises:
+        ValueError: no YAML, nested too deep, too many values, an alias within itself, or a number or date that is none.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        value = loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    _check(value)
+    return value
+
+
+def load_file(path: Path) -> Any:
+    """Read a YAML file of at most 256 KiB; raises ConfigError naming it."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES // 2**10} KiB")
+        return load(data.decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split()):.300}") from error
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for; raises ValueError if they are too many, or the node holds itself."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("an alias lies within what it stands for")
+        return known[id(node)]
+    known[id(node)] = 0
+    found = 1
+    if isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            found += sum(_count(part, known) for part in (item if isinstance(item, tuple) else (item,)))
+            if found > MAX_VALUES:
+                raise ValueError(f"it holds more than {MAX_VALUES} values")
+    known[id(node)] = found
+    return found
+
+
+def _check(value: Any) -> None:
+    """Refuse numbers that no setting has, which would be slow to print already."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check(key)
+            _check(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            _check(item)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("a whole number is too large")
