@@ -47,3 +47,7 @@ class ExportError(ReidError):
 
 class GalleryError(ReidError):
     """The gallery can't take or answer this."""
+
+
+class BusyError(ReidError):
+    """Too much is asked at once. Nothing is wrong with the request: the same one may succeed a moment later."""
