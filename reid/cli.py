@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from domains.errors import DeviceError, ReidError
-from reid.commands import bench, domain, edge, gallery, learning
+from reid.commands import bench, domain, edge, gallery, learning, serve
 from reid.commands.options import Json, out, print_json, progress, table
 
 ABOUT = "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy ONNX at the edge."
@@ -20,6 +20,8 @@ app.add_typer(learning.app)
 app.add_typer(edge.app)
 app.add_typer(gallery.gallery_app, name="gallery")
 app.add_typer(bench.bench_app, name="bench")
+app.add_typer(serve.app)
+app.add_typer(serve.token_app, name="token")
 
 
 @app.callback()

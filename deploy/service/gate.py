@@ -17,8 +17,8 @@ from typing import Any
 from deploy.service.access import ANY, OPEN, ROUTES, Route
 from deploy.service.logs import write_log
 from deploy.service.metrics import Metrics
-from deploy.service.problem import Problem
 from deploy.service.rate import RateLimit
+from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
 from deploy.service.tokens import SCOPES, Tokens
 from domains.errors import ReidError
@@ -74,7 +74,7 @@ class Gate:
             await _Exchange(self, scope, receive, send).run()
 
     def admit(self, scope: MutableMapping[str, Any], headers: dict[str, str], route: Route, request: str) -> Caller:
-        """Who this is; raises Problem if they may not do this, or not now."""
+        """Who this is; raises RefusedError if they may not do this, or not now."""
         if self._tokens is None:
             self._check_host(headers)
             caller = Caller("local", "", SCOPES, request)
@@ -83,15 +83,15 @@ class Gate:
         else:
             caller = self._check_token(headers, request)
         if route.access not in (OPEN, ANY) and route.access not in caller.scopes:
-            raise Problem("forbidden", f"this needs a token with the scope {route.access}; this one has {', '.join(caller.scopes) or 'none'}")
+            raise RefusedError("forbidden", f"this needs a token with the scope {route.access}; this one has {', '.join(caller.scopes) or 'none'}")
         if route.access != OPEN and (wait := self.rate.take(caller.token or "local")):
-            raise Problem("rate_limited", f"more than {self._settings.rate:g} requests a second; wait and try again", wait=int(wait) + 1)
+            raise RefusedError("rate_limited", f"more than {self._settings.rate:g} requests a second; wait and try again", wait=int(wait) + 1)
         return caller
 
     def enter(self) -> None:
-        """Take a place in the queue; raises Problem if it is full."""
+        """Take a place in the queue; raises RefusedError if it is full."""
         if self._working >= self._settings.queue:
-            raise Problem("busy", f"{self._working} requests are being answered already; try again in a moment")
+            raise RefusedError("busy", f"{self._working} requests are being answered already; try again in a moment")
         self._working += 1
         self._metrics.queue.set(self._working)
 
@@ -101,23 +101,23 @@ class Gate:
         self._metrics.queue.set(self._working)
 
     def hold(self, count: int) -> None:
-        """Make room for bytes of a body; raises Problem if all bodies together would be too large. Negative: give room back."""
+        """Make room for bytes of a body; raises RefusedError if all bodies together would be too large. Negative: give room back."""
         if count > 0 and self._buffered + count > self._settings.max_buffered_bytes:
-            raise Problem("busy", "too many large requests are being read already; try again in a moment")
+            raise RefusedError("busy", "too many large requests are being read already; try again in a moment")
         self._buffered += count
         self._metrics.buffered.set(self._buffered)
 
     def _check_token(self, headers: dict[str, str], request: str) -> Caller:
         scheme, _, text = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
-            raise Problem("unauthorized", "send a token made by reid token make, as the header Authorization: Bearer …")
+            raise RefusedError("unauthorized", "send a token made by reid token make, as the header Authorization: Bearer …")
         try:
             token = self._tokens.find(text.strip()) if self._tokens else None
         except ReidError as error:
             write_log(logging.ERROR, "the file of tokens can't be used", reason=str(error))
-            raise Problem("not_ready", "the service can't read its tokens; its log says why") from error
+            raise RefusedError("not_ready", "the service can't read its tokens; its log says why") from error
         if token is None:
-            raise Problem("unauthorized", "this token is unknown, revoked or expired; make another with reid token make")
+            raise RefusedError("unauthorized", "this token is unknown, revoked or expired; make another with reid token make")
         return Caller(token.name, token.id, token.scopes, request)
 
     def _check_host(self, headers: dict[str, str]) -> None:
@@ -125,10 +125,10 @@ class Gate:
         host = headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if name.lower() not in (*_LOCAL, *self._settings.hosts):
-            raise Problem("foreign_host", f"this service answers to {', '.join(_LOCAL[:3])} only, not to {name!r:.80}; name others with --allow-host")
+            raise RefusedError("foreign_host", f"this service answers to localhost only, not to {name!r:.80}; name others with --allow-host")
         origin = headers.get("origin")
         if (origin is not None and origin.partition("://")[2] != host) or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise Problem("foreign_host", "a page of another site may not use this service")
+            raise RefusedError("foreign_host", "a page of another site may not use this service")
 
 
 class _Exchange:
@@ -161,13 +161,14 @@ class _Exchange:
             self._scope["caller"] = caller
             async with asyncio.timeout(self._settings.timeout):
                 await self._gate._app(self._scope, self._bounded, self._watched)
-        except Problem as problem:
-            code = await self._refuse(problem)
+            code = self._scope.get("refused")
+        except RefusedError as refused:
+            code = await self._refuse(refused)
         except TimeoutError:
-            code = await self._refuse(Problem("timeout", f"this took longer than {self._settings.timeout:g} s; try again"))
-        except Exception as error:
-            write_log(logging.ERROR, "a request failed", error, request=self._id, route=route.name)
-            code = await self._refuse(Problem("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {self._id}"))
+            code = await self._refuse(RefusedError("timeout", f"this took longer than {self._settings.timeout:g} s; try again"))
+        except Exception as error:  # the application has answered with 500 where it still could
+            write_log(logging.ERROR, "a request failed", exception=error, request=self._id, route=route.name)
+            code = await self._refuse(RefusedError("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {self._id}"))
         finally:
             if entered:
                 self._gate.leave()
@@ -179,7 +180,7 @@ class _Exchange:
         said = self._headers.get("content-length", "0")
         length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
         if length > self._limit:
-            raise Problem("too_large", f"the request has {length} bytes, at most {self._limit} are taken")
+            raise RefusedError("too_large", f"the request has {length} bytes, at most {self._limit} are taken")
         self._gate.hold(length)
         self._held = length
 
@@ -191,12 +192,12 @@ class _Exchange:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._deadline - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            raise Problem("slow_client", f"the request did not arrive within {self._settings.body_timeout:g} s") from None
+            raise RefusedError("slow_client", f"the request did not arrive within {self._settings.body_timeout:g} s") from None
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
             self._finished = not message.get("more_body", False)
             if self._read > self._limit:
-                raise Problem("too_large", f"the request has more than the {self._limit} bytes that are taken")
+                raise RefusedError("too_large", f"the request has more than the {self._limit} bytes that are taken")
             if self._read > self._held:
                 self._gate.hold(self._read - self._held)
                 self._held = self._read
@@ -208,45 +209,50 @@ class _Exchange:
             self._status = message["status"]
             have = {key.lower() for key, _ in message["headers"]}
             extra = {**SECURITY, "x-request-id": self._id}
+            if self._unread():
+                await self._drain()
+                extra |= {"connection": "close"} if self._unread() else {}
             message["headers"] = [*message["headers"], *((key.encode(), value.encode()) for key, value in extra.items() if key.encode() not in have)]
         await self._send(message)
 
-    async def _refuse(self, problem: Problem) -> str:
-        """Send an error; whatever the client is still sending is read for a moment, so that it does not miss the answer."""
-        self._metrics.rejections.labels(problem.code).inc()
-        if self._status:  # the answer has begun; all that is left is to end it
-            return problem.code
-        unread = not self._finished and (self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers)
-        if unread:
-            await self._drain()
-        body = json.dumps(problem.body(), ensure_ascii=False).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
-        if unread:
-            headers["connection"] = "close"
-        await self._watched(
-            {"type": "http.response.start", "status": problem.status, "headers": [(key.encode(), value.encode()) for key, value in headers.items()]}
-        )
-        await self._send({"type": "http.response.body", "body": b"" if self._scope["method"] == "HEAD" else body})
-        return problem.code
+    async def _refuse(self, refused: RefusedError) -> str:
+        """Send an error, unless an answer has begun: then all that is left is to end it."""
+        if not self._status:
+            body = json.dumps(refused.body(), ensure_ascii=False).encode()
+            headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+            start = {
+                "type": "http.response.start",
+                "status": refused.status,
+                "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
+            }
+            await self._watched(start)
+            await self._send({"type": "http.response.body", "body": b"" if self._scope["method"] == "HEAD" else body})
+        return refused.code
+
+    def _unread(self) -> bool:
+        """Whether the client may still be sending."""
+        return not self._finished and (self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers)
 
     async def _drain(self) -> None:
+        """Read on for a moment, so that a client that only listens once it has sent everything does not miss the answer."""
         read = 0
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
-                while read < _DRAINED:
+                while read < _DRAINED and not self._finished:
                     message = await self._receive()
                     read += len(message.get("body", b""))
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        self._finished = True
-                        return
+                    self._finished = message["type"] != "http.request" or not message.get("more_body", False)
         except TimeoutError:
             return
 
     def _note(self, route: Route, method: str, caller: Caller | None, code: str | None, seconds: float) -> None:
         self._metrics.requests.labels(route.name, str(self._status)).inc()
+        if code:
+            self._metrics.rejections.labels(code).inc()
         self._metrics.seconds.labels(route.name).observe(seconds)
         level = logging.DEBUG if route.name in ("livez", "readyz", "metrics") and self._status < 400 else logging.INFO
-        fields = {"request": self._id, "method": method, "route": route.name, "status": self._status, "ms": round(1000 * seconds, 1)}
+        fields: dict[str, Any] = {"request": self._id, "method": method, "route": route.name, "status": self._status, "ms": round(1000 * seconds, 1)}
         fields |= {"bytes": self._read} if self._read else {}
         fields |= {"token": caller.name} if caller and caller.name else {}
-        write_log(level, "request", **fields, **({"code": code} if code else {}))
+        fields |= {"code": code} if code else {}
+        write_log(level, "request", **fields)

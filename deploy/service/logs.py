@@ -28,7 +28,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def write_log(level: int, event: str, exception: BaseException | None = None, **fields: Any) -> None:
+def write_log(level: int, event: str, /, *, exception: BaseException | None = None, **fields: Any) -> None:
     """Write an event with its fields."""
     log.log(level, event, extra={"fields": fields}, exc_info=exception)
 

@@ -144,6 +144,13 @@ class Tokens:
             os.close(folder)
 
 
+def default_file() -> Path:
+    """``$REID_TOKENS``, or a file in the user's configuration."""
+    if named := os.environ.get("REID_TOKENS"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lifelong-reid" / "tokens.json"
+
+
 def _parse(file: Path, content: Any) -> list[Token]:
     """Tokens of a file's content; raises ArtefactError on anything that we did not write."""
     types = get_type_hints(Token)

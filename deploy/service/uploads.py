@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import json
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from deploy.service.problem import Problem
+from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
 from domains.crops import image_size
 from domains.errors import DataError
@@ -42,25 +42,25 @@ async def read_form(request: Request, model: type[Fields], settings: Settings, *
         needed: whether there must be one.
 
     Raises:
-        Problem: no such form, unknown or impossible fields, no image, too many, too large, or none of a known kind.
+        RefusedError: no such form, unknown or impossible fields, no image, too many, too large, or none of a known kind.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Problem("unsupported_body", "send a form as multipart/form-data")
+        raise RefusedError("unsupported_body", "send a form as multipart/form-data")
     parser = _InMemory(
-        request.headers, cast(AsyncGenerator[bytes, None], request.stream()),
+        request.headers, request.stream(),
         max_files=settings.max_images, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES,
     )  # fmt: skip
     try:
         form = await parser.parse()
     except MultiPartException as error:
         too_many = "Too many files" in error.message
-        raise Problem("too_large" if too_many else "invalid", f"the form can't be read: {error.message:.150}") from error
+        raise RefusedError("too_large" if too_many else "invalid", f"the form can't be read: {error.message:.150}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # what the parser makes of broken headers
-        raise Problem("invalid", "the form can't be read: its parts are broken") from error
+        raise RefusedError("invalid", "the form can't be read: its parts are broken") from error
     try:
         fields, files = _split(form, model, images)
         if needed and not files:
-            raise Problem("invalid", f"there is no image: send at least one, as a file named {images}")
+            raise RefusedError("invalid", f"there is no image: send at least one, as a file named {images}")
         found = [await file.read() for file in files]
     finally:
         await form.close()
@@ -69,20 +69,31 @@ async def read_form(request: Request, model: type[Fields], settings: Settings, *
     return fields, found
 
 
+async def read_json(request: Request, model: type[Fields]) -> Fields:
+    """Read a JSON body; raises RefusedError."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RefusedError("unsupported_body", "send JSON as application/json")
+    try:
+        values = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise RefusedError("invalid", "the body is no JSON") from error
+    return check_fields(model, values)
+
+
 def check_image(data: bytes, settings: Settings, name: str) -> None:
-    """Hold an image to the limits by its header alone; raises Problem."""
+    """Hold an image to the limits by its header alone; raises RefusedError."""
     if not data:
-        raise Problem("damaged_image", f"{name} is empty")
+        raise RefusedError("damaged_image", f"{name} is empty")
     if len(data) > settings.max_image_bytes:
-        raise Problem("too_large", f"{name} has {len(data)} bytes, at most {settings.max_image_bytes} are taken; crops are small images")
+        raise RefusedError("too_large", f"{name} has {len(data)} bytes, at most {settings.max_image_bytes} are taken; crops are small images")
     if not any(data[at : at + len(magic)] == magic for at, magic in _KINDS):
-        raise Problem("unsupported_image", f"{name} is no JPEG, PNG, WebP or BMP image")
+        raise RefusedError("unsupported_image", f"{name} is no JPEG, PNG, WebP or BMP image")
     try:
         height, width = image_size(data)
     except DataError as error:
-        raise Problem("damaged_image", f"{name}: {error}") from error
+        raise RefusedError("damaged_image", f"{name}: {error}") from error
     if height * width > settings.max_pixels:
-        raise Problem("too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are taken")
+        raise RefusedError("too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are taken")
 
 
 def _split(form: FormData, model: type[Fields], images: str) -> tuple[Fields, list[UploadFile]]:
@@ -92,22 +103,22 @@ def _split(form: FormData, model: type[Fields], images: str) -> tuple[Fields, li
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name != images:
-                raise Problem("invalid", f"there is no image field {name!r:.60}; images are named {images}")
+                raise RefusedError("invalid", f"there is no image field {name!r:.60}; images are named {images}")
             files.append(value)
         elif name in many:
             cast(list[str], values.setdefault(name, [])).append(value)
         elif name in values:
-            raise Problem("invalid", f"{name:.60} is given twice")
+            raise RefusedError("invalid", f"{name:.60} is given twice")
         else:
             values[name] = value
     return check_fields(model, values), files
 
 
 def check_fields(model: type[Fields], values: object) -> Fields:
-    """Values as a model; raises Problem naming the first field that is wrong, without repeating what was sent."""
+    """Values as a model; raises RefusedError naming the first field that is wrong, without repeating what was sent."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:80] or "the request"
-        raise Problem("invalid", f"{where}: {first['msg']:.200}") from error
+        raise RefusedError("invalid", f"{where}: {first['msg']:.200}") from error

@@ -33,7 +33,7 @@ CODES = {
 UNAVAILABLE = 503
 
 
-class Problem(ReidError):
+class RefusedError(ReidError):
     """A request that is not answered.
 
     Attributes:

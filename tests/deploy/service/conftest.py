@@ -1,0 +1,95 @@
+"""A service over a tiny gallery, in this process, and tokens of every scope."""
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the serve extra is not installed")
+pytest.importorskip("httpx", reason="httpx is not installed")
+pytest.importorskip("faiss", reason="FAISS is not installed")
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+from fastapi.testclient import TestClient
+
+from deploy import Encoder, Gallery
+from deploy.service.app import create_app
+from deploy.service.settings import Settings
+from deploy.service.tokens import SCOPES, Tokens
+from domains.crops import read_crop
+
+
+def encoded(crop, suffix=".png"):
+    return cv2.imencode(suffix, crop[..., ::-1])[1].tobytes()
+
+
+@pytest.fixture
+def image(golden_crops):
+    """A PNG of the first person in the gallery."""
+    return encoded(golden_crops[0])
+
+
+@pytest.fixture
+def images(golden_crops):
+    return [encoded(crop) for crop in golden_crops]
+
+
+@pytest.fixture
+def filled(tmp_path, bundle, people):
+    """The folder of a gallery with six entries from two cameras, labelled, at known times."""
+    encoder = Encoder.load(bundle.folder, threads=1)
+    with Gallery.create(tmp_path / "gallery", encoder.dim, encoder.feature_space, bundle.folder) as gallery:
+        files = sorted(people.rglob("*.png"), key=lambda file: int(file.stem))
+        gallery.add(
+            encoder([read_crop(file) for file in files]), camera=[file.parent.name for file in files], source=[str(file) for file in files],
+            time=[f"2026-11-0{number + 1}T08:00:00+00:00" for number in range(len(files))], label=[f"person {number}" for number in range(len(files))],
+        )  # fmt: skip
+    return tmp_path / "gallery"
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A file with a token of each scope, one with all and one with none; returns them by name."""
+    file = Tokens(tmp_path / "tokens.json")
+    made = {scope: file.make([scope], scope) for scope in SCOPES}
+    return {**made, "all": file.make(SCOPES, "all"), "none": file.make([], "none"), "file": file}
+
+
+@pytest.fixture
+def serve(filled, bundle):
+    """Start the service with some settings; returns a client that is ready. All end with the test."""
+    open_clients = []
+
+    def start(*, token=None, encoder=None, wait=True, **settings):
+        app = create_app(Gallery.open(filled), encoder or Encoder.load(bundle.folder, threads=1), Settings(**settings))
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        client = TestClient(app, base_url="http://127.0.0.1:8080", headers=headers, raise_server_exceptions=False)
+        client.__enter__()
+        open_clients.append(client)
+        for _ in range(200 if wait else 0):
+            if client.get("/readyz").status_code == 200:
+                break
+        return client
+
+    yield start
+    for client in reversed(open_clients):
+        client.__exit__(None, None, None)
+
+
+def ask(client, image, **fields):
+    """One query with a reason."""
+    return client.post("/v1/query", files=[("images", ("a.png", image))], data={"reason": "test", **fields})
+
+
+def code(answer):
+    """The code of an error; its body is checked on the way."""
+    body = answer.json()
+    assert set(body) == {"error"}, body
+    assert set(body["error"]) == {"code", "message"}
+    assert body["error"]["message"]
+    assert "\n" not in body["error"]["message"]
+    return body["error"]["code"]
+
+
+@pytest.fixture(scope="session")
+def rng():
+    return np.random.default_rng(3)
