@@ -188,7 +188,5 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 async def _on_mistake(request: Request, error: Exception) -> Response:
-    return _refusal(
-        request,
-        RefusedError("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {request.scope['caller'].request}"),
-    )
+    number = request.scope["caller"].request
+    return _refusal(request, RefusedError("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {number}"))

@@ -141,9 +141,10 @@ async function search(event) {
     show("empty", !matches.length);
     const seconds = ((performance.now() - start) / 1000).toFixed(2);
     find("summary").textContent = matches.length
-      ? `${matches.length} most similar of the entries searched · ${seconds} s · audit record ${body.record}`
+      ? `the ${matches.length} most similar · ${seconds} s · audit record ${body.record}`
       : `Nothing to search with these filters · audit record ${body.record}`;
     show("summary", true);
+    find("summary").scrollIntoView({ block: "nearest", behavior: "smooth" });
   } catch {
     complain("The service does not answer. Try again in a moment.");
   } finally {

@@ -1,8 +1,7 @@
 """A service over a tiny gallery, in this process, and tokens of every scope."""
 
-import cv2
-import numpy as np
 import pytest
+from asking import encoded
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
@@ -16,10 +15,6 @@ from deploy.service.app import create_app
 from deploy.service.settings import Settings
 from deploy.service.tokens import SCOPES, Tokens
 from domains.crops import read_crop
-
-
-def encoded(crop, suffix=".png"):
-    return cv2.imencode(suffix, crop[..., ::-1])[1].tobytes()
 
 
 @pytest.fixture
@@ -73,23 +68,3 @@ def serve(filled, bundle):
     yield start
     for client in reversed(open_clients):
         client.__exit__(None, None, None)
-
-
-def ask(client, image, **fields):
-    """One query with a reason."""
-    return client.post("/v1/query", files=[("images", ("a.png", image))], data={"reason": "test", **fields})
-
-
-def code(answer):
-    """The code of an error; its body is checked on the way."""
-    body = answer.json()
-    assert set(body) == {"error"}, body
-    assert set(body["error"]) == {"code", "message"}
-    assert body["error"]["message"]
-    assert "\n" not in body["error"]["message"]
-    return body["error"]["code"]
-
-
-@pytest.fixture(scope="session")
-def rng():
-    return np.random.default_rng(3)
