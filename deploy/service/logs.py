@@ -34,13 +34,14 @@ def write_log(level: int, event: str, /, *, exception: BaseException | None = No
 
 
 def log_as_json(level: int = logging.INFO) -> None:
-    """Send this package's and uvicorn's logs to stderr as JSON lines."""
+    """Send all logs of this process to stderr as JSON lines."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
-    for name in ("deploy", "uvicorn", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers = [] if name == "uvicorn.error" else [handler]
-        logger.propagate = name == "uvicorn.error"
-        logger.setLevel(level)
-    access = logging.getLogger("uvicorn.access")  # it writes whole addresses; the gate writes one line per request instead
-    access.handlers, access.propagate = [], False
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("deploy", "uvicorn"):
+        logging.getLogger(name).setLevel(level)
+    # The one writes whole addresses, where the gate writes a line of its own; the other complains of every broken form, which the client is told.
+    for name in ("uvicorn.access", "python_multipart"):
+        logging.getLogger(name).disabled = True

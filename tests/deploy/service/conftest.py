@@ -35,9 +35,12 @@ def filled(tmp_path, bundle, people):
     with Gallery.create(tmp_path / "gallery", encoder.dim, encoder.feature_space, bundle.folder) as gallery:
         files = sorted(people.rglob("*.png"), key=lambda file: int(file.stem))
         gallery.add(
-            encoder([read_crop(file) for file in files]), camera=[file.parent.name for file in files], source=[str(file) for file in files],
-            time=[f"2026-11-0{number + 1}T08:00:00+00:00" for number in range(len(files))], label=[f"person {number}" for number in range(len(files))],
-        )  # fmt: skip
+            encoder([read_crop(file) for file in files]),
+            camera=[file.parent.name for file in files],
+            source=[str(file) for file in files],
+            time=[f"2026-11-0{number + 1}T08:00:00+00:00" for number in range(len(files))],
+            label=[f"person {number}" for number in range(len(files))],
+        )
     return tmp_path / "gallery"
 
 

@@ -46,11 +46,18 @@ def test_many_writers_share_transactions_and_lose_nothing(journal):
     assert journal.check() == 400
 
 
-@pytest.mark.parametrize("meddle", [
-    "UPDATE audit SET what = replace(what, 'case 3', 'case 4') WHERE number = 4", "UPDATE audit SET time = 'x' WHERE number = 2",
-    "DELETE FROM audit WHERE number = 3", "DELETE FROM audit WHERE number = 1", "UPDATE audit SET hash = 'x' WHERE number = 5",
-    "INSERT INTO audit SELECT 9, time, what, hash FROM audit WHERE number = 5", "UPDATE base SET number = 1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        "UPDATE audit SET what = replace(what, 'case 3', 'case 4') WHERE number = 4",
+        "UPDATE audit SET time = 'x' WHERE number = 2",
+        "DELETE FROM audit WHERE number = 3",
+        "DELETE FROM audit WHERE number = 1",
+        "UPDATE audit SET hash = 'x' WHERE number = 5",
+        "INSERT INTO audit SELECT 9, time, what, hash FROM audit WHERE number = 5",
+        "UPDATE base SET number = 1",
+    ],
+)
 def test_meddling_is_noticed(journal, meddle):
     fill(journal, 5)
     other = sqlite3.connect(journal.file, isolation_level=None)
@@ -72,8 +79,8 @@ def test_old_records_are_erased_and_the_chain_goes_on(journal):
     secret = "case 1"
     db = sqlite3.connect(journal.file, isolation_level=None)
     before, rows = "0" * 64, db.execute("SELECT number, time, what FROM audit ORDER BY number").fetchall()
-    for number, when, text in rows:  # as if the first three had been written long ago
-        when = "2020-01-01T00:00:00.000+00:00" if number <= 3 else when
+    for number, then, text in rows:  # as if the first three had been written long ago
+        when = "2020-01-01T00:00:00.000+00:00" if number <= 3 else then
         before = hashlib.sha256(f"{before}\n{when}\n{text}".encode()).hexdigest()
         db.execute("UPDATE audit SET time = ?, hash = ? WHERE number = ?", (when, before, number))
     db.close()
@@ -109,9 +116,9 @@ def test_a_full_disk_is_an_error_for_each_caller_and_not_the_end(journal):
     fill(journal, 1)
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
+    answers = [journal.submit("query", reason="x" * 200) for _ in range(500)]
     with pytest.raises(GalleryError, match="can't be written"):
-        for _ in range(500):
-            journal.submit("query", reason="x" * 200).result()
+        [answer.result() for answer in answers]
     journal._db.execute("PRAGMA max_page_count = 100000")
     fill(journal, 1)
     journal.check()

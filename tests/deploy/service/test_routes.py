@@ -41,15 +41,25 @@ def test_filters_are_those_of_the_gallery(serve, image):
     assert ask(client, image, camera="nowhere").json()["results"][0]["matches"] == []
 
 
-@pytest.mark.parametrize(("fields", "status", "name", "words"), [
-    ({"reason": None}, 422, "invalid", "reason"),
-    ({"reason": ""}, 422, "invalid", "reason"), ({"reason": "  "}, 422, "invalid", "reason"), ({"reason": "x" * 201}, 422, "invalid", "reason"),
-    ({"reason": "a\nb"}, 422, "invalid", "reason"),
-    ({"top": "0"}, 422, "invalid", "top"), ({"top": "101"}, 422, "invalid", "top"), ({"top": "many"}, 422, "invalid", "top"),
-    ({"camera": ""}, 422, "invalid", "camera"), ({"colour": "red"}, 422, "invalid", "colour"), ({"after": "noon"}, 422, "invalid", "ISO 8601"),
-    ({"after": "2026-01-01T00:00:00"}, 422, "invalid", "zone"), ({"thumbnails": "maybe"}, 422, "invalid", "thumbnails"),
-    ({"after": "2026-02-01T00:00:00Z", "before": "2026-01-01T00:00:00Z"}, 422, "invalid", "swap"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "status", "name", "words"),
+    [
+        ({"reason": None}, 422, "invalid", "reason"),
+        ({"reason": ""}, 422, "invalid", "reason"),
+        ({"reason": "  "}, 422, "invalid", "reason"),
+        ({"reason": "x" * 201}, 422, "invalid", "reason"),
+        ({"reason": "a\nb"}, 422, "invalid", "reason"),
+        ({"top": "0"}, 422, "invalid", "top"),
+        ({"top": "101"}, 422, "invalid", "top"),
+        ({"top": "many"}, 422, "invalid", "top"),
+        ({"camera": ""}, 422, "invalid", "camera"),
+        ({"colour": "red"}, 422, "invalid", "colour"),
+        ({"after": "noon"}, 422, "invalid", "ISO 8601"),
+        ({"after": "2026-01-01T00:00:00"}, 422, "invalid", "zone"),
+        ({"thumbnails": "maybe"}, 422, "invalid", "thumbnails"),
+        ({"after": "2026-02-01T00:00:00Z", "before": "2026-01-01T00:00:00Z"}, 422, "invalid", "swap"),
+    ],
+)
 def test_a_wrong_query_is_told_what_is_wrong(serve, image, fields, status, name, words):
     client = serve()
     data = {key: value for key, value in {"reason": "test", **fields}.items() if value is not None}
@@ -93,16 +103,22 @@ def test_the_audit_of_a_query_names_why_and_how_much_and_nobody(serve, image):
 def test_enrolled_is_found_and_the_folder_holds_no_image(serve, images, filled):
     client = serve()
     answer = client.post(
-        "/v1/entries", files=[("images", ("x.png", images[8])), ("images", ("y.png", images[9]))],
+        "/v1/entries",
+        files=[("images", ("x.png", images[8])), ("images", ("y.png", images[9]))],
         data={"camera": "c9", "source": ["gate/1.jpg", "gate/2.jpg"], "time": "2026-11-20T10:00:00+01:00", "label": "badge 7"},
-    )  # fmt: skip
+    )
     assert (answer.status_code, answer.json()) == (201, {"ids": [7, 8], "known": 0})
     best = ask(client, images[9]).json()["results"][0]["matches"][0]
     assert {key: best[key] for key in ("id", "source", "camera", "time", "label")} == {
-        "id": 8, "source": "gate/2.jpg", "camera": "c9", "time": "2026-11-20T10:00:00+01:00", "label": "badge 7",
-    }  # fmt: skip
-    again = client.post("/v1/entries", files=[("images", ("x.png", images[8]))], data={
-        "camera": "c9", "source": "gate/1.jpg", "time": "2026-11-20T10:00:00+01:00"})  # fmt: skip
+        "id": 8,
+        "source": "gate/2.jpg",
+        "camera": "c9",
+        "time": "2026-11-20T10:00:00+01:00",
+        "label": "badge 7",
+    }
+    again = client.post(
+        "/v1/entries", files=[("images", ("x.png", images[8]))], data={"camera": "c9", "source": "gate/1.jpg", "time": "2026-11-20T10:00:00+01:00"}
+    )
     assert (again.status_code, again.json()) == (200, {"ids": [None], "known": 1})
     for file in [*filled.iterdir(), *filled.parent.glob("gallery.audit.db*")]:
         assert images[8][:64] not in file.read_bytes()
@@ -117,10 +133,20 @@ def test_an_entry_without_a_source_is_named_by_its_request(serve, images):
     assert best["source"] == f"upload:{answer.headers['x-request-id']}"
 
 
-@pytest.mark.parametrize("data", [
-    {}, {"camera": ""}, {"camera": "a\x00b"}, {"camera": "c", "source": ["a", "b"]}, {"camera": "c", "time": ["2026-01-01T00:00:00Z"] * 3},
-    {"camera": "c", "time": "yesterday"}, {"camera": "c" * 257}, {"camera": "c", "label": " "}, {"camera": "c", "id": "3"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"camera": ""},
+        {"camera": "a\x00b"},
+        {"camera": "c", "source": ["a", "b"]},
+        {"camera": "c", "time": ["2026-01-01T00:00:00Z"] * 3},
+        {"camera": "c", "time": "yesterday"},
+        {"camera": "c" * 257},
+        {"camera": "c", "label": " "},
+        {"camera": "c", "id": "3"},
+    ],
+)
 def test_a_wrong_entry_changes_nothing(serve, image, data):
     client = serve()
     answer = client.post("/v1/entries", files=[("images", ("a", image))], data=data)
@@ -146,10 +172,18 @@ def test_erasing_by_id(serve, image):
         assert (answer.status_code, code(answer)) == (422, "invalid")
 
 
-@pytest.mark.parametrize(("fields", "ids"), [
-    ({"camera": "c1"}, [1, 3, 5]), ({"label": "person 2"}, [3]), ({"camera": "c1", "before": "2026-11-03T00:00:00Z"}, [1]),
-    ({"older_than": "0"}, [1, 2, 3, 4, 5, 6]), ({"older_than": "30000"}, []), ({"source": "/nowhere"}, []), ({"source": "/"}, [1, 2, 3, 4, 5, 6]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "ids"),
+    [
+        ({"camera": "c1"}, [1, 3, 5]),
+        ({"label": "person 2"}, [3]),
+        ({"camera": "c1", "before": "2026-11-03T00:00:00Z"}, [1]),
+        ({"older_than": "0"}, [1, 2, 3, 4, 5, 6]),
+        ({"older_than": "30000"}, []),
+        ({"source": "/nowhere"}, []),
+        ({"source": "/"}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
 def test_forgetting_shows_first_and_then_does(serve, fields, ids):
     client = serve()
     assert client.post("/v1/forget", files=multipart(**fields, dry_run="true")).json() == {"entries": len(ids), "ids": ids}
@@ -173,7 +207,9 @@ def test_who_looks_like_this_is_asked_for_until_all_are_found(serve, images, mon
     assert answer.json()["ids"] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("fields", [{}, {"dry_run": "true"}, {"older_than": "-1"}, {"label": ""}, {"score": "2", "camera": "c1"}, {"dry_run": "no", "camera": "c1"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"dry_run": "true"}, {"older_than": "-1"}, {"label": ""}, {"score": "2", "camera": "c1"}, {"dry_run": "no", "camera": "c1"}]
+)
 def test_an_unclear_wish_to_forget_is_refused(serve, fields):
     client = serve()
     answer = client.post("/v1/forget", files=multipart(**{"score": "0.5", **fields}))
@@ -198,8 +234,13 @@ def test_readiness_and_life(serve, bundle):
     client = serve()
     assert client.get("/livez").json() == {"alive": True}
     assert client.get("/readyz").json() == {
-        "ready": True, "state": "ready", "provider": "cpu", "feature_space": bundle.feature_space, "generation": 1, "entries": 6,
-    }  # fmt: skip
+        "ready": True,
+        "state": "ready",
+        "provider": "cpu",
+        "feature_space": bundle.feature_space,
+        "generation": 1,
+        "entries": 6,
+    }
     state = client.app.state
     state.engine.warm = False
     answer = client.get("/readyz")
@@ -237,10 +278,16 @@ def test_metrics_count_what_happened(serve, image):
     client.get("/nowhere")
     text = client.get("/metrics").text
     for line in (
-        'reid_requests_total{route="query",status="200"} 2.0', 'reid_request_seconds_count{route="query"} 2.0',
-        'reid_rejections_total{reason="not_found"} 1.0', 'reid_requests_total{route="other",status="404"} 1.0', "reid_gallery_entries 6.0",
-        "reid_batch_size_sum ", "reid_queue_depth 0.0", "reid_ready 1.0", "reid_buffered_bytes 0.0",
-    ):  # fmt: skip
+        'reid_requests_total{route="query",status="200"} 2.0',
+        'reid_request_seconds_count{route="query"} 2.0',
+        'reid_rejections_total{reason="not_found"} 1.0',
+        'reid_requests_total{route="other",status="404"} 1.0',
+        "reid_gallery_entries 6.0",
+        "reid_batch_size_sum ",
+        "reid_queue_depth 0.0",
+        "reid_ready 1.0",
+        "reid_buffered_bytes 0.0",
+    ):
         assert line in text, line
     assert "person" not in text
 
@@ -291,7 +338,19 @@ def test_a_source_that_leads_out_of_the_folder_is_not_shown(people, tmp_path):
     link = inside / "link.png"
     link.symlink_to(outside)
     (inside / "text.png").write_text("no image")
-    for source in (link, inside / ".." / "c2" / "1.png", outside, inside, "/dev/zero", "/proc/self/environ", "", "\0", "upload:1", inside / "text.png", inside / "no"):
+    for source in (
+        link,
+        inside / ".." / "c2" / "1.png",
+        outside,
+        inside,
+        "/dev/zero",
+        "/proc/self/environ",
+        "",
+        "\0",
+        "upload:1",
+        inside / "text.png",
+        inside / "no",
+    ):
         assert thumbnail(str(source), [inside], settings) is None, source
     assert thumbnail(str(inside / "0.png"), [], settings) is None
     assert thumbnail(str(inside / "0.png"), [inside], Settings(max_pixels=10)) is None
@@ -325,8 +384,14 @@ def test_every_answer_has_its_headers(serve):
 
 def test_what_is_not_there(serve):
     client = serve()
-    for method, path, status, name in (("GET", "/v2/query", 404, "not_found"), ("GET", "/docs", 404, "not_found"), ("PUT", "/v1/query", 405, "method_not_allowed"),
-                                       ("GET", "/v1/query", 405, "method_not_allowed"), ("POST", "/v1/query/", 404, "not_found"), ("GET", "/../etc/passwd", 404, "not_found")):  # fmt: skip
+    for method, path, status, name in (
+        ("GET", "/v2/query", 404, "not_found"),
+        ("GET", "/docs", 404, "not_found"),
+        ("PUT", "/v1/query", 405, "method_not_allowed"),
+        ("GET", "/v1/query", 405, "method_not_allowed"),
+        ("POST", "/v1/query/", 404, "not_found"),
+        ("GET", "/../etc/passwd", 404, "not_found"),
+    ):
         answer = client.request(method, path)
         assert (answer.status_code, code(answer)) == (status, name), path
 

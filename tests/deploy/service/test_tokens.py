@@ -72,10 +72,16 @@ def test_revoking_is_seen_by_another_reader_at_once(file):
         file.revoke("b")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((["root"],), "unknown scope 'root'"), ((["query"], "x\ny"), "name has 1 to 64"), ((["query"], ""), "name has"),
-    ((["query"], "x", 0), "1 to 3650"), ((["query"], "x", 99999), "1 to 3650"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["root"],), "unknown scope 'root'"),
+        ((["query"], "x\ny"), "name has 1 to 64"),
+        ((["query"], ""), "name has"),
+        ((["query"], "x", 0), "1 to 3650"),
+        ((["query"], "x", 99999), "1 to 3650"),
+    ],
+)
 def test_wrong_use(file, arguments, message):
     with pytest.raises(UsageError, match=message):
         file.make(*arguments)
@@ -88,13 +94,24 @@ def test_a_name_is_given_once(file):
         file.make([], "desk")
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"[]", b"{}", b"null", b'{"kind": "tokens"}', b'{"kind": "tokens", "schema": 2, "tokens": []}', b'{"kind": "tokens", "schema": 1, "tokens": [1]}',
-    b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a"}]}',
-    b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": 3, "scopes": [], "created": "", "expires": null, "hash": ""}]}',
-    b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": "a", "scopes": ["root"], "created": "", "expires": null, "hash": ""}]}',
-    b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": "a", "scopes": [], "created": "", "expires": "soon", "hash": "' + b"0" * 64 + b'"}]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"kind": "tokens"}',
+        b'{"kind": "tokens", "schema": 2, "tokens": []}',
+        b'{"kind": "tokens", "schema": 1, "tokens": [1]}',
+        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a"}]}',
+        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": 3, "scopes": [], "created": "", "expires": null, "hash": ""}]}',
+        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": "a", "scopes": ["root"], "created": "", "expires": null, "hash": ""}]}',
+        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": "a", "scopes": [], "created": "", "expires": "soon", "hash": "'
+        + b"0" * 64
+        + b'"}]}',
+    ],
+)
 def test_a_broken_file_lets_nobody_in(file, content):
     text = file.make(SCOPES)
     file.file.write_bytes(content)
