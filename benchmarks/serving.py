@@ -1,9 +1,9 @@
 """A real ``reid serve`` under mixed load at 80 % of what it can do: latencies, errors, memory at the start and at the end.
 
-Run with ``python -m benchmarks.serving --seconds 60`` (1800 for the long soak). The model is untrained, for its speed does not depend on training; the
-gallery holds random vectors; the queries are blocks of colour. Capacity is measured first, by callers who ask again as soon as they are answered. Then
-requests come at random times at 80 % of it, whether the service keeps up or not, and a latency counts from the time that a request was due.
-Client and server share the machine: on few cores the client costs the server some of its capacity.
+Run with ``python -m benchmarks.serving --seconds 60`` (1800 for the long soak). The model is untrained, for its speed does not depend on training;
+the gallery holds random vectors; the queries are blocks of colour. Capacity is measured first, by callers who ask again as soon as they are
+answered. Then requests come at random times at 80 % of it, whether the service keeps up or not, and a latency counts from the time that a request
+was due. Client and server share the machine: on few cores the client costs the server some of its capacity.
 """
 
 import argparse

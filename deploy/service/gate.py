@@ -38,6 +38,9 @@ SECURITY = {
 SMALL_BODY = 64 * 2**10
 """Bytes that a route without images reads at most."""
 
+LARGEST_HEAD = 32 * 2**10
+"""Bytes of query string and headers."""
+
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 _DRAINED = 2**20
 _DRAIN_SECONDS = 1.0
@@ -177,6 +180,9 @@ class _Exchange:
 
     def _expect_body(self) -> None:
         """Make room for what the request says it will send."""
+        head = len(self._scope["query_string"]) + sum(len(key) + len(value) for key, value in self._scope["headers"])
+        if head > LARGEST_HEAD:
+            raise RefusedError("too_large", f"the request's head has {head} bytes, at most {LARGEST_HEAD} are taken")
         said = self._headers.get("content-length", "0")
         length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
         if length > self._limit:

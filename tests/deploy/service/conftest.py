@@ -1,5 +1,8 @@
 """A service over a tiny gallery, in this process, and tokens of every scope."""
 
+import threading
+import time
+
 import pytest
 from asking import encoded
 
@@ -8,10 +11,13 @@ pytest.importorskip("httpx", reason="httpx is not installed")
 pytest.importorskip("faiss", reason="FAISS is not installed")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
+import httpx
 from fastapi.testclient import TestClient
 
 from deploy import Encoder, Gallery
+from deploy.service import server
 from deploy.service.app import create_app
+from deploy.service.server import Listening
 from deploy.service.settings import Settings
 from deploy.service.tokens import SCOPES, Tokens
 from domains.crops import read_crop
@@ -71,3 +77,29 @@ def serve(filled, bundle):
     yield start
     for client in reversed(open_clients):
         client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def listen(filled, bundle):
+    """Start the service on a port of this machine, in a thread; returns its address."""
+    running = []
+
+    def start(**settings):
+        listening = Listening(port=0)
+        listener = server._listen(listening)
+        app = create_app(Gallery.open(filled), Encoder.load(bundle.folder, threads=1), Settings(**settings))
+        made = server._Server(server._config(app, listening))
+        thread = threading.Thread(target=lambda: made.run(sockets=[listener]))
+        thread.start()
+        running.append((made, thread))
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for _ in range(600):
+            if made.started and httpx.get(f"{address}/readyz").status_code == 200:
+                return address
+            time.sleep(0.02)
+        raise AssertionError("it did not get ready")
+
+    yield start
+    for made, thread in running:
+        made.should_exit = True
+        thread.join(30)
