@@ -66,7 +66,7 @@ def probe(operation, mode, count, headers):
     return asked, None
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("count", [pytest.param(5, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.nightly)])
 def test_it_answers_as_it_says(listen, golden_crops, tokens, count):
     people = st.sampled_from([encoded(crop, suffix) for crop in golden_crops[:4] for suffix in (".png", ".jpg", ".webp", ".bmp")])
     schemathesis.openapi.format("binary", st.one_of(people, st.binary(max_size=200)))

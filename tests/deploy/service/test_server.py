@@ -69,6 +69,7 @@ def query(image):
     return {"files": [("images", ("a.png", image))], "data": {"reason": "test"}}
 
 
+@pytest.mark.slow
 def test_a_life_from_start_to_stop(service, image, filled, tmp_path):
     token = reid("token", "make", "--scope", "query", "--name", "desk", "--tokens", tmp_path / "tokens.json").stdout.strip()
     one = service("--tokens", tmp_path / "tokens.json")
@@ -90,6 +91,7 @@ def test_a_life_from_start_to_stop(service, image, filled, tmp_path):
         assert gallery.info()["index"] == "ready"  # it was kept
 
 
+@pytest.mark.slow
 def test_what_was_begun_is_finished_before_it_ends(service, image, filled):
     one = service()
     body = httpx.Request("POST", one.address, **query(image))
@@ -110,6 +112,7 @@ def test_what_was_begun_is_finished_before_it_ends(service, image, filled):
         assert len(gallery) == 6
 
 
+@pytest.mark.slow
 def test_https_with_a_certificate_of_ones_own(service, image, tmp_path):
     pytest.importorskip("cryptography", reason="cryptography is not installed, so no certificate can be made")
     from cryptography import x509
@@ -164,6 +167,7 @@ def test_tokens_that_were_named_must_be_there(tmp_path):
         find_tokens(Listening(), tmp_path / "none.json")
 
 
+@pytest.mark.slow
 def test_the_command_says_why_in_one_line(filled, tmp_path):
     environment = {**os.environ, "REID_TOKENS": str(tmp_path / "none.json")}
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -187,6 +191,7 @@ def test_half_a_tls_pair_and_no_certificate(filled, tmp_path):
         run_service(filled, Listening(cert=tmp_path / "c", key=tmp_path / "c"), Settings())
 
 
+@pytest.mark.slow
 def test_slow_heads_and_broken_requests(listen, monkeypatch):
     monkeypatch.setattr("deploy.service.server.HEADER_SECONDS", 0.5)
     port = int(listen().rsplit(":", 1)[1])
@@ -238,6 +243,7 @@ def test_a_body_over_the_limit_is_answered_while_it_is_sent(listen):
     assert answer.status_code == 413
 
     def stream():
+        yield b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
         for _ in range(400):
             yield b"x" * 1000
 
@@ -245,6 +251,7 @@ def test_a_body_over_the_limit_is_answered_while_it_is_sent(listen):
     assert answer.status_code == 413
 
 
+@pytest.mark.slow
 def test_tokens_on_the_command_line(tmp_path):
     file = tmp_path / "tokens.json"
     made = reid("token", "make", "--scope", "query", "--scope", "erase", "--days", 7, "--name", "desk", "--tokens", file, "--json")
@@ -263,6 +270,7 @@ def test_tokens_on_the_command_line(tmp_path):
     assert len(json.loads(reid("token", "list", "--tokens", file, "--json").stdout)) == 1
 
 
+@pytest.mark.slow
 def test_without_the_extra_one_line_says_what_to_install(filled):
     code = f"""
 import sys
