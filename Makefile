@@ -11,7 +11,7 @@ PIP_FLAGS ?=
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=python3.12, for example")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[cpu,train,dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[cpu,train,serve,dev]'
 	touch $(READY)
 
 demo: $(READY)

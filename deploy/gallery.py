@@ -104,6 +104,11 @@ class Gallery:
         return self._store.facts.feature_space
 
     @property
+    def generation(self) -> int:
+        """Number of changes so far, by any process."""
+        return self._store.state().generation
+
+    @property
     def bundle(self) -> Path:
         """The bundle that it was made with; raises GalleryError if none was recorded."""
         if self._store.facts.bundle is None:

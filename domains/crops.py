@@ -111,7 +111,7 @@ def read_crop(path: str | PathLike[str]) -> Crop:
 
 
 def decode_crop(data: bytes) -> Crop:
-    """Decode PNG, JPEG, BMP or PPM bytes to uint8 RGB at their own size; raises DataError as :func:`read_crop` does."""
+    """Decode PNG, JPEG, BMP, WebP or PPM bytes to uint8 RGB at their own size; raises DataError as :func:`read_crop` does."""
     if not data:
         raise DataError("the file is empty")
     if len(data) > MAX_BYTES:
@@ -132,19 +132,26 @@ def image_size(data: bytes) -> tuple[int, int]:
     """Height and width from an image file's header alone, so that a limit can be checked before anything is decoded.
 
     Raises:
-        DataError: not a PNG, JPEG, BMP or PPM file, or its header is cut off.
+        DataError: not a PNG, JPEG, BMP, WebP or PPM file, or its header is cut off or says one thing to us and another to a decoder.
     """
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
+            if data[8:16] != b"\0\0\0\x0dIHDR":
+                raise ValueError("another chunk before the header")
             width, height = struct.unpack(">II", data[16:24])
         elif data[:2] == b"BM":
-            width, height = (abs(side) for side in struct.unpack("<ii", data[18:26]))
+            if struct.unpack("<I", data[14:18])[0] == 12:  # OS/2's header has short sides
+                width, height = struct.unpack("<HH", data[18:22])
+            else:
+                width, height = (abs(side) for side in struct.unpack("<ii", data[18:26]))
+        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            width, height = _webp_size(data)
         elif data[:2] in (b"P5", b"P6"):
             width, height = (int(word) for word in _ppm_words(data))
         elif data[:2] == b"\xff\xd8":
             height, width = _jpeg_size(data)
         else:
-            raise DataError("not a PNG, JPEG, BMP or PPM image")
+            raise DataError("not a PNG, JPEG, BMP, WebP or PPM image")
     except (struct.error, ValueError, IndexError) as error:
         raise DataError("the image header is damaged") from error
     if height < 1 or width < 1:
@@ -165,9 +172,25 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             at += 1
         marker = data[at]
         at += 1
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # these have no length: a decoder would go on where we skip, to another size
+            raise ValueError("a marker that does not belong before the frame header")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", data[at + 3 : at + 7])
             return height, width
         at += struct.unpack(">H", data[at : at + 2])[0]
         if data[at] != 0xFF:
             raise ValueError("no marker where one was expected")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the lossy, lossless or extended format (RFC 9649)."""
+    kind = data[12:16]
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", data[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and data[20] == 0x2F:
+        bits = struct.unpack("<I", data[21:25])[0]
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    raise ValueError("no frame header")

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from domains.errors import DeviceError, ReidError
-from reid.commands import bench, domain, edge, engine, gallery, learning, matching
+from reid.commands import bench, domain, edge, engine, gallery, learning, matching, serve
 from reid.commands.options import out, progress
 
 ABOUT = "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy ONNX at the edge."
@@ -24,6 +24,8 @@ app.add_typer(gallery.gallery_app, name="gallery")
 app.add_typer(engine.app)
 app.add_typer(engine.engine_app, name="engine")
 app.add_typer(bench.bench_app, name="bench")
+app.add_typer(serve.app)
+app.add_typer(serve.token_app, name="token")
 
 
 @app.callback()

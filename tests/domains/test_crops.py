@@ -20,7 +20,7 @@ def encoded(suffix, picture=PICTURE):
     return cv2.imencode(suffix, picture[..., ::-1])[1].tobytes()
 
 
-SUFFIXES = [".png", ".jpg", ".bmp", ".ppm"]
+SUFFIXES = [".png", ".jpg", ".bmp", ".webp", ".ppm"]  # OpenCV writes WebP without loss unless told otherwise
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -50,7 +50,10 @@ def test_cut_off_images_are_refused(suffix, share):
         decode_crop(data[: int(len(data) * share)])
 
 
-@given(data=st.binary(max_size=300), start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM", b"P6", b"P5\n", b"\xff\xd8\xff\xc0"]))
+@given(
+    data=st.binary(max_size=300),
+    start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM", b"P6", b"P5\n", b"\xff\xd8\xff\xc0", b"RIFF....WEBPVP8X"]),
+)
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_decode_or_raise_data_error(data, start):
     message = ""
@@ -85,16 +88,38 @@ def png_header(height, width):
     [
         png_header(100_000, 100_000),
         b"BM" + bytes(16) + struct.pack("<ii", 50_000, -50_000),
+        b"BM" + bytes(12) + struct.pack("<IHH", 12, 60_000, 60_000),
+        b"RIFF....WEBPVP8X" + bytes(8) + b"\xff\xff\x00\xff\xff\x00",
+        b"RIFF....WEBPVP8 " + bytes(7) + b"\x9d\x01\x2a" + struct.pack("<HH", 0x3FFF, 0x3FFF),
+        b"RIFF....WEBPVP8L" + bytes(4) + b"\x2f\xff\xff\xff\x0f",
         b"P6 60000 60000 255\n",
         b"P6\n# a comment\n60000\n60000\n255\n",
         b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08" + struct.pack(">HH", 60_000, 60_000) + bytes(20),
     ],
-    ids=["png", "bmp", "ppm", "ppm comment", "jpeg"],
+    ids=["png", "bmp", "os/2 bmp", "webp extended", "webp lossy", "webp lossless", "ppm", "ppm comment", "jpeg"],
 )
 def test_bombs_are_refused_by_their_header(data, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(DataError, match="over the limit"):
         decode_crop(data)
+
+
+def test_a_header_that_says_one_thing_to_us_and_another_to_the_decoder():
+    """A marker without length makes a JPEG decoder read on where a careless reader skips: to a large frame where we would see a small one."""
+    large = encoded(".jpg", np.zeros((3000, 2000, 3), np.uint8))
+    scan = large.index(b"\xff\xda")
+    small = b"\xff\xc0\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00"
+    comment = b"\xff\xfe" + struct.pack(">H", len(small) + 2) + small
+    for marker in (0x01, 0xD0, 0xD7):
+        body = large[2:scan]
+        forged = b"\xff\xd8\xff" + bytes([marker]) + struct.pack(">H", 2 + len(body) + 4) + body + comment + large[scan:]
+        if marker == 0x01:
+            assert cv2.imdecode(np.frombuffer(forged, np.uint8), cv2.IMREAD_COLOR).shape == (3000, 2000, 3)
+        with pytest.raises(DataError, match="damaged"):
+            image_size(forged)
+    png = encoded(".png")
+    with pytest.raises(DataError, match="damaged"):
+        image_size(png[:8] + b"\0\0\0\x0dtEXt" + png[16:])
 
 
 def test_the_limits_themselves(monkeypatch):

@@ -1,0 +1,192 @@
+"""The application: its routes behind the gate, its OpenAPI document, its beginning and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from deploy.encoder import Encoder
+from deploy.gallery import Gallery
+from deploy.service.engine import Engine
+from deploy.service.gate import Gate
+from deploy.service.journal import Journal, journal_of
+from deploy.service.logs import write_log
+from deploy.service.metrics import CONTENT_TYPE, Metrics
+from deploy.service.openapi import describe
+from deploy.service.refusal import RefusedError
+from deploy.service.routes import router
+from deploy.service.settings import Settings
+from deploy.service.upgrading import Upgrading
+from domains.artefact import code_version
+from domains.errors import GalleryError
+
+PAGE = Path(__file__).parent / "page"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+ERASE_EVERY = 3600.0
+
+_FILES = {"/": ("page.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+
+
+def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = None) -> FastAPI:
+    """Build the service's application.
+
+    Args:
+        gallery: open; the application closes it at its end.
+        encoder: of the gallery's feature space.
+        settings: limits and places.
+
+    Returns:
+        An ASGI application. It is ready once its lifespan has begun and the index is loaded.
+
+    Raises:
+        GalleryError: gallery and encoder do not fit each other, or the audit log can't be opened.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+    engine = Engine(gallery, encoder, settings, metrics)
+    journal = Journal(settings.audit or journal_of(gallery.path))
+    app = FastAPI(title="lifelong-reid", version=code_version(), docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
+    state = app.state
+    state.engine, state.journal, state.settings, state.metrics = engine, journal, settings, metrics
+    state.upgrading = Upgrading(engine, journal, settings.bundles)
+    metrics.watch(lambda: engine.last["entries"], lambda: engine.last["generation"], lambda: float(_state(engine) == "ready"))
+    app.include_router(router)
+    _add_probes(app)
+    _add_page(app)
+    app.add_exception_handler(RefusedError, _on_refused)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_mistake)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    state.gate = Gate(app.build_middleware_stack(), settings, metrics)
+    app.middleware_stack = state.gate
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state = app.state
+    tasks = [asyncio.create_task(_warm_up(state.engine)), asyncio.create_task(_erase_old(state.journal, state.settings.keep_audit))]
+    write_log(logging.INFO, "started", feature_space=state.engine.encoder.feature_space, provider=state.engine.encoder.provider, version=app.version)
+    try:
+        yield
+    finally:
+        state.engine.closing.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(state.upgrading.wait)
+        await asyncio.to_thread(state.engine.close)
+        head = state.journal.head()
+        await asyncio.to_thread(state.journal.close)
+        write_log(logging.INFO, "stopped", audit_number=head.number, audit_head=head.hash)
+
+
+async def _warm_up(engine: Engine) -> None:
+    try:
+        await engine.warm_up()
+    except Exception as error:
+        write_log(logging.CRITICAL, "the service can't get ready", exception=error, reason=str(error))
+        return
+    write_log(logging.INFO, "ready", entries=engine.last["entries"], generation=engine.last["generation"])
+
+
+async def _erase_old(journal: Journal, days: int | None) -> None:
+    """Erase old audit records now and every hour, and log the newest seal, so that the log can show later whether records were taken out."""
+    while True:
+        try:
+            if days is not None and (gone := await asyncio.to_thread(journal.erase, days)):
+                write_log(logging.INFO, "old audit records erased", records=gone, days=days)
+            head = await asyncio.to_thread(journal.head)
+            write_log(logging.INFO, "audit", number=head.number, head=head.hash)
+        except GalleryError as error:
+            write_log(logging.ERROR, "the audit log could not be kept in order", reason=str(error))
+        await asyncio.sleep(ERASE_EVERY)
+
+
+def _state(engine: Engine) -> str:
+    if engine.closing.is_set():
+        return "closing"
+    if not engine.warm:
+        return "warming"
+    return "ready" if engine.fits else "mismatch"
+
+
+def _add_probes(app: FastAPI) -> None:
+    @app.get("/livez")
+    async def livez() -> JSONResponse:
+        """Whether the process is alive."""
+        return JSONResponse({"alive": True})
+
+    @app.get("/readyz")
+    async def readyz(request: Request) -> JSONResponse:
+        """Whether requests are answered, and what answers them."""
+        engine: Engine = request.app.state.engine
+        facts = await engine.facts()
+        state = _state(engine)
+        body = {
+            "ready": state == "ready", "state": state, "provider": engine.encoder.provider, "feature_space": engine.encoder.feature_space, **facts,
+        }  # fmt: skip
+        return JSONResponse(body, status_code=200 if state == "ready" else 503)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Metrics in Prometheus' text format."""
+        await request.app.state.engine.facts()
+        return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_page(app: FastAPI) -> None:
+    def show(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
+        text = (PAGE / name).read_bytes()
+
+        async def send() -> Response:
+            return Response(text, media_type=kind, headers={"content-security-policy": PAGE_POLICY})
+
+        return send
+
+    for path, (name, kind) in _FILES.items():
+        app.add_api_route(path, show(name, kind), methods=["GET"], include_in_schema=False)
+
+
+def _refusal(request: Request, refused: RefusedError, headers: Mapping[str, str] | None = None) -> Response:
+    request.scope["refused"] = refused.code  # for the gate's log and metrics
+    return JSONResponse(refused.body(), status_code=refused.status, headers={**refused.headers, **(headers or {})})
+
+
+async def _on_refused(request: Request, error: Exception) -> Response:
+    return _refusal(request, cast(RefusedError, error))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself: unknown paths and methods."""
+    found = cast(HTTPException, error)
+    if found.status_code == 404:
+        return _refusal(request, RefusedError("not_found", "there is nothing here; see /openapi.json"))
+    if found.status_code == 405:
+        allowed = (found.headers or {}).get("Allow", "another method")
+        return _refusal(request, RefusedError("method_not_allowed", f"this path takes {allowed}"), found.headers)
+    return _refusal(request, RefusedError("invalid", "the request can't be read"))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    first = cast(RequestValidationError, error).errors()[0]
+    where = ".".join(str(part) for part in first["loc"])[:80] or "the request"
+    return _refusal(request, RefusedError("invalid", f"{where}: {first['msg']:.200}"))
+
+
+async def _on_mistake(request: Request, error: Exception) -> Response:
+    number = request.scope["caller"].request
+    return _refusal(request, RefusedError("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {number}"))

@@ -1,0 +1,55 @@
+"""Thumbnails of matches, drawn from sources that lie in folders which the operator named; off by default."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+
+from deploy.service.refusal import RefusedError
+from deploy.service.settings import Settings
+from deploy.service.uploads import check_image
+from domains.crops import decode_crop
+from domains.errors import DataError
+
+HEIGHT, WIDTH = 160, 96
+
+
+def thumbnail(source: str, folders: Sequence[Path], settings: Settings) -> str | None:
+    """A small JPEG as a data: URL, or ``None`` if the source is no readable image inside one of the folders, links followed."""
+    data = _read(source, folders, settings.max_image_bytes)
+    if data is None:
+        return None
+    try:
+        check_image(data, settings, "source")
+        crop = decode_crop(data)
+    except (RefusedError, DataError):
+        return None
+    scale = min(HEIGHT / crop.shape[0], WIDTH / crop.shape[1], 1.0)
+    size = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
+    small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
+    done, made = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return f"data:image/jpeg;base64,{base64.b64encode(made.tobytes()).decode()}" if done else None
+
+
+def _read(source: str, folders: Sequence[Path], limit: int) -> bytes | None:
+    """The file's bytes if it is a plain one inside the folders. It is opened first and asked where it is then, so that nothing can be swapped."""
+    try:
+        path = Path(source).resolve(strict=True)
+        if not any(path.is_relative_to(folder.resolve()) for folder in folders):
+            return None
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return None
+            opened = Path(f"/proc/self/fd/{handle}").readlink() if Path("/proc/self/fd").is_dir() else path
+            if not any(opened.is_relative_to(folder.resolve()) for folder in folders):
+                return None
+            data = stream.read(limit + 1)
+    except (OSError, ValueError):
+        return None
+    return data if len(data) <= limit else None

@@ -1,0 +1,63 @@
+"""What goes wrong with a request, as a client sees it: a status, a code for programs and a message for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from domains.errors import ReidError
+
+CODES = {
+    "invalid": 422,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "foreign_host": 421,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "slow_client": 408,
+    "conflict": 409,
+    "too_large": 413,
+    "too_many_pixels": 413,
+    "unsupported_image": 415,
+    "unsupported_body": 415,
+    "damaged_image": 422,
+    "rate_limited": 429,
+    "internal": 500,
+    "busy": 503,
+    "not_ready": 503,
+    "timeout": 503,
+    "gallery": 503,
+    "audit": 503,
+}
+"""Every code that a client can meet, with its HTTP status."""
+
+UNAVAILABLE = 503
+
+
+class RefusedError(ReidError):
+    """A request that is not answered.
+
+    Attributes:
+        code: one of :data:`CODES`.
+        wait: seconds after which trying again makes sense, or ``None``.
+    """
+
+    def __init__(self, code: str, message: str, *, wait: int | None = None) -> None:
+        """Say what was wrong, what was found and what to do."""
+        super().__init__(message)
+        self.code = code
+        self.wait = wait if wait is not None or self.status != UNAVAILABLE else 1
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        return CODES[self.code]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with it."""
+        found = {} if self.wait is None else {"retry-after": str(self.wait)}
+        return found | ({"www-authenticate": "Bearer"} if self.code == "unauthorized" else {})
+
+    def body(self) -> dict[str, Any]:
+        """Plain values for JSON: the one shape that every error has."""
+        return {"error": {"code": self.code, "message": str(self)}}

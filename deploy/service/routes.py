@@ -1,0 +1,211 @@
+"""The routes under ``/v1``: each reads its form, lets the engine work, writes its audit record, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from deploy.entry import Entry
+from deploy.match import Match
+from deploy.selection import Selection
+from deploy.service.engine import Engine
+from deploy.service.erasure import choose, erase
+from deploy.service.gate import Caller, Gate
+from deploy.service.journal import Journal
+from deploy.service.pictures import thumbnail
+from deploy.service.refusal import RefusedError
+from deploy.service.schema import EnrolForm, ForgetForm, Id, QueryForm, UpgradeBody
+from deploy.service.settings import Settings
+from deploy.service.upgrading import Upgrading
+from deploy.service.uploads import read_form, read_json
+from domains.artefact import code_version
+from domains.errors import GalleryError
+
+Result = TypeVar("Result")
+PREVIEWED = 1000
+router = APIRouter(prefix="/v1")
+
+
+class Parts:
+    """What the routes share, as the application keeps it."""
+
+    def __init__(self, request: Request) -> None:
+        """Find the parts of the application that a request came to."""
+        state = request.app.state
+        self.engine: Engine = state.engine
+        self.journal: Journal = state.journal
+        self.settings: Settings = state.settings
+        self.upgrading: Upgrading = state.upgrading
+        self.gate: Gate = state.gate
+        self.caller: Caller = request.scope["caller"]
+
+    def check_ready(self) -> None:
+        """Raise RefusedError while the index is being loaded."""
+        if not self.engine.warm:
+            raise RefusedError("not_ready", "the service is warming up; try again in a moment")
+
+    def charge(self, images: int) -> None:
+        """Count each image after the first as another request."""
+        self.gate.rate.charge(self.caller.token or "local", max(0, images - 1))
+
+    async def record(self, action: str, **what: str | int | None) -> int:
+        """Write an audit record; raises RefusedError if it can't be written, for then nothing may be answered."""
+        known = {name: value for name, value in what.items() if value is not None}
+        try:
+            return await self.journal.write(action, request=self.caller.request, token=self.caller.name, **known)
+        except GalleryError as error:
+            raise RefusedError("audit", "the audit log can't be written, so nothing is answered; the service's log says why") from error
+
+
+@router.post("/query")
+async def query(request: Request) -> JSONResponse:
+    """Find a person by image: which cameras have seen them, and when."""
+    parts = Parts(request)
+    parts.check_ready()
+    form, images = await read_form(request, QueryForm, parts.settings, images="images", needed=True)
+    if parts.settings.require_reason and form.reason is None:
+        raise RefusedError("invalid", "reason: say why this is asked; it is kept in the audit log")
+    filters = {name: getattr(form, name) for name in ("camera", "after", "before", "label") if getattr(form, name) is not None}
+    _checked(lambda: Selection(**filters))
+    parts.charge(len(images))
+    found = await parts.engine.search(images, k=form.top, **filters)
+    shown = form.thumbnails == "true" and bool(parts.settings.pictures)
+    number = await parts.record(
+        "query",
+        reason=form.reason,
+        images=len(images),
+        results=sum(map(len, found)),
+        filters="+".join(filters) or None,
+        thumbnails=int(shown) or None,
+    )
+    results = await asyncio.to_thread(_with_thumbnails, found, parts.settings) if shown else [[match.to_dict() for match in row] for row in found]
+    return JSONResponse(
+        {"results": [{"matches": matches} for matches in results], "feature_space": parts.engine.encoder.feature_space, "record": number}
+    )
+
+
+@router.post("/entries")
+async def enrol(request: Request) -> JSONResponse:
+    """Add images of people to the gallery; all are stored, or none."""
+    parts = Parts(request)
+    parts.check_ready()
+    form, images = await read_form(request, EnrolForm, parts.settings, images="images", needed=True)
+    count = len(images)
+    sources = form.source or [f"upload:{parts.caller.request}" + (f"-{number}" if count > 1 else "") for number in range(1, count + 1)]
+    given: list[str | None] = [*form.time]
+    times = given * count if len(given) == 1 else given or [None] * count
+    if len(sources) != count or len(times) != count:
+        raise RefusedError("invalid", f"there are {count} images: give as many sources, and one time, as many times, or none")
+    entries = _checked(lambda: [Entry(form.camera, source, time, form.label) for source, time in zip(sources, times, strict=True)])
+    parts.charge(count)
+    gallery = parts.engine.gallery
+    known = await parts.engine.run(lambda: [gallery.has(entry) for entry in entries])
+    fresh = [place for place, there in enumerate(known) if not there]
+    ids: list[int | None] = [None] * count
+    if fresh:
+        await parts.record("enrol", images=len(fresh))
+        added = await parts.engine.add(
+            [images[place] for place in fresh], camera=form.camera, source=[sources[place] for place in fresh],
+            time=[times[place] for place in fresh], label=form.label,
+        )  # fmt: skip
+        for place, number in zip(fresh, added, strict=True):
+            ids[place] = number
+    return JSONResponse({"ids": ids, "known": sum(known)}, status_code=201 if fresh else 200)
+
+
+@router.delete("/entries")
+async def erase_entries(request: Request, ids: Annotated[list[Id], Query(min_length=1, max_length=1000, examples=[[4, 5, 9]])]) -> JSONResponse:
+    """Erase entries by id, bytes and all; ids that are not there are passed over."""
+    parts = Parts(request)
+    await parts.record("forget", by="ids", asked=len(set(ids)))
+    return JSONResponse(await erase(parts.engine, sorted(set(ids)), "ids"))
+
+
+@router.post("/forget")
+async def forget(request: Request) -> JSONResponse:
+    """Erase everything that fits all the fields that are given; look first with dry_run."""
+    parts = Parts(request)
+    parts.check_ready()
+    form, images = await read_form(request, ForgetForm, parts.settings, images="like", needed=False)
+    _checked(lambda: Selection(camera=form.camera, label=form.label, source=form.source, before=form.before))
+    parts.charge(len(images))
+    ids, by = await choose(parts.engine, form, images)
+    if form.dry_run == "true":
+        await parts.record("forget preview", by=by, entries=len(ids))
+        return JSONResponse({"entries": len(ids), "ids": ids[:PREVIEWED]})
+    await parts.record("forget", by=by, asked=len(ids))
+    return JSONResponse(await erase(parts.engine, ids, by))
+
+
+@router.post("/upgrade")
+async def upgrade(request: Request) -> JSONResponse:
+    """Carry the gallery into another model's feature space, in the background and while queries are answered."""
+    parts = Parts(request)
+    body = await read_json(request, UpgradeBody)
+    bundle, via = parts.upgrading.find(body.bundle), [parts.upgrading.find(name) for name in body.via]
+    if body.dry_run:
+        return JSONResponse({"expect": await parts.engine.run(lambda: parts.upgrading.expect(bundle, via))})
+    await parts.record("upgrade asked", bundle=bundle.name)
+    parts.upgrading.start(bundle, via, by=parts.caller.name)
+    return JSONResponse(parts.upgrading.state(), status_code=202)
+
+
+@router.get("/upgrade")
+async def upgrade_state(request: Request) -> JSONResponse:
+    """How far the last upgrade is."""
+    return JSONResponse(Parts(request).upgrading.state())
+
+
+@router.get("/stats")
+async def stats(request: Request) -> JSONResponse:
+    """What the gallery holds, in counts."""
+    parts = Parts(request)
+    gallery = parts.engine.gallery
+    info = await parts.engine.run(lambda: {**gallery.info(), "retention": gallery.retention()})
+    hidden = ("bundle", "spaces", "bytes")
+    shown = {name: value for name, value in info.items() if name not in hidden}
+    return JSONResponse({**shown, "provider": parts.engine.encoder.provider, "version": code_version()})
+
+
+@router.get("/audit")
+async def audit(
+    request: Request,
+    chain: Annotated[Literal["service", "gallery"], Query(description="The service's own records, or what was done to the gallery.")] = "service",
+    after: Annotated[int, Field(ge=0, lt=2**63), Query(description="Only records with a higher number.", examples=[0])] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000, examples=[100])] = 100,
+    verify: Annotated[bool, Query(description="Also check the whole chain.")] = False,
+) -> JSONResponse:
+    """Records of who asked what, when and why."""
+    parts = Parts(request)
+    if chain == "gallery":
+        records = await parts.engine.run(parts.engine.gallery.audit)  # checks the chain in any case
+        numbered = [{"number": number, **record} for number, record in enumerate(records, 1)]
+        return JSONResponse({"records": numbered[after : after + limit], "head": None, "intact": True})
+    journal = parts.journal
+    records, head = await asyncio.to_thread(journal.read, after, limit), await asyncio.to_thread(journal.head)
+    intact, message = None, None
+    if verify:
+        try:
+            await asyncio.to_thread(journal.check)
+            intact = True
+        except GalleryError as error:
+            intact, message = False, str(error).replace(str(journal.file), "the service")
+    return JSONResponse({"records": records, "head": head.hash, "intact": intact, "message": message})
+
+
+def _checked(make: Callable[[], Result]) -> Result:
+    """What a constructor makes of a client's values; its complaint is the client's."""
+    try:
+        return make()
+    except GalleryError as error:
+        raise RefusedError("invalid", str(error)) from error
+
+
+def _with_thumbnails(found: list[list[Match]], settings: Settings) -> list[list[dict[str, Any]]]:
+    folders = settings.pictures
+    return [[{**match.to_dict(), "thumbnail": thumbnail(match.source, folders, settings)} for match in row] for row in found]

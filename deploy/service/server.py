@@ -1,0 +1,190 @@
+"""From a gallery's folder to a listening server, and orderly back: what was begun is finished, then the gallery is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from deploy.encoder import Encoder
+from deploy.gallery import Gallery
+from deploy.service.app import create_app
+from deploy.service.logs import log_as_json, write_log
+from deploy.service.settings import Settings
+from deploy.service.tokens import Tokens, default_file
+from domains.errors import DeviceError, UsageError
+
+MAX_CONNECTIONS = 1024
+HEADER_SECONDS = 10.0
+"""How long a client may take to send a request's head."""
+GRACE_SECONDS = 40
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a service listens.
+
+    Attributes:
+        host: name or address.
+        port: 0: any that is free.
+        cert: certificate chain, PEM; with ``key``: HTTPS.
+        key: its private key, PEM.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    cert: Path | None = None
+    key: Path | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def find_tokens(listening: Listening, file: Path | None) -> Path | None:
+    """The file of tokens to ask for; ``None`` where none was named and only this machine can reach the service.
+
+    Raises:
+        UsageError: the service would be open to other machines, or nobody could use it.
+    """
+    chosen = file or (default_file() if default_file().is_file() else None)
+    how = f"make one with: reid token make --scope query --tokens {chosen or default_file()}"
+    if chosen is None:
+        if not listening.local:
+            raise UsageError(f"refusing to listen on {listening.host} without tokens, for anyone there could query and erase; {how}")
+        return None
+    if not any(not token.expired() for token in Tokens(chosen).all()):
+        raise UsageError(f"{chosen} holds no valid token, so nobody could use the service; {how}")
+    return chosen
+
+
+def run_service(path: Path, listening: Listening, settings: Settings, *, bundle: Path | None = None, provider: str = "cpu") -> None:
+    """Serve a gallery until SIGTERM or SIGINT.
+
+    Raises:
+        UsageError: other machines could reach it without a token, or half a TLS pair.
+        DeviceError: the address can't be listened on, or the certificate can't be used.
+        ReidError: gallery or bundle can't be used, or do not fit each other.
+    """
+    if not listening.local and settings.tokens is None:
+        raise UsageError(f"refusing to listen on {listening.host} without tokens; make one with reid token make")
+    _check_tls(listening)
+    log_as_json()
+    listener = _listen(listening)
+    try:
+        gallery = Gallery.open(path)
+        try:
+            app = create_app(gallery, Encoder.load(bundle or gallery.bundle, provider=provider), settings)
+        except BaseException:
+            gallery.close()
+            raise
+        _Server(_config(app, listening)).run(sockets=[_announced(listener, listening, settings)])
+    finally:
+        listener.close()
+
+
+def _config(app: object, listening: Listening) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, http=_PatientProtocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False, proxy_headers=False,  # type: ignore[arg-type]
+        server_header=False, timeout_keep_alive=15, timeout_graceful_shutdown=GRACE_SECONDS, h11_max_incomplete_event_size=16 * 2**10,
+        ssl_certfile=listening.cert, ssl_keyfile=listening.key,
+    )  # fmt: skip
+
+
+def _listen(listening: Listening) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
+    try:
+        return socket.create_server((listening.host.strip("[]"), listening.port), family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DeviceError(f"can't listen on {listening.host} port {listening.port}: {reason}; choose another --host or --port") from error
+
+
+def _announced(listener: socket.socket, listening: Listening, settings: Settings) -> socket.socket:
+    scheme = "https" if listening.cert else "http"
+    write_log(logging.INFO, "listening", address=f"{scheme}://{listening.host}:{listener.getsockname()[1]}", process=os.getpid())
+    if settings.tokens is None:
+        write_log(logging.WARNING, "no token is asked for: whoever uses this machine may query, enrol and erase; see reid token make")
+    if not listening.local and not listening.cert:
+        write_log(logging.WARNING, "plain HTTP off localhost: tokens and images can be read on the way; use --tls-cert, or a proxy that speaks TLS")
+    return listener
+
+
+def _check_tls(listening: Listening) -> None:
+    if (listening.cert is None) != (listening.key is None):
+        raise UsageError("TLS needs both --tls-cert and --tls-key; one of them is missing")
+    if listening.cert and listening.key:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(listening.cert, listening.key)
+        except (OSError, ssl.SSLError) as error:
+            reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+            raise DeviceError(f"can't use certificate {listening.cert} with key {listening.key}: {reason}; both must be PEM and fit") from error
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a stop by signal is a success and not a death by that signal."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _PatientProtocol(H11Protocol):
+    """HTTP/1.1 that does not wait for ever for a request's head, and takes a bounded number of connections."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._waiting = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _give_up(self) -> None:
+        self._waiting = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()

@@ -1,0 +1,191 @@
+"""Bearer tokens: 256 random bits, shown once; of each only a hash is kept, with what it may do.
+
+A plain SHA-256 is right for secrets that are drawn and not thought of: there is nothing to guess, so nothing that a slow hash would slow down.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from domains.artefact import fsync_folder, read_json
+from domains.errors import ArtefactError, UsageError
+
+SCOPES = ("query", "enrol", "erase", "admin")
+PREFIX = "reid"
+SCHEMA = 1
+MAX_DAYS = 3650
+_FORM = re.compile(r"reid_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Token:
+    """What is kept of a token.
+
+    Attributes:
+        id: eight hexadecimal digits, part of the token itself.
+        name: who or what holds it; it stands in logs and audits, so name a post or a program rather than a person.
+        scopes: what it may do. Every token may read counts (``/v1/stats``, ``/metrics``).
+        created: ISO 8601.
+        expires: ISO 8601, or ``None``.
+        hash: SHA-256 of the whole token, hexadecimal.
+    """
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    created: str
+    expires: str | None
+    hash: str
+
+    def expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and datetime.fromisoformat(self.expires) <= datetime.now(UTC)
+
+
+class Tokens:
+    """A file of tokens; changes by another process are seen at the next :meth:`find`."""
+
+    def __init__(self, file: Path) -> None:
+        """Name the file; a missing one holds no token."""
+        self.file = file
+        self._seen: tuple[int, int, int] | None = None
+        self._known: dict[str, Token] = {}
+        self._lock = threading.Lock()
+
+    def find(self, text: str) -> Token | None:
+        """The valid token that ``text`` is, or ``None``; raises ArtefactError if the file can't be trusted, so that nobody is let in."""
+        form = _FORM.fullmatch(text)
+        token = self._read().get(form[1]) if form else None
+        known = token.hash if token else "0" * 64
+        same = hmac.compare_digest(hashlib.sha256(text.encode()).hexdigest(), known)
+        return token if token and same and not token.expired() else None
+
+    def all(self) -> list[Token]:
+        """Every token, expired ones too, oldest first."""
+        return list(self._read().values())
+
+    def make(self, scopes: Sequence[str], name: str | None = None, days: int | None = None) -> str:
+        """Add a token and return it: it can't be shown again.
+
+        Raises:
+            UsageError: unknown scope, impossible name or number of days, or a name that is taken.
+        """
+        for scope in scopes:
+            if scope not in SCOPES:
+                raise UsageError(f"unknown scope {scope!r}; choose from {', '.join(SCOPES)}")
+        if days is not None and not 1 <= days <= MAX_DAYS:
+            raise UsageError(f"a token is valid for 1 to {MAX_DAYS} days, got {days}")
+        number = secrets.token_hex(4)
+        name = name if name is not None else f"token {number}"
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"a token's name has 1 to 64 letters, digits, spaces, dots, dashes, got {name!r:.80}")
+        text = f"{PREFIX}_{number}_{secrets.token_urlsafe(32)}"
+        now = datetime.now(UTC)
+        expires = (now + timedelta(days=days)).isoformat(timespec="seconds") if days else None
+        kept = tuple(scope for scope in SCOPES if scope in scopes)
+        made = Token(number, name, kept, now.isoformat(timespec="seconds"), expires, hashlib.sha256(text.encode()).hexdigest())
+        with self._changing() as tokens:
+            if name in [token.name for token in tokens]:
+                raise UsageError(f"there is a token named {name!r} already; revoke it first, or choose another name")
+            tokens.append(made)
+        return text
+
+    def revoke(self, which: str) -> Token:
+        """Remove a token by id or name; it is refused from the next request on. Raises UsageError if there is none."""
+        with self._changing() as tokens:
+            found = [token for token in tokens if which in (token.id, token.name)]
+            if not found:
+                known = ", ".join(f"{token.id} ({token.name})" for token in tokens) or "none"
+                raise UsageError(f"there is no token {which!r:.80} in {self.file}; there are: {known:.300}")
+            tokens.remove(found[0])
+        return found[0]
+
+    def _read(self) -> dict[str, Token]:
+        with self._lock:
+            try:
+                stat = self.file.stat()
+            except FileNotFoundError:
+                self._seen, self._known = None, {}
+                return self._known
+            except OSError as error:
+                raise ArtefactError(f"can't read {self.file}: {error.strerror or error}") from error
+            seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            if seen != self._seen:
+                if stat.st_mode & 0o022:
+                    raise ArtefactError(f"{self.file} can be written by others, who could let themselves in; run chmod 600 {self.file}")
+                self._known = {token.id: token for token in _parse(self.file, read_json(self.file))}
+                self._seen = seen
+            return self._known
+
+    @contextmanager
+    def _changing(self) -> Iterator[list[Token]]:
+        """Hold the folder's lock while the list is read, changed and written."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            tokens = self.all()
+            yield tokens
+            _write(self.file, tokens)
+        finally:
+            os.close(folder)
+
+
+def default_file() -> Path:
+    """``$REID_TOKENS``, or a file in the user's configuration."""
+    if named := os.environ.get("REID_TOKENS"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lifelong-reid" / "tokens.json"
+
+
+def _parse(file: Path, content: Any) -> list[Token]:
+    """Tokens of a file's content; raises ArtefactError on anything that we did not write."""
+    types = get_type_hints(Token)
+    try:
+        if content["kind"] != "tokens" or content["schema"] != SCHEMA:
+            raise ArtefactError(f"{file} holds no tokens of schema {SCHEMA}; make some with reid token make")
+        tokens = [Token(**{**row, "scopes": tuple(row["scopes"])}) for row in content["tokens"]]
+        for token in tokens:
+            for name, kind in types.items():
+                value = getattr(token, name)
+                allowed = tuple(found for found in get_args(kind) if isinstance(found, type)) if name == "expires" else (str, tuple)
+                if not isinstance(value, allowed):
+                    raise ValueError(f"{name} is {value!r:.40}")
+            if set(token.scopes) - set(SCOPES) or not re.fullmatch("[0-9a-f]{64}", token.hash):
+                raise ValueError(f"token {token.id:.20} has an unknown scope or an impossible hash")
+            token.expired()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"{file} is not a file of tokens: {error!r:.150}; restore it, or make new ones") from error
+    return tokens
+
+
+def _write(file: Path, tokens: Sequence[Token]) -> None:
+    """Write the file whole or not at all, never readable by others, not even while it is written."""
+    from json import dumps
+
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    text = dumps({"kind": "tokens", "schema": SCHEMA, "tokens": [asdict(token) for token in tokens]}, indent=1)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(file.parent)

@@ -1,0 +1,128 @@
+"""A gallery's upgrade while it answers, as a job that a client starts and looks at."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deploy.encoder import Encoder
+from deploy.gallery import Gallery
+from deploy.service.engine import Engine
+from deploy.service.journal import Journal
+from deploy.service.logs import write_log
+from deploy.service.refusal import RefusedError
+from domains.errors import ReidError
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+
+
+class StoppedError(ReidError):
+    """The service is shutting down."""
+
+
+@dataclass
+class Progress:
+    """How far an upgrade is.
+
+    Attributes:
+        state: ``none``, ``loading``, ``carrying``, ``done`` or ``failed``.
+        bundle: its name.
+        done: entries carried so far.
+        total: entries that there were at the start.
+        expect: what the transport promises, in sentences.
+        message: what went wrong.
+        started: ISO 8601.
+        finished: ISO 8601.
+    """
+
+    state: str = "none"
+    bundle: str | None = None
+    done: int = 0
+    total: int = 0
+    expect: list[str] = field(default_factory=list)
+    message: str | None = None
+    started: str | None = None
+    finished: str | None = None
+
+
+class Upgrading:
+    """At most one upgrade at a time. What fails before the switch leaves the old encoder and the old space serving."""
+
+    def __init__(self, engine: Engine, journal: Journal, folder: Path | None) -> None:
+        """Allow the bundles that lie in ``folder``."""
+        self._engine, self._journal, self._folder = engine, journal, folder
+        self._progress = Progress()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def state(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return asdict(self._progress)
+
+    def find(self, name: str) -> Path:
+        """A bundle of the allowed folder, by name alone; raises RefusedError."""
+        if self._folder is None:
+            raise RefusedError("forbidden", "upgrades by HTTP are off; start the service with --bundles FOLDER")
+        folder = self._folder / name
+        if not re.fullmatch(NAME, name) or folder.is_symlink() or not folder.is_dir():
+            raise RefusedError("not_found", f"there is no bundle {name!r:.80} in the folder of bundles; copy it there first")
+        return folder
+
+    def expect(self, bundle: Path, via: list[Path]) -> list[str]:
+        """What an upgrade would do, in sentences."""
+        with Gallery.open(self._engine.gallery.path) as gallery:
+            return gallery.plan_upgrade(bundle, via).lines()
+
+    def start(self, bundle: Path, via: list[Path], *, by: str) -> None:
+        """Begin; raises RefusedError if one is running."""
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                raise RefusedError("conflict", f"an upgrade to {self._progress.bundle} is running; look at GET /v1/upgrade")
+            self._progress = Progress("loading", bundle.name, started=_now())
+            self._thread = threading.Thread(target=self._run, args=(bundle, via, by), name="upgrade", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Until no upgrade is running; one that was told to stop leaves its preparation, and the next one goes on with it."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, bundle: Path, via: list[Path], by: str) -> None:
+        progress, engine = self._progress, self._engine
+        taken: str | None = None
+        try:
+            encoder = Encoder.load(bundle, provider=engine.encoder.provider)
+            # A connection of its own: its writes do not hold up the searches of the other one.
+            with Gallery.open(engine.gallery.path) as gallery:
+                progress.expect, progress.total = gallery.plan_upgrade(bundle, via).lines(), len(gallery)
+                engine.take(encoder)
+                taken = encoder.feature_space
+                progress.state = "carrying"
+                count = gallery.upgrade(bundle, via, tick=self._tick)
+            engine.follow(encoder.feature_space)
+            self._journal.submit("upgrade", bundle=bundle.name, entries=count, token=by).result()
+            progress.done, progress.state = count, "done"
+            write_log(logging.INFO, "upgraded", bundle=bundle.name, entries=count, feature_space=encoder.feature_space)
+        except Exception as error:  # a thread has nobody to raise to; whoever asks for the state is told
+            progress.state = "failed"
+            progress.message = str(error) if isinstance(error, ReidError) else f"{type(error).__name__}: this is a mistake in lifelong-reid"
+            write_log(logging.ERROR, "an upgrade failed; the old model goes on serving", exception=error, bundle=bundle.name, reason=progress.message)
+            if taken is not None and engine.gallery.feature_space == taken:  # it failed after the switch
+                engine.follow(taken)
+            elif taken is not None:
+                engine.drop(taken)
+        finally:
+            progress.finished = _now()
+
+    def _tick(self, count: int) -> None:
+        self._progress.done += count
+        if self._engine.closing.is_set():
+            raise StoppedError("the service is shutting down; the upgrade goes on when it is asked for again")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

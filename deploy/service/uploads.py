@@ -1,0 +1,124 @@
+"""What a client sends, read into memory and checked: forms of fields and images, bounded in every direction, decoded only once their headers fit."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from deploy.service.refusal import RefusedError
+from deploy.service.settings import Settings
+from domains.crops import image_size
+from domains.errors import DataError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+MAX_FIELDS = 64
+MAX_FIELD_BYTES = 8192
+
+_KINDS = ((0, b"\xff\xd8\xff"), (0, b"\x89PNG\r\n\x1a\n"), (0, b"BM"), (8, b"WEBP"))
+
+
+class _InMemory(MultiPartParser):
+    """Starlette's parser, but nothing that was uploaded is ever put on a disk; the gate bounds what it can be given."""
+
+    spool_max_size = 2**31 - 1
+
+
+async def read_form(request: Request, model: type[Fields], settings: Settings, *, images: str, needed: bool) -> tuple[Fields, list[bytes]]:
+    """Read a multipart form.
+
+    Args:
+        request: whose body to read.
+        model: what its fields are.
+        settings: the limits.
+        images: name of the fields that hold images.
+        needed: whether there must be one.
+
+    Raises:
+        RefusedError: no such form, unknown or impossible fields, no image, too many, too large, or none of a known kind.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise RefusedError("unsupported_body", "send a form as multipart/form-data")
+    parser = _InMemory(
+        request.headers, request.stream(),
+        max_files=settings.max_images, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES,
+    )  # fmt: skip
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        too_many = "Too many files" in error.message
+        raise RefusedError("too_large" if too_many else "invalid", f"the form can't be read: {error.message:.150}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # what the parser makes of broken headers
+        raise RefusedError("invalid", "the form can't be read: its parts are broken") from error
+    try:
+        fields, files = _split(form, model, images)
+        if needed and not files:
+            raise RefusedError("invalid", f"there is no image: send at least one, as a file named {images}")
+        found = [await file.read() for file in files]
+    finally:
+        await form.close()
+    for number, data in enumerate(found):
+        check_image(data, settings, f"{images} {number + 1}")
+    return fields, found
+
+
+async def read_json(request: Request, model: type[Fields]) -> Fields:
+    """Read a JSON body; raises RefusedError."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RefusedError("unsupported_body", "send JSON as application/json")
+    try:
+        values = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise RefusedError("invalid", "the body is no JSON") from error
+    return check_fields(model, values)
+
+
+def check_image(data: bytes, settings: Settings, name: str) -> None:
+    """Hold an image to the limits by its header alone; raises RefusedError."""
+    if not data:
+        raise RefusedError("damaged_image", f"{name} is empty")
+    if len(data) > settings.max_image_bytes:
+        raise RefusedError("too_large", f"{name} has {len(data)} bytes, at most {settings.max_image_bytes} are taken; crops are small images")
+    if not any(data[at : at + len(magic)] == magic for at, magic in _KINDS):
+        raise RefusedError("unsupported_image", f"{name} is no JPEG, PNG, WebP or BMP image")
+    try:
+        height, width = image_size(data)
+    except DataError as error:
+        raise RefusedError("damaged_image", f"{name}: {error}") from error
+    if height * width > settings.max_pixels:
+        raise RefusedError("too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are taken")
+
+
+def _split(form: FormData, model: type[Fields], images: str) -> tuple[Fields, list[UploadFile]]:
+    files: list[UploadFile] = []
+    values: dict[str, str | list[str]] = {}
+    many = {name for name, field in model.model_fields.items() if "list" in str(field.annotation)}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name != images:
+                raise RefusedError("invalid", f"there is no image field {name!r:.60}; images are named {images}")
+            files.append(value)
+        elif name in many:
+            cast(list[str], values.setdefault(name, [])).append(value)
+        elif name in values:
+            raise RefusedError("invalid", f"{name:.60} is given twice")
+        else:
+            values[name] = value
+    return check_fields(model, values), files
+
+
+def check_fields(model: type[Fields], values: object) -> Fields:
+    """Values as a model; raises RefusedError naming the first field that is wrong, without repeating what was sent."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:80] or "the request"
+        raise RefusedError("invalid", f"{where}: {first['msg']:.200}") from error

@@ -1,0 +1,155 @@
+"""The audit log: chained, durable, erased by age, and what happens when somebody meddles with it."""
+
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from deploy.service.journal import Journal, journal_of
+from domains.errors import GalleryError
+
+
+@pytest.fixture
+def journal(tmp_path):
+    made = Journal(tmp_path / "a.audit.db")
+    yield made
+    made.close()
+
+
+def fill(journal, count, action="query"):
+    return [journal.submit(action, token="desk", reason=f"case {number}").result() for number in range(count)]
+
+
+def test_records_are_numbered_chained_and_read_back(journal):
+    assert fill(journal, 5) == [1, 2, 3, 4, 5]
+    records = journal.read()
+    assert [record["reason"] for record in records] == [f"case {number}" for number in range(5)]
+    assert journal.check() == 5
+    before = "0" * 64
+    for record, (when, text) in zip(records, sqlite3.connect(journal.file).execute("SELECT time, what FROM audit"), strict=True):
+        before = hashlib.sha256(f"{before}\n{when}\n{text}".encode()).hexdigest()  # the gallery's rule, said again
+        assert record["hash"] == before
+    assert journal.head() == (5, before)
+    assert [record["number"] for record in journal.read(after=2, limit=2)] == [3, 4]
+
+
+def test_many_writers_share_transactions_and_lose_nothing(journal):
+    with ThreadPoolExecutor(16) as pool:
+        numbers = list(pool.map(lambda number: journal.submit("query", n=number).result(), range(400)))
+    assert sorted(numbers) == list(range(1, 401))
+    assert journal.check() == 400
+
+
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        "UPDATE audit SET what = replace(what, 'case 3', 'case 4') WHERE number = 4",
+        "UPDATE audit SET time = 'x' WHERE number = 2",
+        "DELETE FROM audit WHERE number = 3",
+        "DELETE FROM audit WHERE number = 1",
+        "UPDATE audit SET hash = 'x' WHERE number = 5",
+        "INSERT INTO audit SELECT 9, time, what, hash FROM audit WHERE number = 5",
+        "UPDATE base SET number = 1",
+    ],
+)
+def test_meddling_is_noticed(journal, meddle):
+    fill(journal, 5)
+    other = sqlite3.connect(journal.file, isolation_level=None)
+    other.execute(meddle)
+    with pytest.raises(GalleryError, match=r"record \d+ of the audit log"):
+        journal.check()
+
+
+def test_missing_newest_records_show_against_a_kept_head(journal):
+    fill(journal, 5)
+    head = journal.head()
+    sqlite3.connect(journal.file, isolation_level=None).execute("DELETE FROM audit WHERE number > 3")
+    assert journal.check() == 3
+    assert journal.head() != head
+
+
+def test_old_records_are_erased_and_the_chain_goes_on(journal):
+    fill(journal, 6)
+    secret = "case 1"
+    db = sqlite3.connect(journal.file, isolation_level=None)
+    before, rows = "0" * 64, db.execute("SELECT number, time, what FROM audit ORDER BY number").fetchall()
+    for number, then, text in rows:  # as if the first three had been written long ago
+        when = "2020-01-01T00:00:00.000+00:00" if number <= 3 else then
+        before = hashlib.sha256(f"{before}\n{when}\n{text}".encode()).hexdigest()
+        db.execute("UPDATE audit SET time = ?, hash = ? WHERE number = ?", (when, before, number))
+    db.close()
+    assert journal.check() == 6
+    assert journal.erase(30) == 3
+    assert [record["number"] for record in journal.read()] == [4, 5, 6, 7]
+    assert journal.read()[-1] | {"hash": "", "time": ""} == {"number": 7, "time": "", "action": "erase audit", "records": 3, "days": 30, "hash": ""}
+    assert journal.check() == 4
+    assert journal.erase(30) == 0
+    for file in journal.file.parent.glob("a.audit.db*"):
+        assert secret.encode() not in file.read_bytes()
+    assert fill(journal, 1) == [8]
+
+
+def test_it_goes_on_after_it_was_closed(tmp_path):
+    for round_ in range(3):
+        journal = Journal(tmp_path / "a.db")
+        fill(journal, 2)
+        assert journal.check() == 2 * (round_ + 1)
+        journal.close()
+
+
+def test_what_is_no_audit_log(tmp_path):
+    (tmp_path / "x").write_text("something else that is long enough to be looked at" * 100)
+    with pytest.raises(GalleryError, match="can't be opened"):
+        Journal(tmp_path / "x")
+    sqlite3.connect(tmp_path / "y").execute("CREATE TABLE t(a)")
+    with pytest.raises(GalleryError, match="no audit log"):
+        Journal(tmp_path / "y")
+
+
+def test_a_full_disk_is_an_error_for_each_caller_and_not_the_end(journal):
+    fill(journal, 1)
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+    answers = [journal.submit("query", reason="x" * 200) for _ in range(500)]
+    with pytest.raises(GalleryError, match="can't be written"):
+        [answer.result() for answer in answers]
+    journal._db.execute("PRAGMA max_page_count = 100000")
+    fill(journal, 1)
+    journal.check()
+
+
+def test_it_lies_beside_the_gallery(tmp_path):
+    assert journal_of(tmp_path / "gallery") == tmp_path / "gallery.audit.db"
+    assert journal_of(tmp_path / "gallery" / "") == tmp_path / "gallery.audit.db"
+
+
+def _write(path, pipe):
+    journal = Journal(path)
+    number = 0
+    while True:
+        pipe.send(journal.submit("query", n=number).result())
+        number += 1
+
+
+@pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.nightly)])
+def test_what_was_acknowledged_outlives_a_kill(tmp_path, rounds):
+    acknowledged = 0
+    for _ in range(rounds):
+        ours, theirs = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=_write, args=(tmp_path / "a.db", theirs))
+        child.start()
+        acknowledged = max(acknowledged, ours.recv())
+        time.sleep(random.random() * 0.05)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        while ours.poll():
+            acknowledged = max(acknowledged, ours.recv())
+    journal = Journal(tmp_path / "a.db")
+    assert journal.check() >= acknowledged > 0
+    journal.close()

@@ -1,0 +1,146 @@
+"""A new model while queries are answered: all of them, and each from one space."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from asking import ask, code
+from tiny import DIM, SPACE, embed, graph
+
+from prototypes.transport import fit_transport
+
+NEW = "cd" * 32
+
+
+@pytest.fixture
+def bundles(tmp_path, make_bundle, projection, golden_crops):
+    """A folder with a good bundle of a new model, one without a transport, and a damaged one."""
+    turned = projection @ np.linalg.qr(np.random.default_rng(5).normal(size=(DIM, DIM)))[0]
+    crops = np.random.default_rng(6).integers(0, 256, (400, *golden_crops.shape[1:]), np.uint8)
+    transport = fit_transport(embed(crops, projection), embed(crops, turned), source=SPACE, target=NEW).to_bytes()
+    folder = tmp_path / "bundles"
+    folder.mkdir()
+    parts = {"model": graph(turned), "embeddings": embed(golden_crops, turned), "changes": {"feature_space": NEW}}
+    make_bundle("bundles/new", transport=transport, **parts)
+    make_bundle("bundles/alone", **parts)
+    make_bundle("bundles/damaged", transport=transport, **parts)
+    (folder / "damaged" / "model.onnx").write_bytes(b"x")
+    (folder / "link").symlink_to(folder / "new")
+    return folder
+
+
+def finished(client):
+    for _ in range(600):
+        state = client.get("/v1/upgrade").json()
+        if state["state"] in ("done", "failed"):
+            return state
+        time.sleep(0.02)
+    raise AssertionError(state)
+
+
+def test_an_upgrade_under_load_answers_every_query(serve, bundles, images):
+    client = serve(bundles=bundles, rate=0)
+    expect = client.post("/v1/upgrade", json={"bundle": "new", "dry_run": True})
+    assert expect.status_code == 200
+    assert "cosine" in " ".join(expect.json()["expect"])
+    stop, seen, wrong = threading.Event(), set(), []
+
+    def load(person):
+        while not stop.is_set():
+            answer = ask(client, images[person], top=1)
+            if answer.status_code != 200 or answer.json()["results"][0]["matches"][0]["id"] != person + 1:
+                wrong.append(answer.text)
+            else:
+                seen.add(answer.json()["feature_space"])
+
+    threads = [threading.Thread(target=load, args=(person,)) for person in range(3)]
+    for thread in threads:
+        thread.start()
+    began = client.post("/v1/upgrade", json={"bundle": "new"})
+    assert (began.status_code, began.json()["bundle"]) == (202, "new")
+    state = finished(client)
+    time.sleep(0.3)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert state["state"] == "done", state
+    assert (state["done"], state["total"]) == (6, 6)
+    assert wrong == []
+    assert NEW in seen
+    assert client.get("/readyz").json()["feature_space"] == NEW
+    actions = [record["action"] for record in client.get("/v1/audit", params={"limit": 1000}).json()["records"]]
+    assert [action for action in actions if action.startswith("upgrade")] == ["upgrade asked", "upgrade"]
+    enrolled = client.post("/v1/entries", files=[("images", ("a", images[9]))], data={"camera": "c"})
+    assert enrolled.status_code == 201
+
+
+@pytest.mark.parametrize(("name", "words"), [("damaged", "changed"), ("alone", "no transport")])
+def test_what_can_not_be_loaded_leaves_the_old_one_serving(serve, bundles, images, name, words):
+    client = serve(bundles=bundles)
+    assert client.post("/v1/upgrade", json={"bundle": name}).status_code == 202
+    state = finished(client)
+    assert state["state"] == "failed"
+    assert words in state["message"]
+    answer = ask(client, images[0], top=1)
+    assert answer.json()["feature_space"] == SPACE
+    assert client.get("/readyz").status_code == 200
+    assert len(client.app.state.engine._lanes) == 1
+    assert client.post("/v1/upgrade", json={"bundle": "new"}).status_code == 202  # and another may be tried
+    assert finished(client)["state"] == "done"
+
+
+def test_one_at_a_time(serve, bundles, monkeypatch):
+    client = serve(bundles=bundles)
+    go = threading.Event()
+    monkeypatch.setattr("deploy.service.upgrading.Encoder.load", lambda *_, **__: go.wait(10))
+    assert client.post("/v1/upgrade", json={"bundle": "new"}).status_code == 202
+    answer = client.post("/v1/upgrade", json={"bundle": "new"})
+    assert (answer.status_code, code(answer)) == (409, "conflict")
+    go.set()
+    assert finished(client)["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "name"),
+    [
+        ({"bundle": "nowhere"}, 404, "not_found"),
+        ({"bundle": "link"}, 404, "not_found"),
+        ({"bundle": "../new"}, 422, "invalid"),
+        ({"bundle": ".."}, 422, "invalid"),
+        ({"bundle": "/etc"}, 422, "invalid"),
+        ({"bundle": ""}, 422, "invalid"),
+        ({"bundle": "new\n"}, 422, "invalid"),
+        ({}, 422, "invalid"),
+        ([], 422, "invalid"),
+        ({"bundle": "new", "via": ["nowhere"]}, 404, "not_found"),
+        ({"bundle": "new", "x": 1}, 422, "invalid"),
+        ({"bundle": 3}, 422, "invalid"),
+    ],
+)
+def test_only_bundles_of_the_folder_by_name(serve, bundles, body, status, name):
+    answer = serve(bundles=bundles).post("/v1/upgrade", json=body)
+    assert (answer.status_code, code(answer)) == (status, name)
+
+
+def test_off_unless_a_folder_is_named(serve):
+    answer = serve().post("/v1/upgrade", json={"bundle": "new"})
+    assert (answer.status_code, code(answer)) == (403, "forbidden")
+    assert code(serve().post("/v1/upgrade", content=b"{", headers={"content-type": "application/json"})) == "invalid"
+    assert code(serve().post("/v1/upgrade", content=b"{}", headers={"content-type": "text/plain"})) == "unsupported_body"
+
+
+def test_a_stop_in_the_middle_leaves_the_old_state(serve, bundles, filled, monkeypatch):
+    from deploy import Gallery
+
+    client = serve(bundles=bundles)
+    monkeypatch.setattr(
+        "deploy.service.upgrading.Gallery.upgrade", lambda self, bundle, via, *, tick: ([tick(1), time.sleep(0.05)] and tick(1)) or self
+    )
+    client.app.state.engine.closing.set()
+    client.post("/v1/upgrade", json={"bundle": "new"})
+    state = finished(client)
+    assert state["state"] == "failed"
+    assert "goes on when it is asked for again" in state["message"]
+    with Gallery.open(filled) as gallery:
+        assert gallery.feature_space == SPACE
