@@ -179,18 +179,24 @@ def order_domains(run: Run, learned: Sequence[Domain], *, progress: Progress | N
 
 
 def picture(relation: Relation) -> str:
-    """SVG: the new domain in the middle, learned ones around it, nearer the more they help."""
-    width, height, reach = 640, 420, 170
-    most = max((near.share for near in relation.helps), default=1.0)
-    parts = []
-    for number, near in enumerate(relation.helps):
-        angle = 2 * np.pi * number / len(relation.helps) - np.pi / 2
-        away = 50 + (reach - 50) * (1 - near.share / most) if most > 0 else reach
+    """SVG: the new domain in the middle, learned ones around it; the most helpful is nearest, the least helpful farthest."""
+    width, height, near_by, far_off = 640, 420, 80, 150
+    shares = [helpful.share for helpful in relation.helps]
+    most, span = max(shares, default=0.0), max(shares, default=0.0) - min(shares, default=0.0)
+    parts, count = [], len(shares)
+    for number, found in enumerate(relation.helps):
+        angle = 2 * np.pi * (number + 0.5) / count - np.pi / 2
+        away = near_by + (far_off - near_by) * ((most - found.share) / span if span > 0 else 0.5)
         x, y = width / 2 + 1.5 * away * np.cos(angle), height / 2 + away * np.sin(angle)
-        parts.append(f'<line x1="{width / 2}" y1="{height / 2}" x2="{x:.1f}" y2="{y:.1f}" stroke="#bbb" stroke-width="{1 + 5 * near.share:.1f}"/>')
+        anchor = "middle" if abs(np.cos(angle)) < 0.3 else "start" if np.cos(angle) > 0 else "end"
+        text_x, text_y = x + 18 * np.cos(angle), y + 5 + 22 * np.sin(angle)
+        parts.append(f'<line x1="{width / 2}" y1="{height / 2}" x2="{x:.1f}" y2="{y:.1f}" stroke="#bbb" stroke-width="{1 + 5 * found.share:.1f}"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="#0072a6"/>')
-        parts.append(f'<text x="{x:.1f}" y="{y + 26:.1f}" text-anchor="middle">{escape(near.domain)} {100 * near.share:.0f} %</text>')
+        label = f"{escape(found.domain)} {100 * found.share:.1f} %"
+        parts.append(f'<text x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{label}</text>')
+    low, high = (max(0.0, min(100.0, relation.predicted.mAP + sign * relation.predicted.error)) for sign in (-1, 1))
     parts.append(f'<circle cx="{width / 2}" cy="{height / 2}" r="11" fill="#cc4c12"/>')
-    parts.append(f'<text x="{width / 2}" y="{height / 2 - 18}" text-anchor="middle" font-weight="bold">{escape(relation.domain)}</text>')
+    parts.append(f'<text x="{width / 2}" y="{height / 2 + 30}" text-anchor="middle" font-weight="bold">{escape(relation.domain)}</text>')
+    parts.append(f'<text x="12" y="{height - 14}">share of each in the sum of H-scores; without training about {low:.0f} to {high:.0f} % mAP</text>')
     style = '<style>text{font:13px sans-serif;fill:#333}</style><rect width="100%" height="100%" fill="#fff"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{style}{"".join(parts)}</svg>\n'
