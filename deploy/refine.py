@@ -20,9 +20,9 @@ are its neighbours among the candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,22 +98,15 @@ class Refinement:
         return self.together is None and not self.expand and not self.rerank and self.transitions is None
 
 
-def search(
-    gallery: Gallery, vectors: ArrayLike, k: int = 10, refinement: Refinement | None = None, *, camera: str | None = None, after: str | None = None,
-    before: str | None = None, label: str | None = None, source: str | None = None,
-) -> list[list[Match]]:  # fmt: skip
+def search(gallery: Gallery, vectors: ArrayLike, k: int = 10, refinement: Refinement | None = None, **filters: Any) -> list[list[Match]]:
     """Search a gallery with refinements.
 
     Args:
         gallery: the gallery.
-        vectors: queries ``[Q, D]``, as for :meth:`deploy.gallery.Gallery.search`, whose filters follow.
+        vectors: queries ``[Q, D]``, as for :meth:`deploy.gallery.Gallery.search`.
         k: how many matches per query; those beyond the refinement's depth go by cosine.
         refinement: what to do; nothing by default.
-        camera: only this camera's entries.
-        after: only from this time on.
-        before: only before this time.
-        label: only entries of this label.
-        source: only entries whose source begins so.
+        filters: ``camera``, ``after``, ``before``, ``label``, ``source``, as the gallery takes them.
 
     Returns:
         One list of matches per query, or one in all with ``together``. Where impossible matches are removed there may be fewer than k.
@@ -126,15 +119,15 @@ def search(
         raise GalleryError(f"k must be a whole number from 1, got {k!r}")
     wanted = refinement or Refinement()
     space = vectors.feature_space if isinstance(vectors, Embeddings) else gallery.feature_space
-    asked = _Asked(gallery, space, wanted, max(int(k), wanted.depth), (camera, after, before, label, source))
+    asked = _Asked(gallery, space, wanted, max(int(k), wanted.depth), filters)
     if wanted.is_plain or not np.size(vectors):
-        return gallery.search(vectors, k, *asked.filters)
+        return gallery.search(vectors, k, **filters)
     units = unit_vectors(vectors, "query", Facts(gallery.dim, gallery.feature_space, None)).astype(np.float32)
     if wanted.together == "mean":
         units = mean_query(units)[None]
         found = [asked.nearest(units[0])]
     else:
-        found = gallery.search(vectors, asked.fetch, *asked.filters)
+        found = gallery.search(vectors, asked.fetch, **filters)
     if wanted.together == "max":
         units, found = units[:1], [best_of(found)[: asked.fetch]]
     return [_ranked(asked.refined(query, candidates), k) for query, candidates in zip(units, found, strict=True)]
@@ -179,12 +172,12 @@ class _Asked:
     space: str | None
     wanted: Refinement
     fetch: int
-    filters: tuple[str | None, ...]
+    filters: Mapping[str, Any]
 
     def nearest(self, query: Floats) -> list[Match]:
         """Candidates by cosine to a query ``[D]`` of any length; scores are the products with it."""
         length = float(np.linalg.norm(query))
-        found = self.gallery.search(Embeddings(query / length, self.space), self.fetch, *self.filters)[0]
+        found = self.gallery.search(Embeddings(query / length, self.space), self.fetch, **self.filters)[0]
         return [replace(match, score=match.score * length) for match in found]
 
     def refined(self, query: Floats, candidates: list[Match]) -> list[Match]:

@@ -119,7 +119,9 @@ def open_set(
         return pair_blocks(query, gallery, query_labels, gallery_labels, same_camera=same_camera, chunk=chunk)
 
     genuine, mated, stranger = [], [], []
+    counts = np.zeros(_BINS, np.int64)
     for _, similarity, mates, strangers in blocks():
+        counts += _histogram(similarity[strangers])
         genuine.append(similarity[mates])
         others = np.where(strangers, similarity, -np.inf)
         stranger.append(others.max(axis=1)[strangers.any(axis=1)])
@@ -130,7 +132,7 @@ def open_set(
         mated.append(found[mates.any(axis=1)])
     scores, found, nearest = np.concatenate(genuine), np.concatenate(mated), -np.sort(-np.concatenate(stranger))
     shown = [rate for rate in fpr if _allowed(rate, count.impostor)]
-    levels = impostor_levels(blocks, count.impostor, shown)
+    levels = _levels(blocks, counts, count.impostor, shown)
     tpr: dict[float, float | None] = dict.fromkeys(fpr)
     tpr |= {rate: _percent(scores > level) for rate, level in zip(shown, levels, strict=True)}
     refused = {rate: nearest[allowed] if allowed < len(nearest) else -np.inf for rate in fpir if (allowed := _allowed(rate, len(nearest)))}
@@ -182,11 +184,14 @@ def impostor_levels(blocks: Callable[[], Iterator[PairBlock]], impostors: int, r
         impostors: how many impostor pairs there are.
         rates: in (0, 1]; for 1 the answer is minus infinity.
     """
-    if not rates:
-        return []
     counts = np.zeros(_BINS, np.int64)
-    for block in blocks():
-        counts += np.bincount(_bins(block.similarity[block.impostor]), minlength=_BINS)
+    for block in blocks() if rates else ():
+        counts += _histogram(block.similarity[block.impostor])
+    return _levels(blocks, counts, impostors, rates)
+
+
+def _levels(blocks: Callable[[], Iterator[PairBlock]], counts: NDArray[np.int64], impostors: int, rates: Sequence[float]) -> list[float]:
+    """The second pass of :func:`impostor_levels`, after the scores were counted."""
     above = np.cumsum(counts[::-1])[::-1]
     places = [_allowed(rate, impostors) for rate in rates]
     wanted = {place: int(np.flatnonzero(above > place)[-1]) for place in places if place < impostors}
@@ -216,6 +221,10 @@ def _bins(scores: Floats) -> NDArray[np.int32]:
     """A bin for every score, higher for higher ones."""
     found: NDArray[np.int32] = np.clip((scores + np.float32(_LIMIT)) * np.float32(_BINS / (2 * _LIMIT)), 0, _BINS - 1).astype(np.int32)
     return found
+
+
+def _histogram(scores: Floats) -> NDArray[np.int64]:
+    return np.bincount(_bins(scores), minlength=_BINS)
 
 
 def _merged(one: tuple[Floats, NDArray[np.int64]], other: tuple[Floats, NDArray[np.int64]]) -> tuple[Floats, NDArray[np.int64]]:

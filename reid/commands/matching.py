@@ -141,8 +141,12 @@ def _show_calibration(found: Calibration, bundle: Path, *, dry_run: bool) -> Non
           ["answer", "cosine", "strangers, chosen", "strangers, measured", "true pairs, measured"], rows)  # fmt: skip
     halves = (f"{found.people[half]} people, {found.distractors[half]} distractors, {found.genuine_pairs[half]:,} true and "
               f"{found.impostor_pairs[half]:,} impostor pairs" for half in (0, 1))  # fmt: skip
-    out.print(f"chosen on {next(halves)}; measured on {next(halves)}; {found.skipped} images could not be read", markup=False)
-    out.print(f"among 10,000 strangers in a gallery, one query meets about {10_000 * found.measured_fpr.value:.3g} that reach it", markup=False)
+    out.print(f"chosen on {next(halves)}; measured on {next(halves)}", markup=False)
+    if found.skipped:
+        out.print(f"{found.skipped} images could not be read and were left out", markup=False)
+    out.print(
+        f"among 10,000 strangers in a gallery, a query meets about {10_000 * found.measured_fpr.value:.3g} called the same person; "
+        f"no match is said of {100 * (1 - found.measured_unsure_tpr.value):.3g} % of the true pairs", markup=False)  # fmt: skip
     out.print(f"{bundle} was left as it is (--dry-run)" if dry_run else f"kept in {bundle}; queries use it from now on", markup=False)
 
 
