@@ -119,6 +119,7 @@ def test_names_outside_are_refused(bundle, tmp_path, name):
         {"thresholds": {"a": {"fpr": 0.1, "score": 0.5, "more": {}}}},
         {"golden_cosine": 0.1},
         {"licences": {"weights": "", "data": "CC0"}},
+        {"licences": {"weights": "MIT\n# More", "data": "CC0"}},
         {"schema": "1"},
         {"feature_space": ""},
         {"feature_space": "../../x"},

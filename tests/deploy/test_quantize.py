@@ -275,6 +275,39 @@ def test_a_graph_too_far_from_float32_gets_a_space_of_its_own():
     assert np.einsum("nd,nd->n", carried, wanted).min() > 0.99
 
 
+def test_the_command_line_exports_signs_and_refuses(run, tmp_path, monkeypatch, capsys):
+    import json
+    import sys
+
+    from reid.cli import main
+
+    pytest.importorskip("cryptography", reason="signatures need the package cryptography")
+
+    def reid(*words):
+        monkeypatch.setattr(sys, "argv", ["reid", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return ended.value.code, shown.out, shown.err
+
+    assert reid("key", "make", tmp_path / "key")[0] == 0
+    stated = ("--weights-licence", "MIT", "--data-licence", "drawn")
+    code, out, _ = reid("export", run.folder, tmp_path / "bundle", "--fp16", *stated, "--key", tmp_path / "key", "--json")
+    assert (code, json.loads(out)["licences"], json.loads(out)["precision"]) == (0, {"weights": "MIT", "data": "drawn"}, "fp16")
+    monkeypatch.setenv("LIFELONG_REID_TRUSTED_KEYS", str(tmp_path / "key.pub"))
+    assert len(Encoder.load(tmp_path / "bundle").bundle.signers) == 1
+    monkeypatch.delenv("LIFELONG_REID_TRUSTED_KEYS")
+    for wrong, words in (
+        (["--fp16", "--int8", tmp_path / "x"], "x"),
+        (["--strict"], "--int8 too"),
+        (["--key", tmp_path / "nothing"], "no key"),
+    ):
+        code, out, err = reid("export", run.folder, tmp_path / "other", *wrong)
+        assert (code != 0, out, err.count("\n")) == (True, "", 1)
+        assert words in err
+        assert not (tmp_path / "other").exists()
+
+
 def test_contradictions_are_wrong_use():
     with pytest.raises(UsageError, match="not both"):
         Lowering(half=True, int8=object())
