@@ -83,7 +83,7 @@ def _facts(body: Mapping[str, Any], parent: str, producer: str) -> str:
 def _taught(taught: Sequence[Taught]) -> str:
     if not taught:
         return "Nothing yet: this is the untrained start."
-    rows = [f"| {number} | {item.name} | {_known(item.identities)} | {_known(item.images)} |" for number, item in enumerate(taught, 1)]
+    rows = [f"| {number} | {_cell(item.name)} | {_known(item.identities)} | {_known(item.images)} |" for number, item in enumerate(taught, 1)]
     return "\n".join(["| | domain | identities | images |", "|---:|---|---:|---:|", *rows])
 
 
@@ -91,7 +91,7 @@ def _scored(scored: Sequence[Scored], precision: str) -> str:
     if not scored:
         return "No domain was scored."
     rows = [
-        f"| {item.name} | {'yes' if item.learned else 'no'} | {item.mean_ap:.1f} | {item.interval[0]:.1f} – {item.interval[1]:.1f} "
+        f"| {_cell(item.name)} | {'yes' if item.learned else 'no'} | {item.mean_ap:.1f} | {item.interval[0]:.1f} – {item.interval[1]:.1f} "
         f"| {item.rank1:.1f} | {item.queries} |"
         for item in scored
     ]
@@ -116,3 +116,7 @@ def _quantised(found: Mapping[str, Any]) -> str:
 
 def _known(count: int | None) -> str:
     return "–" if count is None else f"{count:,}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -62,6 +62,7 @@ def equalise(graph: onnx.ModelProto, crops: NDArray[np.uint8]) -> tuple[onnx.Mod
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
+    _unshare(changed.graph)
     pairs = _pairs(changed.graph)
     if not pairs:
         return changed, 0
@@ -84,6 +85,19 @@ def equalise(graph: onnx.ModelProto, crops: NDArray[np.uint8]) -> tuple[onnx.Mod
         across = (-1, 1, 1, 1) if _groups(pair.second) > 1 else (1, -1, 1, 1)
         held[pair.second.input[1]].CopyFrom(numpy_helper.from_array(weight / factor.reshape(across), pair.second.input[1]))
     return changed, len(pairs)
+
+
+def _unshare(graph: onnx.GraphProto) -> None:
+    """Give every convolution weights and bias of its own: exporters merge equal ones."""
+    held, users = {item.name: item for item in graph.initializer}, consumers(graph)
+    for node in graph.node:
+        for at, name in enumerate(node.input):
+            if node.op_type == "Conv" and at and name in held and len(users[name]) > 1:
+                own = onnx.TensorProto()
+                own.CopyFrom(held[name])
+                own.name = f"{node.name}_own_{at}"
+                graph.initializer.append(own)
+                node.input[at] = own.name
 
 
 def _pairs(graph: onnx.GraphProto) -> list[_Pair]:

@@ -88,8 +88,8 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
     if not all(_is_number(cosine) for cosine in manifest["parity"].values()):
         raise ArtefactError(f"{path}: parity must give a cosine for each batch size")
     licences = manifest["licences"]
-    if set(licences) != {"weights", "data"} or not all(isinstance(text, str) and text.strip() for text in licences.values()):
-        raise ArtefactError(f"{path}: licences must name those of weights and data")
+    if set(licences) != {"weights", "data"} or not all(isinstance(text, str) and text.strip() and text.isprintable() for text in licences.values()):
+        raise ArtefactError(f"{path}: licences must name those of weights and data, each in one line of text")
     least = manifest.get("golden_cosine", GOLDEN_COSINE)
     if not all(_is_number(value) and 0.9 <= value <= 1 for value in (least.values() if isinstance(least, dict) else [least])):
         raise ArtefactError(

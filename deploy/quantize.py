@@ -184,13 +184,17 @@ class Quantiser:
 
 
 def _prepared(data: bytes) -> onnx.ModelProto:
-    """Shape inference and constant folding, as ONNX Runtime's guide asks for before quantisation."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    """Constant folding and fusion by ONNX Runtime, then shape inference, as its guide asks for before quantisation."""
+    import onnxruntime
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prepared.onnx"
-        quant_pre_process(onnx.load_from_string(data), str(file), skip_symbolic_shape=True)
-        return onnx.load(str(file))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(file)
+        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantSharing"])
+        return onnx.shape_inference.infer_shapes(onnx.load(str(file)))
 
 
 def _layers(graph: onnx.GraphProto) -> dict[str, list[str]]:

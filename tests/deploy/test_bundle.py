@@ -119,6 +119,7 @@ def test_names_outside_are_refused(bundle, tmp_path, name):
         {"thresholds": {"a": {"fpr": 0.1, "score": 0.5, "more": {}}}},
         {"golden_cosine": 0.1},
         {"licences": {"weights": "", "data": "CC0"}},
+        {"licences": {"weights": "MIT\n# More", "data": "CC0"}},
         {"schema": "1"},
         {"feature_space": ""},
         {"feature_space": "../../x"},
@@ -249,3 +250,76 @@ def test_revisions_at_once_lose_nothing(bundle):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: revise_bundle(bundle.folder, {"thresholds": {f"d{n}": {"fpr": 0.1, "score": n / 8}}}), range(8)))
     assert set(Bundle.load(bundle.folder).thresholds) == {f"d{n}" for n in range(8)}
+
+
+def test_files_larger_than_any_of_ours_are_refused_before_they_are_read(make_bundle, monkeypatch):
+    import deploy.bundle
+    import domains.artefact
+
+    bundle = make_bundle(transport=b"npz")
+    for limit, read in (("MAX_MODEL", bundle.model), ("MAX_GOLDEN", bundle.golden), ("MAX_TRANSPORT", bundle.transport)):
+        monkeypatch.setattr(deploy.bundle, limit, 2)
+        with pytest.raises(ArtefactError, match="larger than"):
+            read()
+    monkeypatch.setattr(domains.artefact, "MAX_JSON", 100)
+    with pytest.raises(ArtefactError, match="larger than 100 bytes"):
+        Bundle.load(bundle.folder)
+
+
+def test_a_transport_that_unpacks_to_far_more_is_refused(make_bundle, monkeypatch):
+    import deploy.bundle
+
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("matrix.npy", b"\0" * 2**20)
+    monkeypatch.setattr(deploy.bundle, "MAX_TRANSPORT", 2**18)
+    assert len(bomb.getvalue()) < 2**18
+    with pytest.raises(ArtefactError, match="unpacks to"):
+        make_bundle(transport=bomb.getvalue()).transport()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"kind": "bundle", "schema": NaN}', b'{"kind": "bundle"}'],
+    ids=lambda data: str(data[:20]),
+)
+def test_manifests_that_are_none(bundle, data):
+    (bundle.folder / MANIFEST).write_bytes(data)
+    with pytest.raises(ArtefactError) as caught:
+        Bundle.load(bundle.folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("digest", [None, 5, [], "0" * 63, "../x"])
+def test_digests_that_are_none(bundle, digest):
+    rewrite(bundle.folder, lambda manifest: manifest["files"].update({"model.onnx": digest}))
+    with pytest.raises(ArtefactError, match="changed after it was sealed"):
+        Bundle.load(bundle.folder)
+    with pytest.raises(ArtefactError, match="changed after it was sealed"):
+        Bundle.load(bundle.folder, verify=False).model()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "CARD.md", MANIFEST])
+def test_pipes_and_links_are_not_read(bundle, tmp_path, name):
+    """A named pipe would hang a reader for ever, and a link leads out of the folder."""
+    import os
+
+    (bundle.folder / name).rename(tmp_path / "aside")
+    os.mkfifo(bundle.folder / name)
+    with pytest.raises(ArtefactError, match=r"plain file|no bundle"):
+        Bundle.load(bundle.folder)
+    (bundle.folder / name).unlink()
+    (bundle.folder / name).symlink_to(tmp_path / "aside")
+    with pytest.raises(ArtefactError, match="plain file"):
+        Bundle.load(bundle.folder)
+
+
+def test_golden_embeddings_that_are_no_numbers(bundle):
+    good = bundle.golden()
+    for wrong in (np.nan, np.inf, 0):
+        embeddings = good.embeddings.copy()
+        embeddings[3] = wrong
+        (bundle.folder / "golden.npz").write_bytes(archive(crops=good.crops, embeddings=embeddings))
+        rewrite(bundle.folder, lambda manifest: None)
+        with pytest.raises(ArtefactError, match="unit-length"):
+            Bundle.load(bundle.folder)
