@@ -10,8 +10,9 @@ import hashlib
 import io
 import os
 import secrets
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def _manifest(folder: Path, facts: Facts, state: State, base: str | None, count:
     return manifest
 
 
-def _check_bytes(manifest: dict[str, Any], name: str, stream: BinaryIO) -> None:
+def _check_bytes(manifest: dict[str, Any], name: str, stream: BufferedReader) -> None:
     """Hash a whole open file and go back to its start; what is read from it then is what was hashed, even if another file takes its name."""
     if hashlib.file_digest(stream, "sha256").hexdigest() != manifest["files"].get(name):
         raise _StaleError(f"its bytes were changed ({name})")
@@ -167,14 +168,14 @@ def _write(index: Index, folder: Path, facts: Facts) -> None:
     index.kept, index.kept_count = index.state, len(index)
 
 
-def _read_codes(stream: BinaryIO, manifest: dict[str, Any]) -> Codes:
+def _read_codes(stream: BufferedReader, manifest: dict[str, Any]) -> Codes:
     faiss = load_faiss()
     lists = manifest["lists"]
     index = faiss.read_index(faiss.PyCallbackIOReader(stream.read))
     return Codes(int(manifest["dim"]), None if lists is None else Lists(**lists), index)
 
 
-def _read_filters(index: Index, stream: BinaryIO) -> None:
+def _read_filters(index: Index, stream: BufferedReader) -> None:
     with np.load(stream, allow_pickle=False) as found:
         index.ids, index.utc, index.camera = (found[name] for name in ("ids", "utc", "camera"))
         index.camera_codes = {str(name): code for code, name in enumerate(found["cameras"])}

@@ -5,6 +5,7 @@ Both hold the stored fp16 values unchanged, so that what comes back is bit for b
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -43,11 +44,10 @@ class Lists:
 
 
 class Proposal(NamedTuple):
-    """What FAISS found for queries: inner products ``[Q, n]`` best first, row numbers ``[Q, n]`` (-1: none), fp16 vectors ``[Q, n, D]``."""
+    """What FAISS found for queries: inner products ``[Q, n]`` best first, row numbers ``[Q, n]`` (-1: none)."""
 
     scores: NDArray[np.float32]
     rows: NDArray[np.int64]
-    vectors: Halves
 
 
 class Codes:
@@ -69,6 +69,7 @@ class Codes:
         index = faiss.IndexIVFScalarQuantizer(centres, dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False)
         index.cp.niter, index.cp.spherical, index.cp.min_points_per_centroid = 8, True, 1
         index.train(sample.astype(np.float32))
+        index.make_direct_map(True)
         return cls(dim, Lists(lists, lists, 0, 1.0, 0), index)
 
     def __len__(self) -> int:
@@ -80,29 +81,29 @@ class Codes:
         faiss = self.faiss
         if (self.index.d, self.index.ntotal, self.index.metric_type) != (dim, count, faiss.METRIC_INNER_PRODUCT):
             return False
-        if self.index.sq.qtype != faiss.ScalarQuantizer.QT_fp16 if hasattr(self.index, "sq") else True:
+        kind = faiss.IndexScalarQuantizer if self.lists is None else faiss.IndexIVFScalarQuantizer
+        if type(self.index) is not kind or self.index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
             return False
-        if self.lists is None:
-            return type(self.index) is faiss.IndexScalarQuantizer
-        return type(self.index) is faiss.IndexIVFScalarQuantizer and self.index.nlist == self.lists.lists and not self.index.by_residual
+        return self.lists is None or (self.index.nlist == self.lists.lists and not self.index.by_residual)
 
-    def add(self, vectors: Halves) -> None:
-        """Append vectors ``[n, D]``; each goes into the list of its nearest centre, the centres stay."""
-        for start in range(0, len(vectors), PART):
-            part = vectors[start : start + PART].astype(np.float32)
-            self.index.add(part)
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Append vectors ``[n, D]`` of fp16 values; each goes into the list of its nearest centre, the centres stay."""
+        self.index.add(vectors)
 
     def remove(self, keep: NDArray[np.bool_]) -> None:
         """Drop the rows where ``keep [n]`` is false, and number the others without gaps, in their order."""
         gone = self.faiss.IDSelectorBitmap(np.packbits(~keep, bitorder="little"))
-        self.index.remove_ids(gone)
         if self.lists is None:
-            return  # moved up already
+            self.index.remove_ids(gone)  # the others move up
+            return
+        self.index.make_direct_map(False)  # FAISS can't keep an array of places up to date here
+        self.index.remove_ids(gone)
         numbers = np.cumsum(keep, dtype=np.int64) - 1
         for which in range(self.index.nlist):
             if size := self.index.invlists.list_size(which):
                 ids = self.faiss.rev_swig_ptr(self.index.invlists.get_ids(which), size)
                 ids[:] = numbers[ids]
+        self.index.make_direct_map(True)
 
     def search(self, queries: NDArray[np.float32], count: int, probes: int | None = None, bits: NDArray[np.uint8] | None = None) -> Proposal:
         """Propose up to ``count`` rows for each query ``[Q, D]``.
@@ -116,59 +117,69 @@ class Codes:
         faiss = self.faiss
         chosen = None if bits is None else faiss.IDSelectorBitmap(bits)
         if self.lists is None:
-            scores, rows = self.index.search(queries, count, params=None if chosen is None else faiss.SearchParameters(sel=chosen))
-            found = self.index.reconstruct_batch(np.maximum(rows, 0).ravel()).astype(np.float16)
+            parameters = None if chosen is None else faiss.SearchParameters(sel=chosen)
         else:
             parameters = faiss.SearchParametersIVF(nprobe=probes or self.index.nlist, sel=chosen)
-            scores, rows, found = self.index.search_and_return_codes(queries, count, params=parameters)
-            found = found.view(np.float16)
-        return Proposal(scores, rows, found.reshape(len(queries), count, self.dim))
+        return Proposal(*self.index.search(queries, count, params=parameters))
+
+    def pick(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors ``[n, D]`` of some rows, whose values are the stored fp16 ones."""
+        found: NDArray[np.float32] = self.index.reconstruct_batch(rows)
+        return found
 
     def vectors(self, start: int, stop: int) -> Halves:
         """Vectors of rows ``start`` to ``stop``."""
         out: NDArray[np.float32] = self.index.reconstruct_n(start, stop - start)
         return out.astype(np.float16)
 
-    def measure(self, choosing: Truth, judging: Truth, target: float) -> None:
-        """Choose the fewest probes that reach a recall on some queries, and report the recall on others."""
+    def measure(self, truth: Truth, target: float) -> None:
+        """Choose the fewest probes that reach a recall on the first half of some queries, and report the recall on the other half.
+
+        A neighbour is found if and only if its list is looked at, so that the rank of its list for the query says how many probes that takes.
+        """
         if self.lists is None:
             return
-        low, high = 0, self.lists.lists
-        while high - low > max(1, high // 32):
-            middle = (low + high) // 2
-            low, high = (low, middle) if choosing.recall(self, middle) >= target else (middle, high)
-        self.lists = Lists(self.lists.lists, high, len(self), judging.recall(self, high), len(judging))
+        count = self.lists.lists
+        _, order = self.index.quantizer.search(truth.queries, count)
+        ranks = np.empty_like(order)
+        np.put_along_axis(ranks, order, np.arange(count)[None], axis=1)
+        homes = self.faiss.vector_to_array(self.index.direct_map.array)[truth.rows] >> 32
+        needed = np.take_along_axis(ranks, homes, axis=1) + 1
+        choosing, judging = needed[: len(needed) // 2], needed[len(needed) // 2 :]
+        probes = int(np.sort(choosing, axis=None)[math.ceil(target * choosing.size) - 1])
+        self.lists = Lists(count, probes, len(self), float((judging <= probes).mean()), len(judging))
 
 
 class Truth:
-    """The nearest neighbours of some stored vectors by exact search, gathered while the vectors go by."""
+    """The nearest neighbours of some stored vectors by exact search, gathered while the vectors go by.
 
-    def __init__(self, queries: Halves, rows: NDArray[np.int64], k: int) -> None:
-        """Use queries ``[Q, D]`` that lie in the given rows; each counts for all but itself."""
-        self._queries = queries.astype(np.float32)
-        self._rows = rows
+    Attributes:
+        queries: float32 ``[Q, D]``.
+        rows: numbers ``[Q, k]`` of the nearest so far, in no order; a query is not its own neighbour.
+    """
+
+    def __init__(self, queries: Halves, own: NDArray[np.int64], k: int) -> None:
+        """Use queries ``[Q, D]`` that lie in rows ``own [Q]`` themselves."""
+        self.queries = queries.astype(np.float32)
+        self.rows = np.zeros((len(queries), k), np.int64)
+        self._own = own
         self._best = np.full((len(queries), k), -np.inf, np.float32)
         self._seen = 0
 
-    def __len__(self) -> int:
-        """Return the number of queries."""
-        return len(self._queries)
-
-    def see(self, part: Halves) -> None:
+    def see(self, part: NDArray[np.float32]) -> None:
         """Take note of the next vectors ``[n, D]``."""
-        scores = self._queries @ part.astype(np.float32).T
-        own = np.flatnonzero((self._rows >= self._seen) & (self._rows < self._seen + len(part)))
-        scores[own, self._rows[own] - self._seen] = -np.inf
-        k = self._best.shape[1]
-        self._best = -np.partition(-np.concatenate([self._best, scores], axis=1), k - 1, axis=1)[:, :k]
+        scores = self.queries @ part.T
+        own = np.flatnonzero((self._own >= self._seen) & (self._own < self._seen + len(part)))
+        scores[own, self._own[own] - self._seen] = -np.inf
+        better = scores > self._best.min(axis=1, keepdims=True)
+        k = self.rows.shape[1]
+        for query in np.flatnonzero(better.any(axis=1)):
+            which = np.flatnonzero(better[query])
+            best = np.concatenate([self._best[query], scores[query, which]])
+            rows = np.concatenate([self.rows[query], which + self._seen])
+            kept = np.argpartition(-best, k - 1)[:k]
+            self._best[query], self.rows[query] = best[kept], rows[kept]
         self._seen += len(part)
-
-    def recall(self, codes: Codes, probes: int) -> float:
-        """Share of the ``k`` nearest that a search with so many probes returns; equally near ones count for each other."""
-        k = self._best.shape[1]
-        scores, rows, _ = codes.search(self._queries, k + 1, probes)
-        hits = (scores >= self._best.min(axis=1, keepdims=True) - 1e-5) & (rows != self._rows[:, None]) & (rows >= 0)
-        return float(np.minimum(hits.sum(axis=1), k).mean() / k)
 
 
 def load_faiss() -> Any:

@@ -194,10 +194,11 @@ class Gallery:
         wanted = Selection(camera, after, before, label, source)
         self._retain_in_time()
         with self._store.reading():
-            unit = unit_vectors(vectors, "query", self._store.facts)
-            index = self._keeper.current()
+            state, facts = self._store.present()
+            unit = unit_vectors(vectors, "query", facts)
+            index = self._keeper.current(state)
             found = index.search(unit, int(k), index.allowed(wanted, self._store), exact=exact)
-            origins = self._store.entries(sorted({number for ids, _ in found for number in ids.tolist()}))
+            origins = self._store.entries(sorted({number for ids, _ in found for number in ids.tolist()}), facts)
         return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in found]
 
     def prepare(self) -> None:

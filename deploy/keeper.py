@@ -10,7 +10,7 @@ import numpy as np
 
 from deploy.cache import describe, drop_cache, load, save, why_stale
 from deploy.index import Index
-from deploy.store import Store
+from deploy.store import State, Store
 
 log = logging.getLogger("deploy")
 
@@ -24,13 +24,13 @@ class Keeper:
         self.store = store
         self.index: Index | None = None
 
-    def current(self) -> Index:
+    def current(self, state: State | None = None) -> Index:
         """The index of the store's present state; call it in a transaction.
 
         Entries that were added since are appended and those that were removed are taken out. It is made from the files, or from the store, only at
         first, after an upgrade, and whenever there are four times as many entries as its lists were trained for.
         """
-        state, index = self.store.state(), self.index
+        state, index = state or self.store.state(), self.index
         if index is not None and index.state == state:
             return index
         self.index = None  # if the following fails half-way

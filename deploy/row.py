@@ -48,4 +48,4 @@ def is_stamped(row: Sequence[Any]) -> bool:
 
 def row_entry(row: Sequence[Any]) -> Entry:
     """Origin of a row."""
-    return Entry(row[3], row[4], row[5], row[7])
+    return Entry.stored(row[3], row[4], row[5], row[7])

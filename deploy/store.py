@@ -112,10 +112,14 @@ class Store:
     @property
     def facts(self) -> Facts:
         """The present facts: another process may have changed the space."""
-        row = self._one("SELECT dim, feature_space, bundle, space FROM gallery")
-        if not isinstance(row[0], int) or row[0] < 1 or not isinstance(row[1], str) or not isinstance(row[3], int):
+        return self.present()[1]
+
+    def present(self) -> tuple[State, Facts]:
+        """The present state and facts, in one question."""
+        row = self._one("SELECT generation, token, erasures, moves, dim, feature_space, bundle, space FROM gallery")
+        if not isinstance(row[4], int) or row[4] < 1 or not isinstance(row[5], str) or not isinstance(row[7], int):
             raise GalleryError(f"{self.file} does not say what it holds; restore a backup")
-        return Facts(*row)
+        return State(*row[:4]), Facts(*row[4:])
 
     def _migrate(self) -> None:
         """Bring an older gallery up to date, in one transaction; no vector is moved."""
@@ -166,7 +170,7 @@ class Store:
 
     def state(self) -> State:
         """The present state."""
-        return State(*self._one("SELECT generation, token, erasures, moves FROM gallery"))
+        return self.present()[0]
 
     def count(self) -> int:
         """Number of entries."""
@@ -303,15 +307,12 @@ class Store:
         """The next rows (``COLUMNS``) of entries with an id above ``after``, by id, unchecked; none at the end."""
         return self.ask(f"{_SELECT} WHERE e.id > ? ORDER BY e.id LIMIT {CHUNK}", (after,))
 
-    def entries(self, ids: Sequence[int]) -> dict[int, Entry]:
+    def entries(self, ids: Sequence[int], facts: Facts | None = None) -> dict[int, Entry]:
         """Origins of the given entries; raises GalleryError if one is damaged, so that no answer names a wrong camera or time."""
         found: dict[int, Entry] = {}
-        facts = self.facts
+        facts = facts or self.facts
         for part in _parts(ids):
-            query = f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))})"
-            with self._guarded():
-                rows = self._db.execute(query, part).fetchall()
-            for row in rows:
+            for row in self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))})", part):
                 self._vector(row, facts)
                 found[row[2]] = row_entry(row)
         for number in ids:
@@ -423,5 +424,13 @@ def _now() -> int:
 
 
 def _configure(db: sqlite3.Connection) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", "cell_size_check=ON", "trusted_schema=OFF"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "cache_size=-16384",
+        "secure_delete=ON",
+        "foreign_keys=ON",
+        "cell_size_check=ON",
+        "trusted_schema=OFF",
+    ):
         db.execute(f"PRAGMA {pragma}")
