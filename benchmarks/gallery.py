@@ -4,8 +4,9 @@ Run with ``OMP_NUM_THREADS=1 python -m benchmarks.gallery [--sizes 100000,100000
 ``pip install 'lifelong-reid[bench]'``. Every part has a process of its own, so that its memory is its own. Figures go to
 ``benchmarks/results/gallery.json``.
 
-Vectors are drawn: people are clusters in 512 dimensions, with the share of variance between and within people, the common part and the effective number
-of dimensions (about 25 and 90) that embeddings of some 6,500 real crops have by a person-trained network. Queries are further crops of stored people.
+Vectors are drawn: people are clusters in 512 dimensions, with the share of variance between and within people, the common part and the effective
+number of dimensions (about 25 and 90) that embeddings of some 6,500 real crops have by a person-trained network. Queries are further crops of stored
+people.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def milliseconds(ask: Callable[[int], Any], repeats: int = QUERIES) -> float:
 
 
 def side_by_side(bare: Callable[[int], Any], ours: Callable[[int], Any], repeats: int = QUERIES) -> dict[str, float]:
-    """Both for the same queries, in turns; medians in ms and their ratio, of the time on the wall and of this thread's own, which other work disturbs less."""
+    """Both for the same queries, in turns: median ms and ratio, of the time on the wall and of this thread's own, which other work disturbs less."""
     wall: tuple[list[float], list[float]] = ([], [])
     cpu: tuple[list[float], list[float]] = ([], [])
     for number in range(-3, repeats):
@@ -117,7 +118,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def remains(folder: Path, vector: np.ndarray) -> bool:
-    """Whether 16 neighbouring values of a vector lie in any file below a folder, as fp32 or fp16, to within the rounding of a store that rescales them."""
+    """Whether 16 values in a row of a vector lie in any file below a folder, as fp32 or fp16, up to the rounding of a store that rescales them."""
     wanted = vector[32:48].astype(np.float32)
     allowed = 2e-3 * np.abs(wanted) + 1e-7
     for file in folder.rglob("*"):
@@ -164,10 +165,13 @@ def ours(folder: Path, count: int, report: Any) -> None:
     gallery.close()
     report.put(
         {
-            "load_s": round(load, 2), "added_per_s": round(count / load), "index_s": round(build, 2), "close_s": round(time.perf_counter() - start, 2),
+            "load_s": round(load, 2),
+            "added_per_s": round(count / load),
+            "index_s": round(build, 2),
+            "close_s": round(time.perf_counter() - start, 2),
             "building_peak_mb": round(peak),
         }
-    )  # fmt: skip
+    )
 
 
 def opened(folder: Path, count: int, report: Any) -> None:
@@ -415,6 +419,7 @@ def truth(data: dict[str, np.ndarray], camera: int | None) -> np.ndarray:
     which = np.full((len(queries), K), -1, np.int64)
     for start in range(0, len(data["vectors"]), 8192):
         part = data["vectors"][start : start + 8192].astype(np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
         scores = queries @ part.T
         if camera is not None:
             scores[:, data["camera"][start : start + 8192] != camera] = -np.inf

@@ -13,21 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deploy.audit import check_audit, read_audit, write_audit
+from deploy.audit import check_audit
 from deploy.bundle import MAX_DIM, Bundle
-from deploy.cache import drop_cache, why_stale
-from deploy.check import check_store, repair
-from deploy.copies import backup, backups, restore
+from deploy.cache import why_stale
+from deploy.check import check_store
 from deploy.embeddings import Embeddings
 from deploy.entry import MAX_SOURCE, Entry
 from deploy.incoming import one_each, unit_vectors
-from deploy.keeper import Keeper
 from deploy.kept import encode_crops, kept_crop
 from deploy.match import Match
-from deploy.retention import EVERY, expired, older_than, rules, set_rule
+from deploy.retention import EVERY
 from deploy.selection import Selection
 from deploy.store import DATABASE, Facts, Store
-from deploy.upgrade import Plan, Tick, carry, drop_old, go_back, plan_upgrade
+from deploy.upkeep import Upkeep
 from domains.artefact import sealing
 from domains.crops import Crop
 from domains.errors import ArtefactError, GalleryError, UsageError
@@ -35,18 +33,11 @@ from domains.errors import ArtefactError, GalleryError, UsageError
 log = logging.getLogger("deploy")
 
 
-class Gallery:
+class Gallery(Upkeep):
     """One open gallery folder.
 
     Several processes may have it open; each search sees all that was acknowledged before it, by any of them. A writer waits for another writer.
     """
-
-    def __init__(self, path: Path, store: Store) -> None:
-        """Use :meth:`open` or :meth:`create`."""
-        self.path = path
-        self._store = store
-        self._keeper = Keeper(path, store)
-        self._looked = monotonic()
 
     @classmethod
     def create(
@@ -201,11 +192,6 @@ class Gallery:
             origins = self._store.entries(sorted({number for ids, _ in found for number in ids.tolist()}), facts)
         return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in found]
 
-    def prepare(self) -> None:
-        """Bring the index into memory now, so that the first search need not wait for it."""
-        with self._store.reading():
-            self._keeper.current()
-
     def select(
         self, camera: str | None = None, after: str | None = None, before: str | None = None, label: str | None = None, source: str | None = None
     ) -> list[int]:
@@ -213,127 +199,9 @@ class Gallery:
         with self._store.reading():
             return Selection(camera, after, before, label, source).ids(self._store)
 
-    def forget(self, ids: Iterable[int], *, reason: str = "ids") -> int:
-        """Erase entries: afterwards their bytes are nowhere in the folder, and their ids are never given again.
-
-        The file is rewritten, which takes time in proportion to the gallery: forget many at once rather than one by one. Erased is what the
-        folder's files hold; a disk may keep old blocks until it uses them again, and backups are not touched.
-
-        Args:
-            ids: of the entries.
-            reason: what made the choice, for the audit: a word like ``label`` or ``age``, nothing about the person.
-
-        Returns:
-            How many entries there were; ids that are not (or no longer) there are passed over.
-
-        Raises:
-            GalleryError: something that is no id; or another process kept reading, so that the entries are removed and can't come back but
-                their bytes are still in the log: the next ``forget`` or ``open`` finishes it.
-        """
-        numbers = list(ids)
-        for number in numbers:
-            if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or not 0 < number < 2**63:
-                raise GalleryError(f"an id is a whole number from 1, got {number!r:.80}")
-        with self._store.holding():
-            removed = self._store.remove(int(number) for number in numbers)
-            if removed:
-                write_audit(self._store, "forget", entries=removed, by=reason)
-                drop_cache(self.path)
-        if self._store.unwiped() and not self._wipe():
-            raise GalleryError(
-                f"{removed} entries are removed, but another process keeps reading {self.path}, so their bytes are still in its log; try again"
-            )
-        return removed
-
-    def upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = (), *, tick: Tick | None = None) -> int:
-        """Carry all entries into a bundle's feature space, while searches go on; see :mod:`deploy.upgrade`.
-
-        Args:
-            bundle: the new bundle.
-            via: bundles of the models between, where the new one's transport does not begin at the present space.
-            tick: told how many entries were carried, now and then.
-
-        Returns:
-            How many were carried.
-
-        Raises:
-            GalleryError: no transport leads there; nothing is changed.
-        """
-        carried = carry(self._store, self.plan_upgrade(bundle, via), tick=tick)
-        self._drop_cache()
-        return carried
-
-    def plan_upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = ()) -> Plan:
-        """What :meth:`upgrade` would do."""
-        return plan_upgrade(self._store, [Bundle.load(path) for path in (*via, bundle)])
-
-    def go_back(self, *, tick: Tick | None = None) -> int:
-        """Return to the space and the bundle before the last upgrade; raises GalleryError if the old copy was dropped."""
-        carried = go_back(self._store, tick=tick)
-        self._drop_cache()
-        return carried
-
-    def drop_old(self, *, tick: Tick | None = None) -> int:
-        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from the folder."""
-        dropped = drop_old(self._store, tick=tick)
-        self._wipe()
-        return dropped
-
-    def keep(self, days: int | None, camera: str | None = None) -> None:
-        """Set how long entries are kept, of one camera or of all without a rule of their own; None: for ever. Older ones are erased at once."""
-        set_rule(self._store, days, camera)
-        self._retain()
-
-    def retention(self) -> dict[str, int]:
-        """Days that entries are kept, by camera; the empty name stands for every other camera."""
-        return rules(self._store)
-
-    def older_than(self, days: int) -> list[int]:
-        """Ids of entries that are more than so many days old; one without a time is as old as its stay in the gallery."""
-        return older_than(self._store, days)
-
     def _retain_in_time(self) -> None:
         if monotonic() - self._looked > EVERY:
             self._retain()
-
-    def _retain(self) -> None:
-        self._looked = monotonic()
-        if rules(self._store) and (numbers := expired(self._store)):
-            self.forget(numbers, reason="retention")
-
-    def backup(self, path: str | PathLike[str]) -> int:
-        """Copy the gallery into a new folder while it is used, and check the copy; returns its entries. A backup is a gallery.
-
-        Raises:
-            GalleryError: the folder exists, or the copy is not whole.
-        """
-        return backup(self._store, path)
-
-    def backups(self) -> list[str]:
-        """Folders of the backups that were made and are there still: erasures do not reach them."""
-        return backups(self._store)
-
-    @staticmethod
-    def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int, Path | None]:
-        """Put a backup where a gallery is to be; see :func:`deploy.copies.restore`."""
-        return restore(source, path)
-
-    @staticmethod
-    def repair(path: str | PathLike[str]) -> list[str]:
-        """Mend what can be mended of a damaged gallery without a backup, and say what was found, a line each; nothing if it is whole.
-
-        The index, the database's own indices and its seal are made anew. Of a damaged log the part before the damage is kept. Damaged entries are
-        named and stay. Raises GalleryError if the database can't even be opened.
-        """
-        folder = Path(path)
-        store = Store(folder / DATABASE, repair=True)
-        try:
-            found = [*store.notes, *repair(store)]
-            if found:
-                Keeper(folder, store).drop()
-        finally:
-            store.close()
-        return found
 
     @property
     def keeps_crops(self) -> bool:
@@ -343,10 +211,6 @@ class Gallery:
     def crop(self, number: int) -> Crop | None:
         """The small picture that was kept of an entry, uint8 RGB ``[H, W, 3]``, or ``None``; raises GalleryError if it is damaged."""
         return kept_crop(self._store, number)
-
-    def audit(self) -> list[dict[str, Any]]:
-        """What was done to the gallery, oldest first; raises GalleryError if a record was changed."""
-        return read_audit(self._store)
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """Origins of entries; raises GalleryError for an id that is not there."""
@@ -418,16 +282,11 @@ class Gallery:
     def _save_index(self) -> None:
         self._keeper.save()
 
-    def _wipe(self) -> bool:
-        self._drop_cache()
-        return self._store.wipe()
 
-    def _drop_cache(self) -> None:
-        self._keeper.drop()
-
-
-def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None = None) -> Gallery:
+def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False) -> Gallery:
     """Open a gallery, or make a missing one for ``bundle``, which it then remembers.
+
+    ``keep_crops`` is for a missing one; one that is there is as it was made.
 
     Raises:
         UsageError: there is none yet and no bundle was named.
@@ -437,8 +296,11 @@ def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None
     if not (Path(path) / DATABASE).exists():
         if made_for is None or bundle is None:
             raise UsageError(f"there is no gallery at {path}; name the bundle to make it for (--bundle)")
-        return Gallery.create(path, made_for.dim, made_for.feature_space, bundle)
+        return Gallery.create(path, made_for.dim, made_for.feature_space, bundle, keep_crops=keep_crops)
     gallery = Gallery.open(path)
+    if keep_crops and not gallery.keeps_crops:
+        gallery.close()
+        raise UsageError(f"{path} was made without pictures; leave out --keep-crops, or make another gallery")
     if made_for is not None and made_for.feature_space != gallery.feature_space:
         gallery.close()
         raise GalleryError(f"{path} was made with another model than {bundle}; use its own bundle, or upgrade the gallery")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploy.cache import describe, drop_cache, load, save, why_stale
-from deploy.index import Index
+from deploy.index import EXACT_BELOW, Index
 from deploy.store import State, Store
 
 log = logging.getLogger("deploy")
@@ -52,6 +53,16 @@ class Keeper:
             index.build(self.store)
         self.index = index
         return index
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether there is an index, here or on disk, that takes long to make anew, and FAISS to keep it with."""
+        return (self.index is not None or describe(self.folder) is not None) and self.prepares
+
+    @property
+    def prepares(self) -> bool:
+        """Whether there are so many entries that it is better not to leave the index to the next search."""
+        return self.store.count() >= EXACT_BELOW and find_spec("faiss") is not None
 
     def save(self) -> bool:
         """Write the index unless it is there already or the store has moved on; returns whether it did."""

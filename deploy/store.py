@@ -12,12 +12,11 @@ other, not even from one of an earlier backup with the same number of changes.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import sqlite3
-import threading
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,17 +24,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.connection import Connection, configure
 from deploy.entry import Entry
-from deploy.failure import reason
 from deploy.row import COLUMNS, PRESENT, checksum, entry_checksum, make_stamp, present_vector, row_entry
 from deploy.schema import APPLICATION, SCHEMA, SCHEMA_1, SINCE_2, SINCE_3
 from deploy.seal import seal_holds, write_seal
+from deploy.wal import find_damage
 from domains.errors import GalleryError
 
 DATABASE = "gallery.db"
 BUSY_SECONDS = 60.0
 CHUNK = 4096
 NO_TIME = -(2**63)
+
+log = logging.getLogger("deploy")
 
 _SELECT = f"SELECT {COLUMNS} FROM {PRESENT}"  # noqa: S608 - constants
 
@@ -74,7 +76,7 @@ class Columns(NamedTuple):
     utc: NDArray[np.int64]
 
 
-class Store:
+class Store(Connection):
     """One open SQLite file; its methods may be called from any thread, one at a time."""
 
     def __init__(self, file: Path, *, repair: bool = False) -> None:
@@ -84,13 +86,12 @@ class Store:
             file: the database.
             repair: open it even if its log or its facts are damaged; what the log lost is lost then.
         """
-        self.file = file
+        super().__init__(file, BUSY_SECONDS)
         self.notes: list[str] = []
         """What was found when the file was opened and is no reason to refuse it."""
-        self._lock = threading.RLock()
+        self._look_through_log(repair=repair)
         with self._guarded():
-            uri = f"{file.absolute().as_uri()}?mode=rw"
-            self._db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._connect()
             try:
                 if self._pragma("application_id") != APPLICATION:
                     raise GalleryError(f"{file} is not a gallery's database")
@@ -98,7 +99,7 @@ class Store:
                     raise GalleryError(
                         f"{file} has schema {self._pragma('user_version')}; this version reads 1 to {SCHEMA}. Install a matching lifelong-reid"
                     )
-                _configure(self._db)
+                configure(self._db)
                 self._migrate()
                 _ = self.facts
                 with self.reading():
@@ -108,6 +109,23 @@ class Store:
             except BaseException:
                 self._db.close()
                 raise
+
+    def _look_through_log(self, *, repair: bool) -> None:
+        """Refuse a log with a bad place that acknowledged changes lie behind: SQLite would drop them without a word."""
+        damage = find_damage(self.file.with_name(f"{self.file.name}-wal"))
+        if damage is None:
+            return
+        where = f"the log {self.file.name}-wal is damaged at byte {damage.at}"
+        if damage.certain and not repair:
+            raise GalleryError(
+                f"{self.file.parent}: {where} and acknowledged changes lie behind it; restore a backup, or keep what comes before "
+                "with reid gallery verify --repair"
+            )
+        if damage.certain:
+            self.notes.append(f"{where}: {damage.changes or 'all'} changes from there on are lost")
+        else:
+            self.notes.append(f"{where}, in its last change: one that was cut short before it was acknowledged, or a lost one")
+        log.warning("%s: %s", self.file.parent, self.notes[-1])
 
     @property
     def facts(self) -> Facts:
@@ -138,7 +156,7 @@ class Store:
         db = sqlite3.connect(file, isolation_level=None)
         try:
             db.execute(f"PRAGMA application_id={APPLICATION}")
-            _configure(db)
+            configure(db)
             db.executescript(SCHEMA_1)
             db.execute("INSERT INTO gallery VALUES (1, ?, ?, ?, 0, 0, ?, 0, 0)", (*facts[:3], secrets.token_hex(8)))
             db.executescript(SINCE_2.format(now=_now()))
@@ -148,26 +166,6 @@ class Store:
         finally:
             db.close()
 
-    def close(self) -> None:
-        """Close the file; the log is folded into it if nobody else has it open."""
-        with self._guarded():
-            self._db.close()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Everything read in the block belongs to one state."""
-        with self._transaction("BEGIN"):
-            yield
-
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """No process can change the gallery while the block runs."""
-        with self._transaction("BEGIN IMMEDIATE"):
-            before = self._db.total_changes
-            yield
-            if self._db.total_changes != before:
-                write_seal(self._db)
-
     def state(self) -> State:
         """The present state."""
         return self.present()[0]
@@ -175,16 +173,6 @@ class Store:
     def count(self) -> int:
         """Number of entries."""
         return int(self._one("SELECT entries FROM gallery")[0])
-
-    def ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Rows of a query, within whatever transaction is open."""
-        with self._guarded():
-            return self._db.execute(query, values).fetchall()
-
-    def change(self, statement: str, rows: Iterable[Sequence[Any]] = ((),)) -> None:
-        """Run a statement for each row, inside a :meth:`holding` block; whoever changes what a search finds also calls :meth:`changed`."""
-        with self._guarded():
-            self._db.executemany(statement, rows)
 
     def append(self, vectors: NDArray[np.float16], entries: Sequence[Entry], space: str | None = None, crops: Sequence[bytes] = ()) -> list[int]:
         """Add vectors ``[N, D]`` with their origins in one transaction; returns their ids once they are on disk.
@@ -250,22 +238,6 @@ class Store:
             with self.holding():
                 self._db.execute("UPDATE gallery SET unwiped = 0 WHERE erasures = ?", (erasures,))
             return True
-
-    def rebuild(self) -> None:
-        """Make the database's own indices anew, and write its pages in order."""
-        with self._guarded():
-            self._db.execute("REINDEX")
-            self._db.execute("VACUUM")
-
-    def copy(self, file: Path) -> None:
-        """Write the present state into a new file, while others read and write."""
-        with self._guarded():
-            target = sqlite3.connect(file, isolation_level=None)
-            try:
-                self._db.backup(target)
-                _configure(target)
-            finally:
-                target.close()
 
     def ids(self) -> NDArray[np.int64]:
         """Ids of all entries, ascending; the smallest of the database's own indices is read, not the vectors."""
@@ -380,38 +352,6 @@ class Store:
     def _damaged(self, number: int) -> GalleryError:
         return GalleryError(f"entry {number} of {self.file} is damaged; restore a backup, or give it up with reid gallery forget … {number}")
 
-    def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
-        with self._guarded():
-            row = self._db.execute(query, values).fetchone()
-        if row is None:
-            raise GalleryError(f"{self.file} does not say what it holds: it is damaged; restore a backup")
-        return row
-
-    def _pragma(self, name: str) -> Any:
-        return self._db.execute(f"PRAGMA {name}").fetchone()[0]
-
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[None]:
-        with self._guarded():
-            self._db.execute(begin)
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            with self._lock:
-                yield
-        except sqlite3.Error as error:
-            raise GalleryError(f"{self.file}: {reason(error, BUSY_SECONDS)}") from error
-        except UnicodeDecodeError as error:  # in the text of SQLite's own messages
-            raise GalleryError(f"{self.file}: the database is damaged; restore a backup") from error
-
 
 def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     """So many at a time as one statement takes."""
@@ -421,16 +361,3 @@ def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 def _now() -> int:
     """Microseconds since 1970 UTC."""
     return int(datetime.now(UTC).timestamp() * 1e6)
-
-
-def _configure(db: sqlite3.Connection) -> None:
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "cache_size=-16384",
-        "secure_delete=ON",
-        "foreign_keys=ON",
-        "cell_size_check=ON",
-        "trusted_schema=OFF",
-    ):
-        db.execute(f"PRAGMA {pragma}")
