@@ -98,8 +98,8 @@ def query(
     with Gallery.open(gallery) as store:
         encoder = Encoder.load(bundle or store.bundle, provider=provider)
         found = store.search(encoder(crops), k=top, camera=camera, after=after, before=before)
-    if picture is not None:
-        write_picture(picture, stack([draw_matches(crop, matches) for crop, matches in zip(crops, found, strict=True)]))
+        if picture is not None:
+            write_picture(picture, stack([draw_matches(crop, matches, kept=store.crop) for crop, matches in zip(crops, found, strict=True)]))
     if as_json:
         shown = [[match.to_dict() for match in matches] for matches in found]
         print_json(shown[0] if len(images) == 1 else shown)
