@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from functools import reduce
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deploy.bundle import Bundle, write_bundle
+from deploy.card import Scored, Taught, card_text
+from deploy.lowering import Lowered, Lowering, Trial, eight_bit, halved
+from deploy.ranges import answers, start_session
+from deploy.signature import sign
 from domains.artefact import code_version
 from domains.domain import Domain
-from domains.errors import ExportError
+from domains.errors import ArtefactError, ExportError, UsageError
+from domains.scoring import bootstrap_interval
 from domains.synthetic import golden_crops
 from prototypes.transport import Transport
-from reid.evaluate import can_be_scored
+from reid.evaluate import Embed, can_be_scored, evaluate
 from reid.loader import CropStore
 from reid.model import ReidModel
 from reid.run import Run
@@ -35,6 +41,7 @@ from reid.sealed import Sealed
 OPSET = 18
 PARITY_BATCHES = (1, 2, 7, 32)
 PARITY_COSINE = 0.9999
+UNDECLARED = "not declared"
 GOLDEN = 16
 COLLAPSED = 0.9999
 """Mean cosine between different crops above which a model says the same of everyone."""
@@ -51,7 +58,17 @@ class _Embedder(nn.Module):
         return self.model.embed(crops)
 
 
-def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | None = None, since: int | None = None) -> Bundle:
+def export_run(
+    run: Run,
+    folder: Path,
+    *,
+    step: int = -1,
+    site: Domain | str | None = None,
+    since: int | None = None,
+    lowering: Lowering | None = None,
+    licences: Mapping[str, str] | None = None,
+    key: Path | None = None,
+) -> Bundle:
     """Export one step of a run, checked on real crops of the domains that it knows, and on drawn people where there are not enough.
 
     Args:
@@ -60,11 +77,21 @@ def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | N
         step: which step; by default the last.
         site: whose route, where the step's method keeps one per domain (:mod:`reid.routing`); by default the step's own network.
         since: the step whose galleries the bundle's transport carries; by default the one before, if it can.
+        lowering: how precise the graph is; float32 by default.
+        licences: of ``weights`` and ``data``, as the card is to state them.
+        key: file of a private key to sign with.
 
     Raises:
-        ExportError: the step has no routes, or no transports since then; or graph and model disagree: says at which batch size and by how much.
-            Nothing is written.
+        ExportError: the step has no routes, or no transports since then; graph and model disagree: says at which batch size and by how much; or int8
+            loses too much: names the layers to blame. Nothing is written.
+        UsageError: a key that can't sign, or a domain without the splits that int8 needs.
     """
+    lowering, stated = lowering or Lowering(), {"weights": UNDECLARED, "data": UNDECLARED} | dict(licences or {})
+    trial = None if lowering.int8 is None else _trial(run, lowering.int8)
+    if folder.exists():
+        raise ArtefactError(f"{folder} exists already; choose another name or delete it first")
+    if key is not None:
+        sign(b"", key)
     model, sealed = run.model(step)
     if site is not None:
         routed = run.route(site, step)
@@ -75,26 +102,51 @@ def export_run(run: Run, folder: Path, *, step: int = -1, site: Domain | str | N
     drawn = golden_crops(max(PARITY_BATCHES), height=spec.height, width=spec.width)
     crops = np.concatenate([*real_crops(run, max(PARITY_BATCHES)), drawn])[: max(PARITY_BATCHES)]
     transport = None if site is not None and since is None else transport_since(run, sealed, since)
-    data = export_graph(model, drawn[:2])
+    data, golden = export_graph(model, drawn[:2]), drawn[:GOLDEN]
     parity = check_parity(model, data, crops)
-    golden = drawn[:GOLDEN]
+    made = Lowered(data, parity, {"precision": "fp32", "feature_space": model.feature_space(spec)}, transport)
+
+    def check(lowered: bytes, least: float) -> Mapping[int, float]:
+        return check_parity(model, lowered, crops, least)
+
+    if lowering.half:
+        made = halved(made, check)
+    elif trial is not None:
+        made = eight_bit(made, trial, check, lowering, keep_transport=since is not None)
     body = {
-        "feature_space": model.feature_space(spec),
         "site": getattr(site, "name", site),
         "dim": model.dim,
         "crop": spec.to_dict(),
         "backbone": run.config.model.backbone.rsplit("/", 1)[-1],
-        "precision": "fp32",
+        "opset": OPSET,
         "step": sealed.index,
         "domains": [name for done in run.steps[: sealed.index + 1] for name in done.learned],
         "method": sealed.card["method"]["name"] if sealed.card["method"] else "none",
-        "parity": {str(batch): cosine for batch, cosine in parity.items()},
-        "licences": {"weights": "not declared", "data": "not declared"},
+        "parity": {str(batch): cosine for batch, cosine in made.parity.items()},
+        "licences": stated,
+        "thresholds": {},
+        "producer": {"lifelong-reid": code_version()} | {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
+        **made.body,
     }
+    embeddings = _embed(model, golden) if made.data is data else answers(start_session(made.data), golden)
     return write_bundle(
-        folder, model_onnx=data, golden_crops=golden, golden_embeddings=_embed(model, golden), card=card_text(run, sealed, body), body=body,
-        parent=sealed.card["id"], transport=None if transport is None else transport.to_bytes(),
+        folder, model_onnx=made.data, golden_crops=golden, golden_embeddings=embeddings, card=card_of(run, sealed, body), body=body,
+        parent=sealed.card["id"], transport=None if made.transport is None else made.transport.to_bytes(), key=key,
     )  # fmt: skip
+
+
+def _trial(run: Run, domain: Domain) -> Trial:
+    """What int8 is calibrated and judged on; raises UsageError if the domain lacks it."""
+    if (why := can_be_scored(domain)) is not None:
+        raise UsageError(f"int8 is judged on the test split of {domain.name}, and {why}; name another domain")
+    if not len(domain.train):
+        raise UsageError(f"int8 is calibrated on the train crops of {domain.name}, and it has none; name another domain")
+
+    def score(ask: Embed, hold: Embed) -> float:
+        return evaluate(domain, ask, run.stores, gallery_embed=hold).mAP
+
+    train, *test = (run.stores.get(domain, split).crops for split in (domain.train, domain.query, domain.gallery))
+    return Trial(domain.name, domain.fingerprint, train, np.concatenate(test), score)
 
 
 def transport_since(run: Run, sealed: Sealed, since: int | None) -> Transport | None:
@@ -151,17 +203,16 @@ def export_graph(model: ReidModel, sample: NDArray[np.uint8]) -> bytes:
     return data
 
 
-def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8]) -> dict[int, float]:
+def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8], least: float = PARITY_COSINE) -> dict[int, float]:
     """Compare graph and model at every batch size; returns the smallest cosine of each.
 
     Raises:
-        ExportError: a cosine under 0.9999, a wrong shape, or embeddings that no longer tell different crops apart.
+        ExportError: a cosine under ``least``, a wrong shape, or embeddings that no longer tell different crops apart.
     """
     try:
-        import onnxruntime
+        session = start_session(data)
     except ModuleNotFoundError as error:
         raise ExportError("an export is checked with ONNX Runtime before it counts: pip install 'lifelong-reid[cpu]'") from error
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     smallest: dict[int, float] = {}
     for batch in PARITY_BATCHES:
         part = np.resize(crops, (batch, *crops.shape[1:]))
@@ -171,10 +222,8 @@ def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8]) -> dic
             raise ExportError(f"at batch {batch} the graph returns {got.dtype} {got.shape} and the model float32 {wanted.shape}")
         cosine = np.einsum("nd,nd->n", got, wanted)
         worst = int(np.argmin(np.where(np.isfinite(cosine), cosine, -2)))
-        if not cosine[worst] >= PARITY_COSINE:
-            raise ExportError(
-                f"graph and model differ at batch {batch}, crop {worst}: cosine {cosine[worst]:.6f}, at least {PARITY_COSINE} is needed"
-            )
+        if not cosine[worst] >= least:
+            raise ExportError(f"graph and model differ at batch {batch}, crop {worst}: cosine {cosine[worst]:.6f}, at least {least} is needed")
         smallest[batch] = round(float(cosine[worst]), 7)
     likeness = got @ got.T
     others = (likeness.sum() - np.trace(likeness)) / (batch * (batch - 1))
@@ -195,28 +244,17 @@ def _embed(model: ReidModel, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         model.train(was_training)
 
 
-def card_text(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
-    """Model card in Markdown: what it is, what it was taught, how well it does, and what it must not be used for."""
-    scores = {name: cell for (row, name), cell in run.scores.cells.items() if row == sealed.index}
-    learned = set(body["domains"])
-    table = "\n".join(
-        f"| {name} | {'' if name in learned else 'not '}learned | {cell.scores['mAP']:.1f} | {cell.scores['rank1']:.1f} | {cell.scores['queries']} |"
-        for name, cell in scores.items()
-    )
-    return f"""# Person re-identification encoder
-
-- backbone {body["backbone"]}, {body["dim"]}-dimensional unit embeddings, crops {body["crop"]["height"]}×{body["crop"]["width"]} RGB uint8
-- feature space `{body["feature_space"]}`
-- learned, in order: {", ".join(body["domains"]) or "nothing yet (untrained start)"}; last method: {body["method"]}
-- graph and model agree: smallest cosine {min(body["parity"].values()):.6f} over batches {", ".join(body["parity"])}
-- made by lifelong-reid {code_version()}
-
-| domain | | mAP | rank-1 | queries |
-|---|---|---|---|---|
-{table or "| none scored | | | | |"}
-
-Licence of weights: {body["licences"]["weights"]}. Licence of data: {body["licences"]["data"]}.
-
-Embeddings are personal data derived from pictures of people. They say who looks alike, never who someone is: a match is a hint for a person to
-check. Not for decisions about people without human review, not for covert or real-time identification in public where the law forbids it.
-"""
+def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
+    """The model card of a sealed step."""
+    learned = [(entry, step) for step in run.steps[: sealed.index + 1] for entry in step.card["domains"]]
+    taught = [
+        Taught(entry["name"], len(step.card["classes"]) if len(step.learned) == 1 else None, entry.get("crops", {}).get("train"))
+        for entry, step in learned
+    ]
+    scored = []
+    for (row, name), cell in run.scores.cells.items():
+        if row == sealed.index:
+            low, high = bootstrap_interval(cell.ap)
+            known = any(entry["name"] == name for entry, _ in learned)
+            scored.append(Scored(name, known, cell.scores["mAP"], (100 * low, 100 * high), cell.scores["rank1"], int(cell.scores["queries"])))
+    return card_text(body, taught, scored, parent=sealed.card["id"], producer=code_version())

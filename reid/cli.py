@@ -18,6 +18,7 @@ app = typer.Typer(name="reid", no_args_is_help=True, add_completion=False, prett
 app.add_typer(domain.domain_app, name="domain")
 app.add_typer(learning.app)
 app.add_typer(edge.app)
+app.add_typer(edge.key_app, name="key")
 app.add_typer(gallery.gallery_app, name="gallery")
 app.add_typer(bench.bench_app, name="bench")
 

@@ -1,0 +1,118 @@
+"""The model card: what a bundle is, what it was taught, how well it does, what it is for and what it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Taught(NamedTuple):
+    """A domain that was learned, with its train split's identities and images where they are known."""
+
+    name: str
+    identities: int | None
+    images: int | None
+
+
+class Scored(NamedTuple):
+    """A domain's scores in percent, with the 95 % interval of its mAP over the queries."""
+
+    name: str
+    learned: bool
+    mean_ap: float
+    interval: tuple[float, float]
+    rank1: float
+    queries: int
+
+
+def card_text(body: Mapping[str, Any], taught: Sequence[Taught], scored: Sequence[Scored], *, parent: str, producer: str) -> str:
+    """The card, Markdown.
+
+    Args:
+        body: the manifest's own keys.
+        taught: learned domains in their order.
+        scored: the float32 model's scores.
+        parent: id of the sealed step.
+        producer: the code's version.
+    """
+    crop, licences = body["crop"], body["licences"]
+    parts = [
+        "# Person re-identification encoder",
+        f"Says how alike two pictures of people are. {body['backbone']}, {body['dim']} dimensions, {body['precision']}; "
+        f"method of the last step: {body['method']}.",
+        _facts(body, parent, producer),
+        "## Use",
+        "Ranks a gallery of person crops by likeness to a query, within one operator's cameras: who of those seen here may be in this picture? "
+        f"Takes RGB crops of single people, resized to {crop['height']}×{crop['width']}. A match is a hint for a person to check.",
+        "## Out of scope",
+        "- Saying who someone is: embeddings hold no name, and the likeness of clothes is most of what they say.\n"
+        "- Decisions about people without human review.\n"
+        "- Covert identification, or identification in public in real time where the law forbids it.\n"
+        "- The same person on another day or in other clothes, faces, and crops that hold several people: none of this was tested.\n"
+        "- Cameras unlike those below: scores there are lower than these tables say. Calibrate and measure on crops of your own first.",
+        "Embeddings are personal data derived from pictures of people: store, share and erase them as such.",
+        "## Learned",
+        _taught(taught),
+        "## Scores",
+        _scored(scored, body["precision"]),
+    ]
+    if "quantisation" in body:
+        parts += ["## Quantisation", _quantised(body["quantisation"])]
+    parts += [
+        "## Calibration",
+        "No threshold was calibrated when this card was written. `reid calibrate` adds thresholds to `bundle.json`, under `thresholds`; "
+        "what stands there holds.",
+        "## Licences",
+        f"- weights: {licences['weights']}\n- data: {licences['data']}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(body: Mapping[str, Any], parent: str, producer: str) -> str:
+    parity = body["parity"]
+    rows = {
+        "feature space": f"`{body['feature_space']}`",
+        "exported from": f"step {body['step']}, `{parent}`" + (f", the network of site {body['site']}" if body.get("site") else ""),
+        "precision": f"{body['precision']}, ONNX opset {body['opset']}",
+        "agreement with the trained model": f"cosine at least {min(parity.values()):.6f} (batches of {', '.join(parity)})",
+        "made by": f"lifelong-reid {producer}",
+    }
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _taught(taught: Sequence[Taught]) -> str:
+    if not taught:
+        return "Nothing yet: this is the untrained start."
+    rows = [f"| {number} | {item.name} | {_known(item.identities)} | {_known(item.images)} |" for number, item in enumerate(taught, 1)]
+    return "\n".join(["| | domain | identities | images |", "|---:|---|---:|---:|", *rows])
+
+
+def _scored(scored: Sequence[Scored], precision: str) -> str:
+    if not scored:
+        return "No domain was scored."
+    rows = [
+        f"| {item.name} | {'yes' if item.learned else 'no'} | {item.mean_ap:.1f} | {item.interval[0]:.1f} – {item.interval[1]:.1f} "
+        f"| {item.rank1:.1f} | {item.queries} |"
+        for item in scored
+    ]
+    note = "" if precision == "fp32" else " Of the float32 model."
+    about = f"Percent, on each domain's own queries and gallery; interval: 95 %, bootstrap over queries.{note}"
+    return "\n".join([about, "", "| domain | learned | mAP | interval | rank-1 | queries |", "|---|---|---:|---:|---:|---:|", *rows])
+
+
+def _quantised(found: Mapping[str, Any]) -> str:
+    left_out = found["left_out"]
+    lines = [
+        f"8-bit weights per channel and activations, calibrated on {found['crops']} train crops of {found['domain']}. "
+        f"mAP there: {found['map_fp32']:.2f} in float32, {found['map_int8']:.2f} in int8, "
+        f"{found['map_mixed']:.2f} with int8 queries on a float32 gallery. "
+        f"Smallest cosine to the float32 embeddings of its test crops: {found['cosine']:.4f}.",
+        f"Left in float32: {len(left_out)} of {found['layers']} layers" + (f" ({', '.join(left_out)})." if left_out else "."),
+    ]
+    if found["own_space"]:
+        lines.append("Too far from float32 to share its feature space: galleries made in float32 have to be carried over (`reid gallery upgrade`).")
+    return "\n\n".join(lines)
+
+
+def _known(count: int | None) -> str:
+    return "–" if count is None else f"{count:,}"
