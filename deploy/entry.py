@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ MAX_LABEL = 256
 MAX_SOURCE = 4096
 MAX_TIME = 64
 
+_NOT_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -38,6 +40,13 @@ class Entry:
             _check_text("label", self.label, MAX_LABEL)
         if self.time is not None:
             instant(self.time)
+
+    @classmethod
+    def stored(cls, camera: str, source: str, time: str | None, label: str | None) -> Entry:
+        """An entry out of the store, which checked it when it came in and found its checksum right now; nothing is checked again."""
+        entry = object.__new__(cls)
+        entry.__dict__.update(camera=camera, source=source, time=time, label=label)
+        return entry
 
     @property
     def utc(self) -> int | None:
@@ -67,5 +76,5 @@ def _check_text(name: str, value: str, limit: int) -> None:
         raise GalleryError(f"{name} must be text, got {type(value).__name__}")
     if not value.strip() or len(value) > limit:
         raise GalleryError(f"{name} must have 1 to {limit} characters, got {len(value)}")
-    if any(ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) <= 0xDFFF for letter in value):
+    if _NOT_TEXT.search(value):
         raise GalleryError(f"{name} {value!r:.80} has control characters or broken Unicode; rename it")

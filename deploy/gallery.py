@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from time import monotonic
@@ -15,40 +14,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deploy.audit import check_audit, read_audit, write_audit
+from deploy.audit import check_audit
 from deploy.bundle import MAX_DIM, Bundle
+from deploy.cache import why_stale
+from deploy.check import check_store
 from deploy.embeddings import Embeddings
 from deploy.entry import MAX_SOURCE, Entry
 from deploy.incoming import one_each, unit_vectors
-from deploy.index import Index, drop_cache, why_stale
+from deploy.kept import encode_crops, kept_crop
 from deploy.match import Match
-from deploy.retention import EVERY, expired, older_than, rules, set_rule
+from deploy.retention import EVERY
 from deploy.selection import Selection
-from deploy.store import Facts, Store
-from deploy.upgrade import Plan, Tick, carry, drop_old, go_back, plan_upgrade
+from deploy.store import DATABASE, Facts, Store
+from deploy.upkeep import Upkeep
 from domains.artefact import sealing
+from domains.crops import Crop
 from domains.errors import ArtefactError, GalleryError, UsageError
-
-DATABASE = "gallery.db"
 
 log = logging.getLogger("deploy")
 
 
-class Gallery:
+class Gallery(Upkeep):
     """One open gallery folder.
 
     Several processes may have it open; each search sees all that was acknowledged before it, by any of them. A writer waits for another writer.
     """
 
-    def __init__(self, path: Path, store: Store) -> None:
-        """Use :meth:`open` or :meth:`create`."""
-        self.path = path
-        self._store = store
-        self._index: Index | None = None
-        self._looked = monotonic()
-
     @classmethod
-    def create(cls, path: str | PathLike[str], dim: int, feature_space: str, bundle: str | PathLike[str] | None = None) -> Gallery:
+    def create(
+        cls, path: str | PathLike[str], dim: int, feature_space: str, bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False
+    ) -> Gallery:  # fmt: skip
         """Make an empty gallery; the folder appears whole or not at all.
 
         Args:
@@ -56,6 +51,7 @@ class Gallery:
             dim: length of its vectors.
             feature_space: name of their space; ``encoder.feature_space``.
             bundle: the bundle folder that its vectors come from, to be used by default for queries.
+            keep_crops: keep a small picture of each crop that is given to :meth:`add`. Off by default: a gallery need not hold pictures of people.
 
         Raises:
             GalleryError: the folder exists, or an impossible dim or name.
@@ -70,7 +66,7 @@ class Gallery:
             raise GalleryError(f"the bundle's path is longer than {MAX_SOURCE} characters")
         try:
             with sealing(folder) as temporary:
-                Store.create(temporary / DATABASE, Facts(dim, feature_space, recorded))
+                Store.create(temporary / DATABASE, Facts(dim, feature_space, recorded), keep_crops)
         except ArtefactError as error:
             raise GalleryError(f"can't make a gallery: {error}") from error
         except OSError as error:
@@ -79,7 +75,11 @@ class Gallery:
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Gallery:
-        """Open an existing gallery; an erasure that was cut short is finished first. Raises GalleryError if it is no gallery or damaged."""
+        """Open an existing gallery; an erasure that was cut short is finished first, and a log is looked through for damage.
+
+        Raises:
+            GalleryError: it is no gallery or damaged; :meth:`repair` says whether it can be mended.
+        """
         folder = Path(path)
         if not (folder / DATABASE).is_file():
             raise GalleryError(f"{folder} is no gallery: it has no {DATABASE}; make one with reid gallery add")
@@ -121,7 +121,7 @@ class Gallery:
 
     def ids(self) -> list[int]:
         """Ids of all entries, ascending."""
-        ids: list[int] = self._store.columns().ids.tolist()
+        ids: list[int] = self._store.ids().tolist()
         return ids
 
     def add(
@@ -131,6 +131,8 @@ class Gallery:
         source: str | Sequence[str],
         time: str | Sequence[str | None] | None = None,
         label: str | Sequence[str | None] | None = None,
+        *,
+        crops: Sequence[Crop] | None = None,
     ) -> list[int]:
         """Store vectors with their origins, all or none.
 
@@ -141,6 +143,7 @@ class Gallery:
             source: where each crop came from, one per vector; a path is what pictures are drawn from.
             time: ISO 8601 with zone, one for all or one per vector, ``None`` where unknown.
             label: name of the person, one for all or one per vector, ``None`` where unknown.
+            crops: uint8 RGB ``[H, W, 3]``, one per vector, of which a small JPEG is kept; for a gallery that was made with ``keep_crops``.
 
         Returns:
             One id per vector, once all are on disk.
@@ -155,16 +158,19 @@ class Gallery:
             raise GalleryError(f"source must be a list with one text per vector: {count} vectors, got one text")
         sources = one_each("source", source, count)
         entries = [Entry(*texts) for texts in zip(cameras, sources, times, labels, strict=True)]
+        pictures = () if crops is None else encode_crops(self._store, crops, count)
         space = vectors.feature_space if isinstance(vectors, Embeddings) else None
-        if monotonic() - self._looked > EVERY:
-            self._retain()
-        return self._store.append(unit.astype(np.float16), entries, space)
+        self._retain_in_time()
+        return self._store.append(unit.astype(np.float16), entries, space, pictures)
 
     def search(
         self, vectors: ArrayLike, k: int = 10, camera: str | None = None, after: str | None = None, before: str | None = None,
-        label: str | None = None, source: str | None = None,
+        label: str | None = None, source: str | None = None, *, exact: bool = False,
     ) -> list[list[Match]]:  # fmt: skip
-        """Find the most similar entries, exactly: by cosine of the stored vectors, ties by id.
+        """Find the most similar entries by cosine of the stored vectors, ties by id.
+
+        With fewer than 50,000 candidates (entries that the filters allow) every one is looked at. With more, those in the most promising lists are:
+        :meth:`info` says what share of the 10 nearest was found so when it was measured. Scores are exact in any case.
 
         Args:
             vectors: queries ``[Q, D]`` (or one, ``[D]``), as for :meth:`add`.
@@ -174,6 +180,7 @@ class Gallery:
             before: only before this time; the same.
             label: only entries of this label.
             source: only entries whose source begins so.
+            exact: look at every candidate, however many there are.
 
         Raises:
             GalleryError: as for :meth:`add`; ``k`` below 1; ``after`` not before ``before``.
@@ -182,13 +189,13 @@ class Gallery:
         if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
             raise GalleryError(f"k must be a whole number from 1, got {k!r}")
         wanted = Selection(camera, after, before, label, source)
-        if monotonic() - self._looked > EVERY:
-            self._retain()
+        self._retain_in_time()
         with self._store.reading():
-            unit = unit_vectors(vectors, "query", self._store.facts)
-            index = self._current_index()
-            found = index.search(unit, int(k), index.candidates(wanted, self._store))
-            origins = self._store.entries(sorted({number for ids, _ in found for number in ids.tolist()}))
+            state, facts = self._store.present()
+            unit = unit_vectors(vectors, "query", facts)
+            index = self._keeper.current(state)
+            found = index.search(unit, int(k), index.allowed(wanted, self._store), exact=exact)
+            origins = self._store.entries(sorted({number for ids, _ in found for number in ids.tolist()}), facts)
         return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in found]
 
     def select(
@@ -198,121 +205,18 @@ class Gallery:
         with self._store.reading():
             return Selection(camera, after, before, label, source).ids(self._store)
 
-    def forget(self, ids: Iterable[int], *, reason: str = "ids") -> int:
-        """Erase entries: afterwards their bytes are nowhere in the folder, and their ids are never given again.
+    def _retain_in_time(self) -> None:
+        if monotonic() - self._looked > EVERY:
+            self._retain()
 
-        The file is rewritten, which takes time in proportion to the gallery: forget many at once rather than one by one. Erased is what the
-        folder's files hold; a disk may keep old blocks until it uses them again, and backups are not touched.
+    @property
+    def keeps_crops(self) -> bool:
+        """Whether small pictures of crops are kept."""
+        return bool(self._store.ask("SELECT crops FROM gallery")[0][0])
 
-        Args:
-            ids: of the entries.
-            reason: what made the choice, for the audit: a word like ``label`` or ``age``, nothing about the person.
-
-        Returns:
-            How many entries there were; ids that are not (or no longer) there are passed over.
-
-        Raises:
-            GalleryError: something that is no id; or another process kept reading, so that the entries are removed and can't come back but
-                their bytes are still in the log: the next ``forget`` or ``open`` finishes it.
-        """
-        numbers = list(ids)
-        for number in numbers:
-            if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or not 0 < number < 2**63:
-                raise GalleryError(f"an id is a whole number from 1, got {number!r:.80}")
-        with self._store.holding():
-            removed = self._store.remove(int(number) for number in numbers)
-            if removed:
-                write_audit(self._store, "forget", entries=removed, by=reason)
-                drop_cache(self.path)
-        if self._store.unwiped() and not self._wipe():
-            raise GalleryError(
-                f"{removed} entries are removed, but another process keeps reading {self.path}, so their bytes are still in its log; try again"
-            )
-        return removed
-
-    def upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = (), *, tick: Tick | None = None) -> int:
-        """Carry all entries into a bundle's feature space, while searches go on; see :mod:`deploy.upgrade`.
-
-        Args:
-            bundle: the new bundle.
-            via: bundles of the models between, where the new one's transport does not begin at the present space.
-            tick: told how many entries were carried, now and then.
-
-        Returns:
-            How many were carried.
-
-        Raises:
-            GalleryError: no transport leads there; nothing is changed.
-        """
-        carried = carry(self._store, self.plan_upgrade(bundle, via), tick=tick)
-        self._drop_cache()
-        return carried
-
-    def plan_upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = ()) -> Plan:
-        """What :meth:`upgrade` would do."""
-        return plan_upgrade(self._store, [Bundle.load(path) for path in (*via, bundle)])
-
-    def go_back(self, *, tick: Tick | None = None) -> int:
-        """Return to the space and the bundle before the last upgrade; raises GalleryError if the old copy was dropped."""
-        carried = go_back(self._store, tick=tick)
-        self._drop_cache()
-        return carried
-
-    def drop_old(self, *, tick: Tick | None = None) -> int:
-        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from the folder."""
-        dropped = drop_old(self._store, tick=tick)
-        self._wipe()
-        return dropped
-
-    def keep(self, days: int | None, camera: str | None = None) -> None:
-        """Set how long entries are kept, of one camera or of all without a rule of their own; None: for ever. Older ones are erased at once."""
-        set_rule(self._store, days, camera)
-        self._retain()
-
-    def retention(self) -> dict[str, int]:
-        """Days that entries are kept, by camera; the empty name stands for every other camera."""
-        return rules(self._store)
-
-    def older_than(self, days: int) -> list[int]:
-        """Ids of entries that are more than so many days old; one without a time is as old as its stay in the gallery."""
-        return older_than(self._store, days)
-
-    def _retain(self) -> None:
-        self._looked = monotonic()
-        if rules(self._store) and (numbers := expired(self._store)):
-            self.forget(numbers, reason="retention")
-
-    def backup(self, path: str | PathLike[str]) -> int:
-        """Copy the gallery into a new folder while it is used, and check the copy; returns its entries. A backup is a gallery.
-
-        Raises:
-            GalleryError: the folder exists, or the copy is not whole.
-        """
-        folder = Path(path)
-        try:
-            with sealing(folder) as temporary:
-                self._store.copy(temporary / DATABASE)
-                copy = Store(temporary / DATABASE)
-                try:
-                    copy.check()
-                    count = copy.count()
-                finally:
-                    copy.close()
-        except ArtefactError as error:
-            raise GalleryError(f"can't make a backup: {error}") from error
-        with self._store.holding():
-            row = (str(folder.absolute()), datetime.now(UTC).isoformat(timespec="seconds"))
-            self._store.change("INSERT OR REPLACE INTO backup VALUES (?, ?)", [row])
-            write_audit(self._store, "backup", entries=count)
-        return count
-
-    def backups(self) -> list[str]:
-        """Folders of the backups that were made and are there still: erasures do not reach them."""
-        return [path for (path,) in self._store.ask("SELECT path FROM backup ORDER BY time") if (Path(path) / DATABASE).is_file()]
-
-    def audit(self) -> list[dict[str, Any]]:
-        """What was done to the gallery, oldest first; raises GalleryError if a record was changed."""
-        return read_audit(self._store)
+    def crop(self, number: int) -> Crop | None:
+        """The small picture that was kept of an entry, uint8 RGB ``[H, W, 3]``, or ``None``; raises GalleryError if it is damaged."""
+        return kept_crop(self._store, number)
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """Origins of entries; raises GalleryError for an id that is not there."""
@@ -349,7 +253,7 @@ class Gallery:
         facts = self._store.facts
         with self._store.reading():
             state, count, summary = self._store.state(), len(self), self._store.summary()
-        stale = why_stale(self.path, facts, state, count, check_bytes=False)
+            stale = why_stale(self.path, facts, state, self._store.based_on(), count, check_bytes=False)
         return {
             "entries": count,
             "dim": facts.dim,
@@ -360,6 +264,7 @@ class Gallery:
             **summary,
             "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
             "index": "ready" if stale is None else f"will be made at the next query ({stale})",
+            **self._keeper.describe(),
         }
 
     def verify(self) -> list[str]:
@@ -372,26 +277,17 @@ class Gallery:
             GalleryError: the store itself is damaged; says where.
         """
         with self._store.reading():
-            self._store.check()
-            count, state = len(self), self._store.state()
-            found = [f"{DATABASE}: {count} entries, all whole"]
+            check_store(self._store)
+            found = [f"{DATABASE}: {len(self)} entries, all whole"]
             audit = f"audit: {check_audit(self._store)} records, the chain holds"
-            stale = why_stale(self.path, self._store.facts, state, count)
-            self._index = None
-            index, start = self._current_index(), 0
-            for part in self._store.vectors():
-                if stale is None and not np.array_equal(part, index.vectors(start, start + len(part))):
-                    stale = "its vectors differ"
-                start += len(part)
+            stale = self._keeper.check()
         if stale is None:
-            return [*found, "index: agrees with it", audit]
-        with self._store.holding():
-            drop_cache(self.path)
-        self._index = None
-        with self._store.reading():
-            self._current_index()
+            return [*found, "index: agrees with it", audit, *self._store.notes]
+        self._keeper.drop()
+        self._keeper.index = None
+        self.prepare()
         self._save_index()
-        return [*found, f"index: made anew, because {stale}", audit]
+        return [*found, f"index: made anew, because {stale}", audit, *self._store.notes]
 
     def close(self) -> None:
         """Keep the index for the next start and close the files; without it nothing is lost but time."""
@@ -400,7 +296,7 @@ class Gallery:
         except (OSError, RuntimeError, GalleryError) as error:
             log.warning("the index of %s was not kept (%s); it will be made anew", self.path, error)
         finally:
-            self._index = None
+            self._keeper.index = None
             self._store.close()
 
     def __enter__(self) -> Gallery:
@@ -411,44 +307,14 @@ class Gallery:
         """Close."""
         self.close()
 
-    def _current_index(self) -> Index:
-        """The index of the store's present state; call it in a transaction."""
-        state, index = self._store.state(), self._index
-        if index is not None and index.state.erasures == state.erasures:
-            if index.state != state:
-                last = int(index.ids[-1]) if len(index) else 0
-                self._index = None  # if the following fails half-way
-                index.extend(self._store.columns(last), self._store.vectors(last))
-                index.state = state
-        else:
-            index = Index(self.dim, state)
-            columns = self._store.columns()
-            cached = index.read(self.path, self._store.facts, len(columns.ids)) is None
-            index.extend(columns, None if cached else self._store.vectors())
-        self._index = index
-        return index
-
     def _save_index(self) -> None:
-        """Write the index unless this very one is there already or the store has moved on."""
-        index = self._index
-        if index is None or index.kept == index.state:
-            return
-        with self._store.holding():
-            if index.state == self._store.state():
-                drop_cache(self.path)
-                index.write(self.path, self._store.facts)
-
-    def _wipe(self) -> bool:
-        self._drop_cache()
-        return self._store.wipe()
-
-    def _drop_cache(self) -> None:
-        with self._store.holding():
-            drop_cache(self.path)
+        self._keeper.save()
 
 
-def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None = None) -> Gallery:
+def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False) -> Gallery:
     """Open a gallery, or make a missing one for ``bundle``, which it then remembers.
+
+    ``keep_crops`` is for a missing one; one that is there is as it was made.
 
     Raises:
         UsageError: there is none yet and no bundle was named.
@@ -458,8 +324,11 @@ def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None
     if not (Path(path) / DATABASE).exists():
         if made_for is None or bundle is None:
             raise UsageError(f"there is no gallery at {path}; name the bundle to make it for (--bundle)")
-        return Gallery.create(path, made_for.dim, made_for.feature_space, bundle)
+        return Gallery.create(path, made_for.dim, made_for.feature_space, bundle, keep_crops=keep_crops)
     gallery = Gallery.open(path)
+    if keep_crops and not gallery.keeps_crops:
+        gallery.close()
+        raise UsageError(f"{path} was made without pictures; leave out --keep-crops, or make another gallery")
     if made_for is not None and made_for.feature_space != gallery.feature_space:
         gallery.close()
         raise GalleryError(f"{path} was made with another model than {bundle}; use its own bundle, or upgrade the gallery")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -41,13 +41,16 @@ _RIGHT = (24, 138, 70)
 _WRONG = (200, 48, 44)
 
 
-def draw_matches(query: Crop, matches: Sequence[Match], *, known_label: str | None = None) -> Crop:
+def draw_matches(
+    query: Crop, matches: Sequence[Match], *, known_label: str | None = None, kept: Callable[[int], Crop | None] | None = None
+) -> Crop:  # fmt: skip
     """Draw the query and its matches in reading order, each with rank, score, camera and time.
 
     Args:
         query: uint8 RGB ``[H, W, 3]``.
         matches: best first; at most 100 are drawn, ten in a row. Crops are read from ``source``; what can't be read gets a placeholder.
         known_label: the true label of the query; then right matches get a green frame and others a red one. Matches without a label get neither.
+        kept: gives the small picture that a gallery kept of an entry (``gallery.crop``), shown where the source can't be read.
 
     Returns:
         uint8 RGB picture.
@@ -61,7 +64,7 @@ def draw_matches(query: Crop, matches: Sequence[Match], *, known_label: str | No
         frame = None
         if known_label is not None and match.label is not None:
             frame = _RIGHT if match.label == known_label else _WRONG
-        cells.append(_cell(_crop_of(match), _caption(match), frame))
+        cells.append(_cell(_crop_of(match, kept), _caption(match), frame))
     if not matches:
         cells.append(_cell(_placeholder("no match"), [], None))
     rows = [cells[: PER_ROW + 1]]
@@ -136,14 +139,16 @@ def _caption(match: Match) -> list[str]:
     return [said, match.camera, day, clock]
 
 
-def _crop_of(match: Match) -> Crop:
-    """The match's crop, or a placeholder; only plain files are opened, for a source may name anything."""
+def _crop_of(match: Match, kept: Callable[[int], Crop | None] | None) -> Crop:
+    """The match's crop, or what the gallery kept of it, or a placeholder; only plain files are opened, for a source may name anything."""
+    reason = "not here"
     try:
-        if not Path(match.source).is_file():
-            return _placeholder("not here")
-        return read_crop(match.source)
+        if Path(match.source).is_file():
+            return read_crop(match.source)
     except (DataError, OSError, ValueError):
-        return _placeholder("unreadable")
+        reason = "unreadable"
+    small = None if kept is None else kept(match.id)
+    return _placeholder(reason) if small is None else small
 
 
 def _placeholder(text: str) -> Crop:

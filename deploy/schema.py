@@ -3,7 +3,7 @@
 APPLICATION = 0x52654944
 """``ReID`` in the file's header: no other program's database is taken for a gallery."""
 
-SCHEMA = 2
+SCHEMA = 3
 
 SCHEMA_1 = """
 CREATE TABLE gallery(
@@ -31,3 +31,17 @@ INSERT INTO space SELECT 1, feature_space, dim, bundle, 1, NULL, NULL FROM galle
 PRAGMA user_version = 2;
 """
 """What schema 2 added: feature spaces, the audit chain, retention, the list of backups. Entries that were there count as added now."""
+
+SINCE_3 = """
+ALTER TABLE gallery ADD COLUMN moves INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE gallery ADD COLUMN base TEXT;
+ALTER TABLE gallery ADD COLUMN crops INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE gallery ADD COLUMN seal TEXT;
+ALTER TABLE entry ADD COLUMN stamp INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE crop(id INTEGER PRIMARY KEY, jpeg BLOB NOT NULL, checksum INTEGER NOT NULL);
+PRAGMA user_version = 3;
+"""
+"""What schema 3 added: the state that the index on disk may grow from, stored crops, and seals over everything that schema 2 left without a checksum.
+
+Entries that were there have the stamp 0: their checksum does not cover their space.
+"""

@@ -9,6 +9,9 @@ from deploy.entry import instant
 from deploy.store import Store
 from domains.errors import GalleryError
 
+LAST_LETTER = 0x10FFFF
+SURROGATES = range(0xD800, 0xE000)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -58,10 +61,18 @@ class Selection:
         # A prefix is a range, so that the index on sources serves it and no pattern character has a meaning.
         for condition, given in (
             ("camera = ?", self.camera), ("label = ?", self.label), ("utc >= ?", self.start), ("utc < ?", self.end),
-            ("source >= ?", self.source), ("substr(source, 1, length(?)) = ?", self.source),
+            ("source >= ?", self.source), ("source < ?", None if self.source is None else _after(self.source)),
         ):  # fmt: skip
             if given is not None:
                 found.append(condition)
-                values += [given] * condition.count("?")
+                values.append(given)
         query = f"SELECT id FROM entry WHERE {' AND '.join(found)} ORDER BY id"  # noqa: S608 - conditions are the constants above
         return [row[0] for row in store.ask(query, values)]
+
+
+def _after(prefix: str) -> str | None:
+    """The least text that is above every text with a prefix, in the order of code points, which is that of SQLite; ``None`` if there is none."""
+    for at in range(len(prefix) - 1, -1, -1):
+        if (code := ord(prefix[at])) < LAST_LETTER:
+            return prefix[:at] + chr(code + 1 if code + 1 not in SURROGATES else SURROGATES.stop)
+    return None

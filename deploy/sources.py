@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from deploy.encoder import Encoder
 from deploy.entry import Entry
 from deploy.gallery import Gallery
+from domains.crops import read_crop
 from domains.domain import JUNK, SPLITS, Domain
 from domains.errors import DataError, GalleryError, UsageError
 
@@ -129,12 +130,14 @@ def fill(gallery: Gallery, encoder: Encoder, sources: Sequence[Source], *, batch
         skipped += [(fresh[position].source, reason) for position, reason in reasons.items()]
         kept = [entry for position, entry in enumerate(fresh) if position not in reasons]
         if kept:
+            crops = [read_crop(entry.source) for entry in kept] if gallery.keeps_crops else None
             gallery.add(
                 vectors,
                 camera=[entry.camera for entry in kept],
                 source=[entry.source for entry in kept],
                 time=[entry.time for entry in kept],
                 label=[entry.label for entry in kept],
+                crops=crops,
             )
         added += len(kept)
         if progress is not None:

@@ -12,12 +12,12 @@ other, not even from one of an earlier backup with the same number of changes.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import sqlite3
-import threading
-import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,17 +25,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.connection import Connection, configure
 from deploy.entry import Entry
-from deploy.schema import APPLICATION, SCHEMA, SCHEMA_1, SINCE_2
+from deploy.failure import reason
+from deploy.row import COLUMNS, PRESENT, checksum, entry_checksum, make_stamp, present_vector, row_entry
+from deploy.schema import APPLICATION, SCHEMA, SCHEMA_1, SINCE_2, SINCE_3
+from deploy.seal import seal_holds, write_seal
+from deploy.wal import find_damage
 from domains.errors import GalleryError
 
+DATABASE = "gallery.db"
 BUSY_SECONDS = 60.0
 CHUNK = 4096
+NO_TIME = -(2**63)
 
-_ORIGIN = "id, camera, source, time, utc, label"
-_ROW = "e.vector, e.checksum, e.id, e.camera, e.source, e.time, e.utc, e.label, e.space, c.vector, c.checksum"
-_PRESENT = "entry e LEFT JOIN carried c ON c.space = (SELECT space FROM gallery) AND c.id = e.id"
-"""Every entry with its vector in the present space, if that is not its own."""
+log = logging.getLogger("deploy")
+
+_SELECT = f"SELECT {COLUMNS} FROM {PRESENT}"  # noqa: S608 - constants
 
 
 class State(NamedTuple):
@@ -44,12 +50,14 @@ class State(NamedTuple):
     Attributes:
         generation: number of changes so far.
         token: random name of this very state.
-        erasures: number of changes that removed something; between two states with the same number, entries were only appended.
+        erasures: number of changes that removed something or moved it; between two states with the same number, entries were only appended.
+        moves: number of changes that gave every entry another vector; between two states with the same number, no entry's vector changed.
     """
 
     generation: int
     token: str
     erasures: int
+    moves: int
 
 
 class Facts(NamedTuple):
@@ -62,23 +70,30 @@ class Facts(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What filters need of every entry: ids int64, cameras, and times in microseconds since 1970 UTC (``None`` where unknown), ids ascending."""
+    """What filters need of every entry, ids ascending: its camera's place in ``names``, its time in microseconds since 1970 UTC or ``NO_TIME``."""
 
     ids: NDArray[np.int64]
-    cameras: list[str]
-    utc: list[int | None]
+    cameras: NDArray[np.int32]
+    names: list[str]
+    utc: NDArray[np.int64]
 
 
-class Store:
+class Store(Connection):
     """One open SQLite file; its methods may be called from any thread, one at a time."""
 
-    def __init__(self, file: Path) -> None:
-        """Open an existing file; raises GalleryError if it is no gallery, damaged, or of a newer version."""
-        self.file = file
-        self._lock = threading.RLock()
+    def __init__(self, file: Path, *, repair: bool = False) -> None:
+        """Open an existing file; raises GalleryError if it is no gallery, damaged, or of a newer version.
+
+        Args:
+            file: the database.
+            repair: open it even if its log or its facts are damaged; what the log lost is lost then.
+        """
+        super().__init__(file, BUSY_SECONDS)
+        self.notes: list[str] = []
+        """What was found when the file was opened and is no reason to refuse it."""
+        self._look_through_log(repair=repair)
         with self._guarded():
-            uri = f"{file.absolute().as_uri()}?mode=rw"
-            self._db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._connect()
             try:
                 if self._pragma("application_id") != APPLICATION:
                     raise GalleryError(f"{file} is not a gallery's database")
@@ -86,102 +101,114 @@ class Store:
                     raise GalleryError(
                         f"{file} has schema {self._pragma('user_version')}; this version reads 1 to {SCHEMA}. Install a matching lifelong-reid"
                     )
-                _configure(self._db)
+                configure(self._db)
                 self._migrate()
                 _ = self.facts
+                with self.reading():
+                    whole = repair or seal_holds(self._db)
+                if not whole:
+                    raise GalleryError(f"{file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery verify --repair")
             except BaseException:
                 self._db.close()
                 raise
 
+    def _look_through_log(self, *, repair: bool) -> None:
+        """Refuse a log with a bad place that acknowledged changes lie behind: SQLite would drop them without a word."""
+        damage = find_damage(self.file.with_name(f"{self.file.name}-wal"))
+        if damage is None:
+            return
+        where = f"the log {self.file.name}-wal is damaged at byte {damage.at}"
+        if damage.certain and not repair:
+            raise GalleryError(
+                f"{self.file.parent}: {where} and acknowledged changes lie behind it; restore a backup, or keep what comes before "
+                "with reid gallery verify --repair"
+            )
+        if damage.certain:
+            self.notes.append(f"{where}: {damage.changes or 'all'} changes from there on are lost")
+        else:
+            self.notes.append(f"{where}, in its last change: one that was cut short before it was acknowledged, or a lost one")
+        log.warning("%s: %s", self.file.parent, self.notes[-1])
+
     @property
     def facts(self) -> Facts:
         """The present facts: another process may have changed the space."""
-        row = self._one("SELECT dim, feature_space, bundle, space FROM gallery")
-        if not isinstance(row[0], int) or row[0] < 1 or not isinstance(row[1], str) or not isinstance(row[3], int):
+        return self.present()[1]
+
+    def present(self) -> tuple[State, Facts]:
+        """The present state and facts, in one question."""
+        row = self._one("SELECT generation, token, erasures, moves, dim, feature_space, bundle, space FROM gallery")
+        if not isinstance(row[4], int) or row[4] < 1 or not isinstance(row[5], str) or not isinstance(row[7], int):
             raise GalleryError(f"{self.file} does not say what it holds; restore a backup")
-        return Facts(*row)
+        return State(*row[:4]), Facts(*row[4:])
 
     def _migrate(self) -> None:
         """Bring an older gallery up to date, in one transaction; no vector is moved."""
         if self._pragma("user_version") == SCHEMA:
             return
         with self.holding():
-            if self._pragma("user_version") < SCHEMA:  # nobody else did it meanwhile
-                for statement in SINCE_2.format(now=_now()).split(";"):
-                    self._db.execute(statement)
+            for version, script in ((1, SINCE_2.format(now=_now())), (2, SINCE_3)):
+                if self._pragma("user_version") == version:  # nobody else did it meanwhile
+                    for statement in script.split(";"):
+                        self._db.execute(statement)
+            write_seal(self._db)
 
     @staticmethod
-    def create(file: Path, facts: Facts) -> None:
-        """Write an empty gallery's file, durably, and close it; raises GalleryError if the disk is full or fails."""
+    def create(file: Path, facts: Facts, crops: bool = False) -> None:
+        """Write an empty gallery's file, durably, and close it; raises GalleryError if the disk is full or fails.
+
+        Args:
+            file: where.
+            facts: what it is of.
+            crops: whether it keeps small pictures.
+        """
         try:
             with closing(sqlite3.connect(file, isolation_level=None)) as db:
                 db.execute(f"PRAGMA application_id={APPLICATION}")
-                _configure(db)
+                configure(db)
                 db.executescript(SCHEMA_1)
                 db.execute("INSERT INTO gallery VALUES (1, ?, ?, ?, 0, 0, ?, 0, 0)", (*facts[:3], secrets.token_hex(8)))
                 db.executescript(SINCE_2.format(now=_now()))
+                db.executescript(SINCE_3)
+                db.execute("UPDATE gallery SET crops = ?", (int(crops),))
+                write_seal(db)
         except sqlite3.Error as error:
-            raise GalleryError(f"can't make {file}: {_reason(error)}") from error
-
-    def close(self) -> None:
-        """Close the file; the log is folded into it if nobody else has it open."""
-        with self._guarded():
-            self._db.close()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Everything read in the block belongs to one state."""
-        with self._transaction("BEGIN"):
-            yield
-
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """No process can change the gallery while the block runs."""
-        with self._transaction("BEGIN IMMEDIATE"):
-            yield
+            raise GalleryError(f"can't make {file}: {reason(error, BUSY_SECONDS)}") from error
 
     def state(self) -> State:
         """The present state."""
-        return State(*self._one("SELECT generation, token, erasures FROM gallery"))
+        return self.present()[0]
 
     def count(self) -> int:
         """Number of entries."""
         return int(self._one("SELECT entries FROM gallery")[0])
 
-    def ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Rows of a query, within whatever transaction is open."""
-        with self._guarded():
-            return self._db.execute(query, values).fetchall()
-
-    def change(self, statement: str, rows: Iterable[Sequence[Any]] = ((),)) -> None:
-        """Run a statement for each row, inside a :meth:`holding` block; whoever changes what a search finds also calls :meth:`changed`."""
-        with self._guarded():
-            self._db.executemany(statement, rows)
-
-    def append(self, vectors: NDArray[np.float16], entries: Sequence[Entry], space: str | None = None) -> list[int]:
+    def append(self, vectors: NDArray[np.float16], entries: Sequence[Entry], space: str | None = None, crops: Sequence[bytes] = ()) -> list[int]:
         """Add vectors ``[N, D]`` with their origins in one transaction; returns their ids once they are on disk.
 
         Args:
             vectors: of the present space.
             entries: their origins.
             space: name of the space that they are in, if it is known; raises GalleryError if it is no longer the present one.
+            crops: a small JPEG of each, or nothing.
         """
         with self.holding():
             facts = self.facts
             if (space is not None and space != facts.feature_space) or vectors.shape[1] != facts.dim:
                 raise GalleryError(f"the gallery {self.file.parent} was upgraded meanwhile; embed with its new bundle {facts.bundle or ''}")
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
-            first = (row[0] if row else 0) + 1
+            first, present, added = (row[0] if row else 0) + 1, facts.space, _now()
             rows = []
             for number, (vector, entry) in enumerate(zip(vectors, entries, strict=True), first):
                 origin = (number, entry.camera, entry.source, entry.time, entry.utc, entry.label)
-                blob = vector.tobytes()
-                rows.append((blob, checksum(blob, origin), *origin))
-            columns, added = f"vector, checksum, {_ORIGIN}, space, origin, added", _now()
+                blob, stamp = vector.tobytes(), make_stamp(number, present, present, added)
+                rows.append((blob, entry_checksum(blob, origin, present, stamp), *origin, present, present, added, stamp))
             self._db.executemany(
-                f"INSERT INTO entry({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - a constant
-                ((*made, facts.space, facts.space, added) for made in rows),
+                "INSERT INTO entry(vector, checksum, id, camera, source, time, utc, label, space, origin, added, stamp) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
             )
+            kept = ((number, jpeg, checksum(jpeg, (number,))) for number, jpeg in enumerate(crops, first))
+            self._db.executemany("INSERT INTO crop(id, jpeg, checksum) VALUES (?, ?, ?)", kept)
             if rows:
                 self.changed(added=len(rows))
         return list(range(first, first + len(entries)))
@@ -193,6 +220,7 @@ class Store:
         self._db.executemany("DELETE FROM entry WHERE id = ?", numbers)
         removed = self._db.total_changes - before
         self._db.executemany("DELETE FROM carried WHERE id = ? AND space IN (SELECT number FROM space)", numbers)
+        self._db.executemany("DELETE FROM crop WHERE id = ?", numbers)
         if removed:
             self.changed(removed=removed)
         return removed
@@ -215,56 +243,71 @@ class Store:
             self._db.execute("VACUUM")
             if self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 return False
-            self._db.execute("UPDATE gallery SET unwiped = 0 WHERE erasures = ?", (erasures,))
+            with self.holding():
+                self._db.execute("UPDATE gallery SET unwiped = 0 WHERE erasures = ?", (erasures,))
             return True
 
-    def copy(self, file: Path) -> None:
-        """Write the present state into a new file, while others read and write."""
-        with self._guarded():
-            target = sqlite3.connect(file, isolation_level=None)
-            try:
-                self._db.backup(target)
-                _configure(target)
-            finally:
-                target.close()
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of all entries, ascending; the smallest of the database's own indices is read, not the vectors."""
+        return np.sort(np.array([number for (number,) in self.ask("SELECT id FROM entry")], np.int64))
 
     def columns(self, after: int = 0) -> Columns:
         """What filters need of every entry with an id above ``after``; raises GalleryError if entries are damaged or missing."""
-        with self._guarded():
-            rows = self._db.execute("SELECT id, camera, utc FROM entry WHERE id > ? ORDER BY id", (after,)).fetchall()
-        for number, camera, utc in rows:
-            if not isinstance(camera, str) or not (utc is None or isinstance(utc, int)):
-                raise self._damaged(number)
-        if not after and len(rows) != self.count():
-            raise GalleryError(f"{self.file} holds {len(rows)} entries, but should hold {self.count()}: it is damaged; restore a backup")
-        return Columns(np.array([row[0] for row in rows], np.int64), [row[1] for row in rows], [row[2] for row in rows])
+        ids, codes, times = array("q"), array("i"), array("q")
+        names: dict[str, int] = {}
+        last = after
+        while rows := self.ask(f"SELECT id, camera, utc FROM entry WHERE id > ? ORDER BY id LIMIT {CHUNK}", (last,)):  # noqa: S608 - a constant
+            for number, camera, utc in rows:
+                if not isinstance(camera, str) or not (utc is None or isinstance(utc, int)):
+                    raise self._damaged(number)
+                ids.append(number)
+                codes.append(names.setdefault(camera, len(names)))
+                times.append(NO_TIME if utc is None else utc)
+            last = ids[-1]
+        if not after and len(ids) != self.count():
+            raise GalleryError(f"{self.file} holds {len(ids)} entries, but should hold {self.count()}: it is damaged; restore a backup")
+        return Columns(np.array(ids, np.int64), np.array(codes, np.int32), list(names), np.array(times, np.int64))
+
+    def pick(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        """Stored vectors ``[n, D]`` of the given entries, in the order of their ids; raises GalleryError on a damaged entry."""
+        facts, found = self.facts, []
+        for part in _parts(sorted(ids)):
+            rows = self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))}) ORDER BY e.id", part)
+            found += [self._vector(row, facts) for row in rows]
+        return np.frombuffer(b"".join(found), np.float16).reshape(-1, facts.dim)
 
     def vectors(self, after: int = 0) -> Iterator[NDArray[np.float16]]:
         """Stored vectors ``[n, D]`` of entries with an id above ``after``, by id, in parts; raises GalleryError on a damaged entry."""
-        facts = self.facts
-        with self._guarded():
-            cursor = self._db.execute(f"SELECT {_ROW} FROM {_PRESENT} WHERE e.id > ? ORDER BY e.id", (after,))  # noqa: S608 - a constant
-        while True:
-            with self._guarded():
-                rows = cursor.fetchmany(CHUNK)
-            if not rows:
-                return
-            yield np.frombuffer(b"".join(self._checked(row, facts)[0] for row in rows), np.float16).reshape(-1, facts.dim)
+        while rows := self.rows(after):
+            facts = self.facts
+            yield np.frombuffer(b"".join([self._vector(row, facts) for row in rows]), np.float16).reshape(-1, facts.dim)
+            after = rows[-1][2]
 
-    def entries(self, ids: Sequence[int]) -> dict[int, Entry]:
+    def rows(self, after: int = 0) -> list[Any]:
+        """The next rows (``COLUMNS``) of entries with an id above ``after``, by id, unchecked; none at the end."""
+        return self.ask(f"{_SELECT} WHERE e.id > ? ORDER BY e.id LIMIT {CHUNK}", (after,))
+
+    def entries(self, ids: Sequence[int], facts: Facts | None = None) -> dict[int, Entry]:
         """Origins of the given entries; raises GalleryError if one is damaged, so that no answer names a wrong camera or time."""
         found: dict[int, Entry] = {}
-        facts = self.facts
-        for start in range(0, len(ids), 500):
-            part = ids[start : start + 500]
-            query = f"SELECT {_ROW} FROM {_PRESENT} WHERE e.id IN ({','.join('?' * len(part))})"  # noqa: S608 - only question marks are put in
-            with self._guarded():
-                rows = self._db.execute(query, part).fetchall()
-            found.update({row[2]: self._checked(row, facts)[1] for row in rows})
+        facts = facts or self.facts
+        for part in _parts(ids):
+            for row in self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))})", part):
+                self._vector(row, facts)
+                found[row[2]] = row_entry(row)
         for number in ids:
             if number not in found:
                 raise self._damaged(number)
         return found
+
+    def based_on(self) -> str | None:
+        """Token of the state that the index on disk was made from, as long as entries were only added since."""
+        found: str | None = self._one("SELECT base FROM gallery")[0]
+        return found
+
+    def base_on(self, token: str) -> None:
+        """Remember the state that the index on disk is made from, inside a :meth:`holding` block."""
+        self._db.execute("UPDATE gallery SET base = ?", (token,))
 
     def holds(self, entry: Entry) -> bool:
         """Whether there is an entry of the same source, camera and time."""
@@ -289,104 +332,40 @@ class Store:
         labelled = self._one("SELECT count(label) FROM entry")[0]
         return {"cameras": dict(cameras), "labelled": labelled, "first": ends[0], "last": ends[1]}
 
-    def check(self) -> None:
-        """Check SQLite's own structure and every entry; raises GalleryError naming what is damaged."""
+    def sealed(self) -> bool:
+        """Whether everything but the entries is as it was written; call it in a transaction."""
         with self._guarded():
-            found = self._one("PRAGMA integrity_check(3)")[0]
-        if found != "ok":
-            raise GalleryError(f"{self.file} is damaged ({str(found).splitlines()[-1]:.150}); restore a backup")
-        for vectors in self.vectors():
-            lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
-            if not (np.abs(lengths - 1) < 0.01).all():
-                raise GalleryError(f"{self.file} holds a vector that is not of unit length; restore a backup")
+            return seal_holds(self._db)
+
+    def reseal(self) -> None:
+        """Take what the file says of the gallery as it is, inside a :meth:`holding` block, after its owner was told."""
+        write_seal(self._db)
 
     def changed(self, *, added: int = 0, removed: int = 0, moved: bool = False) -> None:
         """Name the new state; ``moved``: every vector is another, but nothing is to be wiped."""
+        gone = removed > 0 or moved
         self._db.execute(
-            "UPDATE gallery SET generation = generation + 1, token = ?, entries = entries + ?, erasures = erasures + ?, unwiped = max(unwiped, ?)",
-            (secrets.token_hex(8), added - removed, int(removed > 0 or moved), int(removed > 0)),
+            "UPDATE gallery SET generation = generation + 1, token = ?, entries = entries + ?, erasures = erasures + ?, "
+            "unwiped = max(unwiped, ?), moves = moves + ?, base = CASE WHEN ? THEN NULL ELSE base END",
+            (secrets.token_hex(8), added - removed, int(gone), int(removed > 0), int(moved), int(gone)),
         )
 
-    def _checked(self, row: Sequence[Any], facts: Facts) -> tuple[bytes, Entry]:
-        """Vector in the present space and origin of a row; raises GalleryError if any of its bytes changed."""
-        own, expected, number, camera, source, time, _, label, space, carried, carried_checksum = row
-        if not isinstance(own, bytes) or checksum(own, row[2:8]) != expected:
-            raise self._damaged(number)
-        blob = own
-        if space != facts.space:
-            if not isinstance(carried, bytes) or checksum(carried, (facts.space, number)) != carried_checksum:
-                raise self._damaged(number)
-            blob = carried
-        if len(blob) != 2 * facts.dim:
-            raise self._damaged(number)
-        return blob, Entry(camera, source, time, label)
+    def _vector(self, row: Sequence[Any], facts: Facts) -> bytes:
+        """Bytes of a row's vector in the present space; raises GalleryError if any byte that an answer depends on changed."""
+        found = present_vector(row, facts.space, facts.dim)
+        if found is None:
+            raise self._damaged(row[2])
+        return found
 
     def _damaged(self, number: int) -> GalleryError:
         return GalleryError(f"entry {number} of {self.file} is damaged; restore a backup, or give it up with reid gallery forget … {number}")
 
-    def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
-        with self._guarded():
-            row = self._db.execute(query, values).fetchone()
-        if row is None:
-            raise GalleryError(f"{self.file} does not say what it holds: it is damaged; restore a backup")
-        return row
 
-    def _pragma(self, name: str) -> Any:
-        return self._db.execute(f"PRAGMA {name}").fetchone()[0]
-
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[None]:
-        with self._guarded():
-            self._db.execute(begin)
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            with self._lock:
-                yield
-        except sqlite3.Error as error:
-            raise GalleryError(f"{self.file}: {_reason(error)}") from error
-        except UnicodeDecodeError as error:  # in the text of SQLite's own messages
-            raise GalleryError(f"{self.file}: the database is damaged; restore a backup") from error
-
-
-def checksum(vector: bytes, origin: Iterable[str | int | None]) -> int:
-    """CRC-32 of a stored vector and its origin: SQLite's pages have none, and a flipped bit must not turn into another person."""
-    return zlib.crc32("\0".join("\1" if value is None else str(value) for value in origin).encode(), zlib.crc32(vector))
+def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """So many at a time as one statement takes."""
+    return (ids[start : start + 500] for start in range(0, len(ids), 500))
 
 
 def _now() -> int:
     """Microseconds since 1970 UTC."""
     return int(datetime.now(UTC).timestamp() * 1e6)
-
-
-def _configure(db: sqlite3.Connection) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", "cell_size_check=ON", "trusted_schema=OFF"):
-        db.execute(f"PRAGMA {pragma}")
-
-
-def _reason(error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", "")
-    reasons = {
-        "SQLITE_BUSY": f"another process has been writing for over {BUSY_SECONDS:.0f} s; try again",
-        "SQLITE_LOCKED": f"another process has been writing for over {BUSY_SECONDS:.0f} s; try again",
-        "SQLITE_FULL": "the disk is full; nothing was changed, make room and try again",
-        "SQLITE_CORRUPT": "the database is damaged; restore a backup",
-        "SQLITE_NOTADB": "this is not a gallery's database",
-        "SQLITE_CANTOPEN": "can't be opened; does it exist, and may you read and write it?",
-        "SQLITE_READONLY": "can't be written; check the permissions of the gallery's folder",
-        "SQLITE_IOERR": f"the disk failed ({name}); nothing was changed",
-    }
-    if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
-        return "the gallery is closed; open it again"
-    for prefix, reason in reasons.items():
-        if name == prefix or name.startswith(f"{prefix}_"):
-            return reason
-    return f"{error}; the database is damaged or not a gallery's"

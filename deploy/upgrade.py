@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from deploy.audit import write_audit
 from deploy.bundle import Bundle
-from deploy.store import CHUNK, Facts, Store, checksum
+from deploy.row import checksum, entry_checksum, make_stamp
+from deploy.store import CHUNK, Facts, Store
 from domains.errors import GalleryError
 from prototypes.transport import Transport
 
@@ -25,7 +26,7 @@ Floats = NDArray[np.float32]
 Tick = Callable[[int], None]
 
 _UNCARRIED = """
-SELECT e.id, e.vector, e.checksum, e.camera, e.source, e.time, e.utc, e.label, e.space FROM entry e
+SELECT e.id, e.vector, e.checksum, e.camera, e.source, e.time, e.utc, e.label, e.space, e.stamp FROM entry e
 WHERE e.space != ?1 AND e.id > ?2 AND NOT EXISTS (SELECT 1 FROM carried c WHERE c.space = ?1 AND c.id = e.id) ORDER BY e.id LIMIT ?3
 """
 """Entries whose vector in a space is still to be made."""
@@ -127,17 +128,18 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
             if store.facts.space != facts.space:
                 raise GalleryError(f"{store.file.parent} was upgraded meanwhile; nothing more was dropped, try again")
             rows = store.ask(
-                "SELECT e.id, e.camera, e.source, e.time, e.utc, e.label, c.vector, c.checksum FROM entry e "
+                "SELECT e.id, e.camera, e.source, e.time, e.utc, e.label, c.vector, c.checksum, e.origin, e.added FROM entry e "
                 "JOIN carried c ON c.space = ? AND c.id = e.id WHERE e.space != ? LIMIT ?",
                 (facts.space, facts.space, CHUNK),
             )
             for row in rows:
                 if checksum(row[6], (facts.space, row[0])) != row[7]:
                     raise GalleryError(f"the carried vector of entry {row[0]} is damaged, so its own can't be dropped; go back, or restore a backup")
-            store.change(
-                "UPDATE entry SET vector = ?, checksum = ?, space = ? WHERE id = ?",
-                [(row[6], checksum(row[6], row[:6]), facts.space, row[0]) for row in rows],
-            )
+            made = []
+            for row in rows:
+                stamp = make_stamp(row[0], facts.space, row[8], row[9])
+                made.append((row[6], entry_checksum(row[6], row[:6], facts.space, stamp), facts.space, stamp, row[0]))
+            store.change("UPDATE entry SET vector = ?, checksum = ?, space = ?, stamp = ? WHERE id = ?", made)
             store.change("DELETE FROM carried WHERE space = ? AND id = ?", [(facts.space, row[0]) for row in rows])
         dropped += len(rows)
         if tick:
@@ -189,7 +191,7 @@ def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int,
     for space in sorted({row[8] for row in rows}):
         part = [row for row in rows if row[8] == space]
         for row in part:
-            if checksum(row[1], (row[0], *row[3:8])) != row[2]:
+            if entry_checksum(row[1], (row[0], *row[3:8]), row[8], row[9]) != row[2]:
                 raise GalleryError(f"entry {row[0]} of {store.file} is damaged, so it can't be carried; restore a backup, or forget it")
         matrix = _way(store, space, number)
         vectors = np.frombuffer(b"".join(row[1] for row in part), np.float16).reshape(len(part), -1).astype(np.float32) @ matrix

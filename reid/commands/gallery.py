@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ def gallery_add(
     bundle: Bundle = None, camera: Annotated[str | None, typer.Option(help="Camera of a plain folder's images.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a domain; gallery by default.")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Keep a domain's identities as labels.")] = False,
+    keep_crops: Annotated[bool, typer.Option("--keep-crops", help="Make a gallery that keeps a small picture of each crop.")] = False,
     provider: Provider = "cpu", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Embed images and put them into a gallery; a missing one is made and remembers its bundle."""
@@ -30,7 +31,7 @@ def gallery_add(
     from deploy.sources import fill, read_sources
 
     sources = read_sources(source, camera=camera, split=split, labels=labels)
-    with open_or_create(gallery, bundle) as store:
+    with open_or_create(gallery, bundle, keep_crops=keep_crops) as store:
         encoder = Encoder.load(bundle or store.bundle, provider=provider)
         bars = progress()
         with bars.task(f"adding {source.name}", len(sources)) as tick:
@@ -59,13 +60,24 @@ def gallery_info(gallery: PathArgument, as_json: Json = False) -> None:
 
 
 @gallery_app.command("verify")
-def gallery_verify(gallery: PathArgument) -> None:
-    """Check a gallery's files and rebuild what can be rebuilt."""
+def gallery_verify(
+    gallery: PathArgument, repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended without a backup first.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Check every byte of a gallery that counts; the index is made anew if it disagrees."""
     from deploy import Gallery
 
-    with Gallery.open(gallery) as store:
-        for text in store.verify():
+    found = Gallery.repair(gallery) if repair else []
+    if not as_json:
+        for text in found:
             out.print(text, markup=False)
+    with Gallery.open(gallery) as store:
+        checked = store.verify()
+    if as_json:
+        print_json({"repair": found, "verify": checked})
+        return
+    for text in checked:
+        out.print(text, markup=False)
 
 
 @gallery_app.command("forget")
@@ -119,7 +131,7 @@ def gallery_forget(
 
 
 def _who_looks_like(
-    store: Gallery, image: Path, score: float, bundle: Path | None, provider: str, filters: Mapping[str, str | None]
+    store: Gallery, image: Path, score: float, bundle: Path | None, provider: str, filters: Mapping[str, Any]
 ) -> set[int]:  # fmt: skip
     """Ids of all entries at a cosine of ``score`` or above to the person in an image."""
     from deploy import Encoder
@@ -127,7 +139,7 @@ def _who_looks_like(
 
     crop = read_crop(image)
     vectors = Encoder.load(bundle or store.bundle, provider=provider)([crop])
-    found = store.search(vectors, k=max(1, len(store)), **filters)[0]
+    found = store.search(vectors, k=max(1, len(store)), exact=True, **filters)[0]
     return {match.id for match in found if match.score >= score}
 
 
@@ -202,6 +214,20 @@ def gallery_backup(gallery: PathArgument, copy: Annotated[Path, typer.Argument(h
     with Gallery.open(gallery) as store:
         count = store.backup(copy)
     out.print(f"{copy}: {count} entries, verified; erasures do not reach it, so it is named whenever something is forgotten", markup=False)
+
+
+@gallery_app.command("restore")
+def gallery_restore(backup: PathArgument, gallery: PathArgument, as_json: Json = False) -> None:
+    """Put a checked copy of a backup where a gallery is to be; one that is there already is moved aside, not deleted."""
+    from deploy import Gallery
+
+    count, aside = Gallery.restore(backup, gallery)
+    if as_json:
+        print_json({"entries": count, "aside": None if aside is None else str(aside)})
+        return
+    out.print(f"{gallery}: {count} entries, verified; what was forgotten since the backup was made is back, so forget it again", markup=False)
+    if aside is not None:
+        out.print(f"the gallery that was there is now {aside}; delete it when you no longer need it", markup=False)
 
 
 @gallery_app.command("audit")

@@ -187,11 +187,11 @@ def query(
         encoder = Encoder.load(bundle or store.bundle, provider=provider)
         limits = Thresholds.from_bundle(encoder.bundle, threshold)
         found = search(store, encoder(crops), top, _with_least(wanted, limits), camera=camera, after=after, before=before)
-    if limits is not None:
-        found = [limits.judge(matches) for matches in found]
-    if picture is not None:
-        drawn = crops[:1] if together else crops
-        write_picture(picture, stack([draw_matches(crop, matches) for crop, matches in zip(drawn, found, strict=True)]))
+        if limits is not None:
+            found = [limits.judge(matches) for matches in found]
+        if picture is not None:
+            drawn = crops[:1] if together else crops
+            write_picture(picture, stack([draw_matches(crop, matches, kept=store.crop) for crop, matches in zip(drawn, found, strict=True)]))
     if as_json:
         shown = [[match.to_dict() for match in matches] for matches in found]
         print_json(shown[0] if len(found) == 1 else shown)

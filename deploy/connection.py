@@ -1,0 +1,122 @@
+"""One open SQLite file: its transactions, its locks, and errors that say what to do."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deploy.failure import reason
+from deploy.seal import write_seal
+from domains.errors import GalleryError
+
+
+class Connection:
+    """A connection whose methods may be called from any thread, one at a time; every error of SQLite's is a GalleryError that names the file."""
+
+    _db: sqlite3.Connection
+
+    def __init__(self, file: Path, busy_seconds: float) -> None:
+        """Name the file; :meth:`_connect` opens it."""
+        self.file = file
+        self._busy_seconds = busy_seconds
+        self._lock = threading.RLock()
+
+    def _connect(self) -> None:
+        uri = f"{self.file.absolute().as_uri()}?mode=rw"
+        self._db = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
+
+    def close(self) -> None:
+        """Close the file; the log is folded into it if nobody else has it open."""
+        with self._guarded():
+            self._db.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Everything read in the block belongs to one state."""
+        with self._transaction("BEGIN"):
+            yield
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """No process can change the gallery while the block runs."""
+        with self._transaction("BEGIN IMMEDIATE"):
+            before = self._db.total_changes
+            yield
+            if self._db.total_changes != before:
+                write_seal(self._db)
+
+    def ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Rows of a query, within whatever transaction is open."""
+        with self._guarded():
+            return self._db.execute(query, values).fetchall()
+
+    def change(self, statement: str, rows: Iterable[Sequence[Any]] = ((),)) -> None:
+        """Run a statement for each row, inside a :meth:`holding` block; whoever changes what a search finds also calls :meth:`changed`."""
+        with self._guarded():
+            self._db.executemany(statement, rows)
+
+    def rebuild(self) -> None:
+        """Make the database's own indices anew, and write its pages in order."""
+        with self._guarded():
+            self._db.execute("REINDEX")
+            self._db.execute("VACUUM")
+
+    def copy(self, file: Path) -> None:
+        """Write the present state into a new file, while others read and write."""
+        with self._guarded():
+            target = sqlite3.connect(file, isolation_level=None)
+            try:
+                self._db.backup(target)
+                configure(target)
+            finally:
+                target.close()
+
+    def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
+        with self._guarded():
+            row = self._db.execute(query, values).fetchone()
+        if row is None:
+            raise GalleryError(f"{self.file} does not say what it holds: it is damaged; restore a backup")
+        return row
+
+    def _pragma(self, name: str) -> Any:
+        return self._db.execute(f"PRAGMA {name}").fetchone()[0]
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        with self._guarded():
+            self._db.execute(begin)
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        except sqlite3.Error as error:
+            raise GalleryError(f"{self.file}: {reason(error, self._busy_seconds)}") from error
+        except UnicodeDecodeError as error:  # in the text of SQLite's own messages
+            raise GalleryError(f"{self.file}: the database is damaged; restore a backup") from error
+
+
+def configure(db: sqlite3.Connection) -> None:
+    """Set what every connection to a gallery needs: durable, erasing, and wary of what a damaged file says."""
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "cache_size=-16384",
+        "secure_delete=ON",
+        "foreign_keys=ON",
+        "cell_size_check=ON",
+        "trusted_schema=OFF",
+    ):
+        db.execute(f"PRAGMA {pragma}")

@@ -1,0 +1,43 @@
+"""One hash over everything in a gallery's database that is not an entry: its facts, spaces, rules, backups, the audit's end, the tables' shape.
+
+Entries and stored crops carry checksums of their own, row by row. The seal is renewed in every transaction that changes something, so that a byte
+that changed by itself is found when the gallery is opened, before a rule or a space that nobody set has an effect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+
+_SEALED = (
+    "SELECT dim, feature_space, bundle, entries, generation, token, erasures, unwiped, space, moves, base, crops FROM gallery",
+    "SELECT number, feature_space, dim, bundle, ready, source FROM space ORDER BY number",
+    "SELECT camera, days FROM retention ORDER BY camera",
+    "SELECT path, time FROM backup ORDER BY path",
+    "SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1",
+    "SELECT name, seq FROM sqlite_sequence ORDER BY name",
+    "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name",
+    "PRAGMA application_id",
+    "PRAGMA user_version",
+)
+
+
+def make_seal(db: sqlite3.Connection) -> str:
+    """The hash (hex) of the present state, as the open transaction sees it."""
+    digest = hashlib.sha256()
+    for query in _SEALED:
+        digest.update(repr(db.execute(query).fetchall()).encode("utf-8", "backslashreplace"))
+    for (matrix,) in db.execute("SELECT map FROM space ORDER BY number"):
+        digest.update(hashlib.sha256(matrix if isinstance(matrix, bytes) else repr(matrix).encode()).digest())
+    return digest.hexdigest()
+
+
+def write_seal(db: sqlite3.Connection) -> None:
+    """Renew the seal, as the last act of a transaction."""
+    db.execute("UPDATE gallery SET seal = ?", (make_seal(db),))
+
+
+def seal_holds(db: sqlite3.Connection) -> bool:
+    """Whether nothing changed that nobody wrote."""
+    row = db.execute("SELECT seal FROM gallery").fetchone()
+    return row is not None and row[0] == make_seal(db)
