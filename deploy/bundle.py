@@ -5,10 +5,13 @@ The graph takes ``crops`` uint8 ``[N, H, W, 3]`` RGB (N dynamic) and returns ``e
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,27 +21,23 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from domains.artefact import read_manifest, sealing, write_manifest
+from deploy.manifest import MANIFEST, MAX_DIM, REVISABLE, SCHEMA, check_folder, is_temporary, parse_manifest
+from deploy.signature import MAX_SIGNATURES, SIGNATURE, check, read_signatures, sign, trusted_keys, write_signatures
+from domains.artefact import check_hashes, content_id, encode_json, fsync_folder, read_bytes, sealing, write_atomic, write_manifest
 from domains.crops import CropSpec
-from domains.errors import ArtefactError, DataError
+from domains.errors import ArtefactError, UsageError
 from prototypes.transport import Transport
 
-MANIFEST = "bundle.json"
-SCHEMA = 1
-REQUIRED = frozenset({"model.onnx", "golden.npz", "CARD.md"})
-OPTIONAL = frozenset({"transport.npz"})
+__all__ = ["MAX_DIM", "Bundle", "Golden", "Trusted", "revise_bundle", "write_bundle"]
+
 MAX_MODEL = 2**31 - 1
 MAX_GOLDEN = 256 * 2**20
 MAX_GOLDEN_ROWS = 64
 MAX_TRANSPORT = 256 * 2**20
-MAX_DIM = 2**14
+REREADS = 5
+Trusted = str | PathLike[str] | Iterable[str | PathLike[str]] | None
 UNIT = 1e-3
 """How far from 1 the length of a golden embedding may be."""
-
-_BODY: dict[str, type | tuple[type, ...]] = {
-    "feature_space": str, "dim": int, "crop": dict, "backbone": str, "precision": str, "step": int, "domains": list, "method": str, "parity": dict,
-    "licences": dict,
-}  # fmt: skip
 
 
 class Golden(NamedTuple):
@@ -56,31 +55,41 @@ class Bundle:
         folder: where it lies.
         manifest: everything in ``bundle.json``.
         crop: size and resize rule of the graph's input.
+        signers: ids of the keys that signed it.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     crop: CropSpec
+    signers: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, path: str | PathLike[str], *, verify: bool = True) -> Bundle:
+    def load(cls, path: str | PathLike[str], *, verify: bool = True, trusted: Trusted = None) -> Bundle:
         """Open a bundle.
 
         Args:
             path: its folder.
             verify: also compare every file with its sha256, and look into the golden embeddings.
+            trusted: files of public keys, of which one must have signed the bundle; by default those that LIFELONG_REID_TRUSTED_KEYS names. Where
+                none are named, unsigned bundles are loaded too, but a signature that is there must still fit.
 
         Raises:
-            ArtefactError: no bundle, or one with missing, unknown or changed files, or an impossible manifest.
+            ArtefactError: no bundle, one that nobody trusted has signed, or one with missing, unknown or changed files, or an impossible manifest.
+            UsageError: ``trusted`` names no keys.
+            DeviceError: there is a signature to check and the package for it is not installed.
         """
-        folder = Path(path)
+        return cls._open(Path(path), verify, trusted_keys(trusted))
+
+    @classmethod
+    def _open(cls, folder: Path, verify: bool, trusted: frozenset[bytes] | None) -> Bundle:
         if not (folder / MANIFEST).is_file():
             raise ArtefactError(f"{folder} is no bundle: it has no {MANIFEST}; make one with reid export")
-        manifest = read_manifest(folder, MANIFEST, kind="bundle", schemas=range(1, SCHEMA + 1), check_files=False)
-        _check_files(folder, set(manifest["files"]))
-        bundle = cls(folder, manifest, _check_body(folder / MANIFEST, manifest))
+        data, signers = _signed(folder, trusted)
+        manifest, crop = parse_manifest(data, folder / MANIFEST)
+        check_folder(folder, set(manifest["files"]))
+        bundle = cls(folder, manifest, crop, signers)
         if verify:
-            read_manifest(folder, MANIFEST, kind="bundle", schemas=range(1, SCHEMA + 1))
+            check_hashes(folder, MANIFEST, manifest["files"])
             bundle.golden()
         return bundle
 
@@ -98,6 +107,12 @@ class Bundle:
     def id(self) -> str:
         """Hash of all its content."""
         return str(self.manifest["id"])
+
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, Any]]:
+        """By calibrated domain: ``fpr`` that was asked for, ``score`` (cosine) that gives it, and what else was measured; empty if none was."""
+        found: Mapping[str, Mapping[str, Any]] = self.manifest.get("thresholds", {})
+        return found
 
     def model(self) -> bytes:
         """The ONNX graph, read once and checked, so that the bytes that are run are the bytes that were sealed; raises ArtefactError."""
@@ -162,6 +177,7 @@ def write_bundle(
     body: Mapping[str, Any],
     parent: str | None,
     transport: bytes | None = None,
+    key: str | PathLike[str] | None = None,
 ) -> Bundle:
     """Seal a bundle folder: it appears whole, checked as a reader would check it, or not at all.
 
@@ -174,9 +190,11 @@ def write_bundle(
         body: the manifest's own keys (see ``bundle.json`` in the documentation of artefacts).
         parent: id of the sealed step that it was exported from.
         transport: the ``transport.npz`` of that step, where there is one.
+        key: file of the private key to sign it with.
 
     Raises:
         ArtefactError: the folder exists, or the parts do not fit each other.
+        UsageError: the key can't be used.
     """
     golden = io.BytesIO()
     np.savez_compressed(golden, crops=np.ascontiguousarray(golden_crops), embeddings=np.ascontiguousarray(golden_embeddings))
@@ -187,50 +205,103 @@ def write_bundle(
         for name, data in files.items():
             (temporary / name).write_bytes(data)
         write_manifest(temporary, MANIFEST, kind="bundle", schema=SCHEMA, files=files, parent=parent, body=body)
-        Bundle.load(temporary)
-    return Bundle.load(folder, verify=False)
+        if key is not None:
+            (temporary / SIGNATURE).write_bytes(write_signatures([sign((temporary / MANIFEST).read_bytes(), key)]))
+        Bundle._open(temporary, verify=True, trusted=None)
+    return Bundle._open(folder, verify=False, trusted=None)
 
 
-def _check_files(folder: Path, listed: set[str]) -> None:
-    """Compare the manifest's files and the folder's with what a bundle consists of; nothing else may lie there to be loaded by mistake."""
-    if wrong := sorted(listed - REQUIRED - OPTIONAL):
-        raise ArtefactError(f"{folder / MANIFEST} lists {wrong[0]!r:.80}, which is no part of a bundle; export it again")
-    if lost := sorted(REQUIRED - listed):
-        raise ArtefactError(f"{folder / MANIFEST} does not list {lost[0]}; export it again")
+def _signed(folder: Path, trusted: frozenset[bytes] | None) -> tuple[bytes, tuple[str, ...]]:
+    """The manifest's bytes and the keys that signed them; a revision that goes on meanwhile is waited for."""
+    for _ in range(REREADS):
+        data = read_bytes(folder / MANIFEST)
+        signatures = read_signatures(folder / SIGNATURE)
+        try:
+            return data, check(data, signatures, trusted, folder)
+        except ArtefactError:
+            if read_bytes(folder / MANIFEST) == data and read_signatures(folder / SIGNATURE) == signatures:
+                raise
+    raise ArtefactError(f"{folder} is being rewritten over and over; stop what does it, and load it again")
+
+
+def revise_bundle(
+    folder: str | PathLike[str],
+    changes: Mapping[str, Any],
+    *,
+    key: str | PathLike[str] | None = None,
+    unsign: bool = False,
+    trusted: Trusted = None,
+) -> Bundle:
+    """Change what ``bundle.json`` says, atomically: a reader sees the old manifest or the new one. The id changes, the other files do not.
+
+    Args:
+        folder: the bundle's.
+        changes: new values by key. ``thresholds`` are merged by domain, and None takes a domain's away; ``licences`` are merged by name.
+        key: file of the private key to sign the new manifest with; no changes and a key sign a bundle as it is.
+        unsign: take the signature away from a signed bundle, where there is no key.
+        trusted: as in :meth:`Bundle.load`.
+
+    Raises:
+        UsageError: a key that the files' content determines, a signed bundle without a key to sign it again, or a signing key that can't be used.
+        ArtefactError: a damaged bundle, or values that no manifest may hold; nothing is changed.
+    """
+    if fixed := sorted(set(changes) - REVISABLE):
+        raise UsageError(f"{fixed[0]!r:.80} of a bundle follows from its files and can't be revised, only {' and '.join(sorted(REVISABLE))} can")
+    folder, anchors = Path(folder), trusted_keys(trusted)
+    with _revising(folder):
+        bundle = Bundle._open(folder, verify=True, trusted=anchors)
+        if bundle.signers and key is None and not unsign:
+            raise UsageError(f"{folder} is signed by key {bundle.signers[0]}: name a key to sign what you change, or give the signature up")
+        data = _revised(folder, bundle.manifest, changes)
+        new = [] if key is None else [sign(data, key)]
+        check(data, new or None, anchors, folder)
+        old = read_signatures(folder / SIGNATURE) or []
+        # Whatever is killed here leaves a bundle that loads: with both signatures, or unsigned where it was to be unsigned or never was signed.
+        if old and new:
+            write_atomic(folder / SIGNATURE, write_signatures([*new, *old[: MAX_SIGNATURES - 1]]))
+        elif old:
+            (folder / SIGNATURE).unlink()
+            fsync_folder(folder)
+        write_atomic(folder / MANIFEST, data)
+        if new:
+            write_atomic(folder / SIGNATURE, write_signatures(new))
+        return Bundle._open(folder, verify=False, trusted=anchors)
+
+
+def _revised(folder: Path, old: Mapping[str, Any], changes: Mapping[str, Any]) -> bytes:
+    """The bytes of the revised manifest, checked as a reader would."""
+    revised = dict(old) | {name: {**old.get(name, {}), **_mapping(name, value)} for name, value in changes.items()}
+    revised["thresholds"] = {domain: entry for domain, entry in revised.get("thresholds", {}).items() if entry is not None}
+    revised["schema"] = SCHEMA
+    revised.pop("id")
     try:
-        found = {item.name: item.is_file() and not item.is_symlink() for item in folder.iterdir()}
+        data = encode_json({"id": content_id(revised), **revised})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a manifest can't hold that: {error}") from error
+    parse_manifest(data, folder / MANIFEST)
+    return data
+
+
+@contextmanager
+def _revising(folder: Path) -> Iterator[None]:
+    """Keep other revisions out of a bundle folder meanwhile, and clear away what a killed one left."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise ArtefactError(f"can't read {folder}: {error.strerror or error}") from error
-    if extra := sorted(set(found) - listed - {MANIFEST}):
-        raise ArtefactError(f"{folder} holds {extra[0]!r:.80}, which its manifest does not list; remove it, or copy the bundle again")
-    for name in sorted(listed):
-        if name not in found:
-            raise ArtefactError(f"{folder / name} is missing; copy the bundle again")
-        if not found[name]:
-            raise ArtefactError(f"{folder / name} is not a plain file; copy the bundle again")
-
-
-def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
-    """Check the manifest's own keys; returns the crop rule."""
-    for key, kind in _BODY.items():
-        value = manifest.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ArtefactError(f"{path}: {key} is {'missing' if key not in manifest else f'{value!r:.80}'}; export the bundle again")
-    space = manifest["feature_space"]
-    if not space or len(space) > 128 or set(space) - set("0123456789abcdef"):
-        raise ArtefactError(f"{path}: feature_space must be a hash in hexadecimal, got {space!r:.80}")
-    if not 1 <= manifest["dim"] <= MAX_DIM:
-        raise ArtefactError(f"{path}: dim must be from 1 to {MAX_DIM}, got {manifest['dim']}")
-    if not all(isinstance(name, str) for name in manifest["domains"]):
-        raise ArtefactError(f"{path}: domains must be a list of names")
-    if not all(isinstance(cosine, (int, float)) for cosine in manifest["parity"].values()):
-        raise ArtefactError(f"{path}: parity must give a cosine for each batch size")
-    if set(manifest["licences"]) != {"weights", "data"}:
-        raise ArtefactError(f"{path}: licences must name those of weights and data")
+        raise ArtefactError(f"can't open {folder}: {error.strerror or error}") from error
     try:
-        return CropSpec.from_dict(manifest["crop"])
-    except (DataError, TypeError) as error:
-        raise ArtefactError(f"{path}: {error}") from error
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in [item for item in folder.iterdir() if is_temporary(item.name)]:
+            left.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{key} must be a mapping, got {value!r:.80}")
+    return value
 
 
 def _read_npy(stream: IO[bytes], row: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.bundle import Bundle
+from deploy.bundle import Bundle, Trusted
 from deploy.embeddings import Embeddings
 from domains.crops import Crop, CropSpec
 from domains.errors import ArtefactError, DataError, DeviceError, UsageError
@@ -52,7 +52,9 @@ class Encoder:
         self._batch = batch
 
     @classmethod
-    def load(cls, bundle: str | PathLike[str], provider: str = "cpu", *, batch: int = 32, threads: int | None = None) -> Encoder:
+    def load(
+        cls, bundle: str | PathLike[str], provider: str = "cpu", *, batch: int = 32, threads: int | None = None, trusted: Trusted = None
+    ) -> Encoder:
         """Load a bundle, start its engine and compare its answers with the golden embeddings.
 
         Args:
@@ -60,6 +62,7 @@ class Encoder:
             provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``.
             batch: crops per inference; more are cut into micro-batches of this size.
             threads: threads of the engine; by default all cores.
+            trusted: files of public keys, of which one must have signed the bundle; see :meth:`deploy.bundle.Bundle.load`.
 
         Raises:
             UsageError: unknown provider, or a batch or thread count below 1.
@@ -71,7 +74,7 @@ class Encoder:
         for name, value in (("batch", batch), ("threads", 1 if threads is None else threads)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
-        loaded = Bundle.load(bundle)
+        loaded = Bundle.load(bundle, trusted=trusted)
         encoder = cls(loaded, _start(loaded, provider, threads), provider, batch)
         _check_graph(loaded, encoder._session)
         encoder._warm_up()

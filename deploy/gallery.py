@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -316,6 +317,28 @@ class Gallery:
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """Origins of entries; raises GalleryError for an id that is not there."""
         return self._store.entries(list(ids))
+
+    def vectors(self, ids: Iterable[int]) -> tuple[list[int], Embeddings]:
+        """Stored vectors in the present space, for comparing entries with each other (:mod:`deploy.refine`).
+
+        Returns:
+            Those of the ids that are still there, ascending, and their unit vectors float32 ``[n, D]``.
+
+        Raises:
+            GalleryError: a damaged entry.
+        """
+        wanted = json.dumps(sorted({int(number) for number in ids}))
+        with self._store.reading():
+            facts = self._store.facts
+            rows = self._store.ask(
+                "SELECT e.id, CASE e.space WHEN ? THEN e.vector ELSE c.vector END FROM entry e LEFT JOIN carried c ON c.space = ? AND c.id = e.id "
+                "WHERE e.id IN (SELECT value FROM json_each(?)) ORDER BY e.id",
+                (facts.space, facts.space, wanted),
+            )
+            numbers = [number for number, _ in rows]
+            self._store.entries(numbers)  # which compares every byte with its checksum
+        stored = np.frombuffer(b"".join(blob for _, blob in rows), np.float16).reshape(-1, facts.dim).astype(np.float32)
+        return numbers, Embeddings(stored / np.linalg.norm(stored, axis=1, keepdims=True), facts.feature_space)
 
     def has(self, entry: Entry) -> bool:
         """Whether there is an entry of the same source, camera and time."""

@@ -132,7 +132,8 @@ def _fitted(crop: Crop) -> Crop:
 
 def _caption(match: Match) -> list[str]:
     day, _, clock = (match.time or "no time").replace(" ", "T", 1).partition("T") if match.time else ("no time", "", "")
-    return [f"{match.rank}.   {match.score:.3f}", match.camera, day, clock]
+    said = f"{match.rank}.   {match.score:.3f}" if match.verdict is None else f"{match.rank}. {match.score:.3f} {match.verdict.split(' person')[0]}"
+    return [said, match.camera, day, clock]
 
 
 def _crop_of(match: Match) -> Crop:

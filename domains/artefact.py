@@ -42,19 +42,39 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically; NaN and infinities are refused (ValueError)."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(path, encode_json(value))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of at most 64 MiB; raises ArtefactError naming the file."""
+def encode_json(value: Any) -> bytes:
+    """``value`` as readable JSON; NaN and infinities are refused (ValueError)."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """A file's bytes, at most ``limit`` of them (64 MiB); raises ArtefactError naming the file."""
+    limit = MAX_JSON if limit is None else limit
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise ArtefactError(f"{path} is larger than {MAX_JSON // 2**20} MiB, so it is no file of ours")
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is missing") from error
     except OSError as error:
         raise ArtefactError(f"can't read {path}: {error.strerror or error}") from error
+    if len(data) > limit:
+        size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit} bytes"
+        raise ArtefactError(f"{path} is larger than {size}, so it is no file of ours")
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of at most 64 MiB; raises ArtefactError naming the file."""
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """Parse the JSON that was read from ``path``; raises ArtefactError naming the file."""
+    try:
+        return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} is not valid JSON: {error}") from error
 
@@ -137,8 +157,25 @@ def read_manifest(folder: Path, name: str, *, kind: str, schemas: range, check_f
     Raises:
         ArtefactError: missing, damaged, of another kind, written by a newer version, or a listed file that was changed.
     """
-    path = folder / name
-    manifest = read_json(path)
+    manifest = check_manifest(read_json(folder / name), folder / name, kind=kind, schemas=schemas)
+    if check_files:
+        check_hashes(folder, name, manifest["files"])
+    return manifest
+
+
+def check_hashes(folder: Path, name: str, files: Mapping[str, str]) -> None:
+    """Compare files with the sha256 that the manifest ``name`` gives; raises ArtefactError naming the first that differs."""
+    for file, digest in files.items():
+        if sha256_file(folder / file) != digest:
+            raise ArtefactError(f"{folder / file} was changed after it was sealed: its sha256 is not the one in {name}")
+
+
+def check_manifest(manifest: Any, path: Path, *, kind: str, schemas: range) -> dict[str, Any]:
+    """Check a parsed manifest, though not the files that it lists.
+
+    Raises:
+        ArtefactError: damaged, of another kind, written by a newer version, or one that lists files outside its folder.
+    """
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         raise ArtefactError(f"{path} does not describe a {kind}")
     schema = manifest.get("schema")
@@ -148,11 +185,9 @@ def read_manifest(folder: Path, name: str, *, kind: str, schemas: range, check_f
     files = manifest.get("files")
     if not isinstance(files, dict) or manifest.get("id") != _id_of(manifest, path):
         raise ArtefactError(f"{path} was changed after it was written: its id does not fit its content")
-    for file, digest in files.items():
+    for file in files:
         if Path(file).name != file or file in ("", ".", ".."):
             raise ArtefactError(f"{path} lists a file outside its folder: {file!r}")
-        if check_files and sha256_file(folder / file) != digest:
-            raise ArtefactError(f"{folder / file} was changed after it was sealed: its sha256 is not the one in {name}")
     return manifest
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from domains.errors import DeviceError, ReidError
-from reid.commands import bench, domain, edge, gallery, learning, serve
+from reid.commands import bench, domain, edge, gallery, learning, matching, serve
 from reid.commands.options import Json, out, print_json, progress, table
 
 ABOUT = "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy ONNX at the edge."
@@ -18,6 +18,8 @@ app = typer.Typer(name="reid", no_args_is_help=True, add_completion=False, prett
 app.add_typer(domain.domain_app, name="domain")
 app.add_typer(learning.app)
 app.add_typer(edge.app)
+app.add_typer(matching.app)
+app.add_typer(edge.key_app, name="key")
 app.add_typer(gallery.gallery_app, name="gallery")
 app.add_typer(bench.bench_app, name="bench")
 app.add_typer(serve.app)

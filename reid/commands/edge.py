@@ -1,4 +1,4 @@
-"""``reid evaluate``, ``export`` and ``query``: the learned model at work."""
+"""``reid export`` and ``reid key``: the learned model on its way to the edge, and who vouches for it."""
 
 from __future__ import annotations
 
@@ -7,55 +7,10 @@ from typing import Annotated
 
 import typer
 
-from domains.errors import UsageError
-from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, out, print_json, table
+from reid.commands.options import Json, PathArgument, out, print_json
 
 app = typer.Typer()
-
-
-@app.command()
-def evaluate(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN DOMAIN...", help="The run, then the domains.", show_default=False)],
-    bundle: Bundle = None, provider: Provider = "cpu", step: Annotated[int, typer.Option(help="Which step's model; the last by default.")] = -1,
-    rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking before scoring.")] = False,
-    same_camera: SameCamera = None, device: Device = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Score domains with a run's model, or with an exported bundle through ONNX Runtime."""
-    import domains
-
-    has_run = (paths[0] / "run.yaml").is_file()
-    folders = paths[1:] if has_run else paths
-    if not has_run and bundle is None:
-        raise UsageError(f"{paths[0]} is no run (it has no run.yaml); name a run first, or a bundle with --bundle")
-    if not folders:
-        raise UsageError("name at least one domain to score")
-    opened = [domains.open(folder, same_camera=same_camera) for folder in folders]
-    result: dict[str, dict[str, float | int]] = {}
-    if bundle is not None:
-        import numpy as np
-
-        from deploy import Encoder
-        from reid.evaluate import evaluate as score
-        from reid.loader import StoreCache
-
-        encoder = Encoder.load(bundle, provider=provider)
-        stores = StoreCache(encoder.crop, 1024)
-        for domain in opened:
-            result[domain.name] = score(domain, lambda crops: np.asarray(encoder(crops)), stores, rerank=rerank).to_dict()
-    else:
-        from reid.run import Run
-
-        run = Run.open(paths[0])
-        if device:
-            run.config = run.config.model_copy(update={"device": device})
-        for domain in opened:
-            result[domain.name] = run.evaluate(domain, step=step, rerank=rerank)
-    if as_json:
-        print_json(result)
-    else:
-        columns = ["mAP", "rank1", "rank5", "rank10", "mINP"]
-        table("scores (%)", ["domain", *columns, "queries"], [
-            [name, *(f"{scores[column]:.2f}" for column in columns), str(scores["queries"])] for name, scores in result.items()])  # fmt: skip
+key_app = typer.Typer(help="Keys that sign bundles, so that the edge loads those of their maker only.", no_args_is_help=True)
 
 
 @app.command()
@@ -79,34 +34,22 @@ def export(
         out.print(f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}", markup=False)
 
 
-@app.command()
-def query(
-    gallery: PathArgument, images: Annotated[list[Path], typer.Argument(help="One or more images of a person.")],
-    top: Annotated[int, typer.Option(help="How many matches.")] = 10,
-    camera: Annotated[str | None, typer.Option(help="Only this camera.")] = None,
-    after: Annotated[str | None, typer.Option(help="Only from this time on (ISO 8601 with zone).")] = None,
-    before: Annotated[str | None, typer.Option(help="Only before this time.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw query and matches side by side into this PNG or JPEG.")] = None,
-    bundle: Bundle = None, provider: Provider = "cpu", as_json: Json = False,
-) -> None:  # fmt: skip
-    """Find a person by image: which of my cameras has seen them, and when."""
-    from deploy import Encoder, Gallery
-    from deploy.picture import draw_matches, stack, write_picture
-    from domains.crops import read_crop
+@key_app.command("make")
+def key_make(keyfile: Annotated[Path, typer.Argument(metavar="KEYFILE", show_default=False)], as_json: Json = False) -> None:
+    """Make a signing key: KEYFILE stays with you (mode 0600), KEYFILE.pub goes to the edge, named by LIFELONG_REID_TRUSTED_KEYS."""
+    from deploy.signature import make_key
 
-    crops = [read_crop(path) for path in images]
-    with Gallery.open(gallery) as store:
-        encoder = Encoder.load(bundle or store.bundle, provider=provider)
-        found = store.search(encoder(crops), k=top, camera=camera, after=after, before=before)
-    if picture is not None:
-        write_picture(picture, stack([draw_matches(crop, matches) for crop, matches in zip(crops, found, strict=True)]))
+    name, public = make_key(keyfile), f"{keyfile}.pub"
     if as_json:
-        shown = [[match.to_dict() for match in matches] for matches in found]
-        print_json(shown[0] if len(images) == 1 else shown)
-        return
-    for path, matches in zip(images, found, strict=True):
-        rows = [
-            [str(match.rank), f"{match.score:.3f}", match.camera, match.time or "–", match.label or "–", match.source, str(match.id)]
-            for match in matches
-        ]
-        table(str(path), ["rank", "score", "camera", "time", "label", "source", "id"], rows)
+        print_json({"key": name, "private": str(keyfile), "public": public})
+    else:
+        out.print(f"made key {name}: sign with --key {keyfile}, trust {public}", markup=False, soft_wrap=True)
+
+
+@key_app.command("sign")
+def key_sign(bundle: PathArgument, key: Annotated[Path, typer.Option("--key", help="The private key file.", show_default=False)]) -> None:
+    """Sign a bundle as it is."""
+    from deploy.bundle import revise_bundle
+
+    made = revise_bundle(bundle, {}, key=key)
+    out.print(f"{bundle} is signed by key {made.signers[0]}", markup=False, soft_wrap=True)

@@ -8,10 +8,11 @@ import pytest
 from tiny import DIM, HEIGHT, SPACE, WIDTH, body, embed
 
 from deploy import Bundle
-from deploy.bundle import MANIFEST
+from deploy.bundle import revise_bundle
+from deploy.manifest import MANIFEST
 from domains.artefact import content_id, sha256_file
 from domains.crops import CropSpec
-from domains.errors import ArtefactError
+from domains.errors import ArtefactError, UsageError
 
 
 def rewrite(folder, change):
@@ -111,7 +112,13 @@ def test_names_outside_are_refused(bundle, tmp_path, name):
     "changes",
     [
         {"kind": "memory"},
-        {"schema": 2},
+        {"schema": 3},
+        {"thresholds": []},
+        {"thresholds": {"a": {"fpr": 2, "score": 0.5}}},
+        {"thresholds": {"a": {"fpr": 0.1, "score": True}}},
+        {"thresholds": {"a": {"fpr": 0.1, "score": 0.5, "more": {}}}},
+        {"golden_cosine": 0.1},
+        {"licences": {"weights": "", "data": "CC0"}},
         {"schema": "1"},
         {"feature_space": ""},
         {"feature_space": "../../x"},
@@ -170,3 +177,75 @@ def test_bytes_that_are_run_are_bytes_that_were_sealed(bundle):
     (bundle.folder / "model.onnx").write_bytes(b"changed later")
     with pytest.raises(ArtefactError, match="changed after"):
         loaded.model()
+
+
+THRESHOLD = {"fpr": 0.001, "score": 0.62, "interval": [0.58, 0.66], "pairs": 1200}
+
+
+def test_a_bundle_of_schema_1_is_read_and_a_revision_lifts_it(bundle):
+    def old(manifest):
+        manifest["schema"] = 1
+        for key in ("thresholds", "golden_cosine", "opset", "quantisation"):
+            manifest.pop(key, None)
+
+    rewrite(bundle.folder, old)
+    loaded = Bundle.load(bundle.folder)
+    assert (loaded.manifest["schema"], loaded.thresholds) == (1, {})
+    assert revise_bundle(bundle.folder, {"thresholds": {"drawn": THRESHOLD}}).manifest["schema"] == 2
+
+
+def test_revision_changes_what_was_asked_and_the_id_only(bundle):
+    before = {item.name: item.read_bytes() for item in bundle.folder.iterdir()}
+    revised = revise_bundle(bundle.folder, {"thresholds": {"drawn": THRESHOLD}, "licences": {"data": "CC0"}})
+    assert revised.thresholds == {"drawn": THRESHOLD}
+    assert revised.manifest["licences"] == {"weights": "not declared", "data": "CC0"}
+    assert revised.id != bundle.id
+    kept = set(bundle.manifest) - {"id", "thresholds", "licences"}
+    assert {key: revised.manifest[key] for key in kept} == {key: bundle.manifest[key] for key in kept}
+    after = {item.name: item.read_bytes() for item in bundle.folder.iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {MANIFEST}
+    assert before.keys() == after.keys()
+    assert Bundle.load(bundle.folder).id == revised.id
+    both = revise_bundle(bundle.folder, {"thresholds": {"other": {"fpr": 0.01, "score": 0.4}}})
+    assert set(both.thresholds) == {"drawn", "other"}
+    assert set(revise_bundle(bundle.folder, {"thresholds": {"drawn": None}}).thresholds) == {"other"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dim": 3},
+        {"feature_space": "cd" * 32},
+        {"files": {}},
+        {"id": "0"},
+        {"anything": {}},
+        {"thresholds": []},
+        {"thresholds": {"a": {"fpr": 0.1}}},
+        {"thresholds": {"a": {"fpr": 0.1, "score": float("nan")}}},
+        {"thresholds": {"a": {"fpr": 0.1, "score": np.float32(0.5)}}},
+        {"licences": {"photographs": "CC0"}},
+    ],
+    ids=str,
+)
+def test_a_revision_that_would_lie_changes_nothing(bundle, changes):
+    before = (bundle.folder / MANIFEST).read_bytes()
+    with pytest.raises((UsageError, ArtefactError)) as caught:
+        revise_bundle(bundle.folder, changes)
+    assert "\n" not in str(caught.value)
+    assert (bundle.folder / MANIFEST).read_bytes() == before
+
+
+def test_a_killed_revision_leaves_a_bundle_that_loads(bundle):
+    left = bundle.folder / ".bundle.json.0123abcd.tmp"
+    left.write_bytes(b"{")
+    Bundle.load(bundle.folder)
+    revise_bundle(bundle.folder, {})
+    assert not left.exists()
+
+
+def test_revisions_at_once_lose_nothing(bundle):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: revise_bundle(bundle.folder, {"thresholds": {f"d{n}": {"fpr": 0.1, "score": n / 8}}}), range(8)))
+    assert set(Bundle.load(bundle.folder).thresholds) == {f"d{n}" for n in range(8)}

@@ -65,7 +65,8 @@ def test_round_trip(gallery, rng):
     best = gallery.search(vectors[:1], k=1)[0][0]
     assert (best.rank, best.id, best.source, best.camera, best.time, best.label) == (1, 1, "/crops/0.png", "c1", "2026-01-31T12:00:00+01:00", "Ann")
     assert best.score == pytest.approx(1, abs=1e-6)
-    assert list(best.to_dict()) == ["rank", "score", "id", "source", "camera", "time", "label"]
+    assert list(best.to_dict())[:7] == ["rank", "score", "id", "source", "camera", "time", "label"]
+    assert (best.verdict, best.ranked_by, best.possible) == (None, "cosine", None)
     assert json.loads(json.dumps(best.to_dict())) == best.to_dict()
 
 

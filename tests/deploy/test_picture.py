@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -99,6 +100,12 @@ def test_text_stays_inside_its_cell(text):
         assert ink.min() >= 1 or len(text) < 20
         assert np.ptp(below.min(axis=(1, 2))[: module._LINE].astype(int)) > 60  # dark enough to read
     assert (below[-module._MARGIN // 2 :] == 255).all()
+
+
+def test_a_verdict_fits_beside_the_score():
+    captions = [module._caption(replace(match(100), score=-0.888, verdict=verdict))[0] for verdict in (None, "same person", "unsure", "no match")]
+    assert captions == ["100.   -0.888", "100. -0.888 same", "100. -0.888 unsure", "100. -0.888 no match"]
+    assert all(module._shortened(text.replace("100.", "10."), CELL_WIDTH - module._MARGIN) == text.replace("100.", "10.") for text in captions)
 
 
 def test_a_date_and_a_time_of_day_are_never_cut():

@@ -1,0 +1,235 @@
+"""``reid evaluate``, ``calibrate`` and ``query``: how well people are found, what a score means, and finding them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from domains.errors import UsageError
+from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, out, print_json, table
+
+if TYPE_CHECKING:
+    from deploy.calibration import Calibration, Rate
+    from deploy.match import Match
+    from deploy.refine import Refinement
+    from deploy.thresholds import Thresholds
+    from domains.domain import Domain
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN DOMAIN...", help="The run, then the domains.", show_default=False)],
+    bundle: Bundle = None, provider: Provider = "cpu", step: Annotated[int, typer.Option(help="Which step's model; the last by default.")] = -1,
+    rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking before scoring.")] = False,
+    open_set: Annotated[bool, typer.Option("--open-set", help="Also: TPR at FPR over pairs, and DIR at FPIR with people left out.")] = False,
+    same_camera: SameCamera = None, device: Device = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Score domains with a run's model, or with an exported bundle through ONNX Runtime."""
+    import domains
+
+    has_run = (paths[0] / "run.yaml").is_file()
+    folders = paths[1:] if has_run else paths
+    if not has_run and bundle is None:
+        raise UsageError(f"{paths[0]} is no run (it has no run.yaml); name a run first, or a bundle with --bundle")
+    if not folders:
+        raise UsageError("name at least one domain to score")
+    opened = [domains.open(folder, same_camera=same_camera) for folder in folders]
+    score = _bundle_scorer(bundle, provider) if bundle is not None else _run_scorer(paths[0], step, device)
+    result = {domain.name: score(domain, rerank=rerank, open_set=open_set) for domain in opened}
+    if as_json:
+        print_json(result)
+        return
+    columns = ["mAP", "rank1", "rank5", "rank10", "mINP"]
+    table("scores (%)", ["domain", *columns, "queries"], [
+        [name, *(f"{scores[column]:.2f}" for column in columns), str(scores["queries"])] for name, scores in result.items()])  # fmt: skip
+    if open_set:
+        _show_open_set({name: scores["open_set"] for name, scores in result.items()})
+
+
+def _bundle_scorer(bundle: Path, provider: str) -> Callable[..., dict[str, Any]]:
+    import numpy as np
+
+    from deploy import Encoder
+    from reid.evaluate import evaluate as closed
+    from reid.loader import StoreCache
+    from reid.openset import evaluate_open_set
+
+    encoder = Encoder.load(bundle, provider=provider)
+    stores = StoreCache(encoder.crop, 1024)
+
+    def embed(crops: Any) -> Any:
+        return np.asarray(encoder(crops))
+
+    def score(domain: Domain, *, rerank: bool, open_set: bool) -> dict[str, Any]:
+        return evaluate_open_set(domain, embed, stores, rerank=rerank) if open_set else closed(domain, embed, stores, rerank=rerank).to_dict()
+
+    return score
+
+
+def _run_scorer(folder: Path, step: int, device: str | None) -> Callable[..., dict[str, Any]]:
+    from reid.openset import evaluate_open_set
+    from reid.run import Run
+
+    run = Run.open(folder)
+    if device:
+        run.config = run.config.model_copy(update={"device": device})
+
+    def score(domain: Domain, *, rerank: bool, open_set: bool) -> dict[str, Any]:
+        if not open_set:
+            return dict(run.evaluate(domain, step=step, rerank=rerank))
+        return evaluate_open_set(domain, run.embedder(step, run.route(domain, step)), run.stores, rerank=rerank)
+
+    return score
+
+
+def _show_open_set(found: dict[str, dict[str, Any]]) -> None:
+    first = next(iter(found.values()))
+    columns = [f"{short} {rate}" for short, key in (("TPR at FPR", "tpr_at_fpr"), ("DIR at FPIR", "dir_at_fpir")) for rate in first[key]]
+    rows = []
+    for name, row in found.items():
+        values = [*row["tpr_at_fpr"].values(), *row["dir_at_fpir"].values()]
+        rows.append([name, *("–" if value is None else f"{value:.1f}" for value in values), f"{row['impostor_pairs']:,}"])
+    table("open set, by cosine (%; –: too few pairs to see the rate)", ["domain", *columns, "impostor pairs"], rows)
+
+
+@app.command()
+def calibrate(
+    bundle: PathArgument, path: Annotated[Path, typer.Argument(metavar="DOMAIN", show_default=False)],
+    fpr: Annotated[float, typer.Option(help="Share of pairs of different people that may be called the same person.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Which people choose the threshold and which check it.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the bundle as it is.")] = False,
+    key: Annotated[Path | None, typer.Option(help="Private key to sign the bundle again with, where it is signed.")] = None,
+    unsign: Annotated[bool, typer.Option("--unsign", help="Give the signature of a signed bundle up, where there is no key.")] = False,
+    provider: Provider = "cpu", same_camera: SameCamera = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Find the score that means "same person" on half of a domain's test people, check it on the other half, and keep it in the bundle."""
+    import domains
+    from deploy import Encoder
+    from deploy.calibration import calibrate as measure
+    from deploy.calibration import store
+
+    domain = domains.open(path, same_camera=same_camera)
+    encoder = Encoder.load(bundle, provider=provider)
+    if encoder.bundle.signers and key is None and not unsign and not dry_run:  # before minutes are spent on measuring
+        raise UsageError(f"{bundle} is signed by key {encoder.bundle.signers[0]}: name a key with --key, or give the signature up with --unsign")
+    found = measure(encoder, domain, fpr=fpr, seed=seed)
+    if not dry_run:
+        store(encoder.bundle, found, key=key, unsign=unsign)
+    if as_json:
+        print_json({**found.to_dict(), "stored": not dry_run})
+    else:
+        _show_calibration(found, bundle, dry_run=dry_run)
+
+
+def _show_calibration(found: Calibration, bundle: Path, *, dry_run: bool) -> None:
+    def shown(rate: Rate) -> str:
+        return f"{100 * rate.value:.3g} % ({100 * rate.low:.3g} to {100 * rate.high:.3g})"
+
+    rows = [
+        [answer, f"from {score:.4f}", f"{100 * chosen:g} %", shown(strangers), shown(true)]
+        for answer, score, chosen, strangers, true in (
+            ("same person", found.score, found.fpr, found.measured_fpr, found.measured_tpr),
+            ("unsure or better", found.unsure, found.unsure_fpr, found.measured_unsure_fpr, found.measured_unsure_tpr),
+        )
+    ]
+    table(f"{found.domain}: chosen on one half of the people, measured on the other (95 % intervals over people)",
+          ["answer", "cosine", "strangers, chosen", "strangers, measured", "true pairs, measured"], rows)  # fmt: skip
+    halves = (f"{found.people[half]} people, {found.distractors[half]} distractors, {found.genuine_pairs[half]:,} true and "
+              f"{found.impostor_pairs[half]:,} impostor pairs" for half in (0, 1))  # fmt: skip
+    out.print(f"chosen on {next(halves)}; measured on {next(halves)}; {found.skipped} images could not be read", markup=False)
+    out.print(f"among 10,000 strangers in a gallery, one query meets about {10_000 * found.measured_fpr.value:.3g} that reach it", markup=False)
+    out.print(f"{bundle} was left as it is (--dry-run)" if dry_run else f"kept in {bundle}; queries use it from now on", markup=False)
+
+
+@app.command()
+def query(
+    gallery: PathArgument, images: Annotated[list[Path], typer.Argument(help="One or more images of a person.")],
+    top: Annotated[int, typer.Option(help="How many matches.")] = 10,
+    camera: Annotated[str | None, typer.Option(help="Only this camera.")] = None,
+    after: Annotated[str | None, typer.Option(help="Only from this time on (ISO 8601 with zone).")] = None,
+    before: Annotated[str | None, typer.Option(help="Only before this time.")] = None,
+    threshold: Annotated[str | None, typer.Option(metavar="NAME|SCORE", help="Calibrated domain, or least cosine; the strictest domain by default.",
+                                                  show_default=False)] = None,
+    together: Annotated[bool, typer.Option("--together", help="All images show one person: one answer.")] = False,
+    expand: Annotated[int, typer.Option(metavar="N", help="Ask again with the average of the query and its first N matches.", min=0)] = 0,
+    rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking of the candidates.")] = False,
+    depth: Annotated[int, typer.Option(help="Candidates that are re-ranked or judged by time.", min=1)] = 100,
+    seen_at: Annotated[tuple[str, str] | None, typer.Option(metavar="CAMERA TIME", help="Where and when the images were taken.",
+                                                            show_default=False)] = None,
+    transitions: Annotated[Path | None, typer.Option(help="CSV or YAML with from,to,min,max: seconds between cameras; needs --seen-at.")] = None,
+    remove_impossible: Annotated[bool, typer.Option("--remove-impossible", help="Leave out what the times rule out, which else goes last.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw query and matches side by side into this PNG or JPEG.")] = None,
+    bundle: Bundle = None, provider: Provider = "cpu", as_json: Json = False,
+) -> None:  # fmt: skip
+    """Find a person by image: which of my cameras has seen them, and when."""
+    from deploy import Encoder, Gallery
+    from deploy.picture import draw_matches, stack, write_picture
+    from deploy.refine import Refinement, search
+    from deploy.thresholds import Thresholds
+    from deploy.transitions import Sighting, Transitions
+    from domains.crops import read_crop
+
+    wanted = Refinement(
+        together="mean" if together else None, expand=expand, rerank=rerank, depth=depth, remove_impossible=remove_impossible,
+        seen=None if seen_at is None else Sighting(*seen_at), transitions=None if transitions is None else Transitions.read(transitions),
+    )  # fmt: skip
+    crops = [read_crop(path) for path in images]
+    with Gallery.open(gallery) as store:
+        encoder = Encoder.load(bundle or store.bundle, provider=provider)
+        limits = Thresholds.from_bundle(encoder.bundle, threshold)
+        found = search(store, encoder(crops), top, _with_least(wanted, limits), camera=camera, after=after, before=before)
+    if limits is not None:
+        found = [limits.judge(matches) for matches in found]
+    if picture is not None:
+        drawn = crops[:1] if together else crops
+        write_picture(picture, stack([draw_matches(crop, matches) for crop, matches in zip(drawn, found, strict=True)]))
+    if as_json:
+        shown = [[match.to_dict() for match in matches] for matches in found]
+        print_json(shown[0] if len(found) == 1 else shown)
+        return
+    names = [", ".join(map(str, images))] if together else list(map(str, images))
+    for name, matches in zip(names, found, strict=True):
+        _show_matches(name, matches, limits)
+
+
+def _with_least(wanted: Refinement, limits: Thresholds | None) -> Refinement:
+    """Where it is known what "same person" means, only such matches are averaged into the query."""
+    from dataclasses import replace
+
+    return wanted if limits is None else replace(wanted, least=limits.same)
+
+
+def _show_matches(name: str, matches: list[Match], limits: Thresholds | None) -> None:
+    from deploy.thresholds import answer
+
+    by = sorted({match.ranked_by for match in matches} - {"cosine"})
+    columns = {
+        "rank": [str(match.rank) for match in matches],
+        "score": [f"{match.score:.3f}" for match in matches],
+        "verdict": [match.verdict or "" for match in matches] if limits else None,
+        "in time": [{True: "yes", False: "impossible", None: "–"}[match.possible] for match in matches]
+        if any(match.possible is not None for match in matches) else None,
+        "camera": [match.camera for match in matches],
+        "time": [match.time or "–" for match in matches],
+        "label": [match.label or "–" for match in matches],
+        "source": [match.source for match in matches],
+        "id": [str(match.id) for match in matches],
+    }  # fmt: skip
+    kept = {column: values for column, values in columns.items() if values is not None}
+    table(
+        f"{name}, ranked by {' and '.join(by)}; scores are cosines" if by else name,
+        list(kept),
+        [list(row) for row in zip(*kept.values(), strict=True)],
+    )
+    if limits is not None and answer(matches) != "same person":
+        best = max((match.score for match in matches if match.possible is not False), default=None)
+        found = "nobody is there to compare with" if best is None else f"the best score is {best:.3f}"
+        out.print(
+            f"{name}: {answer(matches)} ({found}; same person from {limits.same:.3f}, unsure from {limits.unsure:.3f}, by {limits.name})",
+            markup=False,
+        )
