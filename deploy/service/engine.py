@@ -22,6 +22,7 @@ from deploy.service.logs import write_log
 from deploy.service.metrics import Metrics
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
+from deploy.thresholds import Thresholds
 from domains.crops import Crop, CropSpec, decode_crop
 from domains.errors import BusyError, DataError, DeviceError, GalleryError, ReidError
 
@@ -42,6 +43,7 @@ class Lane:
 
     encoder: Encoder
     batcher: Batcher
+    thresholds: Thresholds | None
 
 
 class _Measured:
@@ -91,7 +93,8 @@ class Engine:
     def take(self, encoder: Encoder) -> None:
         """Have another encoder at hand, for the time when the gallery is in its space."""
         limit = max(BATCH, self.settings.queue * self.settings.max_images)
-        self._lanes = {**self._lanes, encoder.feature_space: Lane(encoder, Batcher(_Measured(encoder, self._metrics), batch=BATCH, limit=limit))}
+        batcher = Batcher(_Measured(encoder, self._metrics), batch=BATCH, limit=limit)
+        self._lanes = {**self._lanes, encoder.feature_space: Lane(encoder, batcher, Thresholds.from_bundle(encoder.bundle))}
 
     def follow(self, space: str) -> None:
         """Answer in this space from now on; the others' encoders finish what they have and go, if there is one for it."""
@@ -138,14 +141,16 @@ class Engine:
         return self.last
 
     async def search(self, images: Sequence[bytes], **filters: Any) -> list[list[Match]]:
-        """Matches of each image; ``filters`` as :meth:`Gallery.search` takes them. Raises RefusedError."""
+        """Matches of each image, judged where the bundle is calibrated; ``filters`` as :meth:`Gallery.search` takes them. Raises RefusedError."""
 
         def ask(vectors: Embeddings) -> list[list[Match]]:
             try:
-                return self.gallery.search(vectors, **filters)
+                found = self.gallery.search(vectors, **filters)
             except GalleryError as error:
                 self._check_moved(vectors, error)
                 raise
+            lane = self._lanes.get(str(vectors.feature_space))
+            return [lane.thresholds.judge(matches) for matches in found] if lane and lane.thresholds else found
 
         return await self._with_vectors(images, ask)
 

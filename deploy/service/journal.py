@@ -186,3 +186,15 @@ def journal_of(gallery: Path) -> Path:
     """Where a gallery's service keeps its audit log unless told otherwise: beside the gallery's folder."""
     folder = gallery.absolute()
     return folder.with_name(f"{folder.name}.audit.db")
+
+
+def read_all(file: Path) -> list[dict[str, Any]]:
+    """All records of an audit log, oldest first, after its chain was checked; a service may be writing to it. Raises GalleryError."""
+    if not file.is_file():
+        raise GalleryError(f"there is no audit log at {file}; reid serve makes one beside its gallery, or where --audit says")
+    journal = Journal(file)
+    try:
+        count = journal.check()
+        return journal.read(0, count)
+    finally:
+        journal.close()

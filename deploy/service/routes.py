@@ -23,6 +23,7 @@ from deploy.service.schema import EnrolForm, ForgetForm, Id, QueryForm, UpgradeB
 from deploy.service.settings import Settings
 from deploy.service.upgrading import Upgrading
 from deploy.service.uploads import read_form, read_json
+from deploy.thresholds import answer
 from domains.artefact import code_version
 from domains.errors import GalleryError
 
@@ -74,18 +75,22 @@ async def query(request: Request) -> JSONResponse:
     _checked(lambda: Selection(**filters))
     parts.charge(len(images))
     found = await parts.engine.search(images, k=form.top, **filters)
-    shown = form.thumbnails == "true" and bool(parts.settings.pictures)
+    drawn = form.thumbnails == "true" and bool(parts.settings.pictures)
     number = await parts.record(
         "query",
         reason=form.reason,
         images=len(images),
         results=sum(map(len, found)),
         filters="+".join(filters) or None,
-        thumbnails=int(shown) or None,
+        thumbnails=int(drawn) or None,
     )
-    results = await asyncio.to_thread(_with_thumbnails, found, parts.settings) if shown else [[match.to_dict() for match in row] for row in found]
+    results = await asyncio.to_thread(_with_thumbnails, found, parts.settings) if drawn else [[match.to_dict() for match in row] for row in found]
     return JSONResponse(
-        {"results": [{"matches": matches} for matches in results], "feature_space": parts.engine.encoder.feature_space, "record": number}
+        {
+            "results": [{"verdict": answer(row), "matches": shown} for row, shown in zip(found, results, strict=True)],
+            "feature_space": parts.engine.encoder.feature_space,
+            "record": number,
+        }
     )
 
 

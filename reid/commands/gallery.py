@@ -231,12 +231,20 @@ def gallery_restore(backup: PathArgument, gallery: PathArgument, as_json: Json =
 
 
 @gallery_app.command("audit")
-def gallery_audit(gallery: PathArgument, as_json: Json = False) -> None:
+def gallery_audit(
+    gallery: PathArgument, service: Annotated[bool, typer.Option("--service", help="Who asked its service what, and why.")] = False,
+    file: Annotated[Path | None, typer.Option("--audit", help="The service's audit log; by default beside the gallery.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """Show what was done to a gallery, after checking that no record was changed."""
     from deploy import Gallery
+    from deploy.service.journal import journal_of, read_all
 
-    with Gallery.open(gallery) as store:
-        records = store.audit()
+    if service or file is not None:
+        records = read_all(file or journal_of(gallery))
+    else:
+        with Gallery.open(gallery) as store:
+            records = store.audit()
     if as_json:
         print_json(records)
         return

@@ -139,9 +139,10 @@ async function search(event) {
     const matches = body.results[0].matches;
     find("matches").replaceChildren(...matches.map(card));
     show("empty", !matches.length);
+    const verdict = body.results[0].verdict && matches.length ? `${body.results[0].verdict} · ` : "";
     const seconds = ((performance.now() - start) / 1000).toFixed(2);
     find("summary").textContent = matches.length
-      ? `the ${matches.length} most similar · ${seconds} s · audit record ${body.record}`
+      ? `${verdict}the ${matches.length} most similar · ${seconds} s · audit record ${body.record}`
       : `Nothing to search with these filters · audit record ${body.record}`;
     show("summary", true);
     find("summary").scrollIntoView({ block: "nearest", behavior: "smooth" });

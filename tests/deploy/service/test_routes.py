@@ -41,6 +41,17 @@ def test_filters_are_those_of_the_gallery(serve, image):
     assert ask(client, image, camera="nowhere").json()["results"][0]["matches"] == []
 
 
+def test_verdicts_where_the_bundle_is_calibrated(serve, image, bundle):
+    from deploy.bundle import revise_bundle
+
+    assert ask(serve(), image).json()["results"][0]["verdict"] is None
+    revise_bundle(bundle.folder, {"thresholds": {"site": {"score": 0.99, "unsure": 0.5, "fpr": 0.01}}})
+    (found,) = ask(serve(), image, top=6).json()["results"]
+    assert found["verdict"] == "same person"
+    for match in found["matches"]:
+        assert match["verdict"] == ("same person" if match["score"] >= 0.99 else "unsure" if match["score"] >= 0.5 else "no match")
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "name", "words"),
     [

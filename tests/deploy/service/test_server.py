@@ -86,6 +86,9 @@ def test_a_life_from_start_to_stop(service, image, filled, tmp_path):
     assert (journal.check(), journal.head().hash) == (1, stopped["audit_head"])
     journal.close()
     assert token not in one.log.read_text()
+    shown = json.loads(reid("gallery", "audit", filled, "--service", "--json").stdout)
+    assert [(record["action"], record["token"], record["reason"]) for record in shown] == [("query", "desk", "test")]
+    assert "no audit log" in reid("gallery", "audit", filled, "--audit", tmp_path / "none.db").stderr
     with Gallery.open(filled) as gallery:
         assert len(gallery) == 6
         assert gallery.info()["index"] == "ready"  # it was kept
