@@ -87,6 +87,7 @@ def query(
     after: Annotated[str | None, typer.Option(help="Only from this time on (ISO 8601 with zone).")] = None,
     before: Annotated[str | None, typer.Option(help="Only before this time.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw query and matches side by side into this PNG or JPEG.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Look at every entry, also where there are 50,000 and more.")] = False,
     bundle: Bundle = None, provider: Provider = "cpu", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find a person by image: which of my cameras has seen them, and when."""
@@ -97,7 +98,7 @@ def query(
     crops = [read_crop(path) for path in images]
     with Gallery.open(gallery) as store:
         encoder = Encoder.load(bundle or store.bundle, provider=provider)
-        found = store.search(encoder(crops), k=top, camera=camera, after=after, before=before)
+        found = store.search(encoder(crops), k=top, camera=camera, after=after, before=before, exact=exact)
         if picture is not None:
             write_picture(picture, stack([draw_matches(crop, matches, kept=store.crop) for crop, matches in zip(crops, found, strict=True)]))
     if as_json:
