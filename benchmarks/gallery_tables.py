@@ -23,6 +23,7 @@ def sizes(found: dict[str, Any]) -> list[str]:
         ("making the index from the database, s", lambda one: f"{one['index_s']:.1f}"),
         ("opening and first answer, s", lambda one: f"{one['open_s']:.2f}"),
         ("memory, MB (allowed: 1.2 × vectors + 200)", lambda one: f"{one['memory_mb']:,} ({one['memory_allowed_mb']:,})"),
+        ("memory after making it anew, MB", lambda one: f"{one['made_memory_mb']:,}" if "made_memory_mb" in one else "–"),
         ("disk, MB", lambda one: f"{one['disk_bytes'] / 2**20:,.0f}"),
         ("lists; looked at", lambda one: f"{one['lists']['lists']}; {one['lists']['probes']}" if one["lists"] else "–"),
         ("recall@10 as `info` reports it", lambda one: f"{one['lists']['recall']:.3f}" if one["lists"] else "1"),
