@@ -41,6 +41,11 @@ _MASKS = 16
 Answer = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
+def is_many(count: int) -> bool:
+    """Whether so many candidates are too many to look at each of them."""
+    return count >= EXACT_BELOW
+
+
 class Allowed(NamedTuple):
     """Which entries a search may return: one bit per row, lowest first (``None``: all), and how many they are."""
 
@@ -77,13 +82,14 @@ class Index:
     @property
     def outgrown(self) -> bool:
         """Whether there are now so many entries that the vectors should be put into lists, or into new ones."""
-        return len(self) >= (EXACT_BELOW if self.codes.lists is None else GROWTH * max(self.codes.lists.trained, 1))
+        lists = self.codes.lists
+        return is_many(len(self)) if lists is None else len(self) >= GROWTH * max(lists.trained, 1)
 
     def build(self, store: Store) -> None:
         """Take everything from the store; the index is empty before. Lists are trained where there are enough entries."""
         columns = store.columns()
         parts = store.vectors()
-        if len(columns.ids) >= EXACT_BELOW:
+        if is_many(len(columns.ids)):
             self._into_lists(columns.ids, store, parts)
             parts = iter(())
         self.extend(columns, parts)
@@ -163,7 +169,7 @@ class Index:
     def _probes(self, k: int, count: int, *, exact: bool) -> int | None:
         """How many lists to look at, or ``None`` for all: in proportion to ``k`` and to what the filter leaves out."""
         lists = self.codes.lists
-        if lists is None or exact or count < EXACT_BELOW:
+        if lists is None or exact or not is_many(count):
             return None
         probes = math.ceil(lists.probes * max(1.0, k / 10) * len(self) / count)
         return probes if probes < lists.lists else None

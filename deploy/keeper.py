@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deploy.cache import describe, drop_cache, load, save, why_stale
-from deploy.index import EXACT_BELOW, Index
+from deploy.index import Index, is_many
 from deploy.store import State, Store
 
 log = logging.getLogger("deploy")
@@ -62,7 +62,7 @@ class Keeper:
     @property
     def prepares(self) -> bool:
         """Whether there are so many entries that it is better not to leave the index to the next search."""
-        return self.store.count() >= EXACT_BELOW and find_spec("faiss") is not None
+        return is_many(self.store.count()) and find_spec("faiss") is not None
 
     def save(self) -> bool:
         """Write the index unless it is there already or the store has moved on; returns whether it did."""

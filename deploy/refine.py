@@ -106,7 +106,7 @@ def search(gallery: Gallery, vectors: ArrayLike, k: int = 10, refinement: Refine
         vectors: queries ``[Q, D]``, as for :meth:`deploy.gallery.Gallery.search`.
         k: how many matches per query; those beyond the refinement's depth go by cosine.
         refinement: what to do; nothing by default.
-        filters: ``camera``, ``after``, ``before``, ``label``, ``source``, as the gallery takes them.
+        filters: ``camera``, ``after``, ``before``, ``label``, ``source``, ``exact``, as the gallery takes them.
 
     Returns:
         One list of matches per query, or one in all with ``together``. Where impossible matches are removed there may be fewer than k.

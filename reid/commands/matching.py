@@ -168,6 +168,7 @@ def query(
     transitions: Annotated[Path | None, typer.Option(help="CSV or YAML with from,to,min,max: seconds between cameras; needs --seen-at.")] = None,
     remove_impossible: Annotated[bool, typer.Option("--remove-impossible", help="Leave out what the times rule out, which else goes last.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Draw query and matches side by side into this PNG or JPEG.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Look at every entry, also where there are 50,000 and more.")] = False,
     bundle: Bundle = None, provider: Provider = "cpu", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find a person by image: which of my cameras has seen them, and when."""
@@ -186,7 +187,7 @@ def query(
     with Gallery.open(gallery) as store:
         encoder = Encoder.load(bundle or store.bundle, provider=provider)
         limits = Thresholds.from_bundle(encoder.bundle, threshold)
-        found = search(store, encoder(crops), top, _with_least(wanted, limits), camera=camera, after=after, before=before)
+        found = search(store, encoder(crops), top, _with_least(wanted, limits), camera=camera, after=after, before=before, exact=exact)
         if limits is not None:
             found = [limits.judge(matches) for matches in found]
         if picture is not None:

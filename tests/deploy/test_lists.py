@@ -198,6 +198,18 @@ def test_added_and_forgotten_without_training_anew(filled, rng, monkeypatch):
     assert gallery.verify()[1] == "index: agrees with it"
 
 
+def test_forgetting_without_a_search_leaves_lists_for_the_next_start(filled, monkeypatch):
+    gallery, vectors = filled
+    gallery.close()
+    monkeypatch.setattr(Codes, "trained", lambda *_: pytest.fail("trained again"))
+    with Gallery.open(gallery.path) as again:
+        again.forget(range(1, 100))
+    monkeypatch.setattr(Index, "build", lambda *_: pytest.fail("made from the database"))
+    with Gallery.open(gallery.path) as again:
+        assert again.info()["index"] == "ready"
+        check(again.search(vectors[5], k=9, exact=True)[0], oracle(vectors[99:], list(range(100, 3001)), vectors[5], 9))
+
+
 def test_four_times_as_many_are_put_into_new_lists(tmp_path, rng):
     with Gallery.create(tmp_path / "gallery", DIM, SPACE) as gallery:
         for turn, (count, trained) in enumerate([(599, None), (1, 600), (1799, 600), (1, 2400)]):
