@@ -266,7 +266,7 @@ def main() -> None:
         tuned = learned("plain", plain, pair)
         fusions("fusion", tuned, learned("averaged", averaged, pair), "averaged along the step", pair)
         fusions("statistics", tuned, learned("held", held, pair), "statistics held", pair)
-        fusions("centres", tuned, learned("centred", centred, pair), "rows from centres", [sites[0], sites[2]])
+        fusions("centres", tuned, learned("centred", centred, pair), "rows from centres", pair)
         repairs(tuned, pair)
         triplets(learned("raw", raw, pair), tuned, pair[1])
 
