@@ -35,6 +35,7 @@ from prototypes.transport import Transport
 from reid.evaluate import Embed, can_be_scored, evaluate
 from reid.loader import CropStore
 from reid.model import ReidModel
+from reid.progress import Progress
 from reid.run import Run
 from reid.sealed import Sealed
 
@@ -68,6 +69,7 @@ def export_run(
     lowering: Lowering | None = None,
     licences: Mapping[str, str] | None = None,
     key: Path | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Export one step of a run, checked on real crops of the domains that it knows, and on drawn people where there are not enough.
 
@@ -80,6 +82,7 @@ def export_run(
         lowering: how precise the graph is; float32 by default.
         licences: of ``weights`` and ``data``, as the card is to state them.
         key: file of a private key to sign with.
+        progress: where to show it.
 
     Raises:
         ExportError: the step has no routes, or no transports since then; graph and model disagree: says at which batch size and by how much; or int8
@@ -112,7 +115,7 @@ def export_run(
     if lowering.half:
         made = halved(made, check)
     elif trial is not None:
-        made = eight_bit(made, trial, check, lowering, keep_transport=since is not None)
+        made = eight_bit(made, trial, check, lowering, keep_transport=since is not None, say=(progress or Progress()).say)
     body = {
         "site": getattr(site, "name", site),
         "dim": model.dim,

@@ -33,6 +33,7 @@ CARRIED = 1024
 
 Crops = NDArray[np.uint8]
 Embed = Callable[[Crops], NDArray[np.float32]]
+Say = Callable[[str], None]
 Check = Callable[[bytes, float], Mapping[int, float]]
 """Smallest cosine between a graph and the trained model at each batch size; raises ExportError under the second argument."""
 
@@ -103,7 +104,9 @@ def halved(made: Lowered, check: Check) -> Lowered:
     return made._replace(data=data, parity=check(data, HALF_COSINE), body={**made.body, "precision": "fp16", "golden_cosine": HALF_COSINE})
 
 
-def eight_bit(made: Lowered, trial: Trial, check: Check, lowering: Lowering, *, keep_transport: bool = False) -> Lowered:
+def eight_bit(
+    made: Lowered, trial: Trial, check: Check, lowering: Lowering, *, keep_transport: bool = False, say: Say = lambda line: None
+) -> Lowered:
     """The float32 graph in int8, in its feature space if a gallery made by float32 can be asked, else in one of its own.
 
     Args:
@@ -111,6 +114,7 @@ def eight_bit(made: Lowered, trial: Trial, check: Check, lowering: Lowering, *, 
         trial: what it is calibrated and judged on.
         check: compares it with the trained model.
         lowering: how to quantise.
+        say: told what is going on.
         keep_transport: in a space of its own, lead there from where ``made.transport`` starts, and not from the float32 space.
 
     Raises:
@@ -121,7 +125,7 @@ def eight_bit(made: Lowered, trial: Trial, check: Check, lowering: Lowering, *, 
     def judge(data: bytes) -> float:
         return trial.score(*[_embedder(data)] * 2)
 
-    found = quantise(made.data, trial.train, judge, exclude=lowering.exclude, strict=lowering.strict, reduce_range=lowering.reduce_range)
+    found = quantise(made.data, trial.train, judge, exclude=lowering.exclude, strict=lowering.strict, reduce_range=lowering.reduce_range, say=say)
     before, after = _embedder(made.data), _embedder(found.data)
     cosine = _least_cosine(before(trial.test), after(trial.test))
     mixed = trial.score(after, before)

@@ -68,7 +68,7 @@ class Quantised(NamedTuple):
 
 def quantise(
     data: bytes, crops: Crops, judge: Callable[[bytes], float], *, exclude: Sequence[str] = (), strict: bool = False, reduce_range: bool = False,
-    loss: float = MAP_LOSS,
+    loss: float = MAP_LOSS, say: Callable[[str], None] = lambda line: None,
 ) -> Quantised:  # fmt: skip
     """Quantise a graph as far as the judge allows.
 
@@ -80,6 +80,7 @@ def quantise(
         strict: refuse at once, instead of leaving the worst layers in float32 until it is good enough.
         reduce_range: 7-bit weights, for x86 processors without VNNI, whose 16-bit sums would overflow.
         loss: percent that the score may fall by.
+        say: told what is going on, as it can take minutes.
 
     Raises:
         ExportError: nothing to quantise, or the score falls by more; names the layers to blame.
@@ -88,6 +89,7 @@ def quantise(
     if not len(crops):
         raise UsageError("int8 is calibrated on a domain's train crops, and there are none; name a domain with a train split")
     crops = crops[np.linspace(0, len(crops) - 1, min(len(crops), CALIBRATION)).astype(int)]
+    say(f"measuring ranges on {len(crops)} crops")
     quantiser = Quantiser(data, crops, reduce_range=reduce_range)
     chosen = quantiser.named(exclude)
     before = judge(data)
@@ -95,6 +97,7 @@ def quantise(
     after = judge(made)
     if before - after <= loss:
         return Quantised(made, before, after, tuple(chosen), (), len(quantiser.layers))
+    say(f"mAP falls from {before:.2f} to {after:.2f}: asking each of {len(quantiser.layers)} layers")
     blamed = quantiser.blame(crops[np.linspace(0, len(crops) - 1, min(len(crops), PROBES)).astype(int)], chosen)
     first, most = (after, len(chosen)), len(quantiser.layers) // 2
     for count in () if strict else GROWTH:
@@ -103,6 +106,7 @@ def quantise(
         left_out = [*chosen, *(item.layer for item in blamed[:count])]
         made = quantiser.quantised(left_out)
         after = judge(made)
+        say(f"{len(left_out)} of {len(quantiser.layers)} layers left in float32: mAP {after:.2f}")
         if before - after <= loss:
             return Quantised(made, before, after, tuple(left_out), blamed, len(quantiser.layers))
     worst = ", ".join(f"{item.layer} ({item.loss:.4f})" for item in blamed[:BLAMED])

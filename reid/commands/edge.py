@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reid.commands.options import Json, PathArgument, out, print_json
+from reid.commands.options import Json, PathArgument, out, print_json, progress
 
 app = typer.Typer()
 key_app = typer.Typer(help="Keys that sign bundles, so that the edge loads those of their maker only.", no_args_is_help=True)
@@ -38,7 +39,7 @@ def export(
     lowering = Lowering(fp16, None if int8 is None else domains.open(int8), exclude or (), strict, reduce_range)
     made = export_run(
         opened, bundle, step=step, site=site if site is None or site in opened.learned else domains.open(Path(site)), since=since,
-        lowering=lowering, licences={"weights": weights_licence, "data": data_licence}, key=key,
+        lowering=lowering, licences={"weights": weights_licence, "data": data_licence}, key=key, progress=progress() if sys.stderr.isatty() else None,
     )  # fmt: skip
     if as_json:
         print_json(made.manifest)
