@@ -186,8 +186,8 @@ def test_a_client_that_goes_away_is_no_mistake_of_ours(listen, caplog):
     with caplog.at_level("INFO", logger="deploy.service"):
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", port)) as client:
-                head = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 5000\r\n\r\n--x\r\n"
-                client.sendall(head)
+                client.sendall(b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n")
+                client.sendall(b"Content-Length: 5000\r\n\r\n--x\r\n")
                 time.sleep(0.2)
         deadline = time.monotonic() + 10
         while (
