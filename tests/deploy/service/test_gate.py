@@ -274,24 +274,17 @@ def test_an_answer_that_takes_too_long_is_given_up(serve, image):
 
 
 def test_a_busy_gallery_does_not_stop_the_probes(serve):
-    client = serve()
-    lock = client.app.state.engine.gallery._store._lock
-    taken, done = threading.Event(), threading.Event()
+    from deploy.service.engine import STORE_THREADS
 
-    def hold():
-        with lock:
-            taken.set()
-            done.wait(20)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    taken.wait(5)
+    client, done = serve(), threading.Event()
+    for _ in range(STORE_THREADS):
+        client.app.state.engine._store.submit(done.wait, 20)
     try:
         assert client.get("/livez").status_code == 200
         assert client.get("/readyz").json()["entries"] == 6  # the last known
+        assert "reid_gallery_entries 6.0" in client.get("/metrics").text
     finally:
         done.set()
-        thread.join()
 
 
 @pytest.mark.parametrize(
