@@ -12,7 +12,8 @@ from domains.artefact import DISTRIBUTION, ROOMS, code_version
 NEEDED = {
     "numpy": "the base install", "cv2": "the base install", "pydantic": "the base install",
     "onnxruntime": "the cpu or gpu extra: query, serve, export",
-    "faiss": "the cpu or gpu extra: galleries", "torch": "the train extra: learning", "timm": "the train extra: learning",
+    "faiss": "the cpu or gpu extra: galleries", "fastapi": "the serve extra: serve",
+    "torch": "the train extra: learning", "timm": "the train extra: learning",
     "safetensors": "the train extra: learning", "onnx": "the train extra: export",
 }  # fmt: skip
 

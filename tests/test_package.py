@@ -29,6 +29,7 @@ def test_a_built_wheel_holds_the_configurations_and_reads_them(wheel, tmp_path):
     shipped = {f"reid/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert shipped <= set(names)
     assert {"domains/formats/splits/viper.json", "reid/py.typed", "deploy/py.typed"} <= set(names)
+    assert {f"deploy/service/page/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
     code = """
         import sys; sys.path.insert(0, sys.argv[1])

@@ -199,6 +199,8 @@ class _Exchange:
                 message = await self._receive()
         except TimeoutError:
             raise RefusedError("slow_client", f"the request did not arrive within {self._settings.body_timeout:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise RefusedError("slow_client", "the client went away before its request had arrived")
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
             self._finished = not message.get("more_body", False)

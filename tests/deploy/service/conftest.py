@@ -3,8 +3,10 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 from asking import encoded
+from tiny import DIM, SPACE, embed, graph
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
@@ -21,6 +23,7 @@ from deploy.service.server import Listening
 from deploy.service.settings import Settings
 from deploy.service.tokens import SCOPES, Tokens
 from domains.crops import read_crop
+from prototypes.transport import fit_transport
 
 
 @pytest.fixture
@@ -103,3 +106,20 @@ def listen(filled, bundle):
     for made, thread in running:
         made.should_exit = True
         thread.join(30)
+
+
+@pytest.fixture
+def bundles(tmp_path, make_bundle, projection, golden_crops):
+    """A folder with a good bundle of a new model, one without a transport, and a damaged one."""
+    turned = projection @ np.linalg.qr(np.random.default_rng(5).normal(size=(DIM, DIM)))[0]
+    crops = np.random.default_rng(6).integers(0, 256, (400, *golden_crops.shape[1:]), np.uint8)
+    transport = fit_transport(embed(crops, projection), embed(crops, turned), source=SPACE, target="cd" * 32).to_bytes()
+    folder = tmp_path / "bundles"
+    folder.mkdir()
+    parts = {"model": graph(turned), "embeddings": embed(golden_crops, turned), "changes": {"feature_space": "cd" * 32}}
+    make_bundle("bundles/new", transport=transport, **parts)
+    make_bundle("bundles/alone", **parts)
+    make_bundle("bundles/damaged", transport=transport, **parts)
+    (folder / "damaged" / "model.onnx").write_bytes(b"x")
+    (folder / "link").symlink_to(folder / "new")
+    return folder

@@ -179,6 +179,26 @@ def slow_body(pause):
     return receive
 
 
+def test_a_client_that_goes_away_is_no_mistake_of_ours(listen, caplog):
+    import socket
+
+    port = int(listen().rsplit(":", 1)[1])
+    with caplog.at_level("INFO", logger="deploy.service"):
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n")
+                client.sendall(b"Content-Length: 5000\r\n\r\n--x\r\n")
+                time.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while (
+            sum(record.fields.get("route") == "query" for record in caplog.records if hasattr(record, "fields")) < 3 and time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+    assert not [record for record in caplog.records if record.name == "deploy.service" and record.levelname == "ERROR"]
+    assert {record.fields["code"] for record in caplog.records if getattr(record, "fields", {}).get("route") == "query"} == {"slow_client"}
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+
+
 def test_a_slow_client_is_told_and_its_place_is_given_away(serve):
     client = serve(body_timeout=0.3)
     sent = []
@@ -254,24 +274,17 @@ def test_an_answer_that_takes_too_long_is_given_up(serve, image):
 
 
 def test_a_busy_gallery_does_not_stop_the_probes(serve):
-    client = serve()
-    lock = client.app.state.engine.gallery._store._lock
-    taken, done = threading.Event(), threading.Event()
+    from deploy.service.engine import STORE_THREADS
 
-    def hold():
-        with lock:
-            taken.set()
-            done.wait(20)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    taken.wait(5)
+    client, done = serve(), threading.Event()
+    for _ in range(STORE_THREADS):
+        client.app.state.engine._store.submit(done.wait, 20)
     try:
         assert client.get("/livez").status_code == 200
         assert client.get("/readyz").json()["entries"] == 6  # the last known
+        assert "reid_gallery_entries 6.0" in client.get("/metrics").text
     finally:
         done.set()
-        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -260,15 +260,18 @@ def test_readiness_and_life(serve, bundle):
     assert client.get("/livez").status_code == 200
 
 
-def test_a_gallery_that_another_process_moved_is_not_answered_from(serve, filled, image):
+def test_a_gallery_that_another_process_moved_is_not_answered_from(serve, filled, bundles, image):
     client = serve()
-    with Gallery.open(filled) as gallery, gallery._store.holding():
-        gallery._store.change("UPDATE gallery SET feature_space = ?", [("ef" * 32,)])
-        gallery._store.changed(moved=True)
+    with Gallery.open(filled) as gallery:
+        gallery.upgrade(bundles / "new")
     assert (client.get("/readyz").status_code, client.get("/readyz").json()["state"]) == (503, "mismatch")
     answer = ask(client, image)
     assert (answer.status_code, code(answer)) == (503, "not_ready")
     assert answer.headers["retry-after"]
+    with Gallery.open(filled) as gallery:
+        gallery.go_back()
+    assert client.get("/readyz").status_code == 200
+    assert ask(client, image).status_code == 200
 
 
 def test_an_encoder_of_another_model_is_refused(filled, make_bundle, tmp_path):

@@ -3,31 +3,11 @@
 import threading
 import time
 
-import numpy as np
 import pytest
 from asking import ask, code
-from tiny import DIM, SPACE, embed, graph
-
-from prototypes.transport import fit_transport
+from tiny import SPACE
 
 NEW = "cd" * 32
-
-
-@pytest.fixture
-def bundles(tmp_path, make_bundle, projection, golden_crops):
-    """A folder with a good bundle of a new model, one without a transport, and a damaged one."""
-    turned = projection @ np.linalg.qr(np.random.default_rng(5).normal(size=(DIM, DIM)))[0]
-    crops = np.random.default_rng(6).integers(0, 256, (400, *golden_crops.shape[1:]), np.uint8)
-    transport = fit_transport(embed(crops, projection), embed(crops, turned), source=SPACE, target=NEW).to_bytes()
-    folder = tmp_path / "bundles"
-    folder.mkdir()
-    parts = {"model": graph(turned), "embeddings": embed(golden_crops, turned), "changes": {"feature_space": NEW}}
-    make_bundle("bundles/new", transport=transport, **parts)
-    make_bundle("bundles/alone", **parts)
-    make_bundle("bundles/damaged", transport=transport, **parts)
-    (folder / "damaged" / "model.onnx").write_bytes(b"x")
-    (folder / "link").symlink_to(folder / "new")
-    return folder
 
 
 def finished(client):
