@@ -284,7 +284,6 @@ class Gallery(Upkeep):
         if stale is None:
             return [*found, "index: agrees with it", audit, *self._store.notes]
         self._keeper.drop()
-        self._keeper.index = None
         self.prepare()
         self._save_index()
         return [*found, f"index: made anew, because {stale}", audit, *self._store.notes]

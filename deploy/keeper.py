@@ -74,24 +74,19 @@ class Keeper:
             drop_cache(self.folder)
 
     def check(self) -> str | None:
-        """Compare the files with the store, value by value, and load them; returns what is wrong with them. Call it in a transaction."""
+        """Compare the files with the store, value by value; returns what is wrong with them. Call it in a transaction.
+
+        Afterwards there is an index that agrees with the store, or none.
+        """
         store, state = self.store, self.store.state()
         self.index = None
         stale = why_stale(self.folder, store.facts, state, store.based_on(), store.count())
         index = self.current()
-        if stale is not None:
-            return stale
-        columns, codes = store.columns(), np.empty(0, np.int32)
-        if len(columns.names):
-            codes = np.array([index.camera_codes.get(name, -1) for name in columns.names], np.int32)[columns.cameras]
-        if not (np.array_equal(columns.ids, index.ids) and np.array_equal(columns.utc, index.utc) and np.array_equal(codes, index.camera)):
-            return "its filters differ"
-        start = 0
-        for part in store.vectors():
-            if not np.array_equal(part, index.codes.vectors(start, start + len(part))):
-                return "its vectors differ"
-            start += len(part)
-        return None
+        if stale is None:
+            stale = _difference(index, store)
+            if stale is not None:
+                self.index = None
+        return stale
 
     def describe(self) -> dict[str, Any]:
         """How searches are answered, as plain values: from the index in memory, or from what its files say."""
@@ -101,3 +96,18 @@ class Keeper:
         else:
             found = describe(self.folder)
         return {"search": "exact"} if found is None else {"search": "exact below 50,000 candidates, else lists", **found}
+
+
+def _difference(index: Index, store: Store) -> str | None:
+    """What an index holds that the store does not, or the other way round."""
+    columns, codes = store.columns(), np.empty(0, np.int32)
+    if len(columns.names):
+        codes = np.array([index.camera_codes.get(name, -1) for name in columns.names], np.int32)[columns.cameras]
+    if not (np.array_equal(columns.ids, index.ids) and np.array_equal(columns.utc, index.utc) and np.array_equal(codes, index.camera)):
+        return "its filters differ"
+    start = 0
+    for part in store.vectors():
+        if not np.array_equal(part, index.codes.vectors(start, start + len(part))):
+            return "its vectors differ"
+        start += len(part)
+    return None

@@ -39,9 +39,12 @@ ALTER TABLE gallery ADD COLUMN crops INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE gallery ADD COLUMN seal TEXT;
 ALTER TABLE entry ADD COLUMN stamp INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE crop(id INTEGER PRIMARY KEY, jpeg BLOB NOT NULL, checksum INTEGER NOT NULL);
+CREATE INDEX entry_camera ON entry(camera, utc);
+CREATE INDEX entry_age ON entry(COALESCE(utc, added));
 PRAGMA user_version = 3;
 """
-"""What schema 3 added: the state that the index on disk may grow from, stored crops, and seals over everything that schema 2 left without a checksum.
+"""What schema 3 added: the state that the index on disk may grow from, stored crops, seals over everything that schema 2 left without a checksum, and
+indices so that rules, counts by camera and the list of ids need not read every vector.
 
 Entries that were there have the stamp 0: their checksum does not cover their space.
 """

@@ -285,3 +285,24 @@ def test_removing_from_lists_leaves_rows_in_order(rng):
 def test_an_empty_index_answers_nothing():
     held = Index(DIM, State(0, "", 0, 0))
     assert held.search(np.eye(DIM)[:2], 3, index.Allowed(None, 0))[0][0].size == 0
+
+
+@pytest.mark.parametrize("part", ["vectors", "times", "cameras"])
+def test_verify_finds_files_that_are_whole_but_wrong(filled, part):
+    gallery, vectors = filled
+    gallery.search(vectors[0])
+    held = gallery._keeper.index
+    if part == "vectors":
+        keep = np.ones(3000, bool)
+        keep[10] = False
+        held.codes.remove(keep)
+        held.codes.add(vectors[:1].astype(np.float32))
+    elif part == "times":
+        held.utc[7] += 1
+    else:
+        held.camera[7] = (held.camera[7] + 1) % 3
+    held.kept = None
+    gallery._save_index()
+    assert "differ" in gallery.verify()[1]
+    assert gallery.verify()[1] == "index: agrees with it"
+    check(gallery.search(vectors[1], k=5, exact=True)[0], oracle(vectors, list(range(1, 3001)), vectors[1], 5))

@@ -257,13 +257,13 @@ def test_a_gallery_of_the_first_schema_opens_and_can_be_upgraded(gallery, rng, b
     before = gallery.search(vectors[:2], k=5)
     gallery.close()
     with sqlite3.connect(gallery.path / "gallery.db") as db:  # what schemas 2 and 3 added, taken away
+        for index in ("entry_label", "entry_camera", "entry_age"):
+            db.execute(f"DROP INDEX {index}")
         for table, column in (("gallery", "moves"), ("gallery", "base"), ("gallery", "crops"), ("gallery", "seal"), ("entry", "stamp")):
             db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         db.execute("DROP TABLE crop")
         for number, blob, *origin in db.execute("SELECT id, vector, camera, source, time, utc, label FROM entry").fetchall():
             db.execute("UPDATE entry SET checksum = ? WHERE id = ?", (checksum(blob, (number, *origin)), number))
-        for index in ("entry_label",):
-            db.execute(f"DROP INDEX {index}")
         for name in ("space", "carried", "audit", "retention", "backup"):
             db.execute(f"DROP TABLE {name}")
         for table, column in (("gallery", "space"), ("entry", "space"), ("entry", "origin"), ("entry", "added")):
