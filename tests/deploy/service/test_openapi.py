@@ -14,9 +14,9 @@ schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not i
 from schemathesis.specs.openapi import checks  # noqa: E402 - only where it is installed
 
 EXCLUDED = [checks.positive_data_acceptance, checks.negative_data_rejection, checks.ignored_auth]
-"""An image is more than its schema says, so that not every request that fits the schema can be done; a form knows no types, so that a number where the
-schema has a list of texts is right; and every request here carries a valid token, also where the generator left it out. What is refused, and who is let
-in, have tests of their own (test_routes, test_gate)."""
+"""An image is more than its schema says, so that not every request that fits the schema can be done; a form knows no types, so that a number where
+the schema has a list of texts is right; and every request here carries a valid token, also where the generator left it out. What is refused, and who
+is let in, have tests of their own (test_routes, test_gate)."""
 
 
 @pytest.fixture
