@@ -23,11 +23,9 @@ def check_store(store: Store) -> None:
     """Raise GalleryError naming what is damaged in the database, if anything is. Call it in a transaction."""
     found = list(islice(faults(store), NAMED + 1))
     if found:
-        more = ", and more" if len(found) > NAMED else ""
-        raise GalleryError(
-            f"{store.file}: {', '.join(found[:NAMED])} {'are' if len(found) > 1 else 'is'} damaged{more}; restore a backup, "
-            "or try reid gallery verify --repair"
-        )
+        named = "; ".join(f"{fault} is damaged" for fault in found[:NAMED])
+        more = "; and more" if len(found) > NAMED else ""
+        raise GalleryError(f"{store.file}: {named}{more}; restore a backup, or try reid gallery verify --repair")
 
 
 def faults(store: Store) -> Iterator[str]:
@@ -47,7 +45,7 @@ def faults(store: Store) -> Iterator[str]:
     try:
         check_audit(store)
     except GalleryError as error:
-        yield str(error).split(";")[0]
+        yield f"the audit ({str(error).split(';')[0]})"
 
 
 def _entry_faults(store: Store) -> Iterator[str]:

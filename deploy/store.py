@@ -216,6 +216,12 @@ class Store(Connection):
     def remove(self, ids: Iterable[int]) -> int:
         """Delete entries inside a :meth:`holding` block; returns how many there were. Their bytes are gone only after :meth:`wipe`."""
         numbers = [(number,) for number in ids]
+        facts, damaged = self.facts, False
+        for part in _parts([number for (number,) in numbers]):
+            rows = self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))})", part)
+            damaged |= any(present_vector(row, facts.space, facts.dim) is None for row in rows)
+        if damaged:  # the database's own indices may hold another text than the row, which its deletion would not find
+            self._db.execute("REINDEX")
         before = self._db.total_changes
         self._db.executemany("DELETE FROM entry WHERE id = ?", numbers)
         removed = self._db.total_changes - before
