@@ -353,13 +353,13 @@ def test_verify_finds_a_flipped_bit_in_a_vector_or_a_text(gallery, rng):
     assert gallery.verify()[0] == "gallery.db: 20 entries, all whole"
     gallery.close()
     good = (gallery.path / "gallery.db").read_bytes()
-    for needle in (vectors[11].astype(np.float16).tobytes()[:8], b"camera-one/crops/4.png"):
-        at = good.index(needle) + 3
+    rows = [vector.astype(np.float16).tobytes() for vector in vectors]
+    for at in (good.index(rows[11]) + 3, good.index(b"camera-one/crops/4.png", good.index(rows[4])) + 3):
         (gallery.path / "gallery.db").write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
         (gallery.path / "index.json").unlink(missing_ok=True)
         with Gallery.open(gallery.path) as opened:
             for ask in (opened.verify, lambda: opened.search(vectors[:1])):
-                with pytest.raises(GalleryError, match=r"entry (5|12) of .* is damaged"):
+                with pytest.raises(GalleryError, match=r"entry (5|12) of .* (is|are) damaged"):
                     ask()
             opened.forget([5, 12])
             assert len(opened.verify()) == 3

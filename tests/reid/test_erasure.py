@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from drawing import draw_tiny_domain
 from test_run import SETTINGS, Stop, StopAt
 
 import domains
@@ -48,8 +49,6 @@ def name_people(site, seed):
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
-    from conftest import draw_tiny_domain
-
     root = tmp_path_factory.mktemp("data")
     named = ("quillyard", "westgate", "thirdplace")
     return [name_people(domains.open(draw_tiny_domain(root / name, seed=seed)), seed) for seed, name in enumerate(named)]
