@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, progress, table
+from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, progress, say, table
 
 if TYPE_CHECKING:
     from deploy import Gallery
@@ -40,9 +40,9 @@ def gallery_add(
     if as_json:
         print_json({"added": filled.added, "known": filled.known, "skipped": [list(item) for item in filled.skipped], "total": total})
     else:
-        out.print(f"added {filled.added}, already there {filled.known}, skipped {len(filled.skipped)}; the gallery holds {total}", markup=False)
+        say(f"added {filled.added}, already there {filled.known}, skipped {len(filled.skipped)}; the gallery holds {total}")
         for path, reason in filled.skipped:
-            out.print(f"skipped {path}: {reason}", markup=False)
+            say(f"skipped {path}: {reason}")
 
 
 @gallery_app.command("info")
@@ -56,7 +56,7 @@ def gallery_info(gallery: PathArgument, as_json: Json = False) -> None:
         print_json(info)
     else:
         for name, value in info.items():
-            out.print(f"{name}: {value}", markup=False)
+            say(f"{name}: {value}")
 
 
 @gallery_app.command("verify")
@@ -125,9 +125,9 @@ def gallery_forget(
     if as_json:
         print_json({"forgotten": removed, "backups": backups})
         return
-    out.print(f"forgot {removed}", markup=False)
+    say(f"forgot {removed}")
     for path in backups:
-        out.print(f"the backup {path} was made before this and still holds what was in the gallery then", markup=False)
+        say(f"the backup {path} was made before this and still holds what was in the gallery then")
 
 
 def _who_looks_like(
@@ -180,7 +180,7 @@ def gallery_upgrade(
     for text in said:
         out.print(text, markup=False)
     done = "dropped the older vectors of" if drop_old else "carried back" if back else "carried"
-    out.print(f"{done} {count} entries; the gallery is in feature space {space:.12}…", markup=False)
+    say(f"{done} {count} entries; the gallery is in feature space {space:.12}…")
     if bundle is not None:
         out.print("to undo: reid gallery upgrade GALLERY --back; to make it final: --drop-old", markup=False)
 
@@ -201,7 +201,7 @@ def gallery_keep(
         print_json(rules)
         return
     for name, limit in rules.items():
-        out.print(f"{name or 'every other camera'}: {limit} days", markup=False)
+        say(f"{name or 'every other camera'}: {limit} days")
     if not rules:
         out.print("no rule: entries are kept until they are forgotten", markup=False)
 
@@ -213,7 +213,7 @@ def gallery_backup(gallery: PathArgument, copy: Annotated[Path, typer.Argument(h
 
     with Gallery.open(gallery) as store:
         count = store.backup(copy)
-    out.print(f"{copy}: {count} entries, verified; erasures do not reach it, so it is named whenever something is forgotten", markup=False)
+    say(f"{copy}: {count} entries, verified; erasures do not reach it, so it is named whenever something is forgotten")
 
 
 @gallery_app.command("restore")
@@ -225,9 +225,9 @@ def gallery_restore(backup: PathArgument, gallery: PathArgument, as_json: Json =
     if as_json:
         print_json({"entries": count, "aside": None if aside is None else str(aside)})
         return
-    out.print(f"{gallery}: {count} entries, verified; what was forgotten since the backup was made is back, so forget it again", markup=False)
+    say(f"{gallery}: {count} entries, verified; what was forgotten since the backup was made is back, so forget it again")
     if aside is not None:
-        out.print(f"the gallery that was there is now {aside}; delete it when you no longer need it", markup=False)
+        say(f"the gallery that was there is now {aside}; delete it when you no longer need it")
 
 
 @gallery_app.command("audit")
@@ -250,4 +250,4 @@ def gallery_audit(
         return
     for record in records:
         what = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("time", "action"))
-        out.print(f"{record['time']}  {record['action']}: {what}", markup=False)
+        say(f"{record['time']}  {record['action']}: {what}")

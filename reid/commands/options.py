@@ -37,6 +37,11 @@ def progress() -> Progress:
     return Progress(Console(stderr=True))
 
 
+def say(text: str) -> None:
+    """Print a line as it is: markup means nothing, and the terminal breaks it, not we."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Print JSON on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")

@@ -192,13 +192,15 @@ def test_sigkill_anywhere_and_started_again_gives_the_same_weights_and_scores(tm
     def command(name):
         return [sys.executable, "-c", CHILD, str(tmp_path / name), settings, *(str(site.root) for site in sites[:2])]
 
+    began = time.monotonic()
     subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
+    needed = time.monotonic() - began
     draw = random.Random(5)
     kills = 0
     for _ in range(12):
         child = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            child.wait(timeout=3.0 + 3 * draw.random())
+            child.wait(timeout=needed * (0.4 + 0.5 * draw.random()))
             break
         except subprocess.TimeoutExpired:
             os.kill(child.pid, signal.SIGKILL)
