@@ -183,7 +183,7 @@ def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str,
 def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
     """Repeat one stored test run with the code as it is now; if no figure of its matrix moved, results of that code stand for this one.
 
-    ``methods`` leaves out those whose own parts have changed: one run says nothing about them.
+    ``methods``, unless it is all, leaves out those whose own parts have changed: one run says nothing about them.
     """
     stale = [key for key, result in results.items() if result["kind"] == "test" and result["code"] != code_hash()]
     stale.reverse()  # the newest results are those that may still stand
@@ -198,7 +198,7 @@ def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
     if new["matrix"] != old["matrix"]:
         moved = [key for key, cell in new["matrix"].items() if cell != old["matrix"].get(key)]
         raise SystemExit(f"the figures moved in {len(moved)} cells, first {moved[0]}: the results are stale: run the tests again")
-    for key in [key for key, result in results.items() if result["code"] == old["code"] and result["method"] in methods]:
+    for key in [key for key, result in results.items() if result["code"] == old["code"] and (methods is METHODS or result["method"] in methods)]:
         result = results.pop(key)
         result |= {"code": code_hash(), "carried": [*result.get("carried", []), result["code"]]}
         results[result_key(result["kind"], result["order"], result["settings"], result["about"], result["data"])] = result
