@@ -24,6 +24,7 @@ def methods(tables_only: Annotated[bool, typer.Option("--tables", help="Run noth
         study.main(["test"])
         study.main(["strong"])
         study.main(["parts"])
+        study.main(["guides"])
     study.main(["document"])
 
 
