@@ -12,7 +12,7 @@ class FixedStatistics(Term):
     weights are averaged with those of a network that was fitted to others. Held, both networks that are averaged normalise alike, old domains see the
     statistics that they were learned with, and the new domain is brought to them by the weights. Freezing after pre-training is usual in detection
     (Ren et al., NeurIPS 2015); Pham et al. (ICLR 2022) show what BatchNorm costs in continual learning. It has no loss, and changes nothing in a
-    network without BatchNorm. The neck is not held.
+    network without BatchNorm or dropout. The neck is not held.
     """
 
     def begin(self, step: Step) -> None:
