@@ -6,6 +6,7 @@ import resource
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from reid.optim import Runtime
 from reid.terms import Step, build_terms
 
 WARM_UP, MEASURED = 1, 2
+"""Iterations; one more follows, which is not counted because the last writes a snapshot."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,16 @@ def measure_speed(config: Config) -> Speed:
     pids = np.repeat(np.arange(people), train.instances)
     split = Split(tuple(str(row) for row in range(len(pids))), pids, np.zeros(len(pids), np.int64))
     domain = Domain("speed", Path(), "drawn", tuple(str(person) for person in range(people)), ("1",), train=split)
-    seconds = []
-    for iterations in (WARM_UP, WARM_UP + MEASURED):
-        chosen = config.model_copy(update={"train": train.model_copy(update={"iterations": iterations})})
-        model = build_model(config.model.model_copy(update={"weights": "none"}), spec, classes=people)
-        runtime = Runtime.choose(config.device, train.precision, model)
-        step = Step(1, domain, chosen, runtime, model.to(runtime.device), {}, 0)
-        with tempfile.TemporaryDirectory() as folder:
-            learner = Learner(step, build_terms(read_method(config.method).terms), CropStore(crops, split, ()), {}, Path(folder))
-            seconds.append(learner.train().seconds)
+    chosen = config.model_copy(update={"train": train.model_copy(update={"iterations": WARM_UP + MEASURED + 1})})
+    model = build_model(config.model.model_copy(update={"weights": "none"}), spec, classes=people)
+    runtime = Runtime.choose(config.device, train.precision, model)
+    step = Step(1, domain, chosen, runtime, model.to(runtime.device), {}, 0)
+    ends: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        learner = Learner(step, build_terms(read_method(config.method).terms), CropStore(crops, split, ()), {}, Path(folder))
+        learner.train(lambda done, losses: ends.append(perf_counter()))
     if runtime.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(runtime.device)
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Speed(MEASURED * people * train.instances / max(1e-9, seconds[1] - seconds[0]), peak)
+    return Speed(MEASURED * people * train.instances / (ends[WARM_UP + MEASURED - 1] - ends[WARM_UP - 1]), peak)
