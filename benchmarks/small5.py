@@ -45,7 +45,7 @@ SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
 DEV_SEED, DEV_SHARE = 20261121, 0.3
 LEARNING_PATH = (
     "domains/crops.py", "domains/domain.py", "domains/hypernetwork.py", "domains/scoring.py", "domains/style.py", "domains/synthetic",
-    "domains/transferability.py", "prototypes", "reid/adapter.py", "reid/augment.py", "reid/backbone.py", "reid/ending.py", "reid/evaluate.py",
+    "domains/transferability.py", "prototypes", "reid/adapter.py", "reid/adapting.py", "reid/augment.py", "reid/backbone.py", "reid/ending.py", "reid/evaluate.py",
     "reid/fusion.py", "reid/learner.py", "reid/learning.py", "reid/loader.py", "reid/losses.py", "reid/matrix.py", "reid/model.py", "reid/optim.py",
     "reid/probe.py", "reid/randomness.py", "reid/repair.py", "reid/routing.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
 )  # fmt: skip
@@ -179,6 +179,8 @@ def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str,
     usual = Config().learning()
     essential = {key: value for key, value in settings.items() if key not in usual or value != usual[key]}
     parts = {key: about.get(key) for key in ("terms", "fusion", "repair", "transport", "needs_all_images")}
+    if about.get("adapter"):
+        parts["adapter"] = about["adapter"]
     return content_id([kind, order, essential, parts, data, code_hash()])[:16]
 
 

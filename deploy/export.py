@@ -99,7 +99,7 @@ def export_run(
     if site is not None:
         routed = run.route(site, step)
         if routed is None:
-            raise ExportError(f"{sealed.folder.name} serves every site by one network: leave the site out")
+            raise ExportError(f"{sealed.folder.name} serves {getattr(site, 'name', site)} by the network that serves every site: leave the site out")
         model = routed
     spec = run.config.crop.spec()
     drawn = golden_crops(max(PARITY_BATCHES), height=spec.height, width=spec.width)

@@ -130,6 +130,10 @@ class TrainConfig(Strict):
     """Largest gradient norm; 0 leaves gradients alone."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
+    adapter: Annotated[float, Field(gt=0, le=10)] = 0.6
+    """Iterations in which a method's adapter is taught once the step is finished, as a fraction of ``iterations``."""
+    adapter_lr: Positive = 1.0
+    """Factor on ``lr`` meanwhile."""
 
 
 class StorageConfig(Strict):
@@ -171,7 +175,7 @@ class Config(Strict):
 
 
 class Method(Strict):
-    """A lifelong method: four lists of named parts, each ``{name: {parameter: value}}``."""
+    """A lifelong method: lists of named parts, each ``{name: {parameter: value}}``."""
 
     name: str
     about: str
@@ -180,10 +184,12 @@ class Method(Strict):
     fusion: tuple[Entry, ...] = ()
     repair: tuple[Entry, ...] = ()
     transport: tuple[Entry, ...] = ()
+    adapter: tuple[Entry, ...] = ()
+    """Terms of a second training, beside the finished model, which they leave as it is: what one site needs and no other."""
     needs_all_images: bool = False
     """Breaks the rule that old images are not kept: only the joint upper bound may."""
 
-    @field_validator("terms", "fusion", "repair", "transport", mode="before")
+    @field_validator("terms", "fusion", "repair", "transport", "adapter", mode="before")
     @classmethod
     def _entries(cls, value: Any) -> Any:
         """Take ``- triplet`` and ``- triplet: {weight: 2}`` alike."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from domains.domain import Domain
+from domains.domain import Domain, SameCamera
 from domains.errors import DataError
 from domains.reranking import k_reciprocal
 from domains.scoring import Labels, Scores, score_domain, score_similarities
@@ -53,6 +54,39 @@ def can_be_scored(domain: Domain) -> str | None:
     return "its images are gone" if gone else None
 
 
+@dataclass(frozen=True)
+class Retrieval:
+    """A domain's queries and gallery, embedded: all that scoring needs.
+
+    Attributes:
+        asked: unit-length embeddings of the queries, ``[Q, D]``.
+        held: of the gallery, ``[G, D]``.
+        people: who the queries and the gallery show, and where.
+        same_camera: the domain's camera rule.
+    """
+
+    asked: NDArray[np.float32]
+    held: NDArray[np.float32]
+    people: tuple[Labels, Labels]
+    same_camera: SameCamera
+
+    @classmethod
+    def of(cls, domain: Domain, embed: Embed, stores: StoreCache, gallery_embed: Embed | None = None) -> Retrieval:
+        """Embed both splits; raises DataError if there is none to score."""
+        why = can_be_scored(domain)
+        if why:
+            raise DataError(f"domain {domain.name} can't be scored: {why}")
+        query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
+        people = Labels.from_split(query.split), Labels.from_split(gallery.split)
+        return cls(embed(query.crops), (gallery_embed or embed)(gallery.crops), people, domain.same_camera)
+
+    def scores(self, *, rerank: bool = False) -> Scores:
+        """Retrieval scores; raises DataError if no query can be scored."""
+        if rerank:
+            return score_similarities(k_reciprocal(self.asked, self.held), *self.people, same_camera=self.same_camera)
+        return score_domain(self.asked, self.held, *self.people, same_camera=self.same_camera)
+
+
 def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed: Embed | None = None, rerank: bool = False) -> Scores:
     """Score a domain under its own camera rule.
 
@@ -66,12 +100,4 @@ def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed:
     Raises:
         DataError: no split to score, or no query that can be scored.
     """
-    why = can_be_scored(domain)
-    if why:
-        raise DataError(f"domain {domain.name} can't be scored: {why}")
-    query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
-    people = Labels.from_split(query.split), Labels.from_split(gallery.split)
-    asked, held = embed(query.crops), (gallery_embed or embed)(gallery.crops)
-    if rerank:
-        return score_similarities(k_reciprocal(asked, held), *people, same_camera=domain.same_camera)
-    return score_domain(asked, held, *people, same_camera=domain.same_camera)
+    return Retrieval.of(domain, embed, stores, gallery_embed).scores(rerank=rerank)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from domains.domain import Domain, union
 from domains.errors import DataError, UsageError
+from reid.adapting import adapted, adapter_config, check_adapter
 from reid.config import Config, Method
 from reid.ending import Ended, check_parts, end_step
 from reid.fusion import State, applied
@@ -31,6 +32,7 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
     """Learn a domain, or several at once, and seal the step; the run is locked by the caller. See :meth:`reid.run.Run.learn`."""
     domain, config = _what_to_learn(run, members, config)
     terms = build_terms(method.terms)
+    check_adapter(method)
     check_parts(method)
     old, parent = run.model()
     index = parent.index + 1
@@ -61,6 +63,10 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
     began = time.perf_counter()
     with progress.task(f"ending step {index}", None):
         ended = end_step(step, terms, method, old, space=parent.feature_space, rows=run.rows)
+    beside = 0.0
+    if method.adapter:
+        with progress.task(f"step {index}: adapter of {domain.name}", adapter_config(step).train.iterations) as tick:
+            ended, beside = adapted(step, ended, method.adapter, store, contract, work, tick.losses)
     memory = {name: value.cpu().numpy() for name, value in ended.memory.items()}
     model.cpu()
     card = {
@@ -72,6 +78,7 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
             "precision": str(runtime.dtype).removeprefix("torch."),
             **_speed(trained),
             "seconds_ending": round(time.perf_counter() - began, 3),
+            "seconds_adapter": round(beside, 3),
             "left_out": [missing.path for missing in store.left_out],
         },
         "bytes": _bytes(memory, teachers, old, ended, fuses=bool(applied(method.fusion, first=index == 1, random=config.model.weights == "none"))),

@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from domains.domain import Domain
-from domains.errors import DataError
 from domains.openset import open_set
-from domains.reranking import k_reciprocal
-from domains.scoring import Labels, score_domain, score_similarities
-from reid.evaluate import Embed, can_be_scored
+from reid.evaluate import Embed, Retrieval
 from reid.loader import StoreCache
 
 
@@ -21,14 +18,6 @@ def evaluate_open_set(domain: Domain, embed: Embed, stores: StoreCache, *, reran
     Raises:
         DataError: no split to score, or no query that can be scored.
     """
-    why = can_be_scored(domain)
-    if why:
-        raise DataError(f"domain {domain.name} can't be scored: {why}")
-    query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
-    people = Labels.from_split(query.split), Labels.from_split(gallery.split)
-    asked, held = embed(query.crops), embed(gallery.crops)
-    if rerank:
-        scores = score_similarities(k_reciprocal(asked, held), *people, same_camera=domain.same_camera)
-    else:
-        scores = score_domain(asked, held, *people, same_camera=domain.same_camera)
-    return {**scores.to_dict(), "open_set": open_set(asked, held, *people, same_camera=domain.same_camera).to_dict()}
+    found = Retrieval.of(domain, embed, stores)
+    known = open_set(found.asked, found.held, *found.people, same_camera=found.same_camera)
+    return {**found.scores(rerank=rerank).to_dict(), "open_set": known.to_dict()}

@@ -1,7 +1,8 @@
 """Routes: a site is served by the network that its own domain's adapter gives, where a run's method keeps one per domain.
 
-A learned site is known by its name. Another is known by its look alone: the learned domains' adapters are mixed by how near their twelve style
-numbers are to those of the crops that ask. What is in a gallery has no say, and a gallery holds embeddings of one route.
+A learned site is known by its name. Where the step's own network is for all sites and adapters stand beside it, another site is served by that
+network. Where there is nothing but adapters, another site is known by its look alone: the learned domains' adapters are mixed by how near their
+twelve style numbers are to those of the crops that ask. What is in a gallery has no say, and a gallery holds embeddings of one route.
 """
 
 from __future__ import annotations
@@ -37,16 +38,23 @@ class Router:
         write: gives the weights of any embedding.
         embeddings: of the learned domains, ``[32]`` each, by name.
         looks: the learned domains' twelve numbers, by name.
+        shared: whether the step's own network is for every site that has no adapter.
     """
 
     write: Write
     embeddings: Mapping[str, Tensor]
     looks: Mapping[str, StyleStatistics]
+    shared: bool = False
 
-    def place(self, site: str, look: StyleStatistics | None) -> Tensor:
-        """Embedding of a site: a learned one's own; else ``Σ π_n e_n``, ``π_n ∝ exp(-|s - s_n|² / 2τ²)``; the mean where no look is known."""
+    def place(self, site: str, look: StyleStatistics | None) -> Tensor | None:
+        """Embedding of a site: a learned one's own; else None where the step's own network is for all, and ``Σ π_n e_n`` where it is not.
+
+        There ``π_n ∝ exp(-|s - s_n|² / 2τ²)``, and the mean serves where no look is known.
+        """
         if site in self.embeddings:
             return self.embeddings[site]
+        if self.shared:
+            return None
         known = [name for name in self.embeddings if name in self.looks]
         if look is None or not known:
             return torch.stack(list(self.embeddings.values())).mean(0)
@@ -66,8 +74,9 @@ def routing_term(card: Mapping[str, Any]) -> HyperNetworkTerm | None:
     """Return the term by which a step's method routes, if it does."""
     if not card.get("method"):
         return None
-    terms = build_terms(validated(Method, card["method"], "method").terms).values()
-    return next((term for term in terms if isinstance(term, HyperNetworkTerm) and term.use == "routed"), None)
+    method = validated(Method, card["method"], "method")
+    terms = [*build_terms(method.terms).values(), *build_terms(method.adapter).values()]
+    return next((term for term in terms if isinstance(term, HyperNetworkTerm) and term.use in ("routed", "beside")), None)
 
 
 def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mapping[str, Tensor]], memories: Sequence[Memory]) -> Router | None:
@@ -79,11 +88,11 @@ def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mappi
         kept: further weights that the step sealed.
         memories: of the domains learned up to it.
     """
-    if BASE not in kept:
+    if KIND not in kept:
         return None
     slots = find_slots(model.backbone, rank=term.rank, where=term.places(model.backbone))
     net = term.network(kept[KIND], slots)
-    base = kept[BASE]
+    base = kept[BASE] if term.use == "routed" else {slot.name: model.backbone.get_parameter(slot.name).detach().clone() for slot in slots}
 
     def write(place: Tensor) -> Mapping[str, Tensor]:
         return {name: base[name] + change for name, change in term.written(net, slots, place).items()}
@@ -93,4 +102,4 @@ def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mappi
     looks = {name: StyleStatistics.from_array(arrays["style.statistics"]) for name, arrays in found.items() if "style.statistics" in arrays}
     if not embeddings:  # all that was routed is erased
         return None
-    return Router(write, embeddings, looks)
+    return Router(write, embeddings, looks, shared=term.use == "beside")

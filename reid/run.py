@@ -350,7 +350,7 @@ class Run:
     def route(self, site: Domain | str, step: int = -1) -> ReidModel | None:
         """Build the network that serves a site, where a step's method keeps one per domain; None where all are served by the step's own.
 
-        A learned site's name is enough; of another the query crops are looked at.
+        A learned site's name is enough; of another the query crops are looked at. None, too, where another site is served by the step's own network.
         """
         term = routing_term(self.steps[step].card)
         if term is None:
@@ -365,7 +365,8 @@ class Run:
                 raise UsageError(f"step {sealed.index} has no route for {name}; it has learned {', '.join(router.embeddings)}")
             if len(site.query):
                 look = StyleStatistics.of([self.stores.get(site, site.query).crops])
-        return router.route(model, router.place(name, look))
+        place = router.place(name, look)
+        return None if place is None else router.route(model, place)
 
     def _served(self, step: int) -> Callable[[Domain], Embed]:
         """How a step's model embeds a domain's crops."""

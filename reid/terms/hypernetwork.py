@@ -28,8 +28,8 @@ KIND, BASE = "hypernetwork", "base"
 SCORED = 1000
 """Crops that H-scores are computed on, as published."""
 
-Use = Literal["merged", "averaged", "routed"]
-USES = ("merged", "averaged", "routed")
+Use = Literal["merged", "averaged", "routed", "beside"]
+USES = ("merged", "averaged", "routed", "beside")
 
 
 class HyperNetworkTerm(Term):
@@ -39,7 +39,8 @@ class HyperNetworkTerm(Term):
 
     Args:
         use: ``merged``: the adapter is added to the weights when the step is trained, before fusion. ``averaged``: the weights are always those of
-            the first step with the adapter that the mean of all embeddings gives. ``routed``: likewise, but a site has its own.
+            the first step with the adapter that the mean of all embeddings gives. ``routed``: likewise, but a site has its own. ``beside``, in a
+            method's ``adapter`` list: every learned site, the first too, has its own beside the weights that the method's other parts give.
         rank: of the low-rank changes.
         where: what is adapted, see :data:`reid.adapter.WHERE`; by default attention of a ViT, convolutions and BatchNorms of a CNN.
         frozen: whether the backbone below the adapter is held; always so where it is not merged.
@@ -81,15 +82,18 @@ class HyperNetworkTerm(Term):
     def begin(self, step: Step) -> None:
         """Take up the hypernetwork where the last step left it, place the new domain, and let the model learn through its adapter."""
         seed = (step.config.seed, step.index)
+        if (self.use == "beside") != step.finished:
+            where = "in a method's adapter list, and nowhere else" if self.use == "beside" else "among a method's terms, and not in its adapter list"
+            raise ConfigError(f"hypernetwork: {{use: {self.use}}} belongs {where}")
         self.embedding = nn.Parameter(torch.randn(EMBEDDING_DIM, generator=torch_generator(*seed, "domain embedding")))
-        if step.index == 1:
+        if step.index == 1 and self.use != "beside":
             self.embedding.requires_grad_(False)
             return
         backbone = step.model.backbone
         self.slots = find_slots(backbone, rank=self.rank, where=self.places(backbone))
         self.net = self.network(step.kept.get(KIND), self.slots, seed=torch_seed(*seed, KIND))
         known = [memory.arrays[f"{KIND}.embedding"] for memory in step.memories if f"{KIND}.embedding" in memory.arrays]
-        if known and KIND not in step.kept and len(known) > 1:
+        if KIND not in step.kept and len(known) > (self.use != "beside"):
             raise ConfigError("the step before kept no hypernetwork, so older adapters can't be held; go on with the method of the step before it")
         self.register_buffer("others", torch.from_numpy(np.stack(known)) if known else torch.zeros(0, EMBEDDING_DIM))
         with torch.no_grad():
@@ -140,6 +144,8 @@ class HyperNetworkTerm(Term):
             return
         backbone = step.model.backbone
         step.model.changes, step.model.still = None, False
+        if self.use == "beside":
+            return
         if self.use != "merged":
             self._base = {slot.name: backbone.get_parameter(slot.name).detach().cpu().clone() for slot in self.slots}
         place = self.embedding if self.use == "merged" else torch.cat([self.others, self.embedding[None]]).mean(0)
@@ -152,7 +158,7 @@ class HyperNetworkTerm(Term):
         if self.net is None:
             return {}
         kept = {KIND: {name: value.detach().cpu() for name, value in self.net.state_dict().items()}}
-        return kept if self.use == "merged" else {**kept, BASE: self._base}
+        return kept if self.use in ("merged", "beside") else {**kept, BASE: self._base}
 
     def end(self, step: Step) -> Mapping[str, Tensor]:
         """``embedding``, ``[32]`` float32."""

@@ -45,6 +45,7 @@ class Step:
         survey: reads the step's train crops without augmentation.
         kept: further weights that the step before sealed, by name.
         views: how views beside ``plain`` are made, by name; a term that makes one puts it here in ``begin``.
+        finished: whether ``model`` is M_t already, and what is trained now is the adapter beside it.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Step:
     survey: Survey | None = None
     kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     views: dict[str, MakeView] = field(default_factory=dict)
+    finished: bool = False
 
 
 @dataclass
