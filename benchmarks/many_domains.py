@@ -1,6 +1,6 @@
 """Twenty drawn domains in a row through one hypernetwork: what each adds in bytes and seconds, and whether old adapters hold.
 
-    python -m benchmarks.many_domains [--domains 20] [--method hyper_routed] [--save]
+    python -m benchmarks.many_domains [--domains 20] [--method hyper_default] [--look-ahead] [--save]
     python -m benchmarks.many_domains --run runs/site      # the curves of a run that is there
 
 For every learned domain and every later step: how far its adapter is from what it was when just learned, relative to its length, and percent mAP
@@ -21,7 +21,7 @@ from rich.console import Console
 from benchmarks.results_file import record
 from domains.domain import Domain
 from domains.synthetic import STYLES, make_domain
-from reid.config import build_config, read_method, read_stream
+from reid.config import Entry, Method, build_config, read_method, read_stream
 from reid.progress import Progress
 from reid.routing import router_of, routing_term
 from reid.run import Run
@@ -43,7 +43,8 @@ def routes(run: Run, step: int) -> dict[str, torch.Tensor]:
     router = term and router_of(model, term, sealed.kept(), run.memories()[: sealed.index])
     if not router:
         return {}
-    base = sealed.kept()["base"]
+    shared = dict(run.model(step)[0].backbone.named_parameters())
+    base = sealed.kept().get("base", shared)
     with torch.no_grad():
         return {
             name: torch.cat([(weight - base[key]).flatten() for key, weight in router.write(place).items()])
@@ -84,14 +85,25 @@ def table(rows: list[dict[str, Any]], run: Run) -> str:
     return "\n".join(lines)
 
 
+def looking_ahead(method: Method) -> Method:
+    """The method with a hypernetwork that holds older adapters after the step that the other losses alone would take."""
+
+    def changed(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        return tuple({name: {**given, "look_ahead": True} if name == "hypernetwork" else given for name, given in entry.items()} for entry in entries)
+
+    return method.model_copy(update={"terms": changed(method.terms), "adapter": changed(method.adapter)})
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", type=int, default=20)
-    parser.add_argument("--method", default="hyper_routed")
+    parser.add_argument("--method", default="hyper_default")
+    parser.add_argument("--look-ahead", action="store_true", help="hold older adapters after the step that the other losses would take")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--save", action="store_true", help="keep the curves in benchmarks/results/many_domains.json")
     options = parser.parse_args()
+    method = looking_ahead(read_method(options.method)) if options.look_ahead else read_method(options.method)
     with tempfile.TemporaryDirectory() as folder:
         if options.run:
             run = Run.open(options.run)
@@ -102,11 +114,12 @@ def main() -> None:
             config = build_config(read_stream("small5").config, SHORT, {"method": options.method})
             run = Run.create(Path(folder) / "run", config)
             for site in sites:
-                run.learn(site, method=read_method(options.method), config=config, progress=Progress(Console(stderr=True)))
+                run.learn(site, method=method, config=config, progress=Progress(Console(stderr=True)))
         rows = curves(run, sites)
         print(table(rows, run))
         if options.save:
-            record("many_domains", {"method": options.method, "domains": len(sites), "rows": rows, "steps": [dict(step.card["bytes"]) | {
+            name = "many_domains_look_ahead" if options.look_ahead else "many_domains"
+            record(name, {"method": method.model_dump(mode="json"), "domains": len(sites), "rows": rows, "steps": [dict(step.card["bytes"]) | {
                 "seconds": step.card["train"]["seconds"] + step.card["train"]["seconds_ending"]} for step in run.steps[1:]]})  # fmt: skip
 
 
