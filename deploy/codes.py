@@ -86,9 +86,28 @@ class Codes:
             return False
         return self.lists is None or (self.index.nlist == self.lists.lists and not self.index.by_residual)
 
-    def add(self, vectors: NDArray[np.float32]) -> None:
-        """Append vectors ``[n, D]`` of fp16 values; each goes into the list of its nearest centre, the centres stay."""
-        self.index.add(vectors)
+    def add(self, vectors: NDArray[np.float32], places: NDArray[np.int64] | None = None) -> None:
+        """Append vectors ``[n, D]`` of fp16 values; each goes into the list of its nearest centre, or of its ``places [n]``; the centres stay."""
+        if places is None:
+            self.index.add(vectors)
+            return
+        vectors, places = np.ascontiguousarray(vectors), np.ascontiguousarray(places)
+        if vectors.shape != (len(places), self.dim) or (len(places) and not 0 <= places.min() <= places.max() < self.index.nlist):
+            raise ValueError(f"{len(vectors)} vectors of {self.dim} values need a list each among {self.index.nlist}, got {len(places)}")
+        pointer = self.faiss.swig_ptr
+        self.index.add_core(len(vectors), pointer(vectors), None, pointer(places))
+
+    def places(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The list ``[n]`` of the nearest centre of each vector ``[n, D]``."""
+        found: NDArray[np.int64] = self.index.quantizer.search(vectors, 1)[1][:, 0]
+        return found
+
+    def reserve(self, places: NDArray[np.int64]) -> None:
+        """Make room for one vector in each of these lists: a list that grows one by one is moved, and leaves holes in memory behind."""
+        for which, count in enumerate(np.bincount(places, minlength=self.index.nlist).tolist()):
+            size = self.index.invlists.list_size(which)
+            self.index.invlists.resize(which, size + count)
+            self.index.invlists.resize(which, size)
 
     def remove(self, keep: NDArray[np.bool_]) -> None:
         """Drop the rows where ``keep [n]`` is false, and number the others without gaps, in their order."""

@@ -8,7 +8,7 @@ allowed entries all lists are looked at, so that the answer is exact again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -88,11 +88,11 @@ class Index:
     def build(self, store: Store) -> None:
         """Take everything from the store; the index is empty before. Lists are trained where there are enough entries."""
         columns = store.columns()
-        parts = store.vectors()
         if is_many(len(columns.ids)):
-            self._into_lists(columns.ids, store, parts)
-            parts = iter(())
-        self.extend(columns, parts)
+            self._into_lists(columns.ids, store)
+            self.extend(columns, ())
+        else:
+            self.extend(columns, store.vectors())
 
     def extend(self, columns: Columns, vectors: Iterable[NDArray[np.float16]]) -> None:
         """Append entries, whose vectors ``[n, D]`` come in parts."""
@@ -198,8 +198,11 @@ class Index:
         every: NDArray[np.bool_] = np.logical_and.reduce(masks)
         return every
 
-    def _into_lists(self, ids: NDArray[np.int64], store: Store, parts: Iterator[NDArray[np.float16]]) -> None:
-        """Train centres on some vectors, put all into their lists, and measure the recall with vectors that were not trained on."""
+    def _into_lists(self, ids: NDArray[np.int64], store: Store) -> None:
+        """Train centres on some vectors, put all into their lists, and measure the recall with vectors that were not trained on.
+
+        The store is read twice, so that lists are as long as they will be before the first vector goes in: lists that grow take half as much again.
+        """
         count = len(ids)
         lists = 2 ** round(math.log2(math.sqrt(count)))
         order = np.random.default_rng(0).permutation(count)
@@ -207,9 +210,13 @@ class Index:
         halves = [np.sort(half) for half in np.split(own, 2)]
         codes = Codes.trained(store.pick(ids[sample].tolist()), lists)
         truth = Truth(np.concatenate([store.pick(ids[half].tolist()) for half in halves]), np.concatenate(halves), 10)
-        for part in parts:
+        places = []
+        for part in store.vectors():
             vectors = part.astype(np.float32)
-            codes.add(vectors)
+            places.append(codes.places(vectors))
             truth.see(vectors)
+        codes.reserve(np.concatenate(places))
+        for part, where in zip(store.vectors(), places, strict=True):
+            codes.add(part.astype(np.float32), where)
         codes.measure(truth, TARGET)
         self.codes = codes

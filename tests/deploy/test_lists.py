@@ -282,6 +282,32 @@ def test_removing_from_lists_leaves_rows_in_order(rng):
     np.testing.assert_array_equal(codes.vectors(int(keep.sum()), len(codes)), vectors[:10])
 
 
+def test_rows_put_into_lists_that_were_made_room_for_are_as_those_that_were_added(rng):
+    vectors = people(rng, 2000).astype(np.float16)
+    plain, roomy = (Codes.trained(vectors[:1000], 16) for _ in range(2))
+    singles = vectors.astype(np.float32)
+    places = roomy.places(singles)
+    roomy.reserve(places)
+    assert len(roomy) == 0
+    for start in range(0, 2000, 300):
+        plain.add(singles[start : start + 300])
+        roomy.add(singles[start : start + 300], places[start : start + 300])
+    assert len(roomy) == 2000
+    np.testing.assert_array_equal(roomy.vectors(0, 2000), vectors)
+    for which in range(16):
+        assert roomy.index.invlists.list_size(which) == plain.index.invlists.list_size(which) == int((places == which).sum())
+    for one, two in zip(plain.search(singles[:20], 7, 3), roomy.search(singles[:20], 7, 3), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_places_that_are_no_lists_are_refused(rng):
+    vectors = people(rng, 500)
+    codes = Codes.trained(vectors.astype(np.float16), 4)
+    for places in (np.full(500, 4), np.full(500, -1), np.zeros(499, np.int64)):
+        with pytest.raises(ValueError, match="need a list each among 4"):
+            codes.add(vectors.astype(np.float32), places)
+
+
 def test_an_empty_index_answers_nothing():
     held = Index(DIM, State(0, "", 0, 0))
     assert held.search(np.eye(DIM)[:2], 3, index.Allowed(None, 0))[0][0].size == 0
