@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,7 @@ from reid.evaluate import Embed, can_be_scored, evaluate
 from reid.loader import CropStore
 from reid.model import ReidModel
 from reid.progress import Progress
+from reid.routing import routing_term
 from reid.run import Run
 from reid.sealed import Sealed
 
@@ -104,7 +106,7 @@ def export_run(
     spec = run.config.crop.spec()
     drawn = golden_crops(max(PARITY_BATCHES), height=spec.height, width=spec.width)
     crops = np.concatenate([*real_crops(run, max(PARITY_BATCHES)), drawn])[: max(PARITY_BATCHES)]
-    transport = None if site is not None and since is None else transport_since(run, sealed, since)
+    transport = transport_since(run, sealed, since) if site is None else _route_transport(run, sealed, str(getattr(site, "name", site)), since, model)
     data, golden = export_graph(model, drawn[:2]), drawn[:GOLDEN]
     parity = check_parity(model, data, crops)
     made = Lowered(data, parity, {"precision": "fp32", "feature_space": model.feature_space(spec)}, transport)
@@ -168,6 +170,28 @@ def transport_since(run: Run, sealed: Sealed, since: int | None) -> Transport | 
             raise ExportError(f"{lacking.folder.name} fitted no transport, so galleries of step {since} have to be embedded again")
         return None
     return reduce(lambda first, later: first.then(later), [transport for transport in found if transport])
+
+
+def _route_transport(run: Run, sealed: Sealed, site: str, since: int | None, model: ReidModel) -> Transport | None:
+    """The map that sites share, between the spaces of a site's own networks: what moves from step to step is what is shared, an adapter is held.
+
+    Raises:
+        ExportError: as :func:`transport_since`; or one was asked for and the site had no adapter beside a shared network then.
+    """
+    start = sealed.index - 1 if since is None else since
+    term = routing_term(sealed.card)
+    then = run.steps[max(start, 0)]
+    before = routing_term(then.card)
+    held = term is not None and term.use == "beside" and before is not None and before.use == "beside"
+    if not held or not any(site in step.learned for step in run.steps[: then.index + 1]):
+        if since is not None:
+            raise ExportError(f"{site} had no adapter of its own at step {since}, so its galleries of then have to be embedded again")
+        return None
+    found = transport_since(run, sealed, since)
+    old = run.route(site, then.index)
+    if found is None or old is None:
+        return None
+    return replace(found, source=old.feature_space(run.config.crop.spec()), target=model.feature_space(run.config.crop.spec()))
 
 
 def real_crops(run: Run, count: int) -> list[NDArray[np.uint8]]:

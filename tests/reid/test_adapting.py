@@ -191,3 +191,22 @@ def test_a_site_is_exported_with_its_adapter_and_another_is_not(sites, tmp_path)
     )
     with pytest.raises(ExportError, match="leave the site out"):
         export_run(run, tmp_path / "none", site=sites[2])
+
+
+@pytest.mark.slow
+def test_a_sites_gallery_is_carried_between_its_own_networks(sites, tmp_path):
+    from deploy.bundle import Bundle
+    from deploy.export import export_run
+
+    how = method("cross_entropy", HYPER, transport=["ridge"])
+    run = learned(tmp_path / "run", sites[:2], how)
+    first, later = export_run(run, tmp_path / "first", step=1, site=sites[0].name), export_run(run, tmp_path / "later", site=sites[0].name)
+    assert first.transport() is None
+    found = Bundle.load(tmp_path / "later").transport()
+    assert (found.source, found.target) == (first.feature_space, later.feature_space)
+    assert found.source not in {step.feature_space for step in run.steps}
+    held, asked = (np.asarray(run._served(step)(sites[0])(crops_of(run, sites[0]))) for step in (1, 2))
+    assert (found(held) * asked).sum(1).mean() > (held * asked).sum(1).mean()
+    assert export_run(run, tmp_path / "new", site=sites[1].name).transport() is None, "it had no adapter before"
+    with pytest.raises(ExportError, match="had no adapter of its own at step 1"):
+        export_run(run, tmp_path / "none", site=sites[1].name, since=1)
