@@ -21,7 +21,7 @@ STYLES = ("plaza", "corridor", "station")
 UNSEEN = "snow"
 PEOPLE = 72
 SETTINGS: dict[str, Any] = {
-    "method": "fusion",
+    "method": "default",
     "model": {"backbone": "resnet10t", "weights": "none", "dim": 256},
     "crop": {"height": 64, "width": 32},
     "train": {"iterations": 80, "identities": 16, "instances": 4, "lr": 2e-3},
