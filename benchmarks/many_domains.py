@@ -59,7 +59,7 @@ def curves(run: Run, sites: list[Domain]) -> list[dict[str, Any]]:
         written = routes(run, step)
         for number, site in enumerate(sites[:step], 1):
             change = written.get(site.name)
-            if change is not None and step >= 2:
+            if change is not None:
                 first.setdefault(site.name, change)
             moved = None
             if change is not None and (length := float(first[site.name].norm())) > 0:

@@ -95,7 +95,7 @@ def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mappi
     base = kept[BASE] if term.use == "routed" else {slot.name: model.backbone.get_parameter(slot.name).detach().clone() for slot in slots}
 
     def write(place: Tensor) -> Mapping[str, Tensor]:
-        return {name: base[name] + change for name, change in term.written(net, slots, place).items()}
+        return {name: base[name] + term.share * change for name, change in term.written(net, slots, place).items()}
 
     found = {memory.domain: memory.arrays for memory in memories}
     embeddings = {name: torch.from_numpy(np.asarray(arrays[f"{KIND}.embedding"])) for name, arrays in found.items() if f"{KIND}.embedding" in arrays}

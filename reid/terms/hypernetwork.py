@@ -48,6 +48,8 @@ class HyperNetworkTerm(Term):
         look_ahead: compute L_c after the step that the other losses alone would take, as von Oswald et al.
         guide: where the new embedding is pulled: ``h`` by transferability, ``random`` to a random place for comparison, ``none``.
         gain: factor of what the hypernetwork writes, so of the rate at which adapters learn.
+        share: how much of an adapter that is ``beside`` is used when its site is served. Half of it keeps most of the gain, as half of a step does in
+            fusion (Wortsman et al., CVPR 2022).
         chunk: weights written at a time.
         hidden: width of its hidden layer.
     """
@@ -58,20 +60,23 @@ class HyperNetworkTerm(Term):
 
     def __init__(
         self, use: Use = "merged", rank: int = 4, where: Sequence[str] = (), *, frozen: bool = True, beta: float = 0.05, look_ahead: bool = False,
-        guide: Literal["h", "random", "none"] = "none", gain: float = 1.0, chunk: int = CHUNK, hidden: int = HIDDEN,
+        guide: Literal["h", "random", "none"] = "none", gain: float = 1.0, share: float = 1.0, chunk: int = CHUNK, hidden: int = HIDDEN,
     ) -> None:  # fmt: skip
         super().__init__()
         if use not in USES:
             raise ValueError(f"use must be {', '.join(USES[:-1])} or {USES[-1]}, got {use!r}")
         if guide not in ("h", "random", "none"):
             raise ValueError(f"guide must be h, random or none, got {guide!r}")
-        for name, value in (("beta", beta), ("gain", gain)):
+        for name, value in (("beta", beta), ("gain", gain), ("share", share)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number of 0 or more, got {value!r}")
         if use != "merged" and not frozen:
             raise ValueError(f"adapters that are {use} need the backbone below them frozen")
         self.use, self.rank, self.where, self.frozen = use, rank, tuple(where), frozen
         self.beta, self.look_ahead, self.guided, self.gain = beta, look_ahead, guide, gain
+        if use != "beside" and share != 1:
+            raise ValueError(f"share is for adapters beside the finished weights, and this one is {use}")
+        self.share = share
         self.chunk, self.width = chunk, hidden
         self.slots: list[Slot] = []
         self.net: HyperNetwork | None = None

@@ -75,6 +75,12 @@ def test_an_adapter_changes_only_what_it_may(sites, tmp_path):
     assert not any("running" in name for name in moved)
 
 
+def test_a_share_of_the_adapter_lies_that_far_on_the_way_to_it(sites, tmp_path):
+    half = method("cross_entropy", "triplet", {"hypernetwork": {**HYPER["hypernetwork"], "share": 0.5}})
+    whole, part = learned(tmp_path / "whole", sites[:1], BESIDE), learned(tmp_path / "part", sites[:1], half)
+    torch.testing.assert_close(flat(part.route(sites[0])), (flat(whole.route(sites[0])) + flat(whole.model()[0])) / 2)
+
+
 def test_an_adapter_lowers_the_losses_that_it_is_taught(sites, tmp_path):
     settings = {**SETTINGS, "train": {**SETTINGS["train"], "adapter": 6.0}}
     run = learned(tmp_path / "run", sites[:1], BESIDE, settings)

@@ -151,6 +151,8 @@ def test_a_hypernetwork_of_another_size_is_refused(sites, tmp_path):
         ({"use": "mixed"}, "use must be"),
         ({"guide": "x"}, "guide must be"),
         ({"beta": -1}, "beta must be"),
+        ({"use": "beside", "share": float("nan")}, "share must be"),
+        ({"share": 0.5}, "beside the finished weights"),
         ({"use": "routed", "frozen": False}, "frozen"),
     ],
 )
