@@ -22,9 +22,11 @@ from benchmarks.results_file import record
 from domains.domain import Domain
 from domains.synthetic import STYLES, make_domain
 from reid.config import Entry, Method, build_config, read_method, read_stream
+from reid.evaluate import evaluate
 from reid.progress import Progress
 from reid.routing import router_of, routing_term
 from reid.run import Run
+from reid.terms.hypernetwork import BASE
 
 SHORT = {"train": {"iterations": 60, "identities": 8}}
 """On top of the small-5 stream's settings."""
@@ -36,50 +38,66 @@ def drawn_sites(folder: Path, count: int) -> list[Domain]:
     return [make_domain(folder / f"site{at:02d}", styles[at % len(styles)], identities=40, seed=100 + at) for at in range(count)]
 
 
-def routes(run: Run, step: int) -> dict[str, torch.Tensor]:
-    """Each learned domain's changed weights at a step, as one vector."""
+def adapters(run: Run, step: int) -> dict[str, dict[str, torch.Tensor]]:
+    """What each learned domain's route at a step changes of the weights below it, by parameter."""
     term = routing_term(run.steps[step].card)
     model, sealed = run.model(step)
     router = term and router_of(model, term, sealed.kept(), run.memories()[: sealed.index])
     if not router:
         return {}
-    shared = dict(run.model(step)[0].backbone.named_parameters())
-    base = sealed.kept().get("base", shared)
+    base = sealed.kept().get(BASE) or dict(model.backbone.named_parameters())
     with torch.no_grad():
-        return {
-            name: torch.cat([(weight - base[key]).flatten() for key, weight in router.write(place).items()])
-            for name, place in router.embeddings.items()
-        }
+        return {name: {key: weight - base[key] for key, weight in router.write(place).items()} for name, place in router.embeddings.items()}
+
+
+def flat(change: dict[str, torch.Tensor]) -> torch.Tensor:
+    """As one vector."""
+    return torch.cat([part.flatten() for part in change.values()])
+
+
+def through(run: Run, step: int, site: Domain, change: dict[str, torch.Tensor]) -> float:
+    """Percent mAP of a site with this change of what lies below its route."""
+    model, sealed = run.model(step)
+    base = sealed.kept().get(BASE) or dict(run.model(step)[0].backbone.named_parameters())
+    with torch.no_grad():
+        for name, part in change.items():
+            model.backbone.get_parameter(name).copy_(base[name] + part)
+    return evaluate(site, run.embedder(step, model), run.stores).mAP
 
 
 def curves(run: Run, sites: list[Domain]) -> list[dict[str, Any]]:
-    """A row for each learned domain and each step from its own on."""
-    rows, first = [], {}
+    """A row for each learned domain and each step from its own on; ``held`` is its mAP had its adapter stayed as it was first written."""
+    rows: list[dict[str, Any]] = []
+    first: dict[str, dict[str, torch.Tensor]] = {}
     for step in range(1, len(run.steps)):
-        written = routes(run, step)
+        written = adapters(run, step)
         for number, site in enumerate(sites[:step], 1):
             change = written.get(site.name)
+            score = float(run.evaluate(site, step=step)["mAP"])
+            row = {"domain": site.name, "learned": number, "step": step, "drift": None, "mAP": score, "held": score}
             if change is not None:
-                first.setdefault(site.name, change)
-            moved = None
-            if change is not None and (length := float(first[site.name].norm())) > 0:
-                moved = float((change - first[site.name]).norm()) / length
-            rows.append({"domain": site.name, "learned": number, "step": step, "drift": moved, "mAP": float(run.evaluate(site, step=step)["mAP"])})
+                begun = first.setdefault(site.name, change)
+                length = float(flat(begun).norm())
+                row["drift"] = float((flat(change) - flat(begun)).norm()) / length if length else None
+                if begun is not change:
+                    row["held"] = through(run, step, site, begun)
+            rows.append(row)
     return rows
 
 
 def table(rows: list[dict[str, Any]], run: Run) -> str:
     """Markdown: by step, mean over the domains learned before it."""
     lines = [
-        "| step | seconds | bytes for the domain | mean drift, % | largest, % | mean mAP of older domains | the same when just learned |",
-        "|---" * 7 + "|",
+        "| step | seconds | bytes for the domain | mean drift, % | largest, % | older domains, mAP | adapters as first written | when just learned |",
+        "|---" * 8 + "|",
     ]
     own = {row["domain"]: row["mAP"] for row in rows if row["step"] == row["learned"]}
     for step in run.steps[1:]:
         old = [row for row in rows if row["step"] == step.index and row["learned"] < step.index]
         moved = [100 * row["drift"] for row in old if row["drift"] is not None]
         cells = [f"{np.mean(moved):.2f}" if moved else "–", f"{max(moved):.2f}" if moved else "–"]
-        cells += [f"{np.mean([row['mAP'] for row in old]):.2f}", f"{np.mean([own[row['domain']] for row in old]):.2f}"] if old else ["–", "–"]
+        for score in ([row["mAP"] for row in old], [row["held"] for row in old], [own[row["domain"]] for row in old]):
+            cells.append(f"{np.mean(score):.2f}" if score else "–")
         train = step.card["train"]
         lines.append(f"| {step.index} | {train['seconds'] + train['seconds_ending']:.0f} | {step.card['bytes']['memory']} | {' | '.join(cells)} |")
     return "\n".join(lines)
