@@ -113,10 +113,11 @@ def with_guides(method: Method) -> dict[str, Method]:
     """A method whose hypernetwork is guided by transferability, to a random place, and not at all."""
     found = {}
     for guide in ("h", "random", "none"):
-        terms = tuple(
-            {name: {**given, "guide": guide} if name == "hypernetwork" else given for name, given in entry.items()} for entry in method.terms
-        )
-        found[f"{method.name}, guide {guide}"] = method.model_copy(update={"terms": terms})
+        lists = {
+            where: tuple({name: {**given, "guide": guide} if name == "hypernetwork" else given for name, given in entry.items()} for entry in entries)
+            for where, entries in (("terms", method.terms), ("adapter", method.adapter))
+        }
+        found[f"{method.name}, guide {guide}"] = method.model_copy(update=lists)
     return found
 
 

@@ -101,7 +101,7 @@ def whole(results: list[Result]) -> str:
     if any(result["kind"] == "guides" for result in results):
         parts += ["### What guides the hypernetwork (test splits, order 1)", paired_table(results, "guides", "hyper_default, guide none")]
     for result in results:
-        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0):
+        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0) and result["method"] in METHODS:
             parts += [f"`{result['method']}`, order 1, seed 0 (mAP / rank-1):", matrix(result)]
     return "\n\n".join(parts)
 
