@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ class Connection:
         self._lock = threading.RLock()
 
     def _connect(self) -> None:
+        self._db = self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
         uri = f"{self.file.absolute().as_uri()}?mode=rw"
-        self._db = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
+        return sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
 
     def close(self) -> None:
         """Close the file; the log is folded into it if nobody else has it open."""
@@ -58,6 +61,13 @@ class Connection:
         """Run a statement for each row, inside a :meth:`holding` block; whoever changes what a search finds also calls :meth:`changed`."""
         with self._guarded():
             self._db.executemany(statement, rows)
+
+    def rewrite(self) -> bool:
+        """Write every page anew over a connection of its own, and empty the log; returns False if somebody read all the time and it could not be."""
+        with self._mapped(), closing(self._opened()) as other:
+            configure(other)
+            other.execute("VACUUM")
+            return not other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
 
     def rebuild(self) -> None:
         """Make the database's own indices anew, and write its pages in order."""
@@ -99,9 +109,13 @@ class Connection:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
+        with self._mapped(), self._lock:
+            yield
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
         try:
-            with self._lock:
-                yield
+            yield
         except sqlite3.Error as error:
             raise GalleryError(f"{self.file}: {reason(error, self._busy_seconds)}") from error
         except UnicodeDecodeError as error:  # in the text of SQLite's own messages

@@ -241,17 +241,17 @@ class Store(Connection):
         ``secure_delete`` alone is not enough: where SQLite moves rows between pages it leaves copies in the free part of a page, which a later
         delete does not find. Only a rewrite (``VACUUM``) is certain; it takes time in proportion to the gallery.
 
+        It is done over a connection of its own, so that whoever reads, in this process too, goes on meanwhile; who writes has to wait.
+
         Returns:
             False if another process was reading all the time, so that the log could not be emptied.
         """
-        with self._guarded():
-            erasures = self.state().erasures
-            self._db.execute("VACUUM")
-            if self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                return False
-            with self.holding():
-                self._db.execute("UPDATE gallery SET unwiped = 0 WHERE erasures = ?", (erasures,))
-            return True
+        erasures = self.state().erasures
+        if not self.rewrite():
+            return False
+        with self.holding():
+            self._db.execute("UPDATE gallery SET unwiped = 0 WHERE erasures = ?", (erasures,))
+        return True
 
     def ids(self) -> NDArray[np.int64]:
         """Ids of all entries, ascending; the smallest of the database's own indices is read, not the vectors."""

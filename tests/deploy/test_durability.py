@@ -240,6 +240,72 @@ def test_a_reader_that_never_ends_is_reported_and_the_erasure_finished_later(gal
         assert in_folder(gallery.path, [vector_of(name) for name in range(5)]) == []
 
 
+def test_searches_are_answered_while_an_erasure_rewrites_the_file(gallery, monkeypatch):
+    """In the same process, from another thread, as a service does; what is being erased is found no more."""
+    ids = add(gallery, range(60))
+    gallery.search(vector_of(0))
+    began, may_end = threading.Event(), threading.Event()
+    real = store.Store.rewrite
+
+    def slow(self):
+        other = self._opened()
+        other.execute("BEGIN IMMEDIATE")  # as VACUUM does, which readers need not wait for
+        began.set()
+        assert may_end.wait(20)
+        other.execute("ROLLBACK")
+        other.close()
+        return real(self)
+
+    monkeypatch.setattr(store.Store, "rewrite", slow)
+    eraser = threading.Thread(target=gallery.forget, args=(ids[:5],))
+    eraser.start()
+    assert began.wait(20)
+    asked = threading.Thread(target=lambda: answers.append(gallery.search(vector_of(1), k=60)[0]), daemon=True)
+    answers = []
+    asked.start()
+    asked.join(10)
+    answered = list(answers)
+    may_end.set()
+    eraser.join(20)
+    assert answered, "the search had to wait for the erasure"
+    assert sorted(match.id for match in answered[0]) == ids[5:]
+    assert in_folder(gallery.path, [vector_of(name) for name in range(5)]) == []
+
+
+def test_erasing_adding_and_searching_at_once_from_threads_of_one_process(gallery):
+    ids = add(gallery, range(200))
+    faults, done = [], threading.Event()
+
+    def search():
+        while not done.is_set():
+            try:
+                found = gallery.search(vector_of(150), k=3)[0]
+                assert found[0].source == "150"
+            except Exception as error:
+                faults.append(error)
+
+    def put():
+        for start in range(1000, 1200, 20):
+            try:
+                add(gallery, range(start, start + 20))
+            except Exception as error:
+                faults.append(error)
+
+    threads = [threading.Thread(target=work) for work in (search, search, put)]
+    for thread in threads:
+        thread.start()
+    for start in range(0, 100, 10):
+        assert gallery.forget(ids[start : start + 10]) == 10
+    threads[2].join(60)
+    done.set()
+    for thread in threads[:2]:
+        thread.join(60)
+    assert faults == []
+    assert len(gallery) == 300
+    assert in_folder(gallery.path, [vector_of(name) for name in range(100)]) == []
+    assert "whole" in gallery.verify()[0]
+
+
 # ------------------------------------------------------------------------------------------------------------------------------ other processes
 
 
