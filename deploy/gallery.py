@@ -86,7 +86,8 @@ class Gallery(Upkeep):
         gallery = cls(folder, Store(folder / DATABASE))
         try:
             if gallery._store.unwiped():
-                gallery._wipe()
+                gallery._drop_cache()
+                gallery._store.wipe()
             gallery._retain()
         except BaseException:
             gallery._store.close()

@@ -235,6 +235,10 @@ class Store(Connection):
         """Whether something was removed whose bytes may still be in the file, because the process that removed it was stopped."""
         return bool(self._one("SELECT unwiped FROM gallery")[0])
 
+    def leave_unwiped(self) -> None:
+        """Remember, inside a :meth:`holding` block, that bytes are to be wiped: whoever opens the gallery next does it if this process is stopped."""
+        self._db.execute("UPDATE gallery SET unwiped = 1")
+
     def wipe(self) -> bool:
         """Rewrite the file so that nothing removed is left in it, and empty its log.
 

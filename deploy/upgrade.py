@@ -141,6 +141,7 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
                 made.append((row[6], entry_checksum(row[6], row[:6], facts.space, stamp), facts.space, stamp, row[0]))
             store.change("UPDATE entry SET vector = ?, checksum = ?, space = ?, stamp = ? WHERE id = ?", made)
             store.change("DELETE FROM carried WHERE space = ? AND id = ?", [(facts.space, row[0]) for row in rows])
+            store.leave_unwiped()
         dropped += len(rows)
         if tick:
             tick(len(rows))
@@ -151,6 +152,7 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
         store.change("DELETE FROM space WHERE ready = 0")
         store.change("UPDATE space SET source = NULL, map = NULL")
         store.changed(moved=True)
+        store.leave_unwiped()
         write_audit(store, "drop old", entries=dropped, feature_space=facts.feature_space)
     return dropped
 

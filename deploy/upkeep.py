@@ -66,10 +66,8 @@ class Upkeep:
             if removed:
                 write_audit(self._store, "forget", entries=removed, by=reason)
                 drop_cache(self.path)
-        if self._store.unwiped() and not self._wipe():
-            raise GalleryError(
-                f"{removed} entries are removed, but another process keeps reading {self.path}, so their bytes are still in its log; try again"
-            )
+        if self._store.unwiped():
+            self._wipe(f"{removed} entries are removed")
         if costly:
             self.prepare()
         return removed
@@ -103,9 +101,13 @@ class Upkeep:
         return carried
 
     def drop_old(self, *, tick: Tick | None = None) -> int:
-        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from the folder."""
+        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from the folder.
+
+        Raises:
+            GalleryError: as for :meth:`forget`, where another process keeps reading.
+        """
         dropped = drop_old(self._store, tick=tick)
-        self._wipe()
+        self._wipe(f"the older vectors of {dropped} entries are dropped")
         return dropped
 
     def keep(self, days: int | None, camera: str | None = None) -> None:
@@ -170,9 +172,10 @@ class Upkeep:
             self.prepare()
             self._keeper.save()
 
-    def _wipe(self) -> bool:
+    def _wipe(self, what: str) -> None:
         self._drop_cache()
-        return self._store.wipe()
+        if not self._store.wipe():
+            raise GalleryError(f"{what}, but another process keeps reading {self.path}, so their bytes are still in its log; try again")
 
     def _drop_cache(self) -> None:
         self._keeper.drop()

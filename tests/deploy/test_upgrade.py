@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from tiny import DIM, SPACE, unit
 
-from deploy import Embeddings, Gallery, upgrade
+from deploy import Embeddings, Gallery, store, upgrade
 from deploy.audit import read_audit
 from deploy.row import checksum
+from deploy.store import Store
 from domains.errors import ArtefactError, GalleryError
 from prototypes.transport import Transport
 
@@ -137,6 +138,41 @@ def test_after_the_old_copy_is_dropped_its_bytes_are_gone_and_there_is_no_way_ba
     with pytest.raises(GalleryError, match="nothing to go back to"):
         gallery.go_back()
     assert gallery.upgrade(bundles["three"]) == 20
+
+
+def test_a_drop_that_was_killed_before_the_file_was_rewritten_is_finished_at_the_next_open(gallery, rng, bundles, monkeypatch):
+    vectors = fill(gallery, rng)
+    gallery.upgrade(bundles["two"])
+    present = stored(gallery)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "wipe", killed)
+        with pytest.raises(KeyboardInterrupt):
+            gallery.drop_old()
+    with Gallery.open(gallery.path) as again:
+        raw = b"".join(file.read_bytes() for file in gallery.path.iterdir())
+        assert not any(vector.astype(np.float16).tobytes() in raw for vector in vectors)
+        np.testing.assert_array_equal(stored(again), present)
+        assert not again._store.unwiped()
+        again.verify()
+
+
+def test_a_drop_says_if_somebody_keeps_reading(gallery, rng, bundles, monkeypatch):
+    fill(gallery, rng)
+    gallery.upgrade(bundles["two"])
+    gallery.close()
+    monkeypatch.setattr(store, "BUSY_SECONDS", 0.2)
+    with Gallery.open(gallery.path) as eraser:
+        reader = sqlite3.connect(gallery.path / "gallery.db")
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM entry").fetchone()
+        with pytest.raises(GalleryError, match="older vectors of 20 entries are dropped, but another process keeps reading"):
+            eraser.drop_old()
+        reader.close()
+        assert eraser._store.unwiped()
 
 
 def test_forgotten_entries_are_gone_from_every_space(gallery, rng, bundles):
