@@ -1,0 +1,178 @@
+"""Each layout on a tiny drawn copy of itself, and folders that are no domain."""
+
+import os
+import random
+import shutil
+
+import numpy as np
+import pytest
+from layouts import CASES, caviar, cuhk03, draw, market, msmt, rows, table
+
+import domains
+from domains.errors import DataError, UsageError
+from domains.formats import LAYOUTS, open_domain
+
+
+@pytest.mark.parametrize(("layout", "make"), CASES, ids=[make.__name__ for _, make in CASES])
+def test_layout(tmp_path, layout, make):
+    root = tmp_path / "site"
+    root.mkdir()
+    expected = make(root)
+    domain = domains.open(root)
+    assert (domain.name, domain.format) == ("site", layout)
+    assert rows(domain) == expected
+    assert rows(domains.open(root, layout=layout, name="other")) == expected
+    assert all((root / path).is_file() for _, path in rows(domain))
+
+
+def test_every_layout_is_tested():
+    assert {layout for layout, _ in CASES} == set(LAYOUTS)
+    assert next(iter(LAYOUTS)) == "csv"
+    assert list(LAYOUTS)[-1] == "folders"
+    assert all("\n" not in layout.DESCRIPTION for layout in LAYOUTS.values())
+
+
+@pytest.mark.parametrize(("layout", "make"), CASES, ids=[make.__name__ for _, make in CASES])
+def test_only_its_own_layout_recognises_a_folder(tmp_path, layout, make):
+    make(tmp_path)
+    others = {name for name, other in LAYOUTS.items() if other.recognise(tmp_path)} - {layout}
+    assert others <= {"folders"}  # the general one comes last
+
+
+def test_domain_csv_wins_over_a_named_layout(tmp_path):
+    market(tmp_path)
+    (tmp_path / "domain.csv").write_text("path,pid,camid,split\nquery/0001_c1s1_001051_00.jpg,x,y,train\n")
+    assert rows(open_domain(tmp_path)) == {("train", "query/0001_c1s1_001051_00.jpg"): ("x", "y")}
+    assert open_domain(tmp_path, layout="market1501").format == "market1501"
+
+
+def test_labels_and_order_do_not_depend_on_the_file_system(tmp_path, monkeypatch):
+    market(tmp_path)
+    before = open_domain(tmp_path)
+    scandir = os.scandir
+
+    class Backwards:
+        def __init__(self, folder):
+            self.entries = list(scandir(folder))[::-1]
+            random.Random(1).shuffle(self.entries)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    after = open_domain(tmp_path)
+    assert after.identities == before.identities
+    assert [split.paths for _, split in after.splits()] == [split.paths for _, split in before.splits()]
+    assert all(np.array_equal(a.pids, b.pids) for (_, a), (_, b) in zip(after.splits(), before.splits(), strict=True))
+
+
+def test_what_is_left_out_is_noted(tmp_path):
+    market(tmp_path)
+    assert any("notes.png" in note and "1 images left out" in note for note in open_domain(tmp_path).notes)
+    shutil.rmtree(tmp_path / "query")
+    domain = open_domain(tmp_path)
+    assert len(domain.query) == 0
+    assert any("no query/" in note for note in domain.notes)
+
+
+def test_mac_resource_forks_are_no_images(tmp_path):
+    expected = market(tmp_path)
+    (tmp_path / "query" / "._0001_c1s1_001051_00.jpg").write_bytes(b"mac")
+    assert rows(open_domain(tmp_path)) == expected
+
+
+def test_cuhk03_missing_images_are_noted_and_junk_split_files_refused(tmp_path):
+    expected = cuhk03(tmp_path)
+    (tmp_path / "images_labeled" / "5_012_2_10.png").unlink()
+    domain = open_domain(tmp_path)
+    assert len(rows(domain)) == len(expected) - 1
+    assert any("5_012_2_10.png" in note for note in domain.notes)
+    for text in ("[]", "{", '[{"train": []}]', '[{"train": [["../../x.png", 0, 0]], "query": [], "gallery": []}]', "[" * 100_000):
+        (tmp_path / "splits_new_labeled.json").write_text(text)
+        with pytest.raises(DataError):
+            open_domain(tmp_path)
+
+
+def test_cuhk03_raw_file_says_what_to_do(tmp_path):
+    (tmp_path / "cuhk03_release").mkdir()
+    (tmp_path / "cuhk03_release" / "cuhk-03.mat").write_bytes(b"\x89HDF")
+    with pytest.raises(DataError, match=r"raw cuhk-03\.mat only.*images_labeled"):
+        open_domain(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("../../etc/0000_000_01_x.jpg 0", "line 1: expected"),
+        ("/etc/0000_000_01_x.jpg 0", "line 1: expected"),
+        ("0000/0000_000_01_x.jpg", "line 1: expected"),
+        ("0000/0000_000_01_x.jpg -1", "line 1: expected"),
+        ("0000/nocamera.jpg 0", "line 1: expected"),
+        ("a\x07/0_0_1_x.jpg 0", "line 1: expected"),
+        ("\n0/0_0_1_x.jpg 0\n0/0_0_1_x.jpg 0", "line 3: 0/0_0_1_x.jpg is listed twice"),
+    ],
+)
+def test_msmt_lists_are_checked(tmp_path, line, message):
+    msmt(tmp_path)
+    (tmp_path / "list_query.txt").write_text(line)
+    with pytest.raises(DataError, match=message):
+        open_domain(tmp_path)
+
+
+def test_msmt_missing_folder_and_list(tmp_path):
+    msmt(tmp_path)
+    (tmp_path / "list_val.txt").unlink()
+    with pytest.raises(DataError, match=r"list_val\.txt"):
+        open_domain(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "list_val.txt").write_text("")
+    with pytest.raises(DataError, match="neither test nor mask_test_v2"):
+        open_domain(tmp_path)
+
+
+def test_folders_that_are_no_domain(tmp_path):
+    with pytest.raises(DataError, match="found neither folders nor images; known layouts: csv, market1501"):
+        open_domain(tmp_path)
+    draw(tmp_path, "holiday.jpg")
+    with pytest.raises(DataError, match=r"found 1 images such as holiday\.jpg"):
+        open_domain(tmp_path)
+    draw(tmp_path, "cam_a/x.jpg", "cam_b/y.jpg")
+    with pytest.raises(DataError, match="no camera domain"):
+        open_domain(tmp_path)
+    with pytest.raises(DataError, match=r"holiday\.jpg is not a folder; give the folder"):
+        open_domain(tmp_path / "holiday.jpg")
+    with pytest.raises(DataError, match="does not exist"):
+        open_domain(tmp_path / "nowhere")
+
+
+def test_a_folder_of_domains_names_them(tmp_path):
+    caviar(tmp_path / "caviar")
+    table(tmp_path / "mine")
+    with pytest.raises(DataError, match=r"open one of them: caviar/, mine/"):
+        open_domain(tmp_path)
+
+
+def test_errors_are_one_line(tmp_path):
+    for call in (lambda: open_domain(tmp_path), lambda: open_domain(tmp_path, layout="viper"), lambda: open_domain(tmp_path / "x")):
+        with pytest.raises(DataError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_wrong_use(tmp_path):
+    with pytest.raises(UsageError, match=r"unknown layout 'markt1501' \(did you mean 'market1501'\?\)"):
+        open_domain(tmp_path, layout="markt1501")
+    with pytest.raises(UsageError, match="same_camera"):
+        open_domain(tmp_path, same_camera="maybe")
+    caviar(tmp_path)
+    with pytest.raises(DataError, match="not in the layout viper"):
+        open_domain(tmp_path, layout="viper")
+
+
+def test_the_name_of_the_current_folder(tmp_path, monkeypatch):
+    table(tmp_path / "gate")
+    monkeypatch.chdir(tmp_path / "gate")
+    assert open_domain(".").name == "gate"
