@@ -89,7 +89,7 @@ def _taught(taught: Sequence[Taught]) -> str:
 
 def _scored(scored: Sequence[Scored], precision: str) -> str:
     if not scored:
-        return "No domain was scored."
+        return "No domain was scored with this network."
     rows = [
         f"| {_cell(item.name)} | {'yes' if item.learned else 'no'} | {item.mean_ap:.1f} | {item.interval[0]:.1f} – {item.interval[1]:.1f} "
         f"| {item.rank1:.1f} | {item.queries} |"

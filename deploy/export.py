@@ -271,6 +271,14 @@ def _embed(model: ReidModel, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         model.train(was_training)
 
 
+def _is_of(sealed: Sealed, site: str | None, name: str, *, learned: bool) -> bool:
+    """Whether a score in a run's matrix is that of the network that is exported: where sites have networks of their own, those were scored."""
+    term = routing_term(sealed.card)
+    if term is None:
+        return True
+    return name == site if site is not None else term.use == "beside" and not learned
+
+
 def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
     """The model card of a sealed step."""
     learned = [(entry, step) for step in run.steps[: sealed.index + 1] for entry in step.card["domains"]]
@@ -280,7 +288,7 @@ def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
     ]
     scored = []
     for (row, name), cell in run.scores.cells.items():
-        if row == sealed.index:
+        if row == sealed.index and _is_of(sealed, body["site"], name, learned=any(entry["name"] == name for entry, _ in learned)):
             low, high = bootstrap_interval(cell.ap)
             known = any(entry["name"] == name for entry, _ in learned)
             scored.append(Scored(name, known, cell.scores["mAP"], (100 * low, 100 * high), cell.scores["rank1"], int(cell.scores["queries"])))

@@ -191,7 +191,13 @@ def test_a_site_is_exported_with_its_adapter_and_another_is_not(sites, tmp_path)
     from deploy.export import export_run
 
     run = learned(tmp_path / "run", sites[:2], BESIDE)
+    run.fill_scores([sites[2]])
     export_run(run, tmp_path / "own", site=sites[0].name)
+    export_run(run, tmp_path / "shared")
+    for bundle, scored in (("own", sites[0].name), ("shared", sites[2].name)):
+        section = (tmp_path / bundle / "CARD.md").read_text().partition("## Scores")[2].partition("## ")[0]
+        rows = {site.name: f"| {site.name} |" in section for site in sites}
+        assert rows == {site.name: site.name == scored for site in sites}, "the card tells scores of this network alone"
     np.testing.assert_allclose(
         np.asarray(Encoder.load(tmp_path / "own")(list(crops_of(run, sites[0])))), run._served(-1)(sites[0])(crops_of(run, sites[0])), atol=1e-4
     )
