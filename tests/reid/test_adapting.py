@@ -119,6 +119,17 @@ def test_a_domain_leaves_128_bytes(sites, tmp_path):
     assert set(run.steps[-1].kept()) == {"hypernetwork"}
 
 
+def test_a_guide_moves_the_third_sites_embedding(sites, tmp_path):
+    found = {}
+    for guide in ("none", "h", "random"):
+        run = learned(tmp_path / guide, sites, method("cross_entropy", {"hypernetwork": {**HYPER["hypernetwork"], "guide": guide}}))
+        found[guide] = [memory.arrays["hypernetwork.embedding"] for memory in run.memories()]
+    for guide in ("h", "random"):
+        np.testing.assert_array_equal(found[guide][:2], found["none"][:2])
+        assert not np.array_equal(found[guide][2], found["none"][2])
+    assert not np.array_equal(found["h"][2], found["random"][2])
+
+
 class Stopped(BaseException):
     pass
 
