@@ -17,6 +17,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -148,10 +149,17 @@ def opened(folder: Path, count: int, report: Any) -> None:
         found.setdefault("searches", {})[name] = row
         print(f"  {name}: {row}", flush=True)
     found["disk_bytes"] = folder_bytes(place)
+    eraser = threading.Thread(target=gallery.forget, args=([gallery.ids()[count // 2]],))
     start = time.perf_counter()
-    erased = gallery.ids()[count // 2]
-    gallery.forget([erased])
+    eraser.start()
+    waits = []
+    while eraser.is_alive():
+        asked = time.perf_counter()
+        gallery.search(queries[len(waits) % len(queries)], k=K)
+        waits.append(1000 * (time.perf_counter() - asked))
+        time.sleep(0.02)  # else there are always readers, and one core for all
     found["forget_s"] = round(time.perf_counter() - start, 2)
+    found["search_while_forgetting_ms"] = [round(statistics.median(waits), 1), round(max(waits), 1)]
     needle = np.array(data["vectors"][count // 2]).tobytes()[64:96]
     found["erased_remains"] = any(needle in file.read_bytes() for file in place.rglob("*") if file.is_file())
     start = time.perf_counter()

@@ -29,6 +29,7 @@ def sizes(found: dict[str, Any]) -> list[str]:
         ("recall@10 as `info` reports it", lambda one: f"{one['lists']['recall']:.3f}" if one["lists"] else "1"),
         ("recall@10 of new queries", lambda one: f"{one['recall_of_new_queries']:.3f}"),
         ("erasing one entry, bytes and all, s", lambda one: f"{one['forget_s']:.1f}"),
+        ("searches meanwhile: median, longest, ms", lambda one: "; ".join(f"{value:,.0f}" for value in one["search_while_forgetting_ms"])),
         ("its bytes are still in the folder", lambda one: "yes" if one["erased_remains"] else "no"),
     ]
     return table(["", *(f"{int(size):,} entries" for size in found)], [[name, *(show(one) for one in found.values())] for name, show in rows])

@@ -63,11 +63,16 @@ class Connection:
             self._db.executemany(statement, rows)
 
     def rewrite(self) -> bool:
-        """Write every page anew over a connection of its own, and empty the log; returns False if somebody read all the time and it could not be."""
+        """Write every page anew and empty the log; returns False if another process read all the time, so that the log could not be emptied.
+
+        What takes long is done over a connection of its own, which readers need not wait for; the log is cut off under this one's lock.
+        """
         with self._mapped(), closing(self._opened()) as other:
             configure(other)
             other.execute("VACUUM")
-            return not other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            other.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        with self._guarded():
+            return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
 
     def rebuild(self) -> None:
         """Make the database's own indices anew, and write its pages in order."""
