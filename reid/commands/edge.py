@@ -17,7 +17,7 @@ key_app = typer.Typer(help="Keys that sign bundles, so that the edge loads those
 @app.command()
 def export(
     run: PathArgument, bundle: PathArgument, step: Annotated[int, typer.Option(help="Which step; the last by default.")] = -1,
-    site: Annotated[str | None, typer.Option(help="Learned domain, or folder of another, whose own network to export, where the method keeps one.")] = None,
+    site: Annotated[str | None, typer.Option(help="Learned domain, or folder of another, whose own network to export (hyper_*).")] = None,
     since: Annotated[int | None, typer.Option(help="Step whose galleries the bundle's transport carries; by default the one before.")] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision inside; inputs and outputs stay as they are.")] = False,
     int8: Annotated[Path | None, typer.Option(metavar="DOMAIN", help="8 bits: calibrated on its train crops, judged on its test split.")] = None,
