@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from domains.errors import UsageError
 from reid.commands.options import Json, PathArgument, out, print_json, progress
 
 app = typer.Typer()
@@ -36,6 +37,8 @@ def export(
     from reid.run import Run
 
     opened = Run.open(run)
+    if site is not None and site not in opened.learned and not Path(site).is_dir():
+        raise UsageError(f"--site {site} is neither a domain that {run} has learned ({', '.join(opened.learned) or 'none'}) nor a folder")
     lowering = Lowering(fp16, None if int8 is None else domains.open(int8), exclude or (), strict, reduce_range)
     made = export_run(
         opened, bundle, step=step, site=site if site is None or site in opened.learned else domains.open(Path(site)), since=since,

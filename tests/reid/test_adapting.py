@@ -216,6 +216,18 @@ def test_a_site_is_exported_with_its_adapter_and_another_is_not(sites, tmp_path)
         export_run(run, tmp_path / "none", site=sites[2])
 
 
+def test_a_site_that_is_none_is_named_with_those_that_are(sites, tmp_path, monkeypatch, capsys):
+    from reid import cli
+
+    learned(tmp_path / "run", sites[:1], BESIDE)
+    monkeypatch.setattr("sys.argv", ["reid", "export", str(tmp_path / "run"), str(tmp_path / "bundle"), "--site", "nowhere"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert f"neither a domain that {tmp_path / 'run'} has learned (site0) nor a folder" in said
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.slow
 def test_a_sites_gallery_is_carried_between_its_own_networks(sites, tmp_path):
     from deploy.bundle import Bundle
