@@ -166,6 +166,25 @@ def repairs(run: Run, sites: list[Domain]) -> None:
     lines("repair", f"share of BatchNorm's statistics taken from {sites[1].name}", SHARES, series)
 
 
+def adapters(run: Run, sites: list[Domain]) -> None:
+    """Scores of each site as more of its own adapter is added to what all sites share, and as more of another site's is."""
+    shared = dict(run.model()[0].backbone.named_parameters())
+    own = {site.name: dict(run.route(site).backbone.named_parameters()) for site in sites}  # type: ignore[union-attr]
+
+    def score(site: Domain, other: Domain, share: float) -> float:
+        model = run.model()[0]
+        with torch.no_grad():
+            for name, weight in model.backbone.named_parameters():
+                weight.copy_(torch.lerp(shared[name], own[other.name][name], share))
+        return scores(run, model, [site])[0]
+
+    series = []
+    for site, other in zip(sites, [*sites[1:], sites[0]], strict=True):
+        for whose in (site, other):
+            series.append((f"{site.name}, adapter of {whose.name}", [score(site, whose, share) for share in SHARES]))
+    lines("adapters", "share of the adapter", SHARES, series, dashed=2)
+
+
 def relations(run: Run, site: Domain) -> None:
     """Who is like whom in a batch of the second site: through the old model, through draws of old people, and through the new model."""
     store = CropStore.decode(site, site.train, run.config.crop.spec())
@@ -268,6 +287,11 @@ def main() -> None:
         fusions("statistics", tuned, learned("held", held, pair), "statistics held", pair)
         fusions("centres", tuned, learned("centred", centred, pair), "rows from centres", pair)
         repairs(tuned, pair)
+        beside = read_method("hyper_default")
+        whole_adapter = tuple(
+            {name: {**given, **({"share": 1.0} if name == "hypernetwork" else {})} for name, given in part.items()} for part in beside.adapter
+        )
+        adapters(learned("beside", beside.model_copy(update={"adapter": whole_adapter}), sites), sites)
         triplets(learned("raw", raw, pair), tuned, pair[1])
 
 
