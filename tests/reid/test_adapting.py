@@ -119,6 +119,15 @@ def test_a_domain_leaves_128_bytes(sites, tmp_path):
     assert set(run.steps[-1].kept()) == {"hypernetwork"}
 
 
+def test_a_vit_from_random_weights_has_adapters_in_its_attention(sites, tmp_path):
+    vit = {**SETTINGS, "model": {"backbone": "test_vit", "weights": "none", "dim": 16}, "crop": {"height": 160, "width": 160}}
+    run = learned(tmp_path / "run", sites[:1], BESIDE, {**vit, "train": {**SETTINGS["train"], "iterations": 4}})
+    shared, own = run.model()[0].state_dict(), run.route(sites[0]).state_dict()
+    moved = {name for name in shared if not torch.equal(shared[name], own[name])}
+    assert moved
+    assert all(".attn." in name for name in moved)
+
+
 def test_a_guide_moves_the_third_sites_embedding(sites, tmp_path):
     found = {}
     for guide in ("none", "h", "random"):
