@@ -26,9 +26,9 @@ class Connection:
         self._lock = threading.RLock()
 
     def _connect(self) -> None:
-        self._db = self._opened()
+        self._db = self._new_connection()
 
-    def _opened(self) -> sqlite3.Connection:
+    def _new_connection(self) -> sqlite3.Connection:
         uri = f"{self.file.absolute().as_uri()}?mode=rw"
         return sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
 
@@ -67,7 +67,7 @@ class Connection:
 
         What takes long is done over a connection of its own, which readers need not wait for; the log is cut off under this one's lock.
         """
-        with self._mapped(), closing(self._opened()) as other:
+        with self._mapped(), closing(self._new_connection()) as other:
             configure(other)
             other.execute("VACUUM")
             other.execute("PRAGMA wal_checkpoint(PASSIVE)")

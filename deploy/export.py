@@ -271,8 +271,8 @@ def _embed(model: ReidModel, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         model.train(was_training)
 
 
-def _is_of(sealed: Sealed, site: str | None, name: str, *, learned: bool) -> bool:
-    """Whether a score in a run's matrix is that of the network that is exported: where sites have networks of their own, those were scored."""
+def _was_scored(sealed: Sealed, site: str | None, name: str, *, learned: bool) -> bool:
+    """Whether a domain's score in the matrix is of the network that is exported: where sites have networks of their own, those were scored."""
     term = routing_term(sealed.card)
     if term is None:
         return True
@@ -288,8 +288,8 @@ def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
     ]
     scored = []
     for (row, name), cell in run.scores.cells.items():
-        if row == sealed.index and _is_of(sealed, body["site"], name, learned=any(entry["name"] == name for entry, _ in learned)):
+        known = any(entry["name"] == name for entry, _ in learned)
+        if row == sealed.index and _was_scored(sealed, body["site"], name, learned=known):
             low, high = bootstrap_interval(cell.ap)
-            known = any(entry["name"] == name for entry, _ in learned)
             scored.append(Scored(name, known, cell.scores["mAP"], (100 * low, 100 * high), cell.scores["rank1"], int(cell.scores["queries"])))
     return card_text(body, taught, scored, parent=sealed.card["id"], producer=code_version())

@@ -363,7 +363,7 @@ class Run:
         if name not in router.embeddings:
             if isinstance(site, str):
                 raise UsageError(f"step {sealed.index} has no route for {name}; it has learned {', '.join(router.embeddings)}")
-            if len(site.query):
+            if len(site.query) and not router.shared:
                 look = StyleStatistics.of([self.stores.get(site, site.query).crops])
         place = router.place(name, look)
         return None if place is None else router.route(model, place)

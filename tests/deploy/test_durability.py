@@ -248,7 +248,7 @@ def test_searches_are_answered_while_an_erasure_rewrites_the_file(gallery, monke
     real = store.Store.rewrite
 
     def slow(self):
-        other = self._opened()
+        other = self._new_connection()
         other.execute("BEGIN IMMEDIATE")  # as VACUUM does, which readers need not wait for
         began.set()
         assert may_end.wait(20)
