@@ -88,7 +88,7 @@ class Gallery(Upkeep):
             if gallery._store.unwiped():
                 gallery._drop_cache()
                 gallery._store.wipe()
-            gallery._retain()
+            gallery.retain()
         except BaseException:
             gallery._store.close()
             raise
@@ -208,7 +208,7 @@ class Gallery(Upkeep):
 
     def _retain_in_time(self) -> None:
         if monotonic() - self._looked > EVERY:
-            self._retain()
+            self.retain()
 
     @property
     def keeps_crops(self) -> bool:

@@ -113,7 +113,7 @@ class Upkeep:
     def keep(self, days: int | None, camera: str | None = None) -> None:
         """Set how long entries are kept, of one camera or of all without a rule of their own; None: for ever. Older ones are erased at once."""
         set_rule(self._store, days, camera)
-        self._retain()
+        self.retain()
 
     def retention(self) -> dict[str, int]:
         """Days that entries are kept, by camera; the empty name stands for every other camera."""
@@ -161,10 +161,13 @@ class Upkeep:
         """What was done to the gallery, oldest first; raises GalleryError if a record was changed."""
         return read_audit(self._store)
 
-    def _retain(self) -> None:
+    def retain(self) -> int:
+        """Erase what the rules no longer allow and return how many entries went; the next addition or search after an hour does it otherwise."""
         self._looked = monotonic()
-        if rules(self._store) and (numbers := expired(self._store)):
+        numbers = expired(self._store) if rules(self._store) else []
+        if numbers:
             self.forget(numbers, reason="retention")
+        return len(numbers)
 
     def _renew_index(self) -> None:
         self._drop_cache()

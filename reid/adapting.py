@@ -17,7 +17,7 @@ from reid.config import Config, Entry, Method
 from reid.ending import Ended
 from reid.learner import Learner, Tick
 from reid.loader import CropStore
-from reid.terms import Step, build_terms, why_idle
+from reid.terms import Step, build_terms, idle_terms
 
 FOLDER = "adapter"
 
@@ -51,7 +51,8 @@ def adapted(
         work: folder of the step in progress; the adapter's own progress is kept below it.
         tick: told the iterations done and the losses of the last.
     """
-    terms = {name: term for name, term in build_terms(entries).items() if why_idle(term, step.index, step.memories) is None}
+    every = build_terms(entries)
+    terms = {name: term for name, term in every.items() if name not in idle_terms(every, step.index, step.memories)}
     beside = replace(step, config=adapter_config(step), model=copy.deepcopy(step.model), views={}, finished=True)
     seconds = Learner(beside, terms, store, contract, work / FOLDER).train(tick).seconds
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(beside).items()}

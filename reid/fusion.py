@@ -64,7 +64,7 @@ def blend(new: Mapping[str, Tensor], old: Mapping[str, Tensor], weight: float | 
         fused[name] = value.clone()
         if not value.is_floating_point() or name not in old or old[name].shape[1:] != value.shape[1:]:
             continue
-        before = old[name]
+        before = old[name].to(value.device)
         rows = min(len(before), len(value)) if value.ndim else None
         share = weight[name] if isinstance(weight, Mapping) and name in weight else weight if not isinstance(weight, Mapping) else 0.5
         if rows is None:

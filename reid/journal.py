@@ -22,7 +22,7 @@ LEFT_OVER = ".*.tmp"
 
 
 class Changes:
-    """What is to be done to a folder; files are written to where :meth:`put` says."""
+    """What is to be done to a folder; files are written to where :meth:`put` says. A path that leads elsewhere is a ValueError."""
 
     def __init__(self, staging: Path) -> None:
         self.staging = staging
@@ -32,16 +32,16 @@ class Changes:
 
     def put(self, target: str) -> Path:
         """Where to write the new content of a file, given by its path in the folder."""
-        self.targets.append(target)
+        self.targets.append(_plain(target))
         return self.staging / f"{len(self.targets):04d}"
 
     def remove(self, target: str) -> None:
         """Take out a file or a folder, if it is there."""
-        self.removals.append(target)
+        self.removals.append(_plain(target))
 
     def rename(self, source: str, target: str) -> None:
         """Give a folder another name, after all else is done."""
-        self.renames.append((source, target))
+        self.renames.append((_plain(source), _plain(target)))
 
     def plan(self) -> dict[str, Any]:
         """As it is written down."""
@@ -142,7 +142,7 @@ def _read_plan(folder: Path, journal: Path) -> dict[str, Any]:
     return dict(plan)
 
 
-def _plain(name: Any, *, parts: int = 4) -> str:
+def _plain(name: Any, *, parts: int = 8) -> str:
     """Check a relative path; raises ValueError."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"{name!r:.80} is no path")

@@ -15,14 +15,14 @@ from reid.adapting import adapted, adapter_config, check_adapter
 from reid.config import Config, Method
 from reid.ending import Ended, check_parts, end_step
 from reid.fusion import State, applied
-from reid.learner import Learner, Trained
+from reid.learner import SNAPSHOT, Learner, Trained
 from reid.loader import CropStore
 from reid.model import ReidModel
 from reid.optim import Runtime
 from reid.progress import Progress
 from reid.randomness import torch_seed
-from reid.sealed import IN_PROGRESS, Sealed, seal
-from reid.terms import Step, Term, build_terms, head_of, why_idle
+from reid.sealed import CARD, IN_PROGRESS, Sealed, seal
+from reid.terms import Step, Term, build_terms, head_of, idle_terms
 
 if TYPE_CHECKING:
     from reid.run import Run
@@ -37,7 +37,7 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
     old, parent = run.model()
     index = parent.index + 1
     folder = run.folder / "steps" / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain.name)}"
-    work = _work_folder(folder, index, restart=restart)
+    work = _work_folder(folder, restart=restart)
     runtime = Runtime.choose(config.device, config.train.precision, old)
     contract = config.learning() | {
         "method": method.model_dump(mode="json"), "data": domain.fingerprint, "parent": parent.card["id"], "arithmetic": str(runtime.dtype)
@@ -46,7 +46,7 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
         store = CropStore.decode(domain, domain.train, config.crop.spec(), limit_mb=config.storage.crop_memory_mb, progress=tick.advance)
     people = sorted({int(pid) for pid in store.split.pids if pid >= 0})
     memories, kept = run.memories(renew=True), parent.kept()
-    idle = {name: why for name, term in terms.items() if (why := why_idle(term, index, memories))}
+    idle = idle_terms(terms, index, memories)
     terms = {name: term for name, term in terms.items() if name not in idle}
     notes = [f"{name} had no part: {why}" for name, why in idle.items() if index > 1]
     for note in [*(f"left out: {missing.reason}" for missing in store.left_out), *notes]:
@@ -96,6 +96,7 @@ def _what_to_learn(run: Run, members: list[Domain], config: Config) -> tuple[Dom
     for member in members:
         if member.name in known:
             raise UsageError(f"{member.name} is already learned in {run.folder}")
+    later = len(run.steps) > 1
     limit = config.data.identities
     members = [member.first_identities(limit) for member in members] if limit else members
     domain = members[0] if len(members) == 1 else union("joint", members)
@@ -103,9 +104,9 @@ def _what_to_learn(run: Run, members: list[Domain], config: Config) -> tuple[Dom
         raise DataError(f"domain {domain.name} has no train crops to learn from")
     train = config.train
     found: dict[str, Any] = {"iterations": train.iterations * len(members)}
-    if known:
+    if later:
         found |= {"lr": train.lr * train.later_lr, "later_lr": 1.0}
-    if epochs := (train.first_epochs if not known else None) or train.epochs:
+    if epochs := (None if later else train.first_epochs) or train.epochs:
         found["iterations"] = epochs * max(1, len(domain.train) // (train.identities * train.instances))
         if train.warmup_epochs is not None:
             found["warmup"] = min(1.0, train.warmup_epochs / epochs)
@@ -114,16 +115,27 @@ def _what_to_learn(run: Run, members: list[Domain], config: Config) -> tuple[Dom
     return domain, config.model_copy(update={"train": train.model_copy(update=found)})
 
 
-def _work_folder(folder: Path, index: int, *, restart: bool) -> Path:
-    """Make the folder of the step in progress; raises UsageError if another domain was begun and not finished."""
-    for other in folder.parent.glob(f"{index:02d}-*/{IN_PROGRESS}"):
-        if other.parent != folder or restart:
-            if not restart:
-                raise UsageError(f"{other.parent.name} was begun and not finished; go on with it, or add --restart to throw its progress away")
-            shutil.rmtree(other.parent)
-    work = folder / IN_PROGRESS
-    work.mkdir(parents=True, exist_ok=True)
-    return work
+def begun(steps: Path) -> list[Path]:
+    """Folders of steps that were begun and not finished: of at least one snapshot."""
+    return sorted(state.parent.parent for state in steps.glob(f"[0-9]*-*/{IN_PROGRESS}/{SNAPSHOT}") if not (state.parent.parent / CARD).is_file())
+
+
+def sweep(steps: Path) -> None:
+    """Remove what stopped learners left in a run that the caller holds: progress without a snapshot, and progress of a step that is sealed."""
+    kept = begun(steps)
+    for work in steps.glob(f"[0-9]*-*/{IN_PROGRESS}"):
+        if work.parent not in kept:
+            shutil.rmtree(work if (work.parent / CARD).is_file() else work.parent)
+
+
+def _work_folder(folder: Path, *, restart: bool) -> Path:
+    """Where the step in progress is kept; raises UsageError if another domain was begun and not finished."""
+    for other in begun(folder.parent):
+        if restart:
+            shutil.rmtree(other)
+        elif other != folder:
+            raise UsageError(f"{other.name} was begun and not finished; go on with it, or add --restart to throw its progress away")
+    return folder / IN_PROGRESS
 
 
 def _teachers(run: Run, terms: Mapping[str, Term], old: ReidModel, kept: Mapping[str, State], runtime: Runtime) -> dict[str, ReidModel]:

@@ -158,10 +158,13 @@ class ReidModel(nn.Module):
                 raise BackboneError(str(error)) from error
 
     def spread(self, features: Tensor) -> Tensor:
-        """Backbone features → standard deviation of each embedding dimension, ``[B, D]``; raises BackboneError without a distribution head."""
+        """Backbone features → standard deviation of each embedding dimension, ``[B, D]``; raises BackboneError without a head that fits them."""
         if self.distribution is None:
             raise BackboneError("this network has no distribution head; a method with a distribution term gives it one")
-        out: Tensor = self.distribution(features)
+        try:
+            out: Tensor = self.distribution(features)
+        except ValueError as error:
+            raise BackboneError(f"{error}; use larger crops, model.stages: 3, or a method with head: pooled") from error
         return out
 
     def classify(self, vectors: Tensor) -> Tensor:

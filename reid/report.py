@@ -226,6 +226,7 @@ def _costs(steps: list[Sealed]) -> str:
             "crops",
             "identities",
             "seconds",
+            "of its end",
             "crops/s",
             "waiting",
             "memory",
@@ -242,14 +243,16 @@ def _costs(steps: list[Sealed]) -> str:
         sizes = [kept[name] for name in ("memory", "classifier_rows_of_old_identities", "teachers", "fusion_partner")]
         sizes += [kept.get(name, 0) for name in ("transport", "kept")]  # cards before there were any lack them
         crops = sum(entry["crops"]["train"] for entry in step.card["domains"])
-        cells = [crops, len(step.card["classes"]), f"{train['seconds']:.0f}", f"{train['crops_per_second']:.0f}", f"{100 * train['waiting']:.1f} %"]
+        seconds = [f"{value:.0f}" for value in (train["seconds"], train.get("seconds_ending", 0.0))]
+        cells = [crops, len(step.card["classes"]), *seconds, f"{train['crops_per_second']:.0f}", f"{100 * train['waiting']:.1f} %"]
         rows.append(f"<tr><td>{_text(step.folder.name)}</td>{''.join(f'<td>{cell}</td>' for cell in [*cells, *map(_size, sizes)])}</tr>")
         named += [f"{step.folder.name}: {name}" for name in train["left_out"]]
     broken = f"<p>Images that could not be read, left out: {_text(', '.join(named))}</p>" if named else ""
     note = (
-        "Waiting: share of the time spent waiting for crops. Memory: what is kept of a domain beside the model. Old rows: classifier rows of earlier "
-        "identities. Teachers and the model fused with are read from the step before and not kept twice. Transport: the map from the "
-        "feature space before. Further weights: models that the fusion keeps for the next step. No image is kept."
+        "Seconds of training, and of its end: prototypes, fusion, repair, transport, adapter. Waiting: share of the time spent waiting for crops. "
+        "Memory: what is kept of a domain beside the model. Old rows: classifier rows of earlier identities. Teachers and the model fused with are "
+        "read from the step before and not kept twice. Transport: the map from the feature space before. Further weights: models that the fusion "
+        "keeps for the next step. No image is kept."
     )
     return f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>{broken}<p class="soft">{note}</p>'
 

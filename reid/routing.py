@@ -20,7 +20,6 @@ from prototypes.memory import Memory
 from reid.adapter import find_slots
 from reid.config import Method, validated
 from reid.model import ReidModel
-from reid.terms import build_terms
 from reid.terms.hypernetwork import BASE, KIND, HyperNetworkTerm
 
 REACH = 5.0
@@ -75,8 +74,8 @@ def routing_term(card: Mapping[str, Any]) -> HyperNetworkTerm | None:
     if not card.get("method"):
         return None
     method = validated(Method, card["method"], "method")
-    terms = [*build_terms(method.terms).values(), *build_terms(method.adapter).values()]
-    return next((term for term in terms if isinstance(term, HyperNetworkTerm) and term.use in ("routed", "beside")), None)
+    terms = [HyperNetworkTerm(**entry[KIND]) for entry in (*method.terms, *method.adapter) if KIND in entry]  # other terms may be a user's own
+    return next((term for term in terms if term.use in ("routed", "beside")), None)
 
 
 def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mapping[str, Tensor]], memories: Sequence[Memory]) -> Router | None:

@@ -16,7 +16,7 @@ import yaml
 import domains
 from domains.artefact import code_version, fsync_folder, read_manifest, write_atomic
 from domains.domain import Domain
-from domains.errors import ArtefactError, ConfigError, ReidError, UsageError
+from domains.errors import ArtefactError, ConfigError, DataError, ReidError, UsageError
 from domains.style import StyleStatistics
 from prototypes.memory import Memory
 from prototypes.transport import compose
@@ -26,8 +26,8 @@ from reid.ending import renewed
 from reid.erasure import Erasure, erase, plan_erasure
 from reid.evaluate import Embed, can_be_scored, evaluate, torch_embedder
 from reid.fusion import State
-from reid.journal import finish, unfinished
-from reid.learning import learn_step
+from reid.journal import LEFT_OVER, finish, unfinished
+from reid.learning import begun, learn_step, sweep
 from reid.loader import StoreCache
 from reid.matrix import Cell, ScoreMatrix
 from reid.model import ReidModel, build_model
@@ -109,18 +109,21 @@ class Run:
         """
         folder, layers, overrides = Path(folder), list(layers), list(overrides)
         if not (folder / RUN).exists():
-            if (folder / "steps").is_dir():  # killed while it was being made: nothing can have been learned yet
-                shutil.rmtree(folder / "steps")
-                (folder / GRAPH).unlink(missing_ok=True)
             config = build_config(*layers, overrides=overrides)
+            _clear_unmade(folder)
             return cls.create(folder, config), config
         run = cls.open(folder)
         config = build_config(run.config.model_dump(mode="json"), *layers, overrides=overrides)
-        differing = {key: value for key, value in config.fixed().items() if run.config.fixed()[key] != value}
-        if differing:
-            lines = "\n".join(f"  {key}: saved {run.config.fixed()[key]!r}, requested {value!r}" for key, value in differing.items())
-            raise ConfigError(f"these settings are fixed for the life of {folder}; keep them, or start another run:\n{lines}")
+        run._check_fixed(config)
+        run.config = run.config.model_copy(update={"device": config.device})  # where scores are computed, too
         return run, config
+
+    def _check_fixed(self, config: Config) -> None:
+        saved = self.config.fixed()
+        differing = {key: value for key, value in config.fixed().items() if saved[key] != value}
+        if differing:
+            lines = "\n".join(f"  {key}: saved {saved[key]!r}, requested {value!r}" for key, value in differing.items())
+            raise ConfigError(f"these settings are fixed for the life of {self.folder}; keep them, or start another run:\n{lines}")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -133,7 +136,7 @@ class Run:
     @property
     def steps(self) -> list[Sealed]:
         """Sealed steps in order; raises ArtefactError if one is damaged or missing."""
-        folders = sorted(folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file())
+        folders = sorted((folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file()), key=_number)
         sealed = [Sealed(folder, read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False)) for folder in folders]
         for place, step in enumerate(sealed):
             if step.index != place or step.card["parent"] != (sealed[place - 1].card["id"] if place else None):
@@ -187,6 +190,24 @@ class Run:
         self.scores.write(self.folder)
         return aside
 
+    def _settle(self, *, replacing: bool) -> bool:
+        """Tidy up after learners that were stopped; returns whether a step is set aside whose successor is to be learned, or is being.
+
+        A step that was set aside goes once its successor is sealed. While that has no progress to go on from, the step is put in its place again,
+        unless it is to be replaced now.
+        """
+        sweep(self.folder / "steps")
+        for aside in sorted((self.folder / "steps").glob(REPLACED + "*")):
+            place = aside.with_name(aside.name.removeprefix(REPLACED))
+            if _number(place) < len(self.steps):
+                shutil.rmtree(aside)
+            elif replacing or begun(self.folder / "steps"):
+                return True
+            else:
+                aside.rename(place)
+                fsync_folder(place.parent)
+        return False
+
     # ------------------------------------------------------------------------------------------------------------------ learning
 
     def learn(
@@ -210,7 +231,8 @@ class Run:
             progress: where to show it.
 
         Raises:
-            ReidError: see the message; nothing sealed is ever changed.
+            ReidError: see the message; nothing sealed is ever changed. A step that was to be replaced is back, unless its successor has made
+                progress.
         """
         config, progress = config or self.config, progress or Progress()
         chosen = method if isinstance(method, Method) else read_method(method or config.method)
@@ -221,12 +243,19 @@ class Run:
             raise UsageError(
                 f"method {chosen.name} learns all domains at once, breaking the rule that old images are not kept: use reid stream with a new run"
             )
+        self._check_fixed(config)
         with self.lock():
-            if replace_last and not list((self.folder / "steps").glob(REPLACED + "*")):
+            scores = ScoreMatrix.read(self.folder)
+            if not self._settle(replacing=replace_last) and replace_last:
                 self._set_aside(self._last_to_drop())
-            sealed = learn_step(self, members, chosen, config, restart=restart, progress=progress)
-            for aside in (self.folder / "steps").glob(REPLACED + "*"):
-                shutil.rmtree(aside)
+            try:
+                sealed = learn_step(self, members, chosen, config, restart=restart, progress=progress)
+            except BaseException:
+                if not self._settle(replacing=False) and replace_last:
+                    self.scores = scores
+                    self.scores.write(self.folder)
+                raise
+            self._settle(replacing=False)
             return sealed
 
     def memories(self, *, renew: bool = False) -> list[Memory]:
@@ -262,6 +291,8 @@ class Run:
             ReidError: the run knows no such, a step is in progress, or the disk failed; nothing was changed.
         """
         with self.lock():
+            if not dry_run:
+                self._settle(replacing=False)
             found = plan_erasure(self, identity=identity, domain=domain)
             if not dry_run:
                 erase(self, found, discard_progress=discard_progress)
@@ -309,7 +340,11 @@ class Run:
             serve = self._served(row)
             with progress.task(f"scoring step {row}", len(missing)) as tick:
                 for domain in missing:
-                    self.scores.cells[row, domain.name] = Cell.of(evaluate(domain, serve(domain), self.stores))
+                    try:
+                        self.scores.cells[row, domain.name] = Cell.of(evaluate(domain, serve(domain), self.stores))
+                    except DataError as error:
+                        notes.append(f"{domain.name} is not scored: {error}")
+                        able.pop(domain.name)
                     tick.advance(1)
             self.scores.write(self.folder)
         self.scores.write(self.folder)
@@ -383,6 +418,28 @@ class Run:
         model = model or self.model(step)[0]
         runtime = Runtime.choose(self.config.device, "fp32", model)
         return torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]
+
+
+def _number(folder: Path) -> int:
+    """Index that a step's folder begins with; the card has the last word."""
+    return int(folder.name.partition("-")[0]) if folder.name.partition("-")[0].isdecimal() else -1
+
+
+def _clear_unmade(folder: Path) -> None:
+    """Remove what a killed :meth:`Run.create` left, before which nothing can have been learned; raises UsageError if there is more in the folder."""
+    steps, graph = folder / "steps", folder / GRAPH
+    if not steps.is_dir() and not graph.is_file():
+        return
+    others = [item for item in folder.iterdir() if item.name not in ("steps", GRAPH, ".lock") and not item.match(LEFT_OVER)]
+    others += [item for item in steps.glob("*") if item.name != "00-start"]
+    if others:
+        raise UsageError(
+            f"{folder} has no {RUN}, and {others[0].relative_to(folder)} is in the way of a new run; restore {RUN} from a backup, "
+            "or choose another name"
+        )
+    shutil.rmtree(steps, ignore_errors=False) if steps.is_dir() else None
+    for left in [graph, *folder.glob(LEFT_OVER)]:
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -43,9 +43,8 @@ class IdentitySampler:
     ) -> None:
         self.classes = np.unique(labels)
         if len(self.classes) < identities:
-            raise DataError(
-                f"a batch needs {identities} identities and the domain has {len(self.classes)}; set train.identities={max(2, len(self.classes))}"
-            )
+            hint = f"set train.identities={len(self.classes)}" if len(self.classes) > 1 else "there is nobody to tell apart"
+            raise DataError(f"a batch needs {identities} identities and the domain has {len(self.classes)}; {hint}")
         self.identities = identities
         self.instances = instances
         self.seed = tuple(seed)

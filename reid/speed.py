@@ -1,4 +1,4 @@
-"""How fast a configured network trains on this machine, by a few real iterations on drawn people."""
+"""How fast a configured network trains on this machine: a few real iterations of a first step, on drawn people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reid.learner import Learner
 from reid.loader import CropStore
 from reid.model import build_model
 from reid.optim import Runtime
-from reid.terms import Step, build_terms
+from reid.terms import Step, build_terms, head_of, idle_terms
 
 WARM_UP, MEASURED = 1, 2
 """Iterations; one more follows, which is not counted because the last writes a snapshot."""
@@ -46,12 +46,16 @@ def measure_speed(config: Config) -> Speed:
     split = Split(tuple(str(row) for row in range(len(pids))), pids, np.zeros(len(pids), np.int64))
     domain = Domain("speed", Path(), "drawn", tuple(str(person) for person in range(people)), ("1",), train=split)
     chosen = config.model_copy(update={"train": train.model_copy(update={"iterations": WARM_UP + MEASURED + 1})})
+    every = build_terms(read_method(config.method).terms)
+    terms = {name: term for name, term in every.items() if name not in idle_terms(every, 1, ())}
     model = build_model(config.model.model_copy(update={"weights": "none"}), spec, classes=people)
+    if head := head_of(terms.values()):
+        model.add_distribution(head)
     runtime = Runtime.choose(config.device, train.precision, model)
     step = Step(1, domain, chosen, runtime, model.to(runtime.device), {}, 0)
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        learner = Learner(step, build_terms(read_method(config.method).terms), CropStore(crops, split, ()), {}, Path(folder))
+        learner = Learner(step, terms, CropStore(crops, split, ()), {}, Path(folder))
         learner.train(lambda done, losses: ends.append(perf_counter()))
     if runtime.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(runtime.device)

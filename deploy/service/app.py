@@ -34,7 +34,8 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-ERASE_EVERY = 3600.0
+ERASE_EVERY = 3000.0
+"""Seconds; sooner than the gallery looks by itself, so that no caller waits for it."""
 
 _FILES = {"/": ("page.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
 
@@ -78,7 +79,7 @@ def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = N
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    tasks = [asyncio.create_task(_warm_up(state.engine)), asyncio.create_task(_erase_old(state.journal, state.settings.keep_audit))]
+    tasks = [asyncio.create_task(_warm_up(state.engine)), asyncio.create_task(_erase_old(state.engine, state.journal, state.settings.keep_audit))]
     write_log(logging.INFO, "started", feature_space=state.engine.encoder.feature_space, provider=state.engine.encoder.provider, version=app.version)
     try:
         yield
@@ -103,9 +104,17 @@ async def _warm_up(engine: Engine) -> None:
     write_log(logging.INFO, "ready", entries=engine.last["entries"], generation=engine.last["generation"])
 
 
-async def _erase_old(journal: Journal, days: int | None) -> None:
-    """Erase old audit records now and every hour, and log the newest seal, so that the log can show later whether records were taken out."""
+async def _erase_old(engine: Engine, journal: Journal, days: int | None) -> None:
+    """Erase old audit records and expired entries, though nobody asks anything, and log the newest seal.
+
+    The seal in the log can show later whether records were taken out.
+    """
     while True:
+        try:
+            if gone := await asyncio.to_thread(engine.gallery.retain):
+                write_log(logging.INFO, "expired entries erased", entries=gone)
+        except GalleryError as error:
+            write_log(logging.ERROR, "expired entries could not be erased", reason=str(error))
         try:
             if days is not None and (gone := await asyncio.to_thread(journal.erase, days)):
                 write_log(logging.INFO, "old audit records erased", records=gone, days=days)

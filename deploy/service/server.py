@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deploy.encoder import Encoder
-from deploy.gallery import Gallery
+from deploy.gallery import open_or_create
 from deploy.service.app import create_app
 from deploy.service.logs import log_as_json, write_log
 from deploy.service.settings import Settings
@@ -75,7 +75,7 @@ def find_tokens(listening: Listening, file: Path | None) -> Path | None:
 
 
 def run_service(path: Path, listening: Listening, settings: Settings, *, bundle: Path | None = None, provider: str = "cpu") -> None:
-    """Serve a gallery until SIGTERM or SIGINT.
+    """Serve a gallery until SIGTERM or SIGINT; a missing one is made for ``bundle``.
 
     Raises:
         UsageError: other machines could reach it without a token, or half a TLS pair.
@@ -88,9 +88,10 @@ def run_service(path: Path, listening: Listening, settings: Settings, *, bundle:
     log_as_json()
     listener = _listen(listening)
     try:
-        gallery = Gallery.open(path)
+        encoder = None if bundle is None else Encoder.load(bundle, provider=provider)  # a bundle that can't be used makes no gallery
+        gallery = open_or_create(path, bundle)
         try:
-            app = create_app(gallery, Encoder.load(bundle or gallery.bundle, provider=provider), settings)
+            app = create_app(gallery, encoder or Encoder.load(gallery.bundle, provider=provider), settings)
         except BaseException:
             gallery.close()
             raise

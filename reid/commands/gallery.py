@@ -190,7 +190,7 @@ def gallery_keep(
     gallery: PathArgument, days: Annotated[int | None, typer.Argument(help="Erase what is older; 0: no rule any more.", min=0)] = None,
     camera: Annotated[str | None, typer.Option(help="For this camera alone, in the place of the general rule.")] = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Set or show how long entries are kept; the rules run by themselves whenever the gallery is opened, and every hour while it is open."""
+    """Set or show how long entries are kept; the rules run by themselves: at opening, and every hour of use or of service."""
     from deploy import Gallery
 
     with Gallery.open(gallery) as store:

@@ -40,7 +40,10 @@ def serve(
     no_reason: Annotated[bool, typer.Option("--no-reason", help="Answer queries that state no reason.")] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="Another host name for a service without tokens; may be repeated.")] = None,
 ) -> None:  # fmt: skip
-    """Answer queries over HTTP, with a page at / and an API under /v1; stops at Ctrl-C or SIGTERM, having finished what was begun."""
+    """Answer queries over HTTP, with a page at / and an API under /v1; a missing gallery is made for --bundle.
+
+    Stops at Ctrl-C or SIGTERM, having finished what was begun.
+    """
     from deploy.service.settings import Settings
 
     server = _server()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from domains.errors import ConfigError
 from prototypes.distribution import HeadKind
@@ -20,7 +20,7 @@ from reid.terms.term import Batch, Step, Term
 from reid.terms.transfer import PrototypeTransfer
 from reid.terms.triplet import Triplet
 
-__all__ = ["TERMS", "Batch", "Step", "Term", "build_terms", "head_of", "why_idle"]
+__all__ = ["TERMS", "Batch", "Step", "Term", "build_terms", "head_of", "idle_terms"]
 
 TERMS: Mapping[str, type[Term]] = {
     "cross_entropy": CrossEntropy,
@@ -93,11 +93,20 @@ def head_of(terms: Iterable[Term]) -> HeadKind | None:
     return kinds[0] if kinds else None
 
 
-def why_idle(term: Term, index: int, memories: Sequence[Memory]) -> str | None:
-    """Say why a term has no part in a step, or None: there is no model before the first step, or nothing of the kind that it reads is kept."""
+def idle_terms(terms: Mapping[str, Term], index: int, memories: Sequence[Memory]) -> dict[str, str]:
+    """Say which of a method's terms have no part in a step, and why.
+
+    There is no model before the first step; nothing of the kind that a term reads may be kept; or no term makes the view that it looks at.
+    """
+    views = {"plain", *(view for term in terms.values() for view in term.makes(memories))}
+    found = {name: _why_idle(term, index, memories, views) for name, term in terms.items()}
+    return {name: why for name, why in found.items() if why}
+
+
+def _why_idle(term: Term, index: int, memories: Sequence[Memory], views: Collection[str]) -> str | None:
     kept = {name.partition(".")[0] for memory in memories for name in memory.arrays}
-    wanted = [*term.reads, *(["style"] if term.view == "aligned" else [])]
-    if index == 1 and (term.teachers or wanted):
+    if index == 1 and (term.teachers or term.reads or term.view != "plain"):
         return "it needs an earlier domain"
-    missing = [kind for kind in wanted if kind not in kept]
-    return f"the memories of earlier domains hold no {' and no '.join(missing)}" if missing else None
+    if missing := [kind for kind in term.reads if kind not in kept]:
+        return f"the memories of earlier domains hold no {' and no '.join(missing)}"
+    return None if term.view in views else f"no term of the method makes its {term.view} view from the memories of earlier domains"

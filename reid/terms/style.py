@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from domains.style import StyleNetwork, StyleStatistics, restyle
+from prototypes.memory import Memory
 from reid.randomness import torch_generator
 from reid.survey import Survey
 from reid.terms.term import Step, Term
@@ -17,11 +18,13 @@ PREFIX = "network."
 
 
 class Aligner(Term):
-    """What both aligners share.
+    """What both aligners share; ``look`` begins the names of what one keeps.
 
     Args:
         domains: ``last`` aligns to the domain before, as published; ``all`` draws one of the learned domains for each crop (or batch, for a network).
     """
+
+    look: ClassVar[str]
 
     def __init__(self, domains: Literal["last", "all"] = "last") -> None:
         super().__init__()
@@ -29,11 +32,16 @@ class Aligner(Term):
             raise ValueError(f'domains must be "last" or "all", got {domains!r}')
         self.every = domains == "all"
 
+    def makes(self, memories: Sequence[Memory]) -> tuple[str, ...]:
+        """``aligned``, if a look of this kind is kept."""
+        return ("aligned",) if any(name.startswith(self.look) for memory in memories for name in memory.arrays) else ()
+
 
 class StyleStatisticsTerm(Aligner):
     """Twelve numbers per domain: how channel means and deviations are spread over its crops. Aligns by channel."""
 
     keeps = "style"
+    look = "style.statistics"
 
     def begin(self, step: Step) -> None:
         """Offer the ``aligned`` view, if any look is kept."""
@@ -71,6 +79,7 @@ class StyleNetworkTerm(Aligner):
     """
 
     keeps = "style"
+    look = f"style.{PREFIX}"
 
     def __init__(self, domains: Literal["last", "all"] = "last", iterations: int = 300, batch: int = 64, lr: float = 2e-4) -> None:
         super().__init__(domains)

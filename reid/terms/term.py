@@ -153,6 +153,10 @@ class Term(nn.Module):
         self.weight = weight
         self.view = view
 
+    def makes(self, memories: Sequence[Memory]) -> tuple[str, ...]:
+        """Views beside ``plain`` that it can make, given what is kept of earlier domains."""
+        return ()
+
     def begin(self, step: Step) -> None:
         """Once, before training on the domain; may train something of its own."""
 

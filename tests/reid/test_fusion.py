@@ -201,3 +201,8 @@ def test_a_wrong_fusion_is_refused_before_training(entry, said):
     with pytest.raises(ConfigError, match=said) as caught:
         check_fusions((entry,))
     assert "\n" not in str(caught.value)
+
+
+def test_a_state_that_lies_elsewhere_is_brought_to_the_new_ones_device():
+    new, old = {"weight": torch.ones(3, 2, device="meta")}, {"weight": torch.zeros(2, 2)}
+    assert blend(new, old, 0.5)["weight"].device.type == "meta"

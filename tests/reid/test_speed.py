@@ -1,9 +1,11 @@
 """Speed: what counts are the iterations after the first, by one clock, so that it can't come out endless."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
+import configs
 import reid.speed
 from reid.config import build_config
 
@@ -19,3 +21,10 @@ def test_the_iterations_between_warming_up_and_the_last_are_timed(monkeypatch):
     found = reid.speed.measure_speed(build_config(SETTINGS))
     assert found.crops_per_second == pytest.approx(reid.speed.MEASURED * 4 / (7.0 + 0.5))
     assert found.peak_bytes > 0
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(configs.__file__).parent / "methods").glob("*.yaml")))
+def test_every_method_can_be_timed(name):
+    large = {"model": {"stages": 3}, "crop": {"height": 256, "width": 128}} if name.endswith("-published") else {}
+    config = build_config(SETTINGS, {"method": name}, large)
+    assert reid.speed.measure_speed(config).crops_per_second > 0

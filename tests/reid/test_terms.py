@@ -15,7 +15,7 @@ from prototypes.transfer import prototype_transfer
 from reid import losses
 from reid.model import Output
 from reid.optim import Runtime
-from reid.terms import TERMS, Batch, Step, Term, build_terms, head_of, why_idle
+from reid.terms import TERMS, Batch, Step, Term, build_terms, head_of, idle_terms
 
 OLD, NEW, DIM = 3, 4, 6
 ADAPTS = "hypernetwork"
@@ -257,15 +257,18 @@ def test_statistics_of_the_last_domain_or_of_all_make_the_view(batch):
 
 
 def test_a_term_is_idle_where_nothing_that_it_needs_is_kept(batch):
-    transfer, aligned, distilled, plain = build_terms(
-        ({"prototype_transfer": {}}, {"triplet": {"view": "aligned"}}, {"relation_distillation": {}}, {"triplet": {}})
-    ).values()
-    assert [why_idle(term, 1, []) is None for term in (transfer, aligned, distilled, plain)] == [False, False, False, True]
-    assert [why_idle(term, 2, batch.step.memories) for term in (transfer, aligned, distilled, plain)] == [None] * 4
+    terms = build_terms(
+        ({"prototype_transfer": {}}, {"triplet": {"view": "aligned"}}, {"relation_distillation": {}}, {"triplet": {}}, {"style_statistics": {}})
+    )
+    assert idle_terms(terms, 1, []) == dict.fromkeys(list(terms)[:3], "it needs an earlier domain")
+    assert idle_terms(terms, 2, batch.step.memories) == {}
     bare = [Memory("first", "space", {})]
-    assert why_idle(transfer, 2, bare) == "the memories of earlier domains hold no prototypes"
-    assert why_idle(aligned, 2, bare) == "the memories of earlier domains hold no style"
-    assert why_idle(distilled, 2, bare) is None
+    lacks = "no term of the method makes its aligned view from the memories of earlier domains"
+    assert idle_terms(terms, 2, bare) == {
+        "prototype_transfer": "the memories of earlier domains hold no prototypes", "triplet (aligned)": lacks,
+    }  # fmt: skip
+    without = {name: term for name, term in terms.items() if name != "style_statistics"}
+    assert idle_terms(without, 2, batch.step.memories) == {"triplet (aligned)": lacks}
 
 
 def test_a_method_has_one_distribution_head():

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 
 import cv2
 import numpy as np
@@ -442,3 +443,16 @@ def test_the_log_says_what_was_done_and_nothing_about_a_person(serve, images, ca
     assert len([line for line in lines if json.loads(line)["event"] == "request"]) == 4
     for word in ("Anna", "anna", "person 3", "wanted", "c1", "case"):
         assert not [line for line in lines if f'"{word}' in line or word in json.loads(line).get("reason", "")], word
+
+
+def test_rules_run_though_nobody_asks_anything(serve, filled, monkeypatch):
+    monkeypatch.setattr("deploy.service.app.ERASE_EVERY", 0.05)
+    with Gallery.open(filled) as gallery:
+        gallery.keep(36500)
+    client = serve()
+    engine = client.app.state.engine
+    engine.gallery._store.change("UPDATE entry SET added = -9e15, utc = NULL WHERE id = 2")
+    end = time.monotonic() + 20
+    while 2 in engine.gallery.ids() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert engine.gallery.ids() == [1, 3, 4, 5, 6]

@@ -96,6 +96,23 @@ def test_a_life_from_start_to_stop(service, image, filled, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_missing_gallery_is_made_for_a_bundle_that_can_be_used(tmp_path, bundle, image):
+    folder = tmp_path / "new"
+    lone = reid("serve", folder, "--port", "0")
+    assert (lone.returncode, "name the bundle to make it for" in lone.stderr) == (2, True)
+    assert reid("serve", folder, "--port", "0", "--bundle", tmp_path).returncode == 1
+    assert not folder.exists()
+    one = Service(tmp_path, folder, "--bundle", bundle.folder)
+    try:
+        assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["images"][0]["matches"] == []
+        sent = {"files": [("images", ("a.png", image))], "data": {"camera": "yard"}}
+        assert httpx.post(f"{one.address}/v1/entries", **sent).status_code == 201
+        assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["images"][0]["matches"][0]["camera"] == "yard"
+    finally:
+        assert one.stop() == 0
+
+
+@pytest.mark.slow
 def test_what_was_begun_is_finished_before_it_ends(service, image, filled):
     one = service()
     body = httpx.Request("POST", one.address, **query(image))
