@@ -79,11 +79,22 @@ class DistributionHead(nn.Module):
         if self.kind == "convolution":
             if min(features.shape[2:]) < KERNEL:
                 raise ValueError(f"the variance convolution needs maps of at least {KERNEL}×{KERNEL}, got {features.shape[2]}×{features.shape[3]}")
-            response = self.convolution(features).float().clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3) + FLOOR
+            response = _convolve(features, self.convolution.weight).float().clamp(min=1e-6).pow(3).mean(1).pow(1 / 3) + FLOOR
         else:
             grid = features.flatten(2).transpose(1, 2) if self.prefix_tokens < 0 else features[:, self.prefix_tokens :]
             response = (grid.float().var(1, unbiased=False) + FLOOR).sqrt()
         return F.relu(unit(self.project(response).float())) + FLOOR
+
+
+def _convolve(features: Tensor, weight: Tensor) -> Tensor:
+    """Convolution without padding, ``[B, C, h, w]`` and ``[O, C, k, k]`` → ``[B, P, O]`` over the P places, as one matrix product.
+
+    A kernel nearly as large as the map has few places and many weights; CPUs' convolutions do that at an eighth of the speed.
+    """
+    size, rows = weight.shape[2], features.permute(0, 2, 3, 1)
+    places = [(top, left) for top in range(rows.shape[1] - size + 1) for left in range(rows.shape[2] - size + 1)]
+    windows = torch.stack([rows[:, top : top + size, left : left + size].flatten(1) for top, left in places], 1)
+    return windows @ weight.permute(0, 2, 3, 1).flatten(1).T
 
 
 def affinity(vectors: Tensor, temperature: float = 0.1) -> Tensor:

@@ -104,10 +104,10 @@ def test_a_missing_gallery_is_made_for_a_bundle_that_can_be_used(tmp_path, bundl
     assert not folder.exists()
     one = Service(tmp_path, folder, "--bundle", bundle.folder)
     try:
-        assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["images"][0]["matches"] == []
+        assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["results"][0]["matches"] == []
         sent = {"files": [("images", ("a.png", image))], "data": {"camera": "yard"}}
         assert httpx.post(f"{one.address}/v1/entries", **sent).status_code == 201
-        assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["images"][0]["matches"][0]["camera"] == "yard"
+        assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["results"][0]["matches"][0]["camera"] == "yard"
     finally:
         assert one.stop() == 0
 
