@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from deploy.failure import reason
-from deploy.seal import write_seal
+from deploy.seal import seal_holds, write_seal
 from domains.errors import GalleryError
+
+TRY_SECONDS = 0.02
+"""How long a writer waits for another one before it lets this process's readers in between."""
 
 
 class Connection:
@@ -24,13 +28,17 @@ class Connection:
         self.file = file
         self._busy_seconds = busy_seconds
         self._lock = threading.RLock()
+        self._sealed = False
+        """Whether the seal must hold before anything is changed: what changed by itself must not be sealed with what is written."""
 
     def _connect(self) -> None:
         self._db = self._new_connection()
 
     def _new_connection(self) -> sqlite3.Connection:
         uri = f"{self.file.absolute().as_uri()}?mode=rw"
-        return sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False)
+        db.text_factory = _text
+        return db
 
     def close(self) -> None:
         """Close the file; the log is folded into it if nobody else has it open."""
@@ -45,8 +53,10 @@ class Connection:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """No process can change the gallery while the block runs."""
+        """No process can change the gallery while the block runs. Raises GalleryError if what it says of itself changed by a fault."""
         with self._transaction("BEGIN IMMEDIATE"):
+            if self._sealed and not seal_holds(self._db):
+                raise GalleryError(f"{self.file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery verify --repair")
             before = self._db.total_changes
             yield
             if self._db.total_changes != before:
@@ -65,9 +75,10 @@ class Connection:
     def rewrite(self) -> bool:
         """Write every page anew and empty the log; returns False if another process read all the time, so that the log could not be emptied.
 
-        What takes long is done over a connection of its own, which readers need not wait for; the log is cut off under this one's lock.
+        What takes long is done over a connection of its own, which readers need not wait for; the log is cut off under this one's lock. Nothing is
+        lost if the disk is too full for it: as much room is needed again as the file takes.
         """
-        with self._mapped(), closing(self._new_connection()) as other:
+        with self._mapped("it could not be written anew"), closing(self._new_connection()) as other:
             configure(other)
             other.execute("VACUUM")
             other.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -102,8 +113,7 @@ class Connection:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
-        with self._guarded():
-            self._db.execute(begin)
+        with self._begun(begin):
             try:
                 yield
                 self._db.execute("COMMIT")
@@ -113,18 +123,47 @@ class Connection:
                 raise
 
     @contextmanager
+    def _begun(self, begin: str) -> Iterator[None]:
+        """Begin a transaction and hold the lock; while another process or connection writes, the lock is let go again and again for who reads."""
+        deadline = time.monotonic() + self._busy_seconds
+        with self._mapped():
+            while True:
+                with self._lock:
+                    if self._begin(begin, last=time.monotonic() > deadline):
+                        yield
+                        return
+                time.sleep(TRY_SECONDS)
+
+    def _begin(self, begin: str, *, last: bool) -> bool:
+        self._db.execute(f"PRAGMA busy_timeout={round(1000 * TRY_SECONDS)}")
+        try:
+            self._db.execute(begin)
+        except sqlite3.OperationalError as error:
+            if last or not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                raise
+            return False
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout={round(1000 * self._busy_seconds)}")
+        return True
+
+    @contextmanager
     def _guarded(self) -> Iterator[None]:
         with self._mapped(), self._lock:
             yield
 
     @contextmanager
-    def _mapped(self) -> Iterator[None]:
+    def _mapped(self, kept: str = "nothing was changed") -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise GalleryError(f"{self.file}: {reason(error, self._busy_seconds)}") from error
+            raise GalleryError(f"{self.file}: {reason(error, self._busy_seconds, kept)}") from error
         except UnicodeDecodeError as error:  # in the text of SQLite's own messages
             raise GalleryError(f"{self.file}: the database is damaged; restore a backup") from error
+
+
+def _text(data: bytes) -> str:
+    """What a column holds; bytes that a fault made no UTF-8 come out as they are, to be found by their row's checksum."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def configure(db: sqlite3.Connection) -> None:

@@ -60,7 +60,7 @@ def instant(time: str) -> int:
     Raises:
         GalleryError: no such time, or one without a zone: cameras in two zones could not be put in order.
     """
-    if not isinstance(time, str) or len(time) > MAX_TIME:
+    if not isinstance(time, str) or len(time) > MAX_TIME or _NOT_TEXT.search(time):
         raise GalleryError(f"a time must be ISO 8601 text, got {time!r:.80}; write it like 2026-01-31T12:00:00+01:00")
     try:
         moment = datetime.fromisoformat(time)

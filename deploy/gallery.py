@@ -86,9 +86,8 @@ class Gallery(Upkeep):
         gallery = cls(folder, Store(folder / DATABASE))
         try:
             if gallery._store.unwiped():
-                gallery._drop_cache()
-                gallery._store.wipe()
-            gallery.retain()
+                gallery._wipe_and_tell()
+            gallery._retain_and_tell()
         except BaseException:
             gallery._store.close()
             raise
@@ -208,7 +207,7 @@ class Gallery(Upkeep):
 
     def _retain_in_time(self) -> None:
         if monotonic() - self._looked > EVERY:
-            self.retain()
+            self._retain_and_tell()
 
     @property
     def keeps_crops(self) -> bool:

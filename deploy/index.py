@@ -112,6 +112,9 @@ class Index:
         self._allowed.clear()
         self.codes.remove(keep)
         self.ids, self.utc, self.camera = self.ids[keep], self.utc[keep], self.camera[keep]
+        used, places = np.unique(self.camera, return_inverse=True)  # the name of a camera that has no entry any more goes, too
+        names = {code: name for name, code in self.camera_codes.items()}
+        self.camera, self.camera_codes = places.astype(np.int32), {names[int(code)]: place for place, code in enumerate(used)}
 
     def allowed(self, wanted: Selection, store: Store) -> Allowed:
         """Entries that a search may return; cameras and times are in memory, the rest is asked of the store. The last few filters are remembered."""

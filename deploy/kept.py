@@ -45,11 +45,16 @@ def kept_crop(store: Store, number: int) -> Crop | None:
     return np.asarray(image, np.uint8)
 
 
-def _jpeg(crop: Crop) -> bytes:
+def shrunk(crop: Crop) -> Crop:
+    """A crop no larger than what is kept of it; raises DataError."""
     check_crop(crop)
     scale = min(1.0, MAX_HEIGHT / crop.shape[0], MAX_WIDTH / crop.shape[1])
     size = max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale))
-    small = crop if scale == 1 else cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
+    return crop if scale == 1 else np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _jpeg(crop: Crop) -> bytes:
+    small = shrunk(crop)
     done, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise DataError(f"a crop of {crop.shape[1]}×{crop.shape[0]} pixels can't be kept as a JPEG")

@@ -33,7 +33,9 @@ def rules(store: Store) -> dict[str, int]:
 
 
 def older_than(store: Store, days: int) -> list[int]:
-    """Ids of entries that are more than so many days old."""
+    """Ids of entries that are more than so many days old; raises GalleryError if there were not so many days yet."""
+    if isinstance(days, bool) or not isinstance(days, int) or not 0 <= days <= MOST_DAYS:
+        raise GalleryError(f"an age is 0 to {MOST_DAYS} days, got {days!r}")
     return [row[0] for row in store.ask(f"SELECT id FROM entry WHERE {_AGE} < ? ORDER BY id", (_limit(days),))]  # noqa: S608 - a constant
 
 

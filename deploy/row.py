@@ -15,7 +15,8 @@ PRESENT = "entry e LEFT JOIN carried c ON c.space = (SELECT space FROM gallery) 
 
 def checksum(data: bytes, texts: Iterable[str | int | None]) -> int:
     """CRC-32 of bytes and of what belongs to them."""
-    return zlib.crc32("\0".join(["\1" if value is None else str(value) for value in texts]).encode(), zlib.crc32(data))
+    joined = "\0".join(["\1" if value is None else str(value) for value in texts])
+    return zlib.crc32(joined.encode("utf-8", "surrogateescape"), zlib.crc32(data))
 
 
 def entry_checksum(vector: bytes, origin: Sequence[str | int | None], space: int, stamp: int) -> int:
@@ -44,6 +45,11 @@ def present_vector(row: Sequence[Any], space: int, dim: int) -> bytes | None:
 def is_stamped(row: Sequence[Any]) -> bool:
     """Whether a row's provenance and arrival are as they were written; entries of schema 2 can't tell."""
     return bool(row[9] == 0 or row[9] == make_stamp(row[2], row[8], row[10], row[11]))
+
+
+def is_whole(row: Sequence[Any], space: int, dim: int) -> bool:
+    """Whether every byte of a row of ``COLUMNS`` is as it was written."""
+    return present_vector(row, space, dim) is not None and is_stamped(row)
 
 
 def row_entry(row: Sequence[Any]) -> Entry:

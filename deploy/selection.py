@@ -37,6 +37,8 @@ class Selection:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise GalleryError(f"{name} must be one name, got {type(value).__name__}")
+            if value is not None and any(ord(letter) in SURROGATES for letter in value):
+                raise GalleryError(f"{name} {value!r:.80} is no Unicode, and no entry has such")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise GalleryError(f"no time is both after {self.after} and before {self.before}; swap them")
 

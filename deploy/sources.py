@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from deploy.encoder import Encoder
 from deploy.entry import Entry
 from deploy.gallery import Gallery
+from deploy.kept import shrunk
 from domains.crops import read_crop
 from domains.domain import JUNK, SPLITS, Domain
 from domains.errors import DataError, GalleryError, UsageError
@@ -130,7 +131,7 @@ def fill(gallery: Gallery, encoder: Encoder, sources: Sequence[Source], *, batch
         skipped += [(fresh[position].source, reason) for position, reason in reasons.items()]
         kept = [entry for position, entry in enumerate(fresh) if position not in reasons]
         if kept:
-            crops = [read_crop(entry.source) for entry in kept] if gallery.keeps_crops else None
+            crops = [shrunk(read_crop(entry.source)) for entry in kept] if gallery.keeps_crops else None
             gallery.add(
                 vectors,
                 camera=[entry.camera for entry in kept],
@@ -181,13 +182,17 @@ def _from_domain(domain: Domain, name: str, *, labels: bool) -> list[Source]:
 
 def _from_folder(folder: Path, camera: str | None) -> list[Source]:
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
     if not files:
         raise DataError(f"{folder} is no domain and holds no image ({' '.join(sorted(SUFFIXES))}); give a domain, a folder of images or a CSV")
     home = folder.absolute().name or "camera"
     return [Source(file, camera or (file.parent.name if file.parent != folder else home)) for file in sorted(files)]
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"can't read the folder {error.filename}: {error.strerror or error}") from error
 
 
 def _from_csv(file: Path) -> list[Source]:

@@ -108,6 +108,7 @@ class Store(Connection):
                     whole = repair or seal_holds(self._db)
                 if not whole:
                     raise GalleryError(f"{file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery verify --repair")
+                self._sealed = not repair
             except BaseException:
                 self._db.close()
                 raise
@@ -340,7 +341,8 @@ class Store(Connection):
             cameras = self._db.execute("SELECT camera, count(*) FROM entry GROUP BY camera ORDER BY camera").fetchall()
         ends = [self._one(f"SELECT {end}(utc), time FROM entry")[1] for end in ("min", "max")]  # noqa: S608 - a constant
         labelled = self._one("SELECT count(label) FROM entry")[0]
-        return {"cameras": dict(cameras), "labelled": labelled, "first": ends[0], "last": ends[1]}
+        named = {name.encode("utf-8", "replace").decode(): count for name, count in cameras}  # one that a fault made no UTF-8, too
+        return {"cameras": named, "labelled": labelled, "first": ends[0], "last": ends[1]}
 
     def sealed(self) -> bool:
         """Whether everything but the entries is as it was written; call it in a transaction."""

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from deploy.audit import write_audit
 from deploy.bundle import Bundle
-from deploy.row import checksum, entry_checksum, make_stamp
+from deploy.row import COLUMNS, PRESENT, checksum, entry_checksum, is_whole, make_stamp
 from deploy.store import CHUNK, Facts, Store
 from domains.errors import GalleryError
 from prototypes.transport import Transport
 
 Floats = NDArray[np.float32]
 Tick = Callable[[int], None]
+Way = tuple[str, bytes | None, int | None]
+"""A space's name, the map that leads there, and the number of the space that it begins at."""
 
 _UNCARRIED = """
 SELECT e.id, e.vector, e.checksum, e.camera, e.source, e.time, e.utc, e.label, e.space, e.stamp FROM entry e
@@ -101,10 +103,12 @@ def carry(store: Store, plan: Plan, *, tick: Tick | None = None) -> int:
             store.change("DELETE FROM space WHERE number = ?", [(number,)])
         same = [row[0] for row in known if row[2:] == wanted]
         number = same[0] if same else 1 + store.ask("SELECT max(number) FROM space")[0][0]
-        if not same:
+        if same:
+            store.change("UPDATE space SET bundle = ? WHERE number = ?", [(plan.facts.bundle, number)])
+        else:
             row = (number, plan.facts.feature_space, plan.facts.dim, plan.facts.bundle, present.space, data)
             store.change("INSERT INTO space(number, feature_space, dim, bundle, ready, source, map) VALUES (?, ?, ?, ?, 0, ?, ?)", [row])
-    return _switch(store, number, "upgrade", tick)
+    return _switch(store, number, wanted, "upgrade", tick)
 
 
 def go_back(store: Store, *, tick: Tick | None = None) -> int:
@@ -117,7 +121,7 @@ def go_back(store: Store, *, tick: Tick | None = None) -> int:
     row = store.ask("SELECT source FROM space WHERE number = ?", (facts.space,))
     if not row or row[0][0] is None:
         raise GalleryError(f"{store.file.parent} was not upgraded, or its old copy was dropped; there is nothing to go back to")
-    return _switch(store, row[0][0], "go back", tick)
+    return _switch(store, row[0][0], _way_to(store, row[0][0]), "go back", tick)
 
 
 def drop_old(store: Store, *, tick: Tick | None = None) -> int:
@@ -127,20 +131,18 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
         with store.holding():
             if store.facts.space != facts.space:
                 raise GalleryError(f"{store.file.parent} was upgraded meanwhile; nothing more was dropped, try again")
-            rows = store.ask(
-                "SELECT e.id, e.camera, e.source, e.time, e.utc, e.label, c.vector, c.checksum, e.origin, e.added FROM entry e "
-                "JOIN carried c ON c.space = ? AND c.id = e.id WHERE e.space != ? LIMIT ?",
-                (facts.space, facts.space, CHUNK),
-            )
-            for row in rows:
-                if checksum(row[6], (facts.space, row[0])) != row[7]:
-                    raise GalleryError(f"the carried vector of entry {row[0]} is damaged, so its own can't be dropped; go back, or restore a backup")
+            rows = store.ask(f"SELECT {COLUMNS} FROM {PRESENT} WHERE e.space != ? LIMIT ?", (facts.space, CHUNK))  # noqa: S608 - constants
             made = []
             for row in rows:
-                stamp = make_stamp(row[0], facts.space, row[8], row[9])
-                made.append((row[6], entry_checksum(row[6], row[:6], facts.space, stamp), facts.space, stamp, row[0]))
+                if not is_whole(row, facts.space, facts.dim):  # a new checksum would make what is damaged look whole
+                    raise GalleryError(
+                        f"entry {row[2]} is damaged, its own vector or the carried one, so nothing of it can be dropped; go back, restore a backup, "
+                        f"or give it up with reid gallery forget … {row[2]}"
+                    )
+                stamp = make_stamp(row[2], facts.space, row[10], row[11])
+                made.append((row[12], entry_checksum(row[12], row[2:8], facts.space, stamp), facts.space, stamp, row[2]))
             store.change("UPDATE entry SET vector = ?, checksum = ?, space = ?, stamp = ? WHERE id = ?", made)
-            store.change("DELETE FROM carried WHERE space = ? AND id = ?", [(facts.space, row[0]) for row in rows])
+            store.change("DELETE FROM carried WHERE space = ? AND id = ?", [(facts.space, row[2]) for row in rows])
             store.leave_unwiped()
         dropped += len(rows)
         if tick:
@@ -157,11 +159,16 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
     return dropped
 
 
-def _switch(store: Store, number: int, action: str, tick: Tick | None) -> int:
-    """Carry what a space lacks, bit by bit, and the rest in the transaction that makes it the present one."""
+def _switch(store: Store, number: int, wanted: Way | None, action: str, tick: Tick | None) -> int:
+    """Carry what a space lacks, bit by bit, and the rest in the transaction that makes it the present one.
+
+    Raises:
+        GalleryError: the space is no longer the one that was ``wanted``, since somebody else upgraded the gallery meanwhile.
+    """
     carried, last = 0, 0
     while True:
         with store.holding():
+            _check_way(store, number, wanted)
             found, last = _carry_some(store, number, last, CHUNK)
         carried += found
         if tick:
@@ -169,6 +176,7 @@ def _switch(store: Store, number: int, action: str, tick: Tick | None) -> int:
         if found < CHUNK:
             break
     with store.holding():
+        _check_way(store, number, wanted)
         while True:  # what was added meanwhile
             found, _ = _carry_some(store, number, 0, CHUNK)
             carried += found
@@ -182,6 +190,17 @@ def _switch(store: Store, number: int, action: str, tick: Tick | None) -> int:
         store.changed(moved=True)
         write_audit(store, action, entries=carried, feature_space=store.facts.feature_space)
     return carried
+
+
+def _way_to(store: Store, number: int) -> Way | None:
+    """How a space is reached: its name, the map and the space that the map begins at; None if there is no such space."""
+    found = store.ask("SELECT feature_space, map, source FROM space WHERE number = ?", (number,))
+    return found[0] if found else None
+
+
+def _check_way(store: Store, number: int, wanted: Way | None) -> None:
+    if wanted is None or _way_to(store, number) != wanted:
+        raise GalleryError(f"{store.file.parent} was upgraded by somebody else meanwhile, and not by this; look where it is, and try again")
 
 
 def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -19,7 +20,9 @@ from deploy.keeper import Keeper
 from deploy.retention import expired, older_than, rules, set_rule
 from deploy.store import DATABASE, Store
 from deploy.upgrade import Plan, Tick, carry, drop_old, go_back, plan_upgrade
-from domains.errors import GalleryError
+from domains.errors import GalleryError, ReidError
+
+log = logging.getLogger("deploy")
 
 
 class Upkeep:
@@ -51,8 +54,8 @@ class Upkeep:
             How many entries there were; ids that are not (or no longer) there are passed over.
 
         Raises:
-            GalleryError: something that is no id; or another process kept reading, so that the entries are removed and can't come back but
-                their bytes are still in the log: the next ``forget`` or ``open`` finishes it.
+            GalleryError: something that is no id; or another process kept reading, or the disk is too full to write the file anew, so that the
+                entries are removed and can't come back but their bytes are still there: the next ``forget`` or ``open`` finishes it.
         """
         numbers = list(ids)
         for number in numbers:
@@ -60,7 +63,7 @@ class Upkeep:
                 raise GalleryError(f"an id is a whole number from 1, got {number!r:.80}")
         costly = bool(numbers) and self._keeper.is_costly
         if costly:
-            self.prepare()  # from the files, before they go: taking entries out is faster than making lists anew
+            self._prepare_if_possible()  # from the files, before they go: taking entries out is faster than making lists anew
         with self._store.holding():
             removed = self._store.remove(int(number) for number in numbers)
             if removed:
@@ -69,7 +72,7 @@ class Upkeep:
         if self._store.unwiped():
             self._wipe(f"{removed} entries are removed")
         if costly:
-            self.prepare()
+            self._prepare_if_possible()
         return removed
 
     def upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = (), *, tick: Tick | None = None) -> int:
@@ -169,6 +172,27 @@ class Upkeep:
             self.forget(numbers, reason="retention")
         return len(numbers)
 
+    def _wipe_and_tell(self) -> None:
+        """Finish an erasure that was cut short, if that can be done now; else the next opening does it."""
+        try:
+            self._wipe("some entries are removed")
+        except GalleryError as error:
+            log.warning("%s", error)
+
+    def _retain_and_tell(self) -> None:
+        """As :meth:`retain`, for whoever came for something else: what could not be erased is said in the log, and tried again an hour later."""
+        try:
+            self.retain()
+        except GalleryError as error:
+            log.error("expired entries could not be erased: %s", error)
+
+    def _prepare_if_possible(self) -> None:
+        """Bring the index into memory if that can be done: a damaged entry, say, must not be in the way of an erasure."""
+        try:
+            self.prepare()
+        except (ReidError, MemoryError, RuntimeError) as error:  # FAISS raises the last
+            log.warning("the index of %s is left to the next search: %s", self.path, error)
+
     def _renew_index(self) -> None:
         self._drop_cache()
         if self._keeper.prepares:
@@ -177,7 +201,11 @@ class Upkeep:
 
     def _wipe(self, what: str) -> None:
         self._drop_cache()
-        if not self._store.wipe():
+        try:
+            done = self._store.wipe()
+        except GalleryError as error:
+            raise GalleryError(f"{what}, but their bytes are still in the file: {error}") from error
+        if not done:
             raise GalleryError(f"{what}, but another process keeps reading {self.path}, so their bytes are still in its log; try again")
 
     def _drop_cache(self) -> None:

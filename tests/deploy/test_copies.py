@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import sqlite3
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,3 +125,73 @@ def test_the_commands(gallery, tmp_path):
     file.write_bytes(data)
     result = run(gallery_app, ["verify", str(gallery.path), "--repair"])
     assert result.exit_code == 1 or "mended" in result.output
+
+
+def test_what_is_restored_knows_every_copy_that_an_erasure_does_not_reach(gallery, tmp_path):
+    gallery.backup(tmp_path / "b1")
+    gallery.backup(tmp_path / "b2")
+    gallery.close()
+    _, aside = Gallery.restore(tmp_path / "b1", gallery.path)
+    with Gallery.open(gallery.path) as again:
+        assert again.backups() == sorted(map(str, (tmp_path / "b1", tmp_path / "b2", aside)))
+        again.verify()
+
+
+def test_a_backup_is_known_before_it_is_there(gallery, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def after_the_rename(path):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deploy.copies.write_audit", lambda *_, **__: after_the_rename(None))
+        with pytest.raises(Killed):
+            gallery.backup(tmp_path / "copy")
+    assert gallery.backups() == [str(tmp_path / "copy")]
+
+
+def test_a_backup_that_failed_is_forgotten(gallery, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(GalleryError, match="can't make a backup"):
+        gallery.backup(tmp_path / "file" / "copy")
+    assert gallery._store.ask("SELECT * FROM backup") == []
+    gallery._store.close()
+    with Gallery.open(gallery.path) as again:
+        again.verify()
+
+
+def test_a_backup_that_can_not_be_looked_into_counts_as_there(gallery, tmp_path, monkeypatch):
+    gallery.backup(tmp_path / "copy")
+
+    def locked(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "lstat", locked)
+    assert gallery.backups() == [str(tmp_path / "copy")]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_restoration_whose_renames_fail_leaves_everything_as_it_was(gallery, tmp_path, monkeypatch, failing):
+    gallery.backup(tmp_path / "copy")
+    gallery.close()
+    before, calls, real = sorted(tmp_path.iterdir()), [], os.rename
+
+    def rename(source, target):
+        calls.append(source)
+        if len(calls) == failing:
+            raise OSError(16, "Device or resource busy")
+        real(source, target)
+
+    monkeypatch.setattr("deploy.copies.os", SimpleNamespace(rename=rename))
+    with pytest.raises(GalleryError, match="Device or resource busy; everything is as it was"):
+        Gallery.restore(tmp_path / "copy", gallery.path)
+    assert sorted(tmp_path.iterdir()) == before
+    with Gallery.open(gallery.path) as again:
+        again.verify()
+
+
+def test_the_root_folder_is_no_place_for_a_gallery(gallery, tmp_path):
+    gallery.backup(tmp_path / "copy")
+    with pytest.raises(GalleryError, match="can't be the place of a gallery"):
+        Gallery.restore(tmp_path / "copy", "/")
