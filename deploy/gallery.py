@@ -151,6 +151,22 @@ class Gallery(Upkeep):
         Raises:
             GalleryError: vectors of another space, dimension or length, not finite; a count that does not fit; a text or time that can't be kept.
         """
+        return [number for number in self._add(vectors, camera, source, time, label, crops, once=False) if number is not None]
+
+    def add_new(
+        self, vectors: ArrayLike, camera: str | Sequence[str], source: str | Sequence[str], time: str | Sequence[str | None] | None = None,
+        label: str | Sequence[str | None] | None = None, *, crops: Sequence[Crop] | None = None,
+    ) -> list[int | None]:  # fmt: skip
+        """As :meth:`add`, but what has the source, camera and time of an entry, or of one before it in the call, is left out and has None for its id.
+
+        Nobody can add the same between the question and the answer, so that a request may be repeated.
+        """
+        return self._add(vectors, camera, source, time, label, crops, once=True)
+
+    def _add(
+        self, vectors: ArrayLike, camera: str | Sequence[str], source: str | Sequence[str], time: str | Sequence[str | None] | None,
+        label: str | Sequence[str | None] | None, crops: Sequence[Crop] | None, *, once: bool,
+    ) -> list[int | None]:  # fmt: skip
         unit = unit_vectors(vectors, "vector", self._store.facts)
         count = len(unit)
         cameras, times, labels = (one_each(name, value, count) for name, value in (("camera", camera), ("time", time), ("label", label)))
@@ -161,7 +177,7 @@ class Gallery(Upkeep):
         pictures = () if crops is None else encode_crops(self._store, crops, count)
         space = vectors.feature_space if isinstance(vectors, Embeddings) else None
         self._retain_in_time()
-        return self._store.append(unit.astype(np.float16), entries, space, pictures)
+        return self._store.append(unit.astype(np.float16), entries, space, pictures, once=once)
 
     def search(
         self, vectors: ArrayLike, k: int = 10, camera: str | None = None, after: str | None = None, before: str | None = None,

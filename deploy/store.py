@@ -183,7 +183,9 @@ class Store(Connection):
         """Number of entries."""
         return int(self._one("SELECT entries FROM gallery")[0])
 
-    def append(self, vectors: NDArray[np.float16], entries: Sequence[Entry], space: str | None = None, crops: Sequence[bytes] = ()) -> list[int]:
+    def append(
+        self, vectors: NDArray[np.float16], entries: Sequence[Entry], space: str | None = None, crops: Sequence[bytes] = (), *, once: bool = False
+    ) -> list[int | None]:  # fmt: skip
         """Add vectors ``[N, D]`` with their origins in one transaction; returns their ids once they are on disk.
 
         Args:
@@ -191,6 +193,7 @@ class Store(Connection):
             entries: their origins.
             space: name of the space that they are in, if it is known; raises GalleryError if it is no longer the present one.
             crops: a small JPEG of each, or nothing.
+            once: leave out what has the source, camera and time of an entry that is there, or of one before it; its id is None.
         """
         with self.holding():
             facts = self.facts
@@ -198,8 +201,10 @@ class Store(Connection):
                 raise GalleryError(f"the gallery {self.file.parent} was upgraded meanwhile; embed with its new bundle {facts.bundle or ''}")
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
             first, present, added = (row[0] if row else 0) + 1, facts.space, _now()
+            places = self._new_places(entries) if once else range(len(entries))
             rows = []
-            for number, (vector, entry) in enumerate(zip(vectors, entries, strict=True), first):
+            for number, place in enumerate(places, first):
+                vector, entry = vectors[place], entries[place]
                 origin = (number, entry.camera, entry.source, entry.time, entry.utc, entry.label)
                 blob, stamp = vector.tobytes(), make_stamp(number, present, present, added)
                 rows.append((blob, entry_checksum(blob, origin, present, stamp), *origin, present, present, added, stamp))
@@ -208,11 +213,19 @@ class Store(Connection):
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
-            kept = ((number, jpeg, checksum(jpeg, (number,))) for number, jpeg in enumerate(crops, first))
+            kept = ((number, crops[place], checksum(crops[place], (number,))) for number, place in enumerate(places, first) if crops)
             self._db.executemany("INSERT INTO crop(id, jpeg, checksum) VALUES (?, ?, ?)", kept)
             if rows:
                 self.changed(added=len(rows))
-        return list(range(first, first + len(entries)))
+        ids: list[int | None] = [None] * len(entries)
+        for number, place in enumerate(places, first):
+            ids[place] = number
+        return ids
+
+    def _new_places(self, entries: Sequence[Entry]) -> list[int]:
+        """Which entries are not there yet, the first of those that are the same."""
+        firsts = {(entry.source, entry.camera, entry.utc): place for place, entry in reversed(list(enumerate(entries)))}
+        return sorted(place for place in firsts.values() if not self.holds(entries[place]))
 
     def remove(self, ids: Iterable[int]) -> int:
         """Delete entries inside a :meth:`holding` block; returns how many there were. Their bytes are gone only after :meth:`wipe`."""

@@ -16,4 +16,7 @@ fi
 "$python" -m venv "$folder"
 PIP_CONFIG_FILE=/dev/null "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --isolated --no-index \
   --find-links "$here" --requirement "$here/requirements.txt"
+# An update may carry the same version number: this one counts.
+PIP_CONFIG_FILE=/dev/null "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --isolated --no-index --no-deps --force-reinstall \
+  "$here"/lifelong_reid-*.whl
 "$folder/bin/reid" doctor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions, version
 from typing import Any
@@ -49,15 +51,19 @@ def examine() -> list[Finding]:
         if len(rivals) > 1:
             remedy = f"they overwrite each other's files: pip uninstall {' '.join(rivals)}, then install the one you need"
             findings.append(Finding(f"package {module}", " and ".join(rivals), False, remedy))
-    if importlib.util.find_spec("onnxruntime") is not None:
-        import onnxruntime
+    asked = {
+        "engines": ("onnxruntime", lambda module: ", ".join(module.get_available_providers())),
+        "CUDA in torch": ("torch", lambda module: f"{module.cuda.device_count()} devices"),
+    }
+    return [*findings, *(_asked(what, module, say) for what, (module, say) in asked.items() if importlib.util.find_spec(module) is not None)]
 
-        findings.append(Finding("engines", ", ".join(onnxruntime.get_available_providers()), True))
-    if importlib.util.find_spec("torch") is not None:
-        import torch
 
-        findings.append(Finding("CUDA in torch", f"{torch.cuda.device_count()} devices", True))
-    return findings
+def _asked(what: str, module: str, say: Callable[[Any], str]) -> Finding:
+    """What an installed package says of itself; one that can't even be loaded is a finding, not the end."""
+    try:
+        return Finding(what, say(importlib.import_module(module)), True)
+    except (ImportError, OSError) as error:
+        return Finding(what, f"{module} can't be loaded: {error}", False, f"install {module} again, and the libraries that it names")
 
 
 def _version(module: str, owners: Any) -> str:

@@ -44,6 +44,7 @@ class Progress:
         if self.console is None or not self.console.is_terminal:
             yield Tick()
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        texts = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
+        columns = (next(texts), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), next(texts))
         with Bars(*columns, console=self.console) as bars:
             yield Tick(bars, bars.add_task(name, total=total, note=""))

@@ -27,13 +27,14 @@ from deploy.service.routes import router
 from deploy.service.settings import Settings
 from deploy.service.upgrading import Upgrading
 from domains.artefact import code_version
-from domains.errors import GalleryError
 
 PAGE = Path(__file__).parent / "page"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+WARM_AGAIN = 10.0
+"""Seconds between attempts to get ready."""
 ERASE_EVERY = 3000.0
 """Seconds; sooner than the gallery looks by itself, so that no caller waits for it."""
 
@@ -96,11 +97,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _warm_up(engine: Engine) -> None:
-    try:
-        await engine.warm_up()
-    except Exception as error:
-        write_log(logging.CRITICAL, "the service can't get ready", exception=error, reason=str(error))
-        return
+    """Get ready, and try again if that fails: a device may be busy, a damaged entry may be given up meanwhile."""
+    while True:
+        try:
+            await engine.warm_up()
+            break
+        except Exception as error:
+            write_log(logging.CRITICAL, "the service can't get ready; it tries again", exception=error, reason=str(error))
+        await asyncio.sleep(WARM_AGAIN)
     write_log(logging.INFO, "ready", entries=engine.last["entries"], generation=engine.last["generation"])
 
 
@@ -113,15 +117,15 @@ async def _erase_old(engine: Engine, journal: Journal, days: int | None) -> None
         try:
             if gone := await asyncio.to_thread(engine.gallery.retain):
                 write_log(logging.INFO, "expired entries erased", entries=gone)
-        except GalleryError as error:
-            write_log(logging.ERROR, "expired entries could not be erased", reason=str(error))
+        except Exception as error:  # the task must live on
+            write_log(logging.ERROR, "expired entries could not be erased", exception=error, reason=str(error))
         try:
             if days is not None and (gone := await asyncio.to_thread(journal.erase, days)):
                 write_log(logging.INFO, "old audit records erased", records=gone, days=days)
             head = await asyncio.to_thread(journal.head)
             write_log(logging.INFO, "audit", number=head.number, head=head.hash)
-        except GalleryError as error:
-            write_log(logging.ERROR, "the audit log could not be kept in order", reason=str(error))
+        except Exception as error:
+            write_log(logging.ERROR, "the audit log could not be kept in order", exception=error, reason=str(error))
         await asyncio.sleep(ERASE_EVERY)
 
 

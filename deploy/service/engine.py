@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -121,10 +122,10 @@ class Engine:
         """Do something with the gallery in a thread; its own errors become a RefusedError that does not name the server's folders."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._store, work)
-        except (GalleryError, DeviceError) as error:
-            write_log(logging.ERROR, "the gallery could not do this", reason=str(error))
-            text = str(error).replace(str(self.gallery.path), "the gallery").replace(str(self.gallery.path.absolute()), "the gallery")
-            raise RefusedError("gallery", text) from error
+        except (RefusedError, MovedError):
+            raise
+        except ReidError as error:
+            raise self._refused(error) from error
 
     async def facts(self, wait: float = 1.0) -> dict[str, int]:
         """Entries and generation; the last known ones if the gallery is busy for longer than ``wait`` seconds."""
@@ -154,12 +155,12 @@ class Engine:
 
         return await self._with_vectors(images, ask)
 
-    async def add(self, images: Sequence[bytes], **origins: Any) -> list[int]:
-        """Ids of new entries; ``origins`` as :meth:`Gallery.add` takes them. Raises RefusedError."""
+    async def add(self, images: Sequence[bytes], **origins: Any) -> list[int | None]:
+        """Ids of new entries, None where the same was there already; ``origins`` as :meth:`Gallery.add` takes them. Raises RefusedError."""
 
-        def put(vectors: Embeddings) -> list[int]:
+        def put(vectors: Embeddings) -> list[int | None]:
             try:
-                return self.gallery.add(vectors, **origins)
+                return self.gallery.add_new(vectors, **origins)
             except GalleryError as error:
                 self._check_moved(vectors, error)
                 raise
@@ -197,7 +198,19 @@ class Engine:
             if self._lanes.get(lane.encoder.feature_space) is not lane:  # it was retired while we decoded
                 raise MovedError(self._present) from error
             raise RefusedError("busy", str(error)) from error
+        except DeviceError as error:
+            raise self._refused(error) from error
         return Embeddings(np.stack([np.asarray(row) for row in rows]), lane.encoder.feature_space)
+
+    def _refused(self, error: ReidError) -> RefusedError:
+        """What a client is told of an error of ours: the folders of the server are not named, and the log has all of it."""
+        write_log(logging.ERROR, "the gallery could not do this", reason=str(error))
+        text = str(error)
+        named = {"the gallery": self.gallery.path, "the folder of bundles": self.settings.bundles, "the bundle": self.encoder.bundle.folder}
+        for name, folder in named.items():
+            if folder is not None:
+                text = text.replace(str(Path(folder).absolute()), name).replace(str(folder), name)
+        return RefusedError("gallery", text)
 
     def _check_moved(self, vectors: Embeddings, error: GalleryError) -> None:
         if (space := self.gallery.feature_space) != vectors.feature_space:

@@ -31,7 +31,7 @@ async def _like(engine: Engine, images: Sequence[bytes], least: float, filters: 
     """Ids of all entries at a cosine of ``least`` or above to one of the images: ask for more until what comes is below."""
     count = FIRST
     while True:
-        found = await engine.search(images, k=count, **filters)
+        found = await engine.search(images, k=count, exact=True, **filters)
         if all(len(matches) < count or matches[-1].score < least for matches in found):
             return {match.id for matches in found for match in matches if match.score >= least}
         count *= 8

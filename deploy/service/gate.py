@@ -127,7 +127,7 @@ class Gate:
         """Without tokens, whoever reaches the port is let in; a web page in a browser on this machine must not be (rebinding, forged forms)."""
         host = headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        if name.lower() not in (*_LOCAL, *self._settings.hosts):
+        if name.lower() not in (*_LOCAL, *(known.lower() for known in self._settings.hosts)):
             raise RefusedError("foreign_host", f"this service answers to localhost only, not to {name!r:.80}; name others with --allow-host")
         origin = headers.get("origin")
         if (origin is not None and origin.partition("://")[2] != host) or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):

@@ -73,8 +73,7 @@ class Journal:
     def submit(self, action: str, **what: str | int | None) -> Future[int]:
         """Add a record; the future gives its number once it is on disk, or GalleryError."""
         answer: Future[int] = Future()
-        text = json.dumps({"action": action, **what}, sort_keys=True, ensure_ascii=False)
-        self._incoming.put((datetime.now(UTC).isoformat(timespec="milliseconds"), text, answer))
+        self._incoming.put((datetime.now(UTC).isoformat(timespec="milliseconds"), _text(action, **what), answer))
         return answer
 
     async def write(self, action: str, **what: str | int | None) -> int:
@@ -84,7 +83,7 @@ class Journal:
     def read(self, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
         """Records with a number above ``after``, oldest first."""
         rows = self._ask("SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?", (after, limit))
-        return [{"number": number, "time": time, **json.loads(text), "hash": found} for number, time, text, found in rows]
+        return [{"number": number, "time": time, **_parsed(text), "hash": found} for number, time, text, found in rows]
 
     def head(self) -> Head:
         """The newest record's number and seal, or those that the chain begins with."""
@@ -107,8 +106,13 @@ class Journal:
         return count
 
     def erase(self, days: int) -> int:
-        """Erase records older than so many days, bytes and all; returns how many. The erasure itself becomes a record."""
-        limit = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
+        """Erase records older than so many days, bytes and all; returns how many. The erasure itself becomes a record, in the same transaction.
+
+        Raises:
+            GalleryError: nothing was erased; or the records are gone and the file could not be written anew, which the next call does.
+        """
+        now = datetime.now(UTC)
+        limit = (now - timedelta(days=days)).isoformat(timespec="milliseconds")
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -117,17 +121,21 @@ class Journal:
                     gone = self._db.execute("DELETE FROM audit WHERE number <= ?", (last[0],)).rowcount if last else 0
                     if last:
                         self._db.execute("UPDATE base SET number = ?, hash = ?", last)
+                        self._insert([(now.isoformat(timespec="milliseconds"), _text("erase audit", records=gone, days=days))])
                     self._db.execute("COMMIT")
                 except BaseException:
                     self._db.execute("ROLLBACK")
                     raise
-                if gone:
+            except sqlite3.Error as error:
+                raise GalleryError(f"old records of the audit log {self.file} can't be erased: {error}; try again") from error
+            try:
+                if self._db.execute("PRAGMA freelist_count").fetchone()[0] or gone:  # from an earlier erasure, too
                     self._db.execute("VACUUM")
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             except sqlite3.Error as error:
-                raise GalleryError(f"old records of the audit log {self.file} can't be erased: {error}; try again") from error
-        if gone:
-            self.submit("erase audit", records=gone, days=days).result()
+                raise GalleryError(
+                    f"{gone} old records of the audit log {self.file} are erased, but it can't be written anew: {error}; the next erasure does it"
+                ) from error
         return gone
 
     def close(self) -> None:
@@ -155,9 +163,10 @@ class Journal:
             batch = [item for item in items if item is not None]
             try:
                 numbers = self._append([(time, text) for time, text, _ in batch]) if batch else []
-            except sqlite3.Error as error:
+            except Exception as error:  # this thread must live on: without it no request is answered
                 for _, _, answer in batch:
-                    answer.set_exception(GalleryError(f"the audit log {self.file} can't be written: {error}; make room, check permissions"))
+                    if answer.set_running_or_notify_cancel():  # who asked may have given up
+                        answer.set_exception(GalleryError(f"the audit log {self.file} can't be written: {error}; make room, check permissions"))
                 continue
             for number, (_, _, answer) in zip(numbers, batch, strict=True):
                 if answer.set_running_or_notify_cancel():
@@ -167,19 +176,37 @@ class Journal:
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                last = self._db.execute("SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1").fetchone()
-                number, before = last or self._db.execute("SELECT number, hash FROM base").fetchone()
-                rows = []
-                for time, text in records:
-                    number, before = number + 1, seal(before, time, text)
-                    rows.append((number, time, text, before))
-                self._db.executemany("INSERT INTO audit VALUES (?, ?, ?, ?)", rows)
+                numbers = self._insert(records)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+        return numbers
+
+    def _insert(self, records: list[tuple[str, str]]) -> list[int]:
+        """Chain records to the newest, inside a transaction; returns their numbers."""
+        last = self._db.execute("SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1").fetchone()
+        number, before = last or self._db.execute("SELECT number, hash FROM base").fetchone()
+        rows = []
+        for time, text in records:
+            number, before = number + 1, seal(before, time, text)
+            rows.append((number, time, text, before))
+        self._db.executemany("INSERT INTO audit VALUES (?, ?, ?, ?)", rows)
         return [row[0] for row in rows]
+
+
+def _text(action: str, **what: str | int | None) -> str:
+    return json.dumps({"action": action, **what}, sort_keys=True, ensure_ascii=False)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A record's content; of one that was changed into something else, that it was: :meth:`Journal.check` says which."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        found = None
+    return found if isinstance(found, dict) else {"action": "unreadable"}
 
 
 def journal_of(gallery: Path) -> Path:

@@ -120,7 +120,7 @@ async def enrol(request: Request) -> JSONResponse:
         )  # fmt: skip
         for place, number in zip(fresh, added, strict=True):
             ids[place] = number
-    return JSONResponse({"ids": ids, "known": sum(known)}, status_code=201 if fresh else 200)
+    return JSONResponse({"ids": ids, "known": ids.count(None)}, status_code=201 if any(ids) else 200)
 
 
 @router.delete("/entries")
@@ -192,7 +192,10 @@ async def audit(
         numbered = [{"number": number, **record} for number, record in enumerate(records, 1)]
         return JSONResponse({"records": numbered[after : after + limit], "head": None, "intact": True})
     journal = parts.journal
-    records, head = await asyncio.to_thread(journal.read, after, limit), await asyncio.to_thread(journal.head)
+    try:
+        records, head = await asyncio.to_thread(journal.read, after, limit), await asyncio.to_thread(journal.head)
+    except GalleryError as error:
+        raise RefusedError("audit", str(error).replace(str(journal.file), "the service")) from error
     intact, message = None, None
     if verify:
         try:

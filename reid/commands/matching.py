@@ -38,7 +38,14 @@ def evaluate(
         raise UsageError(f"{paths[0]} is no run (it has no run.yaml); name a run first, or a bundle with --bundle")
     if not folders:
         raise UsageError("name at least one domain to score")
+    if bundle is not None and (device is not None or step != -1):
+        raise UsageError("--device and --step are for a run's model; a bundle is one step's, and computes where --provider says")
+    if bundle is None and provider != "cpu":
+        raise UsageError("--provider is for a bundle's; a run's model computes where --device says")
     opened = [domains.open(folder, same_camera=same_camera) for folder in folders]
+    names = [domain.name for domain in opened]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"two domains are called {min(twice)}, after their folders; rename one, or score them one by one")
     score = _bundle_scorer(bundle, provider) if bundle is not None else _run_scorer(paths[0], step, device)
     result = {domain.name: score(domain, rerank=rerank, open_set=open_set) for domain in opened}
     if as_json:
@@ -197,7 +204,8 @@ def query(
         shown = [[match.to_dict() for match in matches] for matches in found]
         print_json(shown[0] if len(found) == 1 else shown)
         return
-    names = [", ".join(map(str, images))] if together else list(map(str, images))
+    shown_as = [str(path).encode(errors="backslashreplace").decode() for path in images]
+    names = [", ".join(shown_as)] if together else shown_as
     for name, matches in zip(names, found, strict=True):
         _show_matches(name, matches, limits)
 

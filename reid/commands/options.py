@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from reid.progress import Progress
@@ -27,14 +28,14 @@ SameCamera = Annotated[
     typer.Option("--same-camera", help="drop: ignore matches from the query's own camera (the field's rule); keep: rank them."),
 ]
 
-out = Console(highlight=False)
+out = Console(highlight=False, emoji=False)
 
 
 def progress() -> Progress:
     """Show progress on stderr, so that stdout is the result's."""
     from reid.progress import Progress
 
-    return Progress(Console(stderr=True))
+    return Progress(Console(stderr=True, emoji=False))
 
 
 def say(text: str) -> None:
@@ -58,9 +59,9 @@ def layers(config: str | None, method: str | None, device: str | None) -> list[d
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table, the first column to the left and numbers to the right."""
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=Text(title, style="table.title"), title_justify="left")
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        shown.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # as it is: a camera may be called "yard [north]"
     out.print(shown)

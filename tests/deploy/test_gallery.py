@@ -427,3 +427,14 @@ def test_threads_may_share_a_gallery(gallery, rng):
         thread.join()
     assert wrong == []
     assert len(gallery) == 80
+
+
+def test_what_is_there_already_is_left_out_once_it_is_asked_for(tmp_path):
+    vectors = unit(np.random.default_rng(0), 4)
+    with Gallery.create(tmp_path / "once", DIM, SPACE) as gallery:
+        assert gallery.add_new(vectors, "a", ["x", "y", "x", "z"]) == [1, 2, None, 3]
+        assert gallery.add_new(vectors, "a", ["x", "n", "z", "n"], time=None) == [None, 4, None, None]
+        assert gallery.add_new(vectors[:1], "a", "x", time="2026-01-01T00:00:00Z") == [5]
+        assert gallery.add(vectors[:1], "a", "x") == [6]
+        assert gallery.entries([3])[3].source == "z"
+        gallery.verify()

@@ -127,3 +127,22 @@ def test_a_full_or_failing_disk_is_one_line(monkeypatch, capsys, tmp_path):
     assert stop.value.code == 1
     assert said.startswith(f"reid: {tmp_path / 'x.png'}: No space left on device; ")
     assert said.count("\n") == 1
+
+
+def test_options_of_the_other_kind_of_model_and_equal_names_are_refused(tiny_domain, tmp_path):
+    sites = [tiny_domain(tmp_path / place / "test").root for place in ("a", "b")]
+    reid("learn", tmp_path / "run", sites[0], "--set", "model.backbone=test_resnet", "--set", "model.weights=none", "--set", "crop.height=64",
+         "--set", "crop.width=32", "--set", "train.iterations=1", "--set", "train.identities=4", "--set", "train.instances=2")  # fmt: skip
+    assert "two domains are called test" in reid("evaluate", tmp_path / "run", *sites, code=2).stderr
+    assert "--device and --step are for a run's model" in reid("evaluate", sites[0], "--bundle", tmp_path, "--device", "cuda", code=2).stderr
+    assert "--device and --step are for a run's model" in reid("evaluate", sites[0], "--bundle", tmp_path, "--step", 1, code=2).stderr
+    assert "--provider is for a bundle's" in reid("evaluate", tmp_path / "run", sites[0], "--provider", "cuda", code=2).stderr
+
+
+def test_names_are_shown_as_they_are(capsys):
+    from reid.commands.options import table
+
+    table("q [north].png :smile:", ["camera [a]"], [["yard [north]"], ["x [/x] :boom:"]])
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("q [north].png :smile:", "camera [a]", "yard [north]", "x [/x] :boom:"):
+        assert text in shown

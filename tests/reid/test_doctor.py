@@ -63,3 +63,13 @@ def test_the_command_tests_a_bundle(tmp_path):
     assert command("doctor", "--bundle", tmp_path / "bundle", "--provider", "gpu").returncode == 2
     done = command("engine", "build", tmp_path / "bundle", "--provider", "cuda")
     assert (done.returncode, done.stderr) == (2, "reid: cuda builds no engines ahead; only tensorrt and tensorrt:N do\n")
+
+
+def test_a_package_that_can_not_be_loaded_is_a_finding(monkeypatch):
+    def broken(name, *_):
+        raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr("reid.doctor.importlib.import_module", broken)
+    found = {finding.what: finding for finding in doctor.examine()}
+    assert not found["engines"].ok
+    assert "libcudart" in found["engines"].found

@@ -93,7 +93,7 @@ def test_a_broken_file_of_tokens_lets_nobody_in(serve, tokens):
 
 
 def test_without_tokens_only_this_machine_and_no_other_site(serve):
-    app = serve(hosts=("box.local",)).app
+    app = serve(hosts=("Box.Local",)).app
     cases = [
         ({"host": "127.0.0.1:8080"}, True),
         ({"host": "localhost"}, True),

@@ -153,3 +153,51 @@ def test_what_was_acknowledged_outlives_a_kill(tmp_path, rounds):
     journal = Journal(tmp_path / "a.db")
     assert journal.check() >= acknowledged > 0
     journal.close()
+
+
+def test_a_log_that_was_locked_too_long_fails_who_waited_and_serves_who_comes_next(journal):
+    journal._db.execute("PRAGMA busy_timeout=50")
+    other = sqlite3.connect(journal.file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    given_up, waiting = journal.submit("query", n=1), journal.submit("query", n=2)
+    given_up.cancel()
+    with pytest.raises(GalleryError, match="can't be written"):
+        waiting.result(10)
+    other.execute("ROLLBACK")
+    other.close()
+    assert journal.submit("query", n=3).result(10) == 1
+    assert journal._writer.is_alive()
+
+
+def test_an_erasure_whose_rewrite_fails_is_recorded_and_finished_by_the_next(journal, monkeypatch):
+    fill(journal, 300)
+    journal._db.execute("UPDATE audit SET time = '2020-01-01T00:00:00.000+00:00'")
+
+    class Full:
+        def __init__(self, db):
+            self.db = db
+
+        def execute(self, statement, *values):
+            if statement == "VACUUM":
+                raise sqlite3.OperationalError("database or disk is full")
+            return self.db.execute(statement, *values)
+
+        def __getattr__(self, name):
+            return getattr(self.db, name)
+
+    real, journal._db = journal._db, Full(journal._db)
+    with pytest.raises(GalleryError, match="300 old records .* are erased, but it can't be written anew"):
+        journal.erase(30)
+    journal._db = real
+    assert [record["action"] for record in journal.read()] == ["erase audit"]
+    assert journal.erase(30) == 0
+    assert b"case 7" not in journal.file.read_bytes()
+    assert not real.execute("PRAGMA freelist_count").fetchone()[0]
+
+
+def test_a_record_that_is_no_json_any_more_is_shown_as_such(journal):
+    fill(journal, 3)
+    journal._db.execute("UPDATE audit SET what = 'x' WHERE number = 2")
+    assert [record["action"] for record in journal.read()] == ["query", "unreadable", "query"]
+    with pytest.raises(GalleryError, match="record 2"):
+        journal.check()

@@ -456,3 +456,46 @@ def test_rules_run_though_nobody_asks_anything(serve, filled, monkeypatch):
     while 2 in engine.gallery.ids() and time.monotonic() < end:
         time.sleep(0.05)
     assert engine.gallery.ids() == [1, 3, 4, 5, 6]
+
+
+def test_a_device_that_fails_is_named_as_what_it_is(serve, image, monkeypatch):
+    from domains.errors import DeviceError
+
+    client = serve()
+
+    def fail(self, crops):
+        raise DeviceError("cuda failed on a batch: out of memory")
+
+    monkeypatch.setattr("deploy.service.engine._Measured.__call__", fail)
+    answer = ask(client, image)
+    assert (answer.status_code, code(answer)) == (503, "gallery")
+    assert "out of memory" in answer.text
+
+
+def test_the_same_image_twice_in_one_request_is_one_entry(serve, images):
+    client = serve()
+    two = [("images", ("a", images[8])), ("images", ("b", images[9]))]
+    answer = client.post("/v1/entries", files=two, data={"camera": "c", "source": ["same", "same"]})
+    assert (answer.status_code, answer.json()) == (201, {"ids": [7, None], "known": 1})
+    again = client.post("/v1/entries", files=two, data={"camera": "c", "source": ["same", "same"]})
+    assert (again.status_code, again.json()) == (200, {"ids": [None, None], "known": 2})
+
+
+def test_a_service_that_could_not_get_ready_tries_again(serve, monkeypatch):
+    monkeypatch.setattr("deploy.service.app.WARM_AGAIN", 0.05)
+    from deploy.service.engine import Engine
+
+    real, calls = Engine.warm_up, []
+
+    async def fails_first(self):
+        calls.append(1)
+        if len(calls) < 3:
+            raise RuntimeError("the device is busy")
+        await real(self)
+
+    monkeypatch.setattr(Engine, "warm_up", fails_first)
+    client = serve(wait=False)
+    end = time.monotonic() + 20
+    while client.get("/readyz").status_code != 200 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (client.get("/readyz").status_code, len(calls)) == (200, 3)
