@@ -186,7 +186,7 @@ def test_an_erasure_whose_rewrite_fails_is_recorded_and_finished_by_the_next(jou
             return getattr(self.db, name)
 
     real, journal._db = journal._db, Full(journal._db)
-    with pytest.raises(GalleryError, match="300 old records .* are erased, but it can't be written anew"):
+    with pytest.raises(GalleryError, match=r"300 old records .* are erased, but it can't be written anew"):
         journal.erase(30)
     journal._db = real
     assert [record["action"] for record in journal.read()] == ["erase audit"]
