@@ -63,5 +63,5 @@ def adapted(
 def adapter_config(step: Step) -> Config:
     """Settings of the step with the adapter's own iterations and rate."""
     train = step.config.train
-    found = {"iterations": max(1, round(train.adapter * train.iterations)), "lr": train.lr * train.adapter_lr}
+    found = {"iterations": max(1, round(train.adapter * train.iterations)), "lr": train.lr * train.adapter_lr, "recompute": 0}
     return step.config.model_copy(update={"train": train.model_copy(update=found)})

@@ -130,6 +130,8 @@ class TrainConfig(Strict):
     """Largest gradient norm; 0 leaves gradients alone."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
+    recompute: Annotated[int, Field(ge=0)] = 0
+    """So many of the backbone's first blocks are computed again for the gradient instead of being kept: less memory, more time, the same numbers."""
     adapter: Annotated[float, Field(gt=0, le=10)] = 0.6
     """Iterations in which a method's adapter is taught once the step is finished, as a fraction of ``iterations``."""
     adapter_lr: Positive = 1.0

@@ -20,6 +20,7 @@ from reid.augment import Augment
 from reid.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
 from reid.loader import CropStore
 from reid.optim import build_optimiser, learning_rate, set_rate
+from reid.recompute import recomputing
 from reid.sampler import IdentitySampler
 from reid.survey import Survey
 from reid.terms import Batch, Step, Term
@@ -89,9 +90,21 @@ class Learner:
         self.clipped = [*step.model.parameters(), *extra]
         step.model.to(memory_format=torch.channels_last)
         start, seconds, waiting = self._resume()
+        if train.recompute and (train.compile or step.model.changes is not None):
+            other = "train.compile" if train.compile else "a term that changes the weights of each forward pass (hypernetwork)"
+            raise ConfigError(f"train.recompute and {other} can't be used together; leave train.recompute at 0")
         if train.compile:
             step.model.compile()
         step.model.train()
+        with recomputing(step.model.backbone, train.recompute):
+            seconds, waiting = self._loop(start, seconds, waiting, tick)
+        for term in self.terms.values():
+            term.after_training(step)
+        return Trained(seconds, train.iterations * train.identities * train.instances, waiting)
+
+    def _loop(self, start: int, seconds: float, waiting: float, tick: Tick | None) -> tuple[float, float]:
+        """The iterations from ``start`` on; returns seconds and seconds waited, with those of before."""
+        step, train = self.step, self.step.config.train
         saved = clock = time.perf_counter()
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
             for iteration in range(start, train.iterations):
@@ -107,10 +120,7 @@ class Learner:
                     saved = time.perf_counter()
                 if tick:
                     tick(iteration + 1, losses)
-        seconds += time.perf_counter() - clock
-        for term in self.terms.values():
-            term.after_training(step)
-        return Trained(seconds, train.iterations * train.identities * train.instances, waiting)
+        return seconds + time.perf_counter() - clock, waiting
 
     def _batch(self, iteration: int) -> Batch:
         step = self.step
