@@ -188,25 +188,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--order", type=int, choices=(1, 2), default=1, help="of the domains; 2 is the reverse")
     parser.add_argument("--strong", action="store_true", help="from the person-trained start")
     parser.add_argument("--run", type=Path, help="a run over small-5-dev that is there already")
     parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results/transports.json")
     options = parser.parse_args()
     stream = read_stream("small5")
-    domains = [dev_domain(domain) for domain in open_stream(stream)[0]]
+    domains = [dev_domain(domain) for domain in open_stream(stream)[0]][:: 1 if options.order == 1 else -1]
     if options.run:
         run = Run.open(options.run)
     else:
         started = [STRONG_START.replace("${LIFELONG_REID_DATA}", os.environ["LIFELONG_REID_DATA"])] if options.strong else []
         config = build_config(stream.config, {"seed": options.seed, "method": options.method}, overrides=started)
-        folder = Path(tempfile.gettempdir()) / f"lifelong-reid-transports-{options.method}-{options.seed}{'-strong' * options.strong}"
+        folder = Path(tempfile.gettempdir()) / f"lifelong-reid-transports-{options.method}-{options.seed}-{options.order}{'-strong' * options.strong}"
         run, config = Run.open_or_create(folder, [config.model_dump(mode="json")])
         learn_stream(run, domains, [], method=read_method(options.method), config=config, progress=Progress(Console(stderr=True)))
     rows = compare(run, domains)
     start = "person-trained" if options.strong else "ImageNet"
-    print(f"{options.method}, small-5-dev, {start} start, seed {options.seed}\n\n{table(rows)}")
+    print(f"{options.method}, small-5-dev, {start} start, order {options.order}, seed {options.seed}\n\n{table(rows)}")
     if options.save:
-        record(f"transports{'_strong' * options.strong}", {"method": options.method, "seed": options.seed, "start": start, "rows": rows})
+        name = f"transports{'_reverse' * (options.order == 2)}{'_strong' * options.strong}"
+        record(name, {"method": options.method, "seed": options.seed, "order": options.order, "start": start, "rows": rows})
 
 
 if __name__ == "__main__":
