@@ -4,7 +4,7 @@
     python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
     python -m benchmarks.small5 strong                                     # the same from a person-trained start
     python -m benchmarks.small5 parts                                      # default without each of its parts in turn, on small-5-dev, two seeds
-    python -m benchmarks.small5 guides                                     # hyper_default with each guide, three seeds
+    python -m benchmarks.small5 guides                                     # hyper_default with a guide, three seeds; without one: test
     python -m benchmarks.small5 recheck [--methods A,B]                    # after a change that should move no figure of these: prove it on one run
     python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md
 
@@ -110,9 +110,9 @@ def without_parts(method: Method) -> dict[str, Method]:
 
 
 def with_guides(method: Method) -> dict[str, Method]:
-    """A method whose hypernetwork is guided by transferability, to a random place, and not at all."""
+    """A method whose hypernetwork is guided by transferability, and to a random place; as it is shipped it is not guided at all."""
     found = {}
-    for guide in ("h", "random", "none"):
+    for guide in ("h", "random"):
         lists = {
             where: tuple({name: {**given, "guide": guide} if name == "hypernetwork" else given for name, given in entry.items()} for entry in entries)
             for where, entries in (("terms", method.terms), ("adapter", method.adapter))

@@ -99,7 +99,9 @@ def whole(results: list[Result]) -> str:
     if any(result["kind"] == "parts" for result in results):
         parts += ["### Each part of `default` taken away (small-5-dev, order 1)", paired_table(results, "parts", "default")]
     if any(result["kind"] == "guides" for result in results):
-        parts += ["### What guides the hypernetwork (test splits, order 1)", paired_table(results, "guides", "hyper_default, guide none")]
+        tested = [result for result in results if (result["kind"], result["method"], result["order"]) == ("test", "hyper_default", 1)]
+        guided = [{**result, "kind": "guides"} for result in tested] + [result for result in results if result["kind"] == "guides"]
+        parts += ["### What guides the hypernetwork (test splits, order 1)", paired_table(guided, "guides", "hyper_default")]
     for result in results:
         if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0) and result["method"] in METHODS:
             parts += [f"`{result['method']}`, order 1, seed 0 (mAP / rank-1):", matrix(result)]
