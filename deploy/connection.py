@@ -135,6 +135,10 @@ class Connection:
                 time.sleep(TRY_SECONDS)
 
     def _begin(self, begin: str, *, last: bool) -> bool:
+        """Whether the transaction is begun; False if another one writes and there is time to try again."""
+        if begin == "BEGIN":  # waits for nobody
+            self._db.execute(begin)
+            return True
         self._db.execute(f"PRAGMA busy_timeout={round(1000 * TRY_SECONDS)}")
         try:
             self._db.execute(begin)

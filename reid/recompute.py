@@ -22,7 +22,10 @@ class Recomputed(nn.Sequential):
         """As the row itself: the same values, gradients and statistics."""
         for place, block in enumerate(self):
             if place < self.count and self.training and torch.is_grad_enabled():
-                features = checkpoint(block, features, use_reentrant=False, context_fn=lambda block=block: (nullcontext(), _statistics_held(block)))
+                features = checkpoint(
+                    block, features, use_reentrant=False,
+                    context_fn=lambda block=block: (nullcontext(), _statistics_held(block)),  # type: ignore[misc]
+                )  # fmt: skip
             else:
                 features = block(features)
         return features
