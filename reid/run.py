@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,8 +24,9 @@ from reid.config import Config, Method, build_config, read_method, read_yaml
 from reid.ending import renewed
 from reid.erasure import Erasure, erase, plan_erasure
 from reid.evaluate import Embed, can_be_scored, evaluate, torch_embedder
+from reid.folder import GRAPH, RUN, clear_unmade, locked, number
 from reid.fusion import State
-from reid.journal import LEFT_OVER, finish, unfinished
+from reid.journal import finish, unfinished
 from reid.learning import begun, learn_step, sweep
 from reid.loader import StoreCache
 from reid.matrix import Cell, ScoreMatrix
@@ -36,7 +36,7 @@ from reid.progress import Progress
 from reid.routing import router_of, routing_term
 from reid.sealed import CARD, SCHEMAS, WEIGHTS, Sealed, seal
 
-RUN, GRAPH, REPLACED = "run.yaml", "backbone.onnx", ".replaced-"
+REPLACED = ".replaced-"
 
 
 class Run:
@@ -110,7 +110,7 @@ class Run:
         folder, layers, overrides = Path(folder), list(layers), list(overrides)
         if not (folder / RUN).exists():
             config = build_config(*layers, overrides=overrides)
-            _clear_unmade(folder)
+            clear_unmade(folder)
             return cls.create(folder, config), config
         run = cls.open(folder)
         config = build_config(run.config.model_dump(mode="json"), *layers, overrides=overrides)
@@ -136,7 +136,7 @@ class Run:
     @property
     def steps(self) -> list[Sealed]:
         """Sealed steps in order; raises ArtefactError if one is damaged or missing."""
-        folders = sorted((folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file()), key=_number)
+        folders = sorted((folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file()), key=number)
         sealed = [Sealed(folder, read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False)) for folder in folders]
         for place, step in enumerate(sealed):
             if step.index != place or step.card["parent"] != (sealed[place - 1].card["id"] if place else None):
@@ -199,7 +199,7 @@ class Run:
         sweep(self.folder / "steps")
         for aside in sorted((self.folder / "steps").glob(REPLACED + "*")):
             place = aside.with_name(aside.name.removeprefix(REPLACED))
-            if _number(place) < len(self.steps):
+            if number(place) < len(self.steps):
                 shutil.rmtree(aside)
             elif replacing or begun(self.folder / "steps"):
                 return True
@@ -418,36 +418,3 @@ class Run:
         model = model or self.model(step)[0]
         runtime = Runtime.choose(self.config.device, "fp32", model)
         return torch_embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]
-
-
-def _number(folder: Path) -> int:
-    """Index that a step's folder begins with; the card has the last word."""
-    return int(folder.name.partition("-")[0]) if folder.name.partition("-")[0].isdecimal() else -1
-
-
-def _clear_unmade(folder: Path) -> None:
-    """Remove what a killed :meth:`Run.create` left, before which nothing can have been learned; raises UsageError if there is more in the folder."""
-    steps, graph = folder / "steps", folder / GRAPH
-    if not steps.is_dir() and not graph.is_file():
-        return
-    others = [item for item in folder.iterdir() if item.name not in ("steps", GRAPH, ".lock") and not item.match(LEFT_OVER)]
-    others += [item for item in steps.glob("*") if item.name != "00-start"]
-    if others:
-        raise UsageError(
-            f"{folder} has no {RUN}, and {others[0].relative_to(folder)} is in the way of a new run; restore {RUN} from a backup, "
-            "or choose another name"
-        )
-    shutil.rmtree(steps, ignore_errors=False) if steps.is_dir() else None
-    for left in [graph, *folder.glob(LEFT_OVER)]:
-        left.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; raises UsageError if another process does."""
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"another process is learning in {folder}; wait for it") from error
-        yield

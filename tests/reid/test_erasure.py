@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from drawing import draw_tiny_domain
-from test_run import SETTINGS, Stop, StopAt
+from running import SETTINGS, Stop, StopAt
 
 import domains
 from domains.artefact import read_manifest

@@ -14,21 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from running import SETTINGS, Stop, StopAt, same, weights
 
 import domains
 from domains.errors import ArtefactError, ConfigError, DataError, TrainingError, UsageError
-from reid.checkpoint import read_tensors
 from reid.config import build_config
 from reid.run import Run
-
-SETTINGS = {
-    "model": {"backbone": "test_resnet", "weights": "none", "dim": 32},
-    "crop": {"height": 64, "width": 32},
-    "train": {"iterations": 6, "identities": 4, "instances": 2},
-    "storage": {"snapshot_seconds": 0},
-    "method": "fusion",
-}
-
 
 EVERYTHING = """
 about: Every kind of part at once, with a short style network.
@@ -52,51 +43,6 @@ transport: [ridge]
 def everything(tmp_path):
     (tmp_path / "everything.yaml").write_text(EVERYTHING)
     return str(tmp_path / "everything.yaml")
-
-
-@pytest.fixture
-def sites(tiny_domain, tmp_path):
-    return [tiny_domain(tmp_path / "data" / name, seed=seed) for seed, name in enumerate(("first", "second", "third"))]
-
-
-@pytest.fixture
-def run(tmp_path):
-    return Run.create(tmp_path / "run", build_config(SETTINGS))
-
-
-def weights(run, step=-1):
-    return read_tensors(run.steps[step].folder / "model.safetensors")[0]
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAt:
-    """Progress that raises at one iteration of training, as a crash would."""
-
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def say(self, line):
-        pass
-
-    def task(self, name, total):
-        from contextlib import nullcontext
-
-        class Tick:
-            def advance(_, count):
-                pass
-
-            def losses(_, done, values):
-                if done == self.iteration:
-                    raise Stop
-
-        return nullcontext(Tick())
 
 
 def test_the_whole_life_of_a_run(run, sites):

@@ -4,23 +4,13 @@ import shutil
 import sys
 
 import pytest
-from test_run import SETTINGS, Stop, StopAt, same, weights
+from running import SETTINGS, Stop, StopAt, same, weights
 
 from domains.errors import BackboneError, ConfigError, DataError, DeviceError, TrainingError, UsageError
 from reid.config import build_config, read_method
 from reid.run import Run
 
 TOO_MANY = {"train": {"identities": 99}}
-
-
-@pytest.fixture
-def sites(tiny_domain, tmp_path):
-    return [tiny_domain(tmp_path / "data" / name, seed=seed) for seed, name in enumerate(("first", "second", "third"))]
-
-
-@pytest.fixture
-def run(tmp_path):
-    return Run.create(tmp_path / "run", build_config(SETTINGS))
 
 
 def below(folder):

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 
 import cv2
 import numpy as np
@@ -242,50 +241,6 @@ def test_stats_are_counts(serve):
     assert "bundle" not in body
 
 
-def test_readiness_and_life(serve, bundle):
-    client = serve()
-    assert client.get("/livez").json() == {"alive": True}
-    assert client.get("/readyz").json() == {
-        "ready": True,
-        "state": "ready",
-        "provider": "cpu",
-        "feature_space": bundle.feature_space,
-        "generation": 1,
-        "entries": 6,
-    }
-    state = client.app.state
-    state.engine.warm = False
-    answer = client.get("/readyz")
-    assert (answer.status_code, answer.json()["state"]) == (503, "warming")
-    assert code(client.post("/v1/query")) == "not_ready"
-    assert client.get("/livez").status_code == 200
-
-
-def test_a_gallery_that_another_process_moved_is_not_answered_from(serve, filled, bundles, image):
-    client = serve()
-    with Gallery.open(filled) as gallery:
-        gallery.upgrade(bundles / "new")
-    assert (client.get("/readyz").status_code, client.get("/readyz").json()["state"]) == (503, "mismatch")
-    answer = ask(client, image)
-    assert (answer.status_code, code(answer)) == (503, "not_ready")
-    assert answer.headers["retry-after"]
-    with Gallery.open(filled) as gallery:
-        gallery.go_back()
-    assert client.get("/readyz").status_code == 200
-    assert ask(client, image).status_code == 200
-
-
-def test_an_encoder_of_another_model_is_refused(filled, make_bundle, tmp_path):
-    from deploy import Encoder
-    from deploy.service.app import create_app
-    from deploy.service.settings import Settings
-    from domains.errors import GalleryError
-
-    other = Encoder.load(make_bundle("other", changes={"feature_space": "cd" * 32}).folder, threads=1)
-    with Gallery.open(filled) as gallery, pytest.raises(GalleryError, match="another model"):
-        create_app(gallery, other, Settings(audit=tmp_path / "a.db"))
-
-
 def test_metrics_count_what_happened(serve, image):
     client = serve()
     ask(client, image)
@@ -445,19 +400,6 @@ def test_the_log_says_what_was_done_and_nothing_about_a_person(serve, images, ca
         assert not [line for line in lines if f'"{word}' in line or word in json.loads(line).get("reason", "")], word
 
 
-def test_rules_run_though_nobody_asks_anything(serve, filled, monkeypatch):
-    monkeypatch.setattr("deploy.service.app.ERASE_EVERY", 0.05)
-    with Gallery.open(filled) as gallery:
-        gallery.keep(36500)
-    client = serve()
-    engine = client.app.state.engine
-    engine.gallery._store.change("UPDATE entry SET added = -9e15, utc = NULL WHERE id = 2")
-    end = time.monotonic() + 20
-    while 2 in engine.gallery.ids() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert engine.gallery.ids() == [1, 3, 4, 5, 6]
-
-
 def test_a_device_that_fails_is_named_as_what_it_is(serve, image, monkeypatch):
     from domains.errors import DeviceError
 
@@ -479,23 +421,3 @@ def test_the_same_image_twice_in_one_request_is_one_entry(serve, images):
     assert (answer.status_code, answer.json()) == (201, {"ids": [7, None], "known": 1})
     again = client.post("/v1/entries", files=two, data={"camera": "c", "source": ["same", "same"]})
     assert (again.status_code, again.json()) == (200, {"ids": [None, None], "known": 2})
-
-
-def test_a_service_that_could_not_get_ready_tries_again(serve, monkeypatch):
-    monkeypatch.setattr("deploy.service.app.WARM_AGAIN", 0.05)
-    from deploy.service.engine import Engine
-
-    real, calls = Engine.warm_up, []
-
-    async def fails_first(self):
-        calls.append(1)
-        if len(calls) < 3:
-            raise RuntimeError("the device is busy")
-        await real(self)
-
-    monkeypatch.setattr(Engine, "warm_up", fails_first)
-    client = serve(wait=False)
-    end = time.monotonic() + 20
-    while client.get("/readyz").status_code != 200 and time.monotonic() < end:
-        time.sleep(0.05)
-    assert (client.get("/readyz").status_code, len(calls)) == (200, 3)

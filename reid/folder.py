@@ -1,0 +1,52 @@
+"""A run's folder: its lock, the order of its steps, and what a run that was killed while it was made left."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from domains.errors import UsageError
+from reid.journal import LEFT_OVER
+
+RUN, GRAPH = "run.yaml", "backbone.onnx"
+
+
+def number(folder: Path) -> int:
+    """Index that a step's folder begins with; the card has the last word."""
+    return int(folder.name.partition("-")[0]) if folder.name.partition("-")[0].isdecimal() else -1
+
+
+def clear_unmade(folder: Path) -> None:
+    """Remove what a killed :meth:`reid.run.Run.create` left, before which nothing can have been learned.
+
+    Raises:
+        UsageError: there is more in the folder.
+    """
+    steps, graph = folder / "steps", folder / GRAPH
+    if not steps.is_dir() and not graph.is_file():
+        return
+    others = [item for item in folder.iterdir() if item.name not in ("steps", GRAPH, ".lock") and not item.match(LEFT_OVER)]
+    others += [item for item in steps.glob("*") if item.name != "00-start"]
+    if others:
+        raise UsageError(
+            f"{folder} has no {RUN}, and {others[0].relative_to(folder)} is in the way of a new run; restore {RUN} from a backup, "
+            "or choose another name"
+        )
+    if steps.is_dir():
+        shutil.rmtree(steps)
+    for left in [graph, *folder.glob(LEFT_OVER)]:
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; raises UsageError if another process does."""
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"another process is learning in {folder}; wait for it") from error
+        yield
