@@ -75,7 +75,10 @@ def test_a_container_file_is_small_pinned_and_not_root(file):
 def test_both_container_files_differ_only_where_they_must():
     cpu, gpu = (instructions(file) for file in DOCKERFILES)
     assert [step for step, _ in cpu] == [step for step, _ in gpu]
-    assert {step for (step, first), (_, second) in zip(cpu, gpu, strict=True) if first != second} == {"ENV", "HEALTHCHECK", "CMD"}
+    pairs = [(step, first, second) for (step, first), (_, second) in zip(cpu, gpu, strict=True) if first != second]
+    assert {step for step, _, _ in pairs} == {"RUN", "ENV", "HEALTHCHECK", "CMD"}
+    ((first, second),) = [(first, second) for step, first, second in pairs if step == "RUN"]
+    assert second.startswith(f"{first} && ln -s "), "TensorRT's libraries at one place, whichever Python the base has"
 
 
 def test_the_compose_example_gives_as_little_as_it_can():
