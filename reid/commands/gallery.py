@@ -54,9 +54,15 @@ def gallery_info(gallery: PathArgument, as_json: Json = False) -> None:
         info = store.info()
     if as_json:
         print_json(info)
-    else:
-        for name, value in info.items():
-            say(f"{name}: {value}")
+        return
+    cameras, spaces = info.pop("cameras"), info.pop("spaces")
+    for name, value in info.items():
+        if value is not None:
+            say(f"{name.replace('_', ' ')}: {value}")
+    table("cameras", ["camera", "entries"], [[str(camera), str(count)] for camera, count in cameras.items()])
+    if len(spaces) > 1:
+        rows = [[each["feature_space"][:12], str(each["embedded"]), "yes" if each["present"] else "no", each["bundle"] or "-"] for each in spaces]
+        table("feature spaces, oldest first", ["space", "entries embedded in it", "present", "bundle"], rows)
 
 
 @gallery_app.command("verify")

@@ -83,3 +83,16 @@ def test_upgrade_wants_one_thing_at_a_time(gallery, reid, tmp_path):
     code, _, err = reid("gallery", "upgrade", gallery, "--back")
     assert code == 1
     assert "nothing to go back to" in err
+
+
+def test_what_a_gallery_holds_is_shown_as_people_read_it(gallery, reid):
+    with Gallery.open(gallery) as opened:
+        opened.add(np.eye(DIM, dtype=np.float32)[:1], ["yard [north]"], ["/crops/8.png"])
+    code, out, _ = reid("gallery", "info", gallery)
+    assert code == 0
+    assert "entries: 9\n" in out
+    assert "feature space: " + "ab" * 32 in out
+    for camera, count in (("a", 4), ("b", 4), ("yard [north]", 1)):
+        assert [camera, str(count)] in [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines()]
+    assert not {"{", "None"} & set(out.split()), "no value as Python writes it"
+    assert json.loads(reid("gallery", "info", gallery, "--json")[1])["cameras"] == {"a": 4, "b": 4, "yard [north]": 1}
