@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from domains.errors import DeviceError, ReidError
-from reid.commands import bench, domain, edge, engine, gallery, learning, matching, serve
+from reid.commands import bench, domain, edge, engine, gallery, learning, matching, run, serve
 from reid.commands.options import out, progress
 
 ABOUT = "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy ONNX at the edge."
@@ -17,6 +17,7 @@ ABOUT = "Person re-identification that keeps learning: train on a new camera dom
 app = typer.Typer(name="reid", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=ABOUT)
 app.add_typer(domain.domain_app, name="domain")
 app.add_typer(learning.app)
+app.add_typer(run.run_app, name="run")
 app.add_typer(edge.app)
 app.add_typer(matching.app)
 app.add_typer(edge.key_app, name="key")

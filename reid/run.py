@@ -148,6 +148,11 @@ class Run:
         """Names of the learned domains, in order."""
         return [name for step in self.steps for name in step.learned]
 
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of steps that were begun and not finished: the same command goes on with them."""
+        return [folder.name for folder in begun(self.folder / "steps")]
+
     def model(self, step: int = -1) -> tuple[ReidModel, Sealed]:
         """Build the network of a sealed step and check its weights' hash; raises ArtefactError."""
         steps = self.steps

@@ -257,3 +257,5 @@ def gallery_audit(
     for record in records:
         what = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("time", "action"))
         say(f"{record['time']}  {record['action']}: {what}")
+    if not records:
+        say("no record yet")

@@ -1,4 +1,4 @@
-"""``reid learn``, ``stream``, ``report``, ``forget`` and ``run``: what happens to a run."""
+"""``reid learn``, ``stream``, ``report`` and ``forget``: what happens to a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from reid.sealed import Sealed
 
 app = typer.Typer()
-run_app = typer.Typer(no_args_is_help=True, help="Look after a run.")
-app.add_typer(run_app, name="run")
 
 
 @app.command()
@@ -141,8 +139,11 @@ def forget(
         done = read_erasures(opened.folder)
         if as_json:
             print_json(done)
-        for record in [] if as_json else done:
+            return
+        for record in done:
             out.print(f"{record['time']}  {record['kind']}: {record['identities']} identities, {record['files']} files", markup=False)
+        if not done:
+            out.print("nothing was ever erased", markup=False)
         return
     found = opened.forget(identity=identity, domain=domain, dry_run=dry_run, discard_progress=discard_progress)
     if as_json:
@@ -157,11 +158,3 @@ def forget(
         out.print(f"remains: {line}", markup=False)
     for file in found.others:
         out.print(f"not this run's own, left as it is: {file}", markup=False)
-
-
-@run_app.command("drop-last")
-def run_drop_last(run: PathArgument) -> None:
-    """Discard the last step, so that the next domain builds on the one before it."""
-    from reid.run import Run
-
-    out.print(f"dropped {Run.open(run).drop_last()}", markup=False)

@@ -89,7 +89,10 @@ def token_list(tokens: TokenFile = None, as_json: Json = False) -> None:
         [token.id, token.name, " ".join(token.scopes) or "–", token.created, ("expired " if token.expired() else "") + (token.expires or "never")]
         for token in known
     ]
-    table(str(file), ["id", "name", "scopes", "created", "expires"], rows)
+    if rows:
+        table(str(file), ["id", "name", "scopes", "created", "expires"], rows)
+    else:
+        out.print(f"no token in {file}; reid token make makes one", markup=False, soft_wrap=True)
 
 
 @token_app.command("revoke")

@@ -1,0 +1,74 @@
+"""``reid run``: what a run has learned, and its last step taken back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from reid.commands.options import Json, PathArgument, out, print_json, say, table
+
+if TYPE_CHECKING:
+    from reid.sealed import Sealed
+
+run_app = typer.Typer(no_args_is_help=True, help="Look after a run.")
+MEASURES = ("plasticity", "forgetting_since_learned", "forgetting_all_rows", "backward_transfer")
+
+
+@run_app.command("show")
+def run_show(run: PathArgument, as_json: Json = False) -> None:
+    """Say what a run has learned: every model on every domain, and what each step took and keeps."""
+    from reid.run import Run
+
+    opened = Run.open(run)
+    scores, summary, steps = opened.scores, opened.scores.summary(), [_facts(step) for step in opened.steps]
+    unfinished = opened.unfinished
+    if as_json:
+        cells = {f"{row}/{name}": dict(cell.scores) for (row, name), cell in scores.cells.items()}
+        print_json({"run": opened.identity, "steps": steps, "unfinished": unfinished, "scores": cells, "summary": summary})
+        return
+    model, crop = opened.config.model, opened.config.crop
+    learned = ", ".join(opened.learned) or "nothing"
+    say(f"{opened.folder}: {model.backbone}, crops of {crop.height}×{crop.width}, {model.dim} dimensions; learned {learned}")
+    names = list(scores.scored)
+    if names:
+        averages = ["seen", "unseen"] if scores.unseen() else ["seen"]
+        rows = []
+        for row in summary["rows"]:
+            values = [*(scores.value(row["step"], name) for name in names), *(row[group]["mAP"] for group in averages)]
+            rows.append([steps[row["step"]]["step"], *map(_number, values)])
+        table("each model on each domain (mAP, %)", ["after", *names, *(f"{group.capitalize()}-Avg" for group in averages)], rows)
+    if len(opened.learned) > 1:
+        say("; ".join(f"{name.replace('_', ' ')} {_number(summary[name]['mAP'])}" for name in MEASURES))
+    costs = [
+        [step["step"], step["method"], str(step["crops"]), str(step["identities"]), f"{step['seconds']:.0f}", f"{step['kept'] / 1024:,.0f}"]
+        for step in steps[1:]
+    ]
+    if costs:
+        table("what each step took, and keeps beside its model", ["step", "method", "crops", "identities", "seconds", "KiB kept"], costs)
+    for name in unfinished:
+        say(f"{name} was begun and is not finished: give its command again to go on")
+
+
+@run_app.command("drop-last")
+def run_drop_last(run: PathArgument) -> None:
+    """Discard the last step, so that the next domain builds on the one before it."""
+    from reid.run import Run
+
+    out.print(f"dropped {Run.open(run).drop_last()}", markup=False)
+
+
+def _facts(step: Sealed) -> dict[str, Any]:
+    """What a step's card says of it, shortly; bytes kept are its memory, transport and further weights."""
+    card = step.card
+    train, kept = card.get("train", {}), card.get("bytes", {})
+    return {
+        "step": step.folder.name, "id": card["id"], "feature_space": step.feature_space, "learned": list(step.learned),
+        "method": card["method"]["name"] if step.index else None, "crops": sum(entry["crops"]["train"] for entry in card["domains"]),
+        "identities": len(card["classes"]), "seconds": train.get("seconds", 0.0) + train.get("seconds_ending", 0.0),
+        "kept": sum(kept.get(name, 0) for name in ("memory", "transport", "kept")),
+    }  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
