@@ -137,8 +137,16 @@ class Domain:
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 (hex) over every row's split, path, identity, camera and file size: same fingerprint, same data. Missing files count as size -1."""
+        return self._hash("train", "query", "gallery")
+
+    @cached_property
+    def test_fingerprint(self) -> str:
+        """The same over query and gallery alone: what scores speak of, whether or not the train images are still there."""
+        return self._hash("query", "gallery")
+
+    def _hash(self, *names: str) -> str:
         digest = hashlib.sha256()
-        for name, split in self.splits():
+        for name, split in ((name, split) for name, split in self.splits() if name in names):
             for path, pid, camid in zip(split.paths, split.pids, split.camids, strict=True):
                 file = self.root / path
                 size = file.stat().st_size if file.is_file() else -1

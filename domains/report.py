@@ -231,12 +231,13 @@ def _read_all(domain: Domain, progress: Callable[[int], None] | None) -> dict[st
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep OpenCV from writing about each broken image: the report names them."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    logging: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 moved its functions there
+    level = logging.getLogLevel()
+    logging.setLogLevel(0)  # silent
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        logging.setLogLevel(level)
 
 
 def _count(split: Split) -> Count:

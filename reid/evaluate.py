@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from reid.model import ReidModel
 
 BATCH = 128
+UNREADABLE = 0.01
+"""Share of a domain's test images that may be unreadable; with more the scores would speak of other data."""
+log = logging.getLogger(__name__)
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Crops ``[N, H, W, 3]`` → unit-length embeddings ``[N, D]``."""
@@ -46,6 +50,11 @@ def torch_embedder(model: ReidModel, device: torch.device, batch: int = BATCH) -
     return embed
 
 
+def batches(crops: NDArray[np.uint8], size: int = BATCH) -> Iterator[NDArray[np.uint8]]:
+    """Crops in pieces, so that what is computed of a large split needs memory for one piece."""
+    return (crops[start : start + size] for start in range(0, len(crops), size))
+
+
 def can_be_scored(domain: Domain) -> str | None:
     """None, or why a domain has no score: no query and gallery, or images that are gone."""
     if not len(domain.query) or not len(domain.gallery):
@@ -63,22 +72,30 @@ class Retrieval:
         held: of the gallery, ``[G, D]``.
         people: who the queries and the gallery show, and where.
         same_camera: the domain's camera rule.
+        left_out: a line for each image that can't be read and takes no part.
     """
 
     asked: NDArray[np.float32]
     held: NDArray[np.float32]
     people: tuple[Labels, Labels]
     same_camera: SameCamera
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, domain: Domain, embed: Embed, stores: StoreCache, gallery_embed: Embed | None = None) -> Retrieval:
-        """Embed both splits; raises DataError if there is none to score."""
+        """Embed both splits; raises DataError if there is none to score, or too many of their images can't be read."""
         why = can_be_scored(domain)
         if why:
             raise DataError(f"domain {domain.name} can't be scored: {why}")
         query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
+        left_out = tuple(f"{one.path} can't be read and takes no part: {one.reason}" for one in (*query.left_out, *gallery.left_out))
+        tested = len(domain.query) + len(domain.gallery)
+        if len(left_out) > UNREADABLE * tested:
+            raise DataError(
+                f"domain {domain.name} can't be scored: {len(left_out)} of its {tested} test images can't be read; {left_out[0]}"
+            )
         people = Labels.from_split(query.split), Labels.from_split(gallery.split)
-        return cls(embed(query.crops), (gallery_embed or embed)(gallery.crops), people, domain.same_camera)
+        return cls(embed(query.crops), (gallery_embed or embed)(gallery.crops), people, domain.same_camera, left_out)
 
     def scores(self, *, rerank: bool = False) -> Scores:
         """Retrieval scores; raises DataError if no query can be scored."""
@@ -98,6 +115,9 @@ def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed:
         rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before scoring.
 
     Raises:
-        DataError: no split to score, or no query that can be scored.
+        DataError: no split to score, no query that can be scored, or more than a hundredth of the images unreadable; fewer are a warning.
     """
-    return Retrieval.of(domain, embed, stores, gallery_embed).scores(rerank=rerank)
+    retrieval = Retrieval.of(domain, embed, stores, gallery_embed)
+    for line in retrieval.left_out:
+        log.warning("domain %s: %s", domain.name, line)
+    return retrieval.scores(rerank=rerank)

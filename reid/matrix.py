@@ -52,7 +52,7 @@ class ScoreMatrix:
 
     Attributes:
         learned: for each row t the domains that step t learned; row 0 learned none.
-        scored: how each domain is found again: ``{"path", "same_camera"}``.
+        scored: how each domain is found again and what its scores speak of: ``{"path", "same_camera", "data"}``.
         cells: scores by (t, domain).
     """
 
@@ -177,7 +177,7 @@ class ScoreMatrix:
             return cls()
         stored = read_json(folder / FILE)
         if not isinstance(stored, dict) or stored.get("kind") != "scores" or stored.get("schema") != SCHEMA:
-            raise ArtefactError(f"{folder / FILE} is no score matrix of schema {SCHEMA}; delete it and run reid evaluate again")
+            raise ArtefactError(f"{folder / FILE} is no score matrix of schema {SCHEMA}; delete it: reid learn scores again")
         try:
             with np.load(folder / QUERIES, allow_pickle=False) as queries:
                 cells = {
@@ -188,7 +188,7 @@ class ScoreMatrix:
                 }
             return cls([tuple(row["learned"]) for row in stored["rows"]], dict(stored["domains"]), cells)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-            raise ArtefactError(f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both and score again") from error
+            raise ArtefactError(f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both: reid learn scores again") from error
 
 
 def _mean(names: list[str], value: Callable[[str], Any]) -> Any:

@@ -204,15 +204,15 @@ def _losses(step: Sealed) -> str:
     if not records:
         return ""
     width, height = 230, 110
-    top = max(max(record.values()) for record in records) or 1.0
+    top = max((max(record.values(), default=0.0) for record in records), default=0.0) or 1.0
     parts, labels = [], []
-    for number, name in enumerate(records[0]):
-        every = max(1, len(records) // 120)
-        shown = [record[name] for record in records][::every]
+    for number, name in enumerate(dict.fromkeys(name for record in records for name in record)):
+        values = [record[name] for record in records if name in record]  # a term may have no loss in some iterations
+        shown = values[:: max(1, len(values) // 120)]
         points = " ".join(f"{width * at / max(1, len(shown) - 1):.1f},{height - (height - 8) * max(0.0, v) / top:.1f}" for at, v in enumerate(shown))
         hue = HUES[number % len(HUES)]
         parts.append(f'<polyline fill="none" stroke="{hue}" stroke-width="1.5" points="{points}"/>')
-        labels.append(f'<span style="color:{hue}">■</span> {_text(name.replace("_", " "))} {records[-1][name]:.2f}')
+        labels.append(f'<span style="color:{hue}">■</span> {_text(name.replace("_", " "))} {values[-1]:.2f}')
     line = f'<line class="axis" x1="0" x2="{width}" y1="{height}" y2="{height}"/>'
     caption = f"<small>{_text(step.folder.name)}<br>{'<br>'.join(labels)}</small>"
     return f'<div><svg viewBox="0 0 {width} {height + 2}">{line}{"".join(parts)}</svg>{caption}</div>'

@@ -23,7 +23,7 @@ from reid.checkpoint import read_tensors
 from reid.config import Config, Method, build_config, read_method, read_yaml
 from reid.ending import renewed
 from reid.erasure import Erasure, erase, plan_erasure
-from reid.evaluate import Embed, can_be_scored, evaluate, torch_embedder
+from reid.evaluate import Embed, Retrieval, batches, can_be_scored, evaluate, torch_embedder
 from reid.folder import GRAPH, RUN, clear_unmade, locked, number
 from reid.fusion import State
 from reid.journal import finish, unfinished
@@ -96,8 +96,10 @@ class Run:
                 f"{folder / RUN} has kind {head.get('kind')!r} and schema {head.get('schema')!r}; this version reads runs of schema 1"
             )
         run = cls(folder, build_config(head.get("config") or {}), str(head.get("start")))
-        if not run.steps or run.steps[0].card["id"] != run.identity:
+        steps = run.steps
+        if not steps or steps[0].card["id"] != run.identity:
             raise ArtefactError(f"{folder} lacks the untrained start that its {RUN} names; restore the folder from a backup")
+        run.scores.learned = [step.learned for step in steps]  # a step may be sealed and not scored yet
         return run
 
     @classmethod
@@ -261,6 +263,7 @@ class Run:
                     self.scores.write(self.folder)
                 raise
             self._settle(replacing=False)
+            self.scores.learned = [step.learned for step in self.steps]
             return sealed
 
     def memories(self, *, renew: bool = False) -> list[Memory]:
@@ -302,6 +305,7 @@ class Run:
             if not dry_run:
                 erase(self, found, discard_progress=discard_progress)
                 self.scores = ScoreMatrix.read(self.folder)
+                self.scores.learned = [step.learned for step in self.steps]
         return found
 
     # ------------------------------------------------------------------------------------------------------------------ scoring
@@ -319,8 +323,19 @@ class Run:
                 continue  # reported by whoever asks for a score and does not get one
         return found
 
+    def check_name(self, domain: Domain) -> None:
+        """Raise UsageError if the run knows other data under this domain's name: learned, or scored before."""
+        cards = {entry["name"]: entry for step in self.steps for entry in step.card["domains"]}
+        known = [entry for entry in (cards.get(domain.name), self.scores.scored.get(domain.name)) if entry]
+        place, prints = str(domain.root.resolve()), {entry.get("fingerprint") or entry.get("data") for entry in known}
+        if not known or place in {entry["path"] for entry in known} or prints & {None, domain.fingerprint, domain.test_fingerprint}:
+            return
+        raise UsageError(f"{self.folder} knows {domain.name} as other data, from {known[0]['path']}; {place} needs another name: rename its folder")
+
     def fill_scores(self, wanted: Iterable[Domain] = (), *, rows: Iterable[int] | None = None, progress: Progress | None = None) -> list[str]:
-        """Score every (row, domain) that the matrix lacks, and save it after each row.
+        """Score every (row, domain) that the matrix lacks, and save it after each domain.
+
+        A domain whose test crops or camera rule are not those that its scores speak of is scored anew, in every row.
 
         Args:
             wanted: further domains to score, beside those that the run knows.
@@ -328,29 +343,42 @@ class Run:
             progress: where to show it.
 
         Returns:
-            A line for each domain that can't be scored, with the reason.
+            A line for each domain that can't be scored, is scored anew, or has images that can't be read.
+
+        Raises:
+            UsageError: the run knows other data under the name of a wanted domain.
         """
-        progress, steps = progress or Progress(), self.steps
+        progress, steps, wanted = progress or Progress(), self.steps, list(wanted)
+        for domain in wanted:
+            self.check_name(domain)
         self.scores.learned = [step.learned for step in steps]
         everyone = self.known_domains() | {domain.name: domain for domain in wanted}
         reasons = {name: can_be_scored(domain) for name, domain in everyone.items()}
         gone = [name for name in [*self.learned, *self.scores.scored] if name not in everyone]
         notes = [f"{name} is not scored: {why}" for name, why in (reasons | dict.fromkeys(gone, "its folder is gone")).items() if why]
         able = {name: domain for name, domain in everyone.items() if not reasons[name]}
-        self.scores.scored |= {name: {"path": str(domain.root.resolve()), "same_camera": domain.same_camera} for name, domain in able.items()}
-        for row in range(len(steps)) if rows is None else sorted({row % len(steps) for row in rows}):
-            missing = [domain for name, domain in able.items() if (row, name) not in self.scores.cells]
-            if not missing:
+        asked = set(range(len(steps)) if rows is None else (row % len(steps) for row in rows))
+        for name, domain in able.items():  # rows inside, so that a domain's crops are decoded once
+            old = self.scores.scored.get(name, {})
+            entry = {"path": str(domain.root.resolve()), "same_camera": domain.same_camera, "data": domain.test_fingerprint}
+            stale = any(key in old and old[key] != entry[key] for key in ("same_camera", "data"))
+            missing = [row for row in range(len(steps)) if stale or (row in asked and (row, name) not in self.scores.cells)]
+            try:
+                cells: dict[tuple[int, str], Cell] = {}
+                left_out: tuple[str, ...] = ()
+                with progress.task(f"scoring {name}", len(missing)) as tick:
+                    for row in missing:
+                        retrieval = Retrieval.of(domain, self._served(row)(domain), self.stores)
+                        cells[row, name], left_out = Cell.of(retrieval.scores()), retrieval.left_out
+                        tick.advance(1)
+            except DataError as error:
+                notes.append(f"{name} is not scored: {error}")
                 continue
-            serve = self._served(row)
-            with progress.task(f"scoring step {row}", len(missing)) as tick:
-                for domain in missing:
-                    try:
-                        self.scores.cells[row, domain.name] = Cell.of(evaluate(domain, serve(domain), self.stores))
-                    except DataError as error:
-                        notes.append(f"{domain.name} is not scored: {error}")
-                        able.pop(domain.name)
-                    tick.advance(1)
+            if stale and missing:
+                notes.append(f"{name} is scored anew in every row: its test crops or its camera rule are others than before")
+            notes += [f"{name}: {line}" for line in left_out]
+            self.scores.cells |= cells
+            self.scores.scored[name] = entry
             self.scores.write(self.folder)
         self.scores.write(self.folder)
         return notes
@@ -404,7 +432,7 @@ class Run:
             if isinstance(site, str):
                 raise UsageError(f"step {sealed.index} has no route for {name}; it has learned {', '.join(router.embeddings)}")
             if len(site.query) and not router.shared:
-                look = StyleStatistics.of([self.stores.get(site, site.query).crops])
+                look = StyleStatistics.of(batches(self.stores.get(site, site.query).crops))
         place = router.place(name, look)
         return None if place is None else router.route(model, place)
 

@@ -34,7 +34,9 @@ def learn(
     opened, chosen = Run.open_or_create(run, layers(config, method, device), settings or ())
     others = [domains.open(path) for path in also or ()]
     if fresh.name in opened.learned and not replace_last:
-        out.print(f"{fresh.name} is already learned in {run}", markup=False) if not as_json else None
+        opened.check_name(fresh)
+        if not as_json:
+            out.print(f"{fresh.name} is already learned in {run}", markup=False)
         sealed = next(step for step in opened.steps if fresh.name in step.learned)
         notes = opened.fill_scores([fresh, *others], progress=bars)
     else:
@@ -42,6 +44,8 @@ def learn(
             opened.fill_scores([fresh, *others], rows={0, -1}, progress=bars)
         sealed = opened.learn(fresh, config=chosen, replace_last=replace_last, restart=restart, progress=bars)
         notes = opened.fill_scores([fresh, *others], rows={0, sealed.index - 1, sealed.index}, progress=bars)
+        if others:
+            notes = list(dict.fromkeys([*notes, *opened.fill_scores(others, progress=bars)]))
     _show_step(opened, sealed, notes, as_json=as_json)
 
 
