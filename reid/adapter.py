@@ -82,6 +82,11 @@ def find_slots(backbone: nn.Module, *, rank: int, where: Sequence[str]) -> list[
     return slots
 
 
+def has_attention(backbone: nn.Module) -> bool:
+    """Whether the backbone has attention that can be adapted: a ViT's, or that of a transformer whose features are a map."""
+    return any(_kind(name, module) == "attention" for name, module in backbone.named_modules())
+
+
 def _kind(name: str, module: nn.Module) -> str | None:
     parts = name.split(".")
     if isinstance(module, nn.Linear):

@@ -91,9 +91,7 @@ class Retrieval:
         left_out = tuple(f"{one.path} can't be read and takes no part: {one.reason}" for one in (*query.left_out, *gallery.left_out))
         tested = len(domain.query) + len(domain.gallery)
         if len(left_out) > UNREADABLE * tested:
-            raise DataError(
-                f"domain {domain.name} can't be scored: {len(left_out)} of its {tested} test images can't be read; {left_out[0]}"
-            )
+            raise DataError(f"domain {domain.name} can't be scored: {len(left_out)} of its {tested} test images can't be read; {left_out[0]}")
         people = Labels.from_split(query.split), Labels.from_split(gallery.split)
         return cls(embed(query.crops), (gallery_embed or embed)(gallery.crops), people, domain.same_camera, left_out)
 

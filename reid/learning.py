@@ -35,6 +35,8 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
     check_adapter(method)
     check_parts(method)
     old, parent = run.model()
+    for term in (*terms.values(), *build_terms(method.adapter).values()):
+        term.check(old)
     index = parent.index + 1
     folder = run.folder / "steps" / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain.name)}"
     work = _work_folder(folder, restart=restart)

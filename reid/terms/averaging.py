@@ -29,15 +29,17 @@ class MovingAverage(Term):
 
     def begin(self, step: Step) -> None:
         """Start at the weights as they are; the averages are buffers, so that a step can be resumed."""
-        for at, weight in enumerate(_weights(step)):
-            self.register_buffer(f"average{at}", weight.detach().clone())
+        self.places = {name: f"average{at}" for at, name in enumerate(_weights(step))}
+        for name, weight in _weights(step).items():
+            self.register_buffer(self.places[name], weight.detach().clone())
 
     def after_update(self, step: Step) -> None:
         """Move the average; after the last iteration, take it."""
-        weights = _weights(step)
-        if not weights:  # an adapter learns, and it is no weight of the model's
+        learning = _weights(step)  # fewer than at the beginning, where a term that began later holds some still
+        if not learning:  # an adapter learns, and it is no weight of the model's
             return
-        averages = [self.get_buffer(f"average{at}") for at in range(len(weights))]
+        weights = list(learning.values())
+        averages = [self.get_buffer(self.places[name]) for name in learning]
         self.updates += 1
         done = int(self.updates)
         with torch.no_grad():
@@ -46,5 +48,5 @@ class MovingAverage(Term):
                 torch._foreach_copy_(weights, averages)
 
 
-def _weights(step: Step) -> list[Tensor]:
-    return [weight for name, weight in step.model.named_parameters() if weight.requires_grad and not name.startswith(NOT_EMBEDDING)]
+def _weights(step: Step) -> dict[str, Tensor]:
+    return {name: weight for name, weight in step.model.named_parameters() if weight.requires_grad and not name.startswith(NOT_EMBEDDING)}

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from domains.errors import ConfigError
 from domains.hypernetwork import CHUNK, EMBEDDING_DIM, HIDDEN, Guide, HyperNetwork, drift
 from domains.transferability import h_embedding, h_score, relations
-from reid.adapter import Slot, changes, find_slots, merge
+from reid.adapter import Slot, changes, find_slots, has_attention, merge
 from reid.backbone import Backbone
+from reid.model import ReidModel
 from reid.optim import learning_rate
 from reid.randomness import torch_generator, torch_seed
 from reid.survey import Survey
@@ -173,7 +174,11 @@ class HyperNetworkTerm(Term):
 
     def places(self, backbone: Backbone) -> tuple[str, ...]:
         """What is adapted in this backbone."""
-        return self.where or (("attention",) if backbone.has_tokens else ("convolution", "norm"))
+        return self.where or (("attention",) if has_attention(backbone) else ("convolution", "norm"))
+
+    def check(self, model: ReidModel) -> None:
+        """Raise ConfigError if the backbone has nothing to adapt in these places."""
+        find_slots(model.backbone, rank=self.rank, where=self.places(model.backbone))
 
     def network(self, state: Mapping[str, Tensor] | None, slots: Sequence[Slot], *, seed: int = 0) -> HyperNetwork:
         """Build the hypernetwork of these slots, with the weights that an earlier step kept if there are any; raises ConfigError if they misfit."""

@@ -157,6 +157,9 @@ class Term(nn.Module):
         """Views beside ``plain`` that it can make, given what is kept of earlier domains."""
         return ()
 
+    def check(self, model: ReidModel) -> None:
+        """Raise ConfigError if the term can't be used with this model; asked of every step, before anything is decoded or trained."""
+
     def begin(self, step: Step) -> None:
         """Once, before training on the domain; may train something of its own."""
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from domains.crops import CropSpec
 from domains.errors import ConfigError
 from domains.hypernetwork import HyperNetwork, drift
 from reid.adapter import changes, find_slots
 from reid.config import Method, build_config, read_method
 from reid.run import Run
-from reid.terms import TERMS
+from reid.terms import TERMS, build_terms
 from reid.terms.hypernetwork import BASE, KIND
 
 SETTINGS = {
@@ -165,3 +166,37 @@ def test_impossible_parameters_are_refused(parameters, said):
 def test_the_shipped_methods_learn(sites, tmp_path, name):
     run = learned(tmp_path / "run", sites[:2], read_method(name))
     assert run.learned == [site.name for site in sites[:2]]
+
+
+@pytest.mark.parametrize("listed", ["terms", "adapter"])
+def test_a_backbone_with_nothing_to_adapt_is_refused_before_anything_is_decoded(tmp_path, sites, listed, monkeypatch):
+    entry = {"hypernetwork": {"where": ["mlp"], **({"use": "beside"} if listed == "adapter" else {})}}
+    chosen = Method.model_validate({
+        "name": "made up", "about": "For a test.", "terms": ["cross_entropy", *([entry] if listed == "terms" else [])],
+        "adapter": [entry, "cross_entropy"] if listed == "adapter" else [],
+    })  # fmt: skip
+    run = Run.create(tmp_path / "run", build_config(SETTINGS))
+    monkeypatch.setattr("reid.loader.CropStore.decode", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(ConfigError, match="nothing to adapt in mlp"):
+        run.learn(sites[0], method=chosen)
+
+
+@pytest.mark.parametrize("terms", [["moving_average", "hypernetwork"], ["hypernetwork", "moving_average"]])
+def test_the_moving_average_may_stand_before_or_after(tmp_path, sites, terms):
+    chosen = Method.model_validate({
+        "name": "made up", "about": "For a test.",
+        "terms": ["cross_entropy", *({"hypernetwork": {"chunk": 256, "hidden": 8}} if term == "hypernetwork" else term for term in terms)],
+    })  # fmt: skip
+    run = learned(tmp_path / "run", sites[:2], chosen)
+    assert run.learned == ["site0", "site1"]
+
+
+def test_a_transformer_whose_features_are_a_map_is_adapted_in_its_attention():
+    from reid.config import ModelConfig
+    from reid.model import build_model
+
+    model = build_model(ModelConfig(backbone="swin_tiny_patch4_window7_224", weights="none", dim=16), CropSpec(224, 224))
+    (term,) = build_terms(({"hypernetwork": {}},)).values()
+    assert not model.backbone.has_tokens
+    assert term.places(model.backbone) == ("attention",)
+    term.check(model)
