@@ -22,12 +22,20 @@ def open_stream(stream: Stream) -> tuple[list[Domain], list[Domain]]:
 
 
 def in_proposed_order(run: Run, learned: list[Domain], *, progress: Progress | None = None) -> list[Domain]:
-    """Put what a run has learned first, as it was learned, then the others in the order that :func:`reid.relate.order_domains` proposes."""
+    """Put what a run has learned first, as it was learned, then the others in the order that :func:`reid.relate.order_domains` proposes.
+
+    Raises:
+        UsageError: a learned domain is not among these and no longer where it was.
+    """
     from reid.relate import order_domains
 
-    by_name = {domain.name: domain for domain in learned}
-    done = [by_name[name] for name in run.learned if name in by_name]
-    left = [domain for domain in learned if domain not in done]
+    known = {domain.name: domain for domain in learned} | {name: domain for name, domain in run.known_domains().items() if name in run.learned}
+    if gone := [name for name in run.learned if name not in known]:
+        raise UsageError(
+            f"{', '.join(gone)} was learned, and is neither in the stream nor where it was; name it there, or learn the new sites one by one"
+        )
+    done = [known[name] for name in run.learned]
+    left = [domain for domain in learned if domain.name not in run.learned]
     return done + (order_domains(run, left, progress=progress)[0] if len(left) > 1 else left)
 
 

@@ -81,13 +81,13 @@ def domain_relate(
 @domain_app.command("make")
 def domain_make(
     path: PathArgument,
-    style: Annotated[str, typer.Option(help="Camera style.")] = "plaza",
-    identities: Annotated[int, typer.Option()] = 60,
-    cameras: Annotated[int, typer.Option()] = 3,
-    per_camera: Annotated[int, typer.Option()] = 2,
-    height: Annotated[int, typer.Option()] = 128,
-    width: Annotated[int, typer.Option()] = 64,
-    seed: Annotated[int, typer.Option()] = 0,
+    style: Annotated[str, typer.Option(help="plaza, corridor, nightstreet, snow, carpark, station or park.")] = "plaza",
+    identities: Annotated[int, typer.Option(help="How many people; half of them for training.")] = 60,
+    cameras: Annotated[int, typer.Option(help="How many cameras.")] = 3,
+    per_camera: Annotated[int, typer.Option(help="Crops of each person in each camera, at most.")] = 2,
+    height: Annotated[int, typer.Option(help="Of a crop, in pixels.")] = 128,
+    width: Annotated[int, typer.Option(help="Of a crop, in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
 ) -> None:
     """Draw a domain of invented people, for trying things out."""
     from domains.synthetic import make_domain

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from reid.commands.options import ConfigFile, Device, Json, Method, PathArgument, SameCamera, Settings, layers, out, print_json, progress, table
+from reid.commands.run import show_scores
 
 if TYPE_CHECKING:
     from reid.run import Run
@@ -83,7 +84,8 @@ def stream(
     opened, chosen = Run.open_or_create(run, [described.config, *layers(settings_file, method, device)], settings or ())
     if order == "auto":
         learned = in_proposed_order(opened, learned, progress=progress())
-        out.print(f"order: {', '.join(domain.name for domain in learned)}", markup=False) if not as_json else None
+        if not as_json:
+            out.print(f"order: {', '.join(domain.name for domain in learned)}", markup=False)
 
     def show(sealed: Sealed) -> None:
         if not as_json:
@@ -93,26 +95,9 @@ def stream(
     if as_json:
         print_json({"summary": opened.scores.summary(), "notes": notes})
     else:
-        _show_summary(opened, notes)
-
-
-def _show_summary(run: Run, notes: list[str]) -> None:
-    scores, summary = run.scores, run.scores.summary()
-    names = list(scores.scored)
-    rows = [
-        ["+".join(row["learned"]) or ("erased" if row["step"] else "start"),
-         *(f"{value:.1f}" if (value := scores.value(row["step"], name)) is not None else "–" for name in names),
-         *(f"{row[kind]['mAP']:.1f}" if row[kind]["mAP"] is not None else "–" for kind in ("seen", "unseen"))]
-        for row in summary["rows"]
-    ]  # fmt: skip
-    table(f"{run.folder}: mAP (%) after each step", ["after", *names, "Seen-Avg", "Unseen-Avg"], rows)
-    for name in ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer"):
-        value, interval = summary[name]["mAP"], summary[name]["interval"]
-        if value is not None:
-            spread = f"  (95 % of queries resampled: {interval[0]:.1f} to {interval[1]:.1f})" if interval else ""
-            out.print(f"{name.replace('_', ' ')}: {value:.1f}{spread}", markup=False)
-    for note in notes:
-        out.print(note, markup=False)
+        show_scores(opened)
+        for note in notes:
+            out.print(note, markup=False)
 
 
 @app.command()

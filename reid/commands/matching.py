@@ -23,7 +23,7 @@ app = typer.Typer()
 
 @app.command()
 def evaluate(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN DOMAIN...", help="The run, then the domains.", show_default=False)],
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN DOMAIN...", help="The run (none with --bundle), then the domains.", show_default=False)],
     bundle: Bundle = None, provider: Provider = "cpu", step: Annotated[int, typer.Option(help="Which step's model; the last by default.")] = -1,
     rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking before scoring.")] = False,
     open_set: Annotated[bool, typer.Option("--open-set", help="Also: TPR at FPR over pairs, and DIR at FPIR with people left out.")] = False,

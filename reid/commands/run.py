@@ -9,6 +9,7 @@ import typer
 from reid.commands.options import Json, PathArgument, out, print_json, say, table
 
 if TYPE_CHECKING:
+    from reid.run import Run
     from reid.sealed import Sealed
 
 run_app = typer.Typer(no_args_is_help=True, help="Look after a run.")
@@ -21,25 +22,15 @@ def run_show(run: PathArgument, as_json: Json = False) -> None:
     from reid.run import Run
 
     opened = Run.open(run)
-    scores, summary, steps = opened.scores, opened.scores.summary(), [_facts(step) for step in opened.steps]
-    unfinished = opened.unfinished
+    steps, unfinished = [_facts(step) for step in opened.steps], opened.unfinished
     if as_json:
-        cells = {f"{row}/{name}": dict(cell.scores) for (row, name), cell in scores.cells.items()}
-        print_json({"run": opened.identity, "steps": steps, "unfinished": unfinished, "scores": cells, "summary": summary})
+        cells = {f"{row}/{name}": dict(cell.scores) for (row, name), cell in opened.scores.cells.items()}
+        print_json({"run": opened.identity, "steps": steps, "unfinished": unfinished, "scores": cells, "summary": opened.scores.summary()})
         return
     model, crop = opened.config.model, opened.config.crop
     learned = ", ".join(opened.learned) or "nothing"
     say(f"{opened.folder}: {model.backbone}, crops of {crop.height}×{crop.width}, {model.dim} dimensions; learned {learned}")
-    names = list(scores.scored)
-    if names:
-        averages = ["seen", "unseen"] if scores.unseen() else ["seen"]
-        rows = []
-        for row in summary["rows"]:
-            values = [*(scores.value(row["step"], name) for name in names), *(row[group]["mAP"] for group in averages)]
-            rows.append([steps[row["step"]]["step"], *map(_number, values)])
-        table("each model on each domain (mAP, %)", ["after", *names, *(f"{group.capitalize()}-Avg" for group in averages)], rows)
-    if len(opened.learned) > 1:
-        say("; ".join(f"{name.replace('_', ' ')} {_number(summary[name]['mAP'])}" for name in MEASURES))
+    show_scores(opened)
     costs = [
         [step["step"], step["method"], str(step["crops"]), str(step["identities"]), f"{step['seconds']:.0f}", f"{step['kept'] / 1024:,.0f}"]
         for step in steps[1:]
@@ -56,6 +47,25 @@ def run_drop_last(run: PathArgument) -> None:
     from reid.run import Run
 
     out.print(f"dropped {Run.open(run).drop_last()}", markup=False)
+
+
+def show_scores(run: Run) -> None:
+    """Show every model on every domain, and what that says of the run as a whole."""
+    scores, summary = run.scores, run.scores.summary()
+    names = list(scores.scored)
+    if not names:
+        return
+    averages = ["seen", "unseen"] if scores.unseen() else ["seen"]
+    rows = []
+    for row, step in zip(summary["rows"], run.steps, strict=True):
+        values = [*(scores.value(row["step"], name) for name in names), *(row[group]["mAP"] for group in averages)]
+        rows.append([step.folder.name, *map(_number, values)])
+    table("each model on each domain (mAP, %)", ["after", *names, *(f"{group.capitalize()}-Avg" for group in averages)], rows)
+    for name in MEASURES:
+        value, interval = summary[name]["mAP"], summary[name]["interval"]
+        if value is not None:
+            spread = f"  (95 % of queries resampled: {interval[0]:.1f} to {interval[1]:.1f})" if interval else ""
+            say(f"{name.replace('_', ' ')}: {value:.1f}{spread}")
 
 
 def _facts(step: Sealed) -> dict[str, Any]:

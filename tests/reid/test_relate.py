@@ -129,3 +129,10 @@ def test_an_order_keeps_what_is_learned_first_and_holds_all_the_rest(run, sites)
     everyone = in_proposed_order(run, [sites[3], sites[1], sites[2], sites[0]])
     assert [domain.name for domain in everyone[:2]] == ["one", "two"]
     assert [domain.name for domain in everyone[2:]] == [domain.name for domain in proposed]
+
+
+def test_a_stream_of_new_sites_alone_goes_on_from_what_is_learned(run, sites):
+    names = run.learned
+    assert names, "the fixture's run has learned something"
+    new = [site for site in sites if site.name not in names]
+    assert [domain.name for domain in in_proposed_order(run, new)][: len(names)] == names
