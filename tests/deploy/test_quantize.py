@@ -214,7 +214,7 @@ def test_half_precision_keeps_inputs_and_outputs(backbone):
     assert [(item.name, item.type) for item in (*session.get_inputs(), *session.get_outputs())] == [
         ("crops", "tensor(uint8)"), ("embeddings", "tensor(float)")]  # fmt: skip
     assert cosines(data, halved, crops).min() > HALF_COSINE
-    assert np.allclose(np.linalg.norm(answers(session, crops), axis=1), 1, atol=1e-3)
+    assert np.allclose(np.linalg.norm(answers(session, crops), axis=1), 1, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
