@@ -46,6 +46,9 @@ PARITY_BATCHES = (1, 2, 7, 32)
 PARITY_COSINE = 0.9999
 UNDECLARED = "not declared"
 GOLDEN = 16
+UNIT = 1e-3
+"""How far from 1 the length of a graph's answers may be."""
+
 COLLAPSED = 0.9999
 """Mean cosine between different crops above which a model says the same of everyone."""
 
@@ -234,7 +237,7 @@ def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8], least:
     """Compare graph and model at every batch size; returns the smallest cosine of each.
 
     Raises:
-        ExportError: a cosine under ``least``, a wrong shape, or embeddings that no longer tell different crops apart.
+        ExportError: a cosine under ``least``, a wrong shape or length, or embeddings that no longer tell different crops apart.
     """
     try:
         session = start_session(data)
@@ -247,10 +250,14 @@ def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8], least:
         got = session.run(None, {"crops": part})[0]
         if got.shape != wanted.shape or got.dtype != np.float32:
             raise ExportError(f"at batch {batch} the graph returns {got.dtype} {got.shape} and the model float32 {wanted.shape}")
-        cosine = np.einsum("nd,nd->n", got, wanted)
+        cosine = _cosines(got, wanted)
         worst = int(np.argmin(np.where(np.isfinite(cosine), cosine, -2)))
         if not cosine[worst] >= least:
             raise ExportError(f"graph and model differ at batch {batch}, crop {worst}: cosine {cosine[worst]:.6f}, at least {least} is needed")
+        lengths = np.linalg.norm(got.astype(np.float64), axis=1)
+        longest = int(np.argmax(np.abs(lengths - 1)))
+        if not abs(lengths[longest] - 1) <= UNIT:
+            raise ExportError(f"at batch {batch}, crop {longest} the graph's answer is no unit vector: length {lengths[longest]:.6f}")
         smallest[batch] = round(float(cosine[worst]), 7)
     likeness = got @ got.T
     others = (likeness.sum() - np.trace(likeness)) / (batch * (batch - 1))
@@ -259,6 +266,15 @@ def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8], least:
             f"the model gives nearly the same embedding for {batch} different crops (mean cosine {others:.5f}); it has learned nothing to export"
         )
     return smallest
+
+
+def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine of each pair of rows, whatever their lengths; in float64 and at most 1. NaN where a row is none that has a direction."""
+    one64, other64 = one.astype(np.float64), other.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = np.einsum("nd,nd->n", one64, other64) / (np.linalg.norm(one64, axis=1) * np.linalg.norm(other64, axis=1))
+    clipped: NDArray[np.float64] = np.clip(cosine, -1, 1)
+    return clipped
 
 
 def _embed(model: ReidModel, crops: NDArray[np.uint8]) -> NDArray[np.float32]:

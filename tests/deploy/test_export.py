@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -89,6 +90,29 @@ def test_a_collapsed_model_is_refused():
     crops = golden_crops(32, height=64, width=32)
     with pytest.raises(ExportError, match="nearly the same embedding"):
         check_parity(model, export_graph(model, crops[:2]), crops)
+
+
+def test_parity_is_a_cosine():
+    """It says in which direction a graph answers; that its answers have unit length is asked for beside it."""
+    model = build_model(ModelConfig(backbone="test_resnet", weights="none", dim=32), CropSpec(64, 32)).eval()
+    crops = golden_crops(32, height=64, width=32)
+    data = export_graph(model, crops[:2])
+    assert max(check_parity(model, data, crops).values()) <= 1
+    assert max(check_parity(model, scaled(data, 1.00005), crops).values()) <= 1
+    with pytest.raises(ExportError, match=r"batch 1, crop 0 .*length 1\.01"):
+        check_parity(model, scaled(data, 1.01), crops)
+    with pytest.raises(ExportError, match=r"differ at batch 1, crop 0: cosine nan"):
+        check_parity(model, scaled(data, np.nan), crops)
+
+
+def scaled(data, factor):
+    """The same graph, its answers this much longer."""
+    made = onnx.load_from_string(data)
+    last = made.graph.node[-1]
+    last.output[0] = "unit"
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    made.graph.node.append(onnx.helper.make_node("Mul", ["unit", "factor"], ["embeddings"]))
+    return made.SerializeToString()
 
 
 @pytest.mark.slow
