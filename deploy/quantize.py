@@ -33,7 +33,7 @@ MAP_LOSS = 0.5
 
 BLAMED = 3
 GROWTH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
-"""Numbers of layers that are left out, one after the other, until the judge is content; never more than half of them."""
+"""Numbers of layers that are left out, one after the other, until the judge is content; the last is half of all, and none is more."""
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 Crops = NDArray[np.uint8]
@@ -99,10 +99,8 @@ def quantise(
         return Quantised(made, before, after, tuple(chosen), (), len(quantiser.layers))
     say(f"mAP falls from {before:.2f} to {after:.2f}: asking each of {len(quantiser.layers)} layers")
     blamed = quantiser.blame(crops[np.linspace(0, len(crops) - 1, min(len(crops), PROBES)).astype(int)], chosen)
-    first, most = (after, len(chosen)), len(quantiser.layers) // 2
-    for count in () if strict else GROWTH:
-        if len(chosen) + count > most:
-            break
+    first, most = after, max(0, len(quantiser.layers) // 2 - len(chosen))
+    for count in () if strict else (*(count for count in GROWTH if count < most), *([most] if most else [])):
         left_out = [*chosen, *(item.layer for item in blamed[:count])]
         made = quantiser.quantised(left_out)
         after = judge(made)
@@ -110,9 +108,9 @@ def quantise(
         if before - after <= loss:
             return Quantised(made, before, after, tuple(left_out), blamed, len(quantiser.layers))
     worst = ", ".join(f"{item.layer} ({item.loss:.4f})" for item in blamed[:BLAMED])
-    tried = f"; leaving up to {most} of {len(quantiser.layers)} layers in float32 did not help" if not strict else ""
+    tried = f"; leaving up to {len(chosen) + most} of {len(quantiser.layers)} layers in float32 did not help" if most and not strict else ""
     raise ExportError(
-        f"int8 loses {before - first[0]:.2f} mAP ({before:.2f} to {first[0]:.2f}), at most {loss} is allowed{tried}. "
+        f"int8 loses {before - first:.2f} mAP ({before:.2f} to {first:.2f}), at most {loss} is allowed{tried}. "
         f"To blame, by cosine lost alone: {worst}; leave them out with --exclude, or export with --fp16"
     )
 
