@@ -120,7 +120,8 @@ class Domain:
     def with_held_out(self, people: Collection[str]) -> Domain:
         """The same domain with some train identities held out: the first crop of each as query, its others as gallery, in the place of those splits.
 
-        Where a query would find nothing before another camera, crops of its own camera are ranked too (``same_camera=keep``).
+        Where a query would find nothing before another camera, crops of its own camera are ranked too (``same_camera=keep``). Whoever has a single
+        crop finds nothing under either rule, and has no say in it.
         """
         train = self.train
         named = {code for code, label in enumerate(self.identities) if label in people}
@@ -128,8 +129,9 @@ class Domain:
         rows = np.flatnonzero(held)
         query = rows[np.sort(np.unique(train.pids[rows], return_index=True)[1])]
         gallery = np.setdiff1d(rows, query)
-        pids, camids = train.pids, train.camids
-        one_camera = any(not np.any((pids[gallery] == pids[row]) & (camids[gallery] != camids[row])) for row in query)
+        crops = np.unique(train.pids[rows], return_counts=True)[1]
+        seen = np.unique(np.stack([train.pids[rows], train.camids[rows]]), axis=1)[0]  # each person once for each camera
+        one_camera = bool(np.any((np.unique(seen, return_counts=True)[1] == 1) & (crops > 1)))
         return replace(
             self, train=train.take(~held), query=train.take(query), gallery=train.take(gallery), same_camera="keep" if one_camera else "drop"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from domains.domain import JUNK, Domain
+from domains.domain import JUNK, Domain, Split
 from domains.errors import ConfigError, DataError, UsageError
 from domains.transferability import HScore, h_score, propose_order, relations, transfer_table
 from reid.evaluate import evaluate
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from reid.run import Run
 
 CROPS = 2000
-"""Crops of the new domain that are looked at, at most; drawn by the run's seed."""
+"""Crops of the new domain that are looked at, at most; of a larger one people are drawn by the run's seed, see :func:`drawn_rows`."""
+MOST = 40
+"""Crops of one person among them, at most, unless the people are too few to fill ``CROPS`` so."""
 STUDY = Path(__file__).parent / "pair_study.json"
 
 
@@ -117,8 +119,8 @@ def relate(run: Run, domain: Domain, *, progress: Progress | None = None) -> Rel
     if (counts >= 2).sum() < 2:
         raise DataError(f"{domain.name} has {int((counts >= 2).sum())} train identities with two crops or more; relating needs two")
     rows = np.flatnonzero(np.isin(pids, people[counts >= 2]))
-    rows = np.sort(numpy_generator(run.config.seed, "relate").permutation(rows)[:CROPS])
-    part = Domain(domain.name, domain.root, domain.format, domain.identities, domain.cameras, train=domain.train.take(rows))
+    rows = drawn_rows(domain.train, rows, numpy_generator(run.config.seed, "relate"))
+    part = _of_rows(domain, rows)
     store = run.stores.get(part, part.train)
     helps, steps = [], [step for step in run.steps if step.learned]
     with progress.task(f"looking at {domain.name}", len(steps)) as tick:
@@ -127,7 +129,8 @@ def relate(run: Run, domain: Domain, *, progress: Progress | None = None) -> Rel
             helps.append(("+".join(step.learned), score))
             tick.advance(1)
     last = helps[-1][1] if helps else h_score(run.embedder(-1)(store.crops), store.split.pids)
-    own = part.with_held_out({domain.identities[pid] for pid in np.unique(part.train.pids)})
+    rule = domain.with_held_out({domain.identities[pid] for pid in people[counts >= 2]}).same_camera  # the domain's own, whoever is drawn
+    own = part.with_held_out({domain.identities[pid] for pid in np.unique(part.train.pids)}).scored_as(rule)
     found = evaluate(own, run.embedder(-1), run.stores).mAP
     predicted = predict(last, found)
     learned = run.scores.summary()["plasticity"]["mAP"] if steps else None
@@ -135,6 +138,34 @@ def relate(run: Run, domain: Domain, *, progress: Progress | None = None) -> Rel
         domain.name, len(rows), _shares(helps), last.share, found, predicted, learned,
         None if learned is None else predicted.mAP - predicted.error >= learned,
     )  # fmt: skip
+
+
+def drawn_rows(split: Split, rows: NDArray[np.intp], generator: np.random.Generator) -> NDArray[np.intp]:
+    """Those of some rows that are looked at, ascending: all up to ``CROPS``, and otherwise those of people drawn until it is full.
+
+    People are drawn and not crops, because crops drawn one by one leave people with a single one, whom nothing can be asked about. Of whoever has
+    more than ``MOST`` (more, where the people are few) so many are drawn, of every camera at least one while there is room.
+    """
+    if len(rows) <= CROPS:
+        return rows
+    people = np.unique(split.pids[rows])
+    most, left, chosen = max(MOST, CROPS // len(people)), CROPS, []
+    rows = generator.permutation(rows)
+    for person in generator.permutation(people):
+        own = rows[split.pids[rows] == person]
+        if len(own) > most:
+            first = np.unique(split.camids[own], return_index=True)[1]
+            own = np.concatenate([own[first], np.delete(own, first)])[:most]
+        if len(own) > left:
+            break
+        chosen.append(own)
+        left -= len(own)
+    return np.sort(np.concatenate(chosen))
+
+
+def _of_rows(domain: Domain, rows: NDArray[np.intp]) -> Domain:
+    """The domain with these train crops and nothing else."""
+    return Domain(domain.name, domain.root, domain.format, domain.identities, domain.cameras, train=domain.train.take(rows))
 
 
 def _shares(helps: Sequence[tuple[str, HScore]]) -> tuple[Help, ...]:
@@ -169,10 +200,10 @@ def order_domains(run: Run, learned: Sequence[Domain], *, progress: Progress | N
     embed, tables = run.embedder(-1), []
     with (progress or Progress()).task("comparing domains", len(learned)) as tick:
         for domain in learned:
-            store = run.stores.get(domain, domain.train)
-            rows = np.flatnonzero(store.split.pids != JUNK)
-            rows = np.sort(numpy_generator(run.config.seed, "order").permutation(rows)[:CROPS])
-            tables.append((embed(store.crops[rows]), store.split.pids[rows]))
+            rows = np.flatnonzero(domain.train.pids != JUNK)
+            part = _of_rows(domain, drawn_rows(domain.train, rows, numpy_generator(run.config.seed, "order")))
+            store = run.stores.get(part, part.train)
+            tables.append((embed(store.crops), store.split.pids))
             tick.advance(1)
     table = transfer_table(tables)
     return [learned[number] for number in propose_order(table)], table

@@ -158,3 +158,11 @@ def test_people_held_out_become_query_and_gallery(tmp_path):
     assert JUNK in held.train.pids, "junk is nobody's"
     assert held.same_camera == "drop"
     assert from_rows("d", tmp_path, "csv", [(*row[:3], "c") for row in rows]).with_held_out({"1"}).same_camera == "keep"
+
+
+def test_whoever_has_a_single_crop_asks_nothing_and_does_not_change_the_rule(tmp_path):
+    rows = [("train", f"{person}{camera}.jpg", person, camera) for person in ("1", "2") for camera in ("c", "d")]
+    whole = from_rows("d", tmp_path, "csv", [*rows, ("train", "lone.jpg", "3", "c")])
+    assert whole.with_held_out({"1", "2", "3"}).same_camera == "drop"
+    twice = from_rows("d", tmp_path, "csv", [*rows, ("train", "lone.jpg", "3", "c"), ("train", "again.jpg", "3", "c")])
+    assert twice.with_held_out({"1", "2", "3"}).same_camera == "keep"

@@ -105,6 +105,94 @@ def test_junk_and_lone_crops_have_no_say(run, sites):
     assert relate(run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=more)).score == pytest.approx(plain.score)
 
 
+@pytest.fixture
+def small_sample(monkeypatch):
+    monkeypatch.setattr(reid.relate, "CROPS", 10)
+    monkeypatch.setattr(reid.relate, "MOST", 4)
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """Domains that were scored."""
+    found, evaluate = [], reid.relate.evaluate
+
+    def kept(domain, *rest):
+        found.append(domain)
+        return evaluate(domain, *rest)
+
+    monkeypatch.setattr(reid.relate, "evaluate", kept)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_a_large_domain_people_are_drawn_and_none_is_left_with_one_crop(sites, tmp_path, small_sample, looked_at, seed):
+    run = Run.create(tmp_path / "fresh", build_config({**SETTINGS, "seed": seed}))
+    found = relate(run, sites[2])
+    assert found.crops == 8, "two people of four crops each are what fits in ten"
+    (own,) = looked_at
+    assert own.same_camera == "drop"
+    assert (len(own.query), len(own.gallery), len(own.train)) == (2, 6, 0)
+
+
+def test_the_rule_is_the_whole_domains_whoever_is_drawn(sites, tmp_path, small_sample, looked_at):
+    new, rules = sites[2], set()
+    camids = new.train.camids.copy()
+    camids[new.train.pids == new.train.pids[0]] = 0  # one person was seen by one camera
+    mixed = new.__class__("new", new.root, new.format, new.identities, new.cameras, train=Split(new.train.paths, new.train.pids, camids))
+    for seed in range(4):
+        relate(Run.create(tmp_path / f"fresh{seed}", build_config({**SETTINGS, "seed": seed})), mixed)
+        rules.add(looked_at[-1].same_camera)
+    assert rules == {"keep"}
+
+
+def drawn(pids, camids, seed=0):
+    pids, camids = np.asarray(pids), np.asarray(camids)
+    split = Split(tuple(map(str, range(len(pids)))), pids, camids)
+    return reid.relate.drawn_rows(split, np.arange(len(pids)), np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("people", [2, 10, 49, 50, 300, 1041])
+def test_drawn_rows_are_whole_people_up_to_the_cap(people):
+    draw = np.random.default_rng(people)
+    each = np.maximum(2, draw.integers(2, 60, people) if people > 100 else draw.integers(200, 2000, people))
+    pids = draw.permutation(np.repeat(np.arange(people), each))
+    camids = draw.integers(0, 15, len(pids))
+    rows = drawn(pids, camids)
+    assert np.array_equal(rows, np.unique(rows))
+    assert np.array_equal(rows, drawn(pids, camids))
+    most = max(reid.relate.MOST, reid.relate.CROPS // people)
+    assert reid.relate.CROPS - most < len(rows) <= reid.relate.CROPS or len(np.unique(pids[rows])) == people
+    for person, count in zip(*np.unique(pids[rows], return_counts=True), strict=True):
+        assert count == min(most, each[person])
+        assert len(np.unique(camids[rows][pids[rows] == person])) == len(np.unique(camids[pids == person])) or each[person] > most
+        assert len(np.unique(camids[rows][pids[rows] == person])) > 1 or len(np.unique(camids[pids == person])) == 1
+
+
+def test_up_to_the_cap_every_crop_is_looked_at():
+    pids = np.repeat(np.arange(1000), 2)
+    assert np.array_equal(drawn(pids, pids % 3), np.arange(2000))
+
+
+def test_a_camera_that_saw_someone_once_among_thousands_stays():
+    pids, camids = np.repeat([0, 1], 3000), np.zeros(6000, np.int64)
+    camids[[17, 5000]] = 1
+    assert {17, 5000} <= set(drawn(pids, camids).tolist())
+
+
+def test_an_order_decodes_only_what_it_looks_at(run, sites, small_sample, monkeypatch):
+    asked, get = [], run.stores.get
+
+    def counted(domain, split):
+        asked.append(len(split))
+        return get(domain, split)
+
+    monkeypatch.setattr(run.stores, "get", counted)
+    proposed, _ = order_domains(run, sites[2:])
+    assert asked == [8, 8]
+    assert {domain.name for domain in proposed} == {"new", "other"}
+    assert proposed[0] in sites[2:], "the domains themselves, not what was looked at of them"
+
+
 def test_a_damaged_study_is_told(study):
     score = h_score(np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2)
     study.write_text("{}")
