@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,8 @@ from domains.errors import DataError
 
 THREADS = 4
 CHUNK = 256
+NOT_THERE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""How a file system says that it can't reserve room."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class CropStore:
             progress: told how many more are done.
 
         Raises:
-            DataError: not one image could be decoded, though there are some.
+            DataError: not one image could be decoded, though there are some; or the disk has no room for the scratch file.
         """
         crops = _allocate((len(split), spec.height, spec.width, 3), limit_mb)
         files = domain.files(split)
@@ -93,8 +97,25 @@ def _allocate(shape: Sequence[int], limit_mb: int) -> NDArray[np.uint8]:
     if size <= limit_mb * 2**20 or size == 0:
         return np.empty(shape, np.uint8)
     with tempfile.TemporaryFile(prefix="reid-crops-") as scratch:
-        scratch.truncate(size)
+        _reserve(scratch.fileno(), size)
         return np.memmap(scratch, np.uint8, "r+", shape=tuple(shape))
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its size and its room on the disk: a mapped file without it kills the process (SIGBUS) where the disk gets full."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+            except OSError as error:
+                if error.errno not in NOT_THERE:
+                    raise
+        os.truncate(descriptor, size)
+    except OSError as error:
+        raise DataError(
+            f"can't reserve {-(-size // 2**20)} MiB for decoded crops in {tempfile.gettempdir()}: {error.strerror}; free some room there, "
+            "set TMPDIR to a folder with more, or raise storage.crop_memory_mb to hold them in memory"
+        ) from error
 
 
 class StoreCache:

@@ -1,5 +1,7 @@
 """Crops are decoded once, in order; a broken image is left out and named."""
 
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -68,6 +70,38 @@ def test_a_scratch_file_holds_the_same_crops_and_has_no_name(site, tmp_path, mon
     assert not isinstance(held.crops, np.memmap)
     assert np.array_equal(held.crops, mapped.crops)
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_before_anything_is_decoded(site, monkeypatch, code):
+    def full(descriptor, offset, size):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    monkeypatch.setattr(CropSpec, "read", lambda *_: pytest.fail("an image was decoded"))
+    with pytest.raises(DataError, match=r"can't reserve 1 MiB .*TMPDIR.*storage\.crop_memory_mb") as caught:
+        CropStore.decode(site, site.train, SPEC, limit_mb=0)
+    assert os.strerror(code) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scratch_file_has_its_room_on_the_disk_from_the_start(site, monkeypatch):
+    asked, reserve = [], os.posix_fallocate
+    monkeypatch.setattr("os.posix_fallocate", lambda descriptor, offset, size: (asked.append(size), reserve(descriptor, offset, size)))
+    CropStore.decode(site, site.train, SPEC, limit_mb=0)
+    assert asked == [len(site.train) * CROP_BYTES]
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, None])
+def test_where_no_room_can_be_reserved_the_file_is_used_as_it_is(site, monkeypatch, code):
+    def unknown(descriptor, offset, size):
+        raise OSError(code, os.strerror(code))
+
+    if code is None:
+        monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    else:
+        monkeypatch.setattr("os.posix_fallocate", unknown)
+    assert np.array_equal(CropStore.decode(site, site.train, SPEC, limit_mb=0).crops, CropStore.decode(site, site.train, SPEC).crops)
 
 
 def test_no_readable_image_is_an_error_that_names_the_first(site):
