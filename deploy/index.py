@@ -165,10 +165,6 @@ class Index:
                 fetch = min(allowed.size, 4 * fetch)
         return [answer for answer in answers if answer is not None]
 
-    def is_exact(self, count: int, k: int = 10) -> bool:
-        """Whether a search with so many candidates looks at all of them."""
-        return self._probes(k, count, exact=False) is None
-
     def _probes(self, k: int, count: int, *, exact: bool) -> int | None:
         """How many lists to look at, or ``None`` for all: in proportion to ``k`` and to what the filter leaves out."""
         lists = self.codes.lists

@@ -23,7 +23,6 @@ OPTIONAL = frozenset({"transport.npz"})
 REVISABLE = frozenset({"thresholds", "licences"})
 """Keys that say something about a bundle without its files' content having a part in it."""
 
-PRECISIONS = ("fp32", "fp16", "int8")
 MAX_DIM = 2**14
 MAX_THRESHOLDS = 1024
 MAX_LIST = 1024

@@ -39,7 +39,6 @@ from domains.reranking import k_reciprocal
 Floats = NDArray[np.float32]
 Together = Literal["mean", "max"]
 
-EXPAND = 5
 ALPHA = 3.0
 DEPTH = 100
 

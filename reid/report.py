@@ -264,11 +264,6 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def _settings(run: Run) -> str:
-    text = json.dumps(run.config.model_dump(mode="json"), indent=1)
-    return f"<details><summary>all settings</summary><pre>{_text(text)}</pre></details>"
-
-
 def _limits() -> str:
     return (
         "<p>Scores hold for these test sets and say little about another place, season or group of people. A match says that two pictures look "
