@@ -86,9 +86,10 @@ def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidMod
             BEFORE[name](step, survey, **parameters)
     transport = None
     for kind, parameters in _entries(method.transport):
-        target = model.feature_space(step.config.crop.spec())
+        spec, seed = step.config.crop.spec(), step.config.seed
+        target = model.feature_space(spec)
         old.to(step.runtime.device)
-        transport = learn_transport(survey, old, model, step.config.crop.spec(), kind=kind, source=space, target=target, **parameters)  # type: ignore[arg-type]
+        transport = learn_transport(survey, old, model, spec, kind=kind, source=space, target=target, seed=seed, **parameters)  # type: ignore[arg-type]
         figures |= {"transport.cosine": transport.cosine[0], "transport.cosine_without": transport.cosine[1]}
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(step).items()}
     model.eval()
@@ -148,7 +149,10 @@ class _Scratch:
             model.load_state_dict(own)
 
     def fisher(self, state: State) -> State:
-        """Mean square of the gradient of the cross-entropy over some batches, per parameter of the embedding path."""
+        """Mean over some batches of the squared gradient of the batch's mean cross-entropy, per parameter of the embedding path.
+
+        One backward pass per batch, not per crop, so it is not the empirical Fisher information itself, see :class:`reid.fusion.Fusing`.
+        """
         model = self.step.model
         own = _copy(model)
         model.load_state_dict(own | {name: value for name, value in state.items() if value.shape == own[name].shape})

@@ -22,17 +22,19 @@ from reid.model import ReidModel
 from reid.survey import BATCH, Survey, embeddings
 
 ORDERS = tuple(itertools.permutations(range(3)))[1:]
+OWN = 4000
+"""Own crops of a step that the map is fitted on, at most: with five recolourings each is embedded twelve times."""
 DRAWN, DRAWN_HEIGHT, DRAWN_WIDTH = 256, 128, 64
 
 
 def learn_transport(
     survey: Survey, old: ReidModel, new: ReidModel, spec: CropSpec, *, kind: TransportKind = "ridge", shrinkage: float = SHRINKAGE,
-    recoloured: int = 5, drawn: int = DRAWN, source: str = "", target: str = "",
+    recoloured: int = 5, drawn: int = DRAWN, source: str = "", target: str = "", seed: int = 0,
 ) -> Transport:  # fmt: skip
     """Fit the transport from the old model to the new.
 
     Args:
-        survey: the step's crops.
+        survey: the step's crops; of more than ``OWN`` a sample that shows everyone, if there is room for all.
         old: M_{t-1}, on the survey's device.
         new: M_t.
         spec: the run's crop rule.
@@ -42,7 +44,9 @@ def learn_transport(
         drawn: how many drawn people are added.
         source: name of the old feature space.
         target: name of the new one.
+        seed: of the sample.
     """
+    survey = survey.sample(OWN, seed, "transport")
     probes = Probes(survey, spec, recoloured=recoloured, drawn=drawn)
     before, after = embeddings(old, probes), embeddings(new, probes)
     return fit_transport(before, after, kind=kind, shrinkage=shrinkage, sources=probes.sources, source=source, target=target)

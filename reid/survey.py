@@ -68,6 +68,15 @@ class Survey:
         order = numpy_generator(*seed, "survey").permutation(len(self))
         return Survey(self.store, self.positions[order], self.labels[order], self.device)
 
+    def sample(self, count: int, *seed: int | str) -> Survey:
+        """So many of the crops at most, drawn without replacement and in their order, with one of each identity while there is room."""
+        if len(self) <= count:
+            return self
+        order = numpy_generator(*seed, "sample").permutation(len(self))
+        first = np.sort(np.unique(self.labels[order], return_index=True)[1])
+        rows = np.sort(order[np.concatenate([first, np.delete(np.arange(len(self)), first)])][:count])
+        return Survey(self.store, self.positions[rows], self.labels[rows], self.device)
+
     def embeddings(self, model: ReidModel) -> Floats:
         """Unit-length embeddings ``[N, D]``."""
         return embeddings(model, (crops for crops, _ in self.batches()))

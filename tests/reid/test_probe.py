@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import reid.probe
 from domains.errors import ConfigError
 from prototypes.transport import fit_transport
 from reid.config import Method, build_config
@@ -43,6 +44,21 @@ def test_without_further_probes_it_is_the_map_fitted_on_the_steps_crops(survey):
     found = learn_transport(survey, old, new, config.crop.spec(), recoloured=0, drawn=0, shrinkage=1.0)
     np.testing.assert_array_equal(found.matrix, fit_transport(survey.embeddings(old), survey.embeddings(new), shrinkage=1.0).matrix)
     assert not np.array_equal(learn_transport(survey, old, new, config.crop.spec(), recoloured=5, drawn=0, shrinkage=1.0).matrix, found.matrix)
+
+
+def test_of_a_large_domain_a_sample_of_the_crops_is_mapped(survey, monkeypatch):
+    config = build_config(SETTINGS)
+    old, new = (build_model(config.model, config.crop.spec(), seed=seed).eval() for seed in (0, 1))
+    whole = learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=3)
+    monkeypatch.setattr("reid.probe.OWN", len(survey))
+    np.testing.assert_array_equal(learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=4).matrix, whole.matrix)
+    monkeypatch.setattr("reid.probe.OWN", 9)
+    embedded, embed = [], reid.probe.embeddings
+    monkeypatch.setattr("reid.probe.embeddings", lambda model, probes: embedded.append(embed(model, probes)) or embedded[-1])
+    found = learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=3)
+    assert [len(vectors) for vectors in embedded] == [2 * 9 + 2] * 2
+    some = Probes(survey.sample(9, 3, "transport"), config.crop.spec(), recoloured=1, drawn=2)
+    np.testing.assert_array_equal(found.matrix, fit_transport(embed(old, some), embed(new, some), sources=some.sources).matrix)
 
 
 def test_agreement_is_measured_on_originals_that_were_held_out():

@@ -49,6 +49,23 @@ def test_batches_are_the_usable_crops_in_order():
     assert [len(crops) for crops, _ in found.batches(USED)] == [USED]
 
 
+def test_a_sample_keeps_the_order_and_everyone_while_there_is_room():
+    found = survey()
+    found.labels[:2] = (7, 8)  # two people of one crop
+    everyone = set(found.labels.tolist())
+    for seed in range(20):
+        some = found.sample(20, seed)
+        where = [found.positions.tolist().index(position) for position in some.positions]
+        assert where == sorted(set(where))
+        assert some.labels.tolist() == found.labels[where].tolist()
+        assert len(some) == 20
+        assert set(some.labels.tolist()) == everyone
+        assert np.array_equal(some.positions, found.sample(20, seed).positions)
+        assert len(set(found.sample(5, seed).labels.tolist())) == len(found.sample(5, seed)) == 5, "as many people as there is room for"
+    assert not np.array_equal(found.sample(20, 1).positions, found.sample(20, 2).positions)
+    assert found.sample(USED) is found.sample(USED + 1) is found
+
+
 def test_shuffled_is_the_same_crops_with_their_identities_in_another_order():
     found = survey()
     other, again = found.shuffled(1, 2), found.shuffled(1, 2)
