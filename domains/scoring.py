@@ -315,7 +315,7 @@ def _score(blocks: Iterator[tuple[int, Floats]], query: Labels, gallery: Labels,
             own = gallery.camids[person] == query.camids[at] if same_camera == "drop" else np.zeros(len(person), bool)
             row = similarity.copy()
             row[junk] = row[person[own]] = -np.inf
-            ranks = _match_ranks(row, person[~own])
+            ranks = match_ranks(row, person[~own])
             ap[place] = (np.arange(1, len(ranks) + 1) / ranks).mean()
             inp[place] = len(ranks) / ranks[-1]
             rank[place] = ranks[0]
@@ -323,7 +323,7 @@ def _score(blocks: Iterator[tuple[int, Floats]], query: Labels, gallery: Labels,
     return Scores(ap, rank, inp, scored, dropped)
 
 
-def _match_ranks(row: Floats, matches: NDArray[np.intp]) -> NDArray[np.int64]:
+def match_ranks(row: Floats, matches: NDArray[np.intp]) -> NDArray[np.int64]:
     """Ranks from 1, ascending, of the columns ``matches`` in a contiguous row whose removed columns hold -inf."""
     if len(matches) > MANY:
         hit = np.zeros(len(row), bool)

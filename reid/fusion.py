@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from domains.errors import ConfigError
+from domains.scoring import match_ranks
 from reid.config import Entry, nearest
 
 State = dict[str, Tensor]
@@ -20,9 +21,9 @@ Floats = NDArray[np.float32]
 
 CHUNK = 1024
 IN_UNIT = ("weight", "first_weight", "share", "decay")
+"""Parameters of fusions and repairs that lie in 0..1; all others but ``COUNTS`` lie above 0."""
 COUNTS = {"recoloured": 5, "drawn": 4096}
 """Parameters that may be 0, with the most they may be."""
-"""Parameters of fusions and repairs that lie in 0..1; all others lie above 0."""
 SEARCHED = tuple(round(0.1 * step, 1) for step in range(11))
 
 
@@ -35,7 +36,9 @@ class Fusing:
         old: weights of M_{t-1}.
         embed: unit-length embeddings ``[N, D]`` of the step's train crops under any weights.
         labels: their identities, ``[N]``.
-        fisher: diagonal of the empirical Fisher information under any weights, on the step's train crops.
+        fisher: importance of each parameter under any weights, on the step's train crops: the mean square of the gradients of *batch means* (32 crops
+            each). It stands in for the diagonal of the empirical Fisher information, which squares the gradient of each crop: where crops disagree
+            their gradients cancel before they are squared, so it is smaller than that, and not by the same factor for every parameter.
         first: whether this is the first step, where M_{t-1} is the start, which has learned no domain.
         kept: further weights that the step before sealed, by name.
         keep: further weights to seal with this step, for the next.
@@ -117,7 +120,8 @@ def two_teachers(given: Fusing, *, sharpness: float = 400.0) -> State:
 def fisher(given: Fusing, *, decay: float = 1.0) -> State:
     """Per parameter: θ = (F_new θ_new + F_old θ_old) / (F_new + F_old), and F_old ← γ F_old + F_new is kept for the next step.
 
-    Diagonal Laplace merging of the posteriors (Kirkpatrick et al., PNAS 2017, for F; Matena & Raffel, NeurIPS 2022, for merging). Where neither model
+    Diagonal Laplace merging of the posteriors (Kirkpatrick et al., PNAS 2017, for F; Matena & Raffel, NeurIPS 2022, for merging), with F from batches
+    instead of single crops, see :class:`Fusing`. Where neither model
     cares about a parameter the two are averaged; buffers are averaged.
     """
     now = given.fisher(given.new)
@@ -181,13 +185,16 @@ def check_parameters(what: str, function: Callable[..., Any], parameters: Mappin
 def self_retrieval(embeddings: Floats, labels: NDArray[np.int64]) -> float:
     """Percent mAP of every crop as query against all the others, cameras disregarded; crops that are alone of their identity ask nothing."""
     found: list[float] = []
+    order = np.argsort(labels, kind="stable")
+    first, last = (np.searchsorted(labels[order], labels, side) for side in ("left", "right"))
     for start in range(0, len(labels), CHUNK):
         similarity = embeddings[start : start + CHUNK] @ embeddings.T
         for row, values in enumerate(similarity, start):
-            order = np.argsort(-np.delete(values, row), kind="stable")
-            hits = np.flatnonzero(np.delete(labels, row)[order] == labels[row])
-            if len(hits):
-                found.append(float(np.mean(np.arange(1, len(hits) + 1) / (hits + 1))))
+            person = order[first[row] : last[row]]
+            if len(person) > 1:
+                values[row] = -np.inf  # not a match of itself, and before no other
+                ranks = match_ranks(values, person[person != row])
+                found.append(float(np.mean(np.arange(1, len(ranks) + 1) / ranks)))
     return 100 * float(np.mean(found)) if found else 0.0
 
 

@@ -135,6 +135,31 @@ def test_self_retrieval_is_the_mean_average_precision_of_each_against_the_others
     assert self_retrieval(vectors[:2], np.array([0, 1])) == 0
 
 
+def sorted_retrieval(embeddings, labels):
+    """Every row sorted, as the definition says."""
+    found = []
+    for start in range(0, len(labels), module.CHUNK):
+        for row, values in enumerate(embeddings[start : start + module.CHUNK] @ embeddings.T, start):
+            order = np.argsort(-np.delete(values, row), kind="stable")
+            hits = np.flatnonzero(np.delete(labels, row)[order] == labels[row])
+            if len(hits):
+                found.append(float(np.mean(np.arange(1, len(hits) + 1) / (hits + 1))))
+    return 100 * float(np.mean(found)) if found else 0.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("count", "people"), [(2, 1), (40, 40), (200, 30), (700, 2)])
+def test_counting_gives_what_sorting_gives_ties_too(monkeypatch, count, people, seed):
+    monkeypatch.setattr(module, "CHUNK", 64)
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, people, count)
+    few = np.eye(4, dtype=np.float32)[draw.integers(0, 4, count)]  # most similarities are equal
+    twins = cloud(count, 8, seed)
+    twins[count // 2 :] = twins[: count - count // 2]
+    for vectors in (cloud(count, 8, seed), few, twins):
+        assert self_retrieval(vectors, labels) == sorted_retrieval(vectors, labels)
+
+
 def test_the_first_fusion_of_two_teachers_has_one():
     given = fusing(labels=np.arange(12) // 3)
     two_teachers(given)
