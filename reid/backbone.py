@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import BlurPool2d, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from domains.crops import CropSpec
@@ -45,16 +45,30 @@ class Backbone(nn.Module):
         net: maps ``[B, 3, H, W]`` to ``[B, C, h, w]`` or ``[B, N, C]``.
         head: what an ONNX graph itself does between its last map and its embedding, else None.
         width: C, or the width of the head's output.
+        norm: what a family of ViTs puts behind its pooling (timm's ``fc_norm``: BEiT, EVA-02) in place of a norm of every token, else None.
         prefix_tokens: how many of a ViT's tokens are not part of the grid; -1 for a CNN.
+        signed: whether a map's values can be negative; generalised means suit only those that can't.
         rule: the input that the weights expect.
     """
 
-    def __init__(self, net: nn.Module, *, width: int, rule: InputRule, prefix_tokens: int = -1, head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        width: int,
+        rule: InputRule,
+        prefix_tokens: int = -1,
+        head: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        signed: bool = False,
+    ) -> None:
         super().__init__()
         self.net = net
         self.head = head
+        self.norm = norm
         self.width = width
         self.prefix_tokens = prefix_tokens
+        self.signed = signed
         self.rule = rule
 
     @property
@@ -103,8 +117,8 @@ def _timm_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -
     fetch = load_weights and config.weights == "timm"
     try:
         model = _create(config.backbone, crop, pretrained=fetch)
-    except (OSError, RuntimeError) as error:
-        if not fetch:
+    except Exception as error:  # families check their sizes by assertions and more
+        if not fetch or not isinstance(error, OSError | RuntimeError):
             raise BackboneError(f"timm can't make {config.backbone} for crops of {crop.height}×{crop.width}: {_first_line(error):.200}") from error
         raise BackboneError(
             f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {_first_line(error):.120}); with no network, "
@@ -115,27 +129,45 @@ def _timm_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -
         load_weights_file(model, Path(config.weights), classifier=pretrained.get("classifier"))
     model.reset_classifier(0)
     if config.last_stride:
-        _take_last_stride(model, config.backbone)
-    width = _keep_stages(model, config.stages, crop) if config.stages else int(model.num_features)
+        _take_last_stride(model, config.backbone, crop)
+    width = _keep_stages(model, config.stages, config.backbone, crop) if config.stages else int(model.num_features)
     rule = InputRule(
         "rgb" if config.channels == "auto" else config.channels,
         config.mean or _in_255(pretrained["mean"]),
         config.std or _in_255(pretrained["std"]),
     )
-    prefix_tokens = int(getattr(model, "num_prefix_tokens", 0)) if _gives_tokens(model, crop) else -1
-    return Backbone(_TimmFeatures(model), width=width, rule=rule, prefix_tokens=prefix_tokens)
+    features = _probed(model, config.backbone, crop)
+    if features.ndim == 4:
+        return Backbone(_TimmFeatures(model), width=width, rule=rule, signed=_is_signed(model, crop))
+    prefix_tokens, norm = _prefix_tokens(model, features.shape[1], config.backbone, crop), None
+    if getattr(model, "global_pool", None) == "avg" and not isinstance(getattr(model, "fc_norm", None), nn.Identity | None):
+        norm, model.fc_norm = model.fc_norm, nn.Identity()
+    return Backbone(_TimmFeatures(model), width=width, rule=rule, prefix_tokens=prefix_tokens, norm=norm)
 
 
-def _take_last_stride(model: Any, name: str) -> None:
-    """Set every stride of a ResNet's last stage to 1."""
+def _take_last_stride(model: Any, name: str, crop: CropSpec) -> None:
+    """Set every stride of a ResNet's last stage to 1; what pools a window of its own stride, or blurs before a stride, goes with it."""
     if not hasattr(model, "layer4"):
         raise BackboneError(f"model.last_stride takes the stride out of a ResNet's last stage, and {name} has no such stage; leave it unset")
-    for layer in model.layer4.modules():
-        if isinstance(layer, nn.Conv2d | nn.AvgPool2d) and layer.stride in (2, (2, 2)):
-            layer.stride = 1 if isinstance(layer, nn.AvgPool2d) else (1, 1)
+    before = _probed(model, name, crop).shape
+    for path, layer in list(model.layer4.named_modules()):
+        if getattr(layer, "stride", None) not in (2, (2, 2)):
+            continue
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+        elif isinstance(layer, nn.AvgPool2d) and layer.padding not in (0, (0, 0)):
+            layer.stride = 1
+        elif isinstance(layer, nn.AvgPool2d | BlurPool2d):
+            model.layer4.set_submodule(path, nn.Identity())
+    try:
+        after = _probed(model, name, crop).shape
+    except BackboneError:
+        after = before
+    if any(new not in (2 * old, 2 * old - 1) for old, new in zip(before[2:], after[2:], strict=True)):
+        raise BackboneError(f"model.last_stride can't take the stride out of {name}'s last stage, which is built in another way; leave it unset")
 
 
-def _keep_stages(model: Any, stages: int, crop: CropSpec) -> int:
+def _keep_stages(model: Any, stages: int, name: str, crop: CropSpec) -> int:
     """Cut a CNN after its first stages and return the channels of the map that is left."""
     info = getattr(model, "feature_info", [])
     deep = len({entry["module"].split(".")[0] for entry in info if str(entry["module"]).startswith("layer")})
@@ -145,12 +177,7 @@ def _keep_stages(model: Any, stages: int, crop: CropSpec) -> int:
         raise BackboneError(f"model.stages={stages} keeps all of this backbone's {deep} stages; set less, or leave it unset")
     for number in range(stages + 1, deep + 1):
         setattr(model, f"layer{number}", nn.Identity())
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        width = int(model.forward_features(torch.zeros(1, 3, crop.height, crop.width)).shape[1])
-    model.train(was_training)
-    return width
+    return int(_probed(model, name, crop).shape[1])
 
 
 def _create(name: str, crop: CropSpec, *, pretrained: bool) -> Any:
@@ -163,16 +190,60 @@ def _create(name: str, crop: CropSpec, *, pretrained: bool) -> Any:
         return timm.create_model(name, pretrained=pretrained)
 
 
-def _gives_tokens(model: Any, crop: CropSpec) -> bool:
+def _probed(model: Any, name: str, crop: CropSpec) -> Tensor:
+    """Features of one empty crop: a map or tokens."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return bool(model.forward_features(torch.zeros(1, 3, crop.height, crop.width)).ndim == 3)
-    except (AssertionError, RuntimeError) as error:
-        raise BackboneError(f"{type(model).__name__} can't take crops of {crop.height}×{crop.width}: {_first_line(error)}") from error
+            features = model.forward_features(torch.zeros(1, 3, crop.height, crop.width))
+    except Exception as error:  # families check their sizes by assertions and more
+        raise BackboneError(f"{name} can't take crops of {crop.height}×{crop.width}: {_first_line(error):.200}") from error
     finally:
         model.train(was_training)
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        raise BackboneError(f"{name} gives neither one feature map nor one row of tokens; choose another model.backbone")
+    return features
+
+
+def _is_signed(model: Any, crop: CropSpec) -> bool:
+    """Whether a map can be negative, as none is that ends in a ReLU, whatever the weights.
+
+    It is asked of weights drawn for the purpose, so that a network says the same of itself before and after its weights are loaded.
+    """
+    draw = torch.Generator().manual_seed(0)
+    weights: dict[str, Tensor] = {}
+    for name, value in model.named_parameters():
+        fan_in = max(1, value[0].numel()) if value.ndim > 1 else 1
+        weights[name] = torch.randn(value.shape, generator=draw) / fan_in**0.5
+    for name, value in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            weights[name] = torch.full_like(value, float(name.endswith("var")))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            images = torch.randn(1, 3, crop.height, crop.width, generator=draw)
+            return bool((torch.func.functional_call(_TimmFeatures(model), {f"model.{k}": v for k, v in weights.items()}, (images,)) < 0).any())
+    finally:
+        model.train(was_training)
+
+
+def _prefix_tokens(model: Any, tokens: int, name: str, crop: CropSpec) -> int:
+    """How many tokens come before those of the grid, checked against the grid's size."""
+    grids = [tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())]
+    for entry in list(getattr(model, "feature_info", []))[-1:]:
+        step = int(entry["reduction"])
+        grids += [(crop.height // step, crop.width // step), (-(-crop.height // step), -(-crop.width // step))]
+    grids = [grid for grid in grids if grid]
+    known = getattr(model, "num_prefix_tokens", None)
+    announced = int(isinstance(getattr(model, "cls_token", None), nn.Parameter)) if known is None else int(known)
+    if not any(tokens == height * width + announced for height, width in grids):
+        wanted = " or ".join(dict.fromkeys(f"{height}×{width}" for height, width in grids)) or "unknown size"
+        raise BackboneError(
+            f"{name} gives {tokens} tokens for a grid of {wanted} and {announced} before it, so they can't be pooled; choose another model.backbone"
+        )
+    return announced
 
 
 def _first_line(error: Exception) -> str:
@@ -392,6 +463,7 @@ def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) ->
             raise BackboneError(f"{path.name} can't take a batch of {batch}: {_first_line(error):.160}; export it with a dynamic batch") from error
         with torch.no_grad():
             features = backbone(torch.from_numpy(images[:batch]))
+            backbone.signed = bool((features < 0).any())
             got = (features if backbone.head is None else backbone.head(features)).flatten(1).numpy()
         if got.shape != wanted.shape:
             raise BackboneError(f"{path.name} made trainable gives shape {got.shape} at batch {batch}, ONNX Runtime {wanted.shape}")

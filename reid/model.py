@@ -77,23 +77,30 @@ class GeM(nn.Module):
 
 
 class AveragePool(nn.Module):
-    """Mean over space, ``[B, C, h, w]`` → ``[B, C]``, or over the tokens of the grid, ``[B, N, C]`` → ``[B, C]``."""
+    """Mean over space, ``[B, C, h, w]`` → ``[B, C]``, or over the tokens of the grid, ``[B, N, C]`` → ``[B, C]``, and the norm behind it, if any."""
 
-    def __init__(self, prefix_tokens: int) -> None:
+    def __init__(self, prefix_tokens: int, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.prefix_tokens = prefix_tokens
+        self.norm = norm
 
     def forward(self, features: Tensor) -> Tensor:
         """Shapes as above."""
-        return features.float().mean((2, 3)) if self.prefix_tokens < 0 else features[:, self.prefix_tokens :].float().mean(1)
+        pooled = features.float().mean((2, 3)) if self.prefix_tokens < 0 else features[:, self.prefix_tokens :].float().mean(1)
+        return pooled if self.norm is None else self.norm(pooled)
 
 
 class TokenPool(nn.Module):
-    """The class token of a ViT, ``[B, N, C]`` → ``[B, C]``."""
+    """The class token of a ViT, ``[B, N, C]`` → ``[B, C]``, and the norm behind it, if any."""
+
+    def __init__(self, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm = norm
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Shapes as above."""
-        return tokens[:, 0].float()
+        token = tokens[:, 0].float()
+        return token if self.norm is None else self.norm(token)
 
 
 class ReidModel(nn.Module):
@@ -114,7 +121,8 @@ class ReidModel(nn.Module):
         self.normalise = Normalise(backbone.rule)
         head, backbone.head = backbone.head, None
         self.backbone = backbone
-        self.pool = head if head is not None else _pooling(pooling, backbone)
+        norm, backbone.norm = backbone.norm, None
+        self.pool = head if head is not None else _pooling(pooling, backbone, norm)
         if not linear and dim not in (None, backbone.width):
             raise BackboneError(f"without a linear embedding the width is the backbone's {backbone.width}: leave model.dim unset, not {dim}")
         keeps_own = not linear or (head is not None and dim in (None, backbone.width))
@@ -207,9 +215,10 @@ class ReidModel(nn.Module):
         return digest.hexdigest()
 
 
-def _pooling(name: str, backbone: Backbone) -> nn.Module:
+def _pooling(name: str, backbone: Backbone, norm: nn.Module | None) -> nn.Module:
     if name == "auto":
-        name = "gem" if not backbone.has_tokens else "token" if backbone.prefix_tokens else "average"
+        of_tokens = "token" if backbone.prefix_tokens and norm is None else "average"
+        name = of_tokens if backbone.has_tokens else "average" if backbone.signed else "gem"
     if name == "gem":
         if backbone.has_tokens:
             raise BackboneError("GeM pools feature maps and this backbone gives tokens: set model.pooling to token or average")
@@ -217,8 +226,8 @@ def _pooling(name: str, backbone: Backbone) -> nn.Module:
     if name == "token":
         if not backbone.prefix_tokens > 0:
             raise BackboneError("this backbone has no class token: set model.pooling to average" + ("" if backbone.has_tokens else " or gem"))
-        return TokenPool()
-    return AveragePool(backbone.prefix_tokens)
+        return TokenPool(norm)
+    return AveragePool(backbone.prefix_tokens, norm)
 
 
 def build_model(config: ModelConfig, crop: CropSpec, *, classes: int = 0, load_weights: bool = True, seed: int = 0) -> ReidModel:
