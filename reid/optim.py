@@ -21,7 +21,8 @@ class Runtime:
 
     Attributes:
         device: torch device.
-        dtype: of the backbone's arithmetic; weights, losses and embeddings are float32 always.
+        dtype: of the arithmetic of convolutions and linear layers. Weights are float32 and losses are computed in it; under bf16 what linear layers
+            give, so embeddings too, is rounded to bf16 on the way.
     """
 
     device: torch.device
@@ -43,7 +44,7 @@ class Runtime:
                 f"device {device} was asked for and torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or a CUDA build of torch"
             )
         if precision == "auto":
-            has_bf16 = torch.cuda.is_bf16_supported() if chosen.type == "cuda" else cpu_has_bf16()
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if chosen.type == "cuda" else cpu_has_bf16()
             precision = "bf16" if has_bf16 and not (chosen.type == "cpu" and is_depthwise(model)) else "fp32"
         return cls(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
 
@@ -68,12 +69,17 @@ def is_depthwise(model: nn.Module) -> bool:
 
 
 def build_optimiser(model: ReidModel, config: TrainConfig, extra: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
-    """AdamW or SGD, fused, with decay on weights only; each group's ``scale`` (``backbone_lr`` for the backbone) multiplies the scheduled rate."""
+    """AdamW or SGD, fused; each group's ``scale`` (``backbone_lr`` for the backbone) multiplies the scheduled rate.
+
+    Of the network, only weights of two or more axes decay, and not those that the backbone's family exempts (timm's ``no_weight_decay``: position
+    embeddings, class token). ``extra``, the parameters of terms, decays whole.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    exempt = _exempt(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = config.backbone_lr if name.startswith("backbone.") else 1.0
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            decay = config.weight_decay if parameter.ndim > 1 and name not in exempt else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     extra = list(extra)
     if extra:
@@ -82,6 +88,16 @@ def build_optimiser(model: ReidModel, config: TrainConfig, extra: Iterable[nn.Pa
     if config.optimiser == "sgd":
         return torch.optim.SGD(rows, lr=config.lr, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(rows, lr=config.lr, fused=True)
+
+
+def _exempt(model: nn.Module) -> set[str]:
+    """Names of the parameters that the backbone's family holds from decay."""
+    return {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if path.startswith("backbone.") and callable(getattr(module, "no_weight_decay", None))
+        for name in module.no_weight_decay()
+    }
 
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:

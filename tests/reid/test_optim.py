@@ -7,9 +7,11 @@ import timm
 import torch
 from torch import nn
 
+from domains.crops import CropSpec
 from domains.errors import DeviceError
 from reid import optim
-from reid.config import TrainConfig
+from reid.config import ModelConfig, TrainConfig
+from reid.model import build_model
 from reid.optim import Runtime, build_optimiser, is_depthwise, learning_rate, set_rate
 
 
@@ -79,6 +81,23 @@ def test_every_trainable_parameter_is_in_one_group_with_its_rate_and_decay(kind)
 def test_no_decay_leaves_one_group_per_rate():
     optimiser = build_optimiser(Net(), TrainConfig(weight_decay=0, backbone_lr=1.0), [nn.Parameter(torch.ones(2, 2))])
     assert len(optimiser.param_groups) == 1
+
+
+def test_what_a_family_exempts_from_decay_does_not_decay():
+    model = build_model(ModelConfig(backbone="test_vit", weights="none"), CropSpec(64, 32))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optimiser(model, TrainConfig(weight_decay=0.02)).param_groups
+    decaying = {names[parameter] for group in groups if group["weight_decay"] for parameter in group["params"]}
+    wanted = {name for parameter, name in names.items() if parameter.ndim > 1}
+    assert wanted - decaying == {"backbone.net.model.pos_embed", "backbone.net.model.cls_token"}
+    assert decaying <= wanted
+
+
+def test_emulated_bf16_does_not_count(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert Runtime.choose("cuda", "auto", nn.Linear(2, 2)).dtype == torch.float32
 
 
 def test_cuda_asked_and_absent_is_an_error(monkeypatch):
