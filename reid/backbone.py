@@ -24,6 +24,8 @@ from domains.errors import BackboneError, ConfigError
 from reid.config import ModelConfig, nearest
 
 PREFIXES = ("module.", "state_dict.", "model.", "backbone.", "base.", "encoder.")
+HEADS = ("bottleneck.", "heads.", "classifier.", "head.", "fc.")
+"""Of checkpoints of re-ID trainers (bag of tricks, FastReID): neck and classifier, which a new domain begins anew."""
 PARITY_BATCHES = (1, 2, 7)
 PARITY_COSINE = 0.9999
 OPSET = 17
@@ -268,8 +270,9 @@ def load_weights_file(model: nn.Module, path: Path, *, classifier: str | tuple[s
     wanted = {key: value for key, value in model.state_dict().items() if not key.startswith(heads or ("\0",))}
     if "pos_embed" in given and "pos_embed" in wanted and given["pos_embed"].shape != wanted["pos_embed"].shape:
         grid = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
+        before = wanted["pos_embed"].shape[1] - grid[0] * grid[1]  # none in DeiT III, whose class token has no place
         try:
-            given["pos_embed"] = resample_abs_pos_embed(given["pos_embed"].float(), grid, num_prefix_tokens=int(model.num_prefix_tokens))  # type: ignore[arg-type]
+            given["pos_embed"] = resample_abs_pos_embed(given["pos_embed"].float(), grid, num_prefix_tokens=before)
         except RuntimeError as error:
             shape = tuple(given["pos_embed"].shape)
             raise BackboneError(
@@ -308,13 +311,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(tensors: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
-    """Strip the wrapper prefix that all keys share, as long as that brings them nearer to the model's names."""
-    while tensors and not known & set(tensors):
-        prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+    """Strip wrappers' prefixes, one after the other, as far as most keys come to the model's names; then what only a re-ID checkpoint's head has."""
+    best = stripped = tensors
+    while prefix := next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in stripped)), None):
+        stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
+        if len(known & set(stripped)) > len(known & set(best)):
+            best = stripped
+    return {key: value for key, value in best.items() if key in known or not key.startswith(HEADS)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- ONNX
