@@ -93,12 +93,25 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
 
 
 def _what_to_learn(run: Run, members: list[Domain], config: Config) -> tuple[Domain, Config]:
-    """Return the domain as it is learned, and the settings with the iterations that it gets."""
+    """Return what :func:`planned` says of a run's next step; raises UsageError if the run has learned a member already."""
     known = set(run.learned)
     for member in members:
         if member.name in known:
             raise UsageError(f"{member.name} is already learned in {run.folder}")
-    later = len(run.steps) > 1
+    return planned(members, config, later=len(run.steps) > 1)
+
+
+def planned(members: list[Domain], config: Config, *, later: bool) -> tuple[Domain, Config]:
+    """Return the domain as a step learns it, and the settings with the iterations that it gets.
+
+    Args:
+        members: domains that are learned at once.
+        config: of the run.
+        later: whether the run has learned another before.
+
+    Raises:
+        DataError: there are no train crops.
+    """
     limit = config.data.identities
     members = [member.first_identities(limit) for member in members] if limit else members
     domain = members[0] if len(members) == 1 else union("joint", members)

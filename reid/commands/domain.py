@@ -25,17 +25,19 @@ def domain_check(
 
     chosen = build_config(*layers(config, None, None), overrides=settings or ())
     domain = domains.open(path, same_camera=same_camera)
-    measured = None
-    if speed and len(domain.train) and importlib.util.find_spec("torch"):
+    measured, first, later = None, 0, 0
+    if speed and (domain.train.pids >= 0).any() and importlib.util.find_spec("torch"):
+        from reid.learning import planned
         from reid.speed import measure_speed
 
+        first, later = (planned([domain], chosen, later=later)[1].train.iterations for later in (False, True))
         measured = measure_speed(chosen)
     train = chosen.train
     bars = progress()
     with bars.task(f"reading {domain.name}", len({path for _, split in domain.splits() for path in split.paths})) as tick:
         report = check_domain(
             domain, crop=chosen.crop.spec(), crops_per_second=measured.crops_per_second if measured else None,
-            training_crops=train.iterations * train.identities * train.instances, progress=tick.advance,
+            training_crops=first * train.identities * train.instances, progress=tick.advance,
         )  # fmt: skip
     if as_json:
         print_json(report.to_dict() | {"training_peak_bytes": measured and measured.peak_bytes + report.train_bytes})
@@ -45,9 +47,8 @@ def domain_check(
     if measured:
         peak = (measured.peak_bytes + report.train_bytes) / 2**30
         name, where = chosen.model.backbone, "" if chosen.device == "cpu" else f" on {chosen.device}"
-        out.print(
-            f"a step of {train.iterations} iterations with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB", markup=False
-        )
+        step = f"a step of {first} iterations" if first == later else f"a first step of {first} iterations, a later one {later},"
+        out.print(f"{step} with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB", markup=False, soft_wrap=True)
 
 
 @domain_app.command("relate")

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from domains.errors import BackboneError, ConfigError
+from reid.cli import app
 from reid.config import build_config, read_method, read_settings
 from reid.evaluate import torch_embedder
-from reid.learning import _what_to_learn
+from reid.learning import _what_to_learn, planned
 from reid.model import build_model
 from reid.run import Run
+from reid.speed import Speed
 from reid.terms import build_terms
 
 SETTINGS = {
@@ -50,6 +53,31 @@ def test_epochs_count_the_crops_of_the_domain(run, tiny_domain, tmp_path, first,
     sets = [f"train.first_epochs={first or 'null'}", f"train.epochs={epochs or 'null'}", "train.warmup_epochs=2", "train.milestone_epochs=[4]"]
     _, config = _what_to_learn(run, [site], build_config(SETTINGS, overrides=sets))
     assert (config.train.iterations, config.train.warmup, config.train.milestones) == (iterations, warmup, milestones)
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_a_check_plans_the_iterations_that_a_first_step_has(tiny_domain, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("reid.speed.measure_speed", lambda config: Speed(10.0, 2**30))
+    site, sets = tiny_domain(tmp_path / "site", people=200), [f"data.identities={limit or 'null'}"]
+    config = build_config(read_settings("dkp"), overrides=sets)
+    _, learned = _what_to_learn(Run.create(tmp_path / "dkp", config.model_copy(update={"model": build_config(SETTINGS).model})), [site], config)
+    crops = 4 * (limit or 120)
+    assert learned.train.iterations == planned([site], config, later=False)[1].train.iterations == 80 * max(1, crops // 128)
+    assert planned([site], config, later=True)[1].train.iterations == 60 * max(1, crops // 128)
+    words = ["domain", "check", str(site.root), "--config", "dkp", "--set", sets[0]]
+    told = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    assert json.loads(told.stdout)["train_seconds"] == 128 * learned.train.iterations / 10
+    said = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert f"a first step of {learned.train.iterations} iterations" in said
+    assert f"a later one {planned([site], config, later=True)[1].train.iterations}" in said
+
+
+def test_a_check_of_a_domain_without_train_crops_plans_nothing(tiny_domain, tmp_path):
+    site = tiny_domain(tmp_path / "site")
+    lines = (site.root / "domain.csv").read_text().splitlines()
+    (site.root / "domain.csv").write_text("\n".join(line for line in lines if not line.endswith("train")) + "\n")
+    told = CliRunner().invoke(app, ["domain", "check", str(site.root), "--config", "dkp", "--json"], catch_exceptions=False)
+    assert json.loads(told.stdout)["train_seconds"] is None
 
 
 def test_the_rate_is_another_from_the_second_domain_on(run, tiny_domain, tmp_path):
