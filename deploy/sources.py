@@ -63,11 +63,12 @@ def read_sources(path: str | PathLike[str], *, camera: str | None = None, split:
     """List the crops of a domain, a folder or a CSV, in a fixed order.
 
     Args:
-        path: a domain's folder; or any folder of images, also in sub-folders; or a CSV with the columns ``path,camera`` and optional
-            ``time,label``, whose paths are relative to it and stay below its folder.
+        path: a domain's folder, one folder per person included where most file names tell their camera; or any other folder of images, also in
+            sub-folders; or a CSV with the columns ``path,camera`` and optional ``time,label``, whose paths are relative to it and stay below its
+            folder.
         camera: camera of a plain folder's images, by default the name of the sub-folder that each lies in. With it, the folder is never read as
             a domain.
-        split: ``train``, ``query`` or ``gallery`` of a domain; by default its gallery.
+        split: ``train``, ``query`` or ``gallery`` of a domain; by default its gallery, and all crops of people's folders that nobody split.
         labels: keep a domain's identities as labels. Off by default: a gallery need not know who someone is.
 
     Raises:
@@ -81,7 +82,7 @@ def read_sources(path: str | PathLike[str], *, camera: str | None = None, split:
         raise UsageError("a camera is named for a plain folder, a split or labels for a domain; give one or the other")
     if place.is_dir():
         domain = _as_domain(place, wanted=split is not None or labels) if camera is None else None
-        return _from_folder(place, camera) if domain is None else _from_domain(domain, split or "gallery", labels=labels)
+        return _from_folder(place, camera) if domain is None else _from_domain(domain, split, labels=labels)
     if not place.is_file():
         raise DataError(f"there is nothing at {place}; give a domain, a folder of images or a CSV")
     if place.suffix.lower() != ".csv":
@@ -149,26 +150,38 @@ def fill(gallery: Gallery, encoder: Encoder, sources: Sequence[Source], *, batch
 def _as_domain(folder: Path, *, wanted: bool) -> Domain | None:
     """The folder as a domain, or ``None`` if it is to be read as plain images.
 
-    A folder with one sub-folder of images per name could be one per person or one per camera. Here, where cameras matter and people need not be
-    known, it is cameras, unless a split or labels are asked for or it has splits.
+    A folder with one sub-folder of images per name could be one per person or one per camera. It is people, whose names must not become cameras,
+    where most file names tell their camera, where a split or labels are asked for, or where it has splits; else it is cameras.
     """
-    from domains.formats import LAYOUTS, open_domain
+    from domains.formats import LAYOUTS, folders, open_domain
 
     def known(place: Path) -> bool:
-        return any(layout.recognise(place) for name, layout in LAYOUTS.items() if name != "folders")
+        return any(layout.recognise(place) for name, layout in LAYOUTS.items() if name != folders.NAME)
 
     if wanted or known(folder) or (folder / "gallery").is_dir():
         return open_domain(folder)
     inner = [child.name for child in sorted(folder.iterdir()) if child.is_dir() and known(child)]
     if inner:
         raise DataError(f"{folder} holds domains ({', '.join(inner):.100}) and is not one itself; add them one by one")
-    return None
+    told = [folders.CAMERA.search(file.name) is not None for file in _images(folder)]
+    return open_domain(folder) if 2 * sum(told) > len(told) and folders.recognise(folder) else None
 
 
-def _from_domain(domain: Domain, name: str, *, labels: bool) -> list[Source]:
+def _from_domain(domain: Domain, name: str | None, *, labels: bool) -> list[Source]:
+    from domains.formats import folders
+
+    unsplit = domain.format == folders.NAME and not any((domain.root / split).is_dir() for split in SPLITS)
+    if name is None and unsplit:  # a hash has divided it, not a person: nothing is left out
+        sources = [source for split in SPLITS for source in _from_split(domain, split, labels=labels)]
+        return sorted(sources, key=lambda source: source.path)
+    sources = _from_split(domain, name or "gallery", labels=labels)
+    if not sources:
+        raise DataError(f"domain {domain.name} has no crop in its {name or 'gallery'} split; choose another with --split")
+    return sources
+
+
+def _from_split(domain: Domain, name: str, *, labels: bool) -> list[Source]:
     split = getattr(domain, name)
-    if not len(split):
-        raise DataError(f"domain {domain.name} has no crop in its {name} split; choose another with --split")
     return [
         Source(
             file,
@@ -181,14 +194,19 @@ def _from_domain(domain: Domain, name: str, *, labels: bool) -> list[Source]:
 
 
 def _from_folder(folder: Path, camera: str | None) -> list[Source]:
-    files: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
+    files = _images(folder)
     if not files:
         raise DataError(f"{folder} is no domain and holds no image ({' '.join(sorted(SUFFIXES))}); give a domain, a folder of images or a CSV")
     home = folder.absolute().name or "camera"
-    return [Source(file, camera or (file.parent.name if file.parent != folder else home)) for file in sorted(files)]
+    return [Source(file, camera or (file.parent.name if file.parent != folder else home)) for file in files]
+
+
+def _images(folder: Path) -> list[Path]:
+    files: list[Path] = []
+    for parent, inner, names in os.walk(folder, onerror=_unreadable):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        files += [Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
+    return sorted(files)
 
 
 def _unreadable(error: OSError) -> None:

@@ -19,13 +19,17 @@ gallery_app = typer.Typer(no_args_is_help=True, help="Fill and look after a gall
 @gallery_app.command("add")
 def gallery_add(
     gallery: PathArgument, source: Annotated[Path, typer.Argument(help="A domain, a folder of images, or a CSV with path,camera[,time,label].")],
-    bundle: Bundle = None, camera: Annotated[str | None, typer.Option(help="Camera of a plain folder's images.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of a domain; gallery by default.")] = None,
+    bundle: Bundle = None,
+    camera: Annotated[str | None, typer.Option(help="Camera of all images; without it, a plain folder's sub-folders are its cameras.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a domain; gallery by default, all of a folder per person without splits.")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Keep a domain's identities as labels.")] = False,
     keep_crops: Annotated[bool, typer.Option("--keep-crops", help="Make a gallery that keeps a small picture of each crop.")] = False,
     provider: Provider = "cpu", as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Embed images and put them into a gallery; a missing one is made and remembers its bundle."""
+    """Embed images and put them into a gallery; a missing one is made and remembers its bundle.
+
+    Sub-folders are people where most file names tell a camera (0001_c2_03.jpg), else cameras; --camera, --labels or --split decides otherwise.
+    """
     from deploy import Encoder
     from deploy.gallery import open_or_create
     from deploy.sources import fill, read_sources

@@ -58,6 +58,34 @@ def test_domain(tiny_domain, tmp_path):
         read_sources(tmp_path)
 
 
+@pytest.fixture
+def site(tmp_path):
+    """A folder per person whose file names tell the camera."""
+    for person, number in (("anna", 1), ("anna", 2), ("ben", 1), ("ben", 2), ("cleo", 2)):
+        (tmp_path / "site" / person).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / person / f"000{number}_c{number}_03.jpg").touch()
+    return tmp_path / "site"
+
+
+def test_a_folder_per_person_names_no_camera_after_anyone(site):
+    found = read_sources(site)
+    assert [(source.path.relative_to(site).as_posix(), source.camera, source.label) for source in found] == [
+        ("anna/0001_c1_03.jpg", "1", None), ("anna/0002_c2_03.jpg", "2", None), ("ben/0001_c1_03.jpg", "1", None), ("ben/0002_c2_03.jpg", "2", None),
+        ("cleo/0002_c2_03.jpg", "2", None),
+    ]  # fmt: skip
+    assert [source.label for source in read_sources(site, labels=True)] == ["anna", "anna", "ben", "ben", "cleo"]
+    assert {source.camera for source in read_sources(site, camera="door")} == {"door"}
+    assert 0 < len(read_sources(site, split="gallery")) < 5
+    (site / "ben" / "unclear.jpg").touch()
+    assert {source.camera for source in read_sources(site)} == {"1", "2", "unknown"}
+
+
+def test_a_folder_per_camera_stays_one_though_a_name_or_two_look_like_a_camera(people):
+    (people / "c1" / "cam7.png").touch()
+    (people / "c2" / "link.png").symlink_to(people.parent / "elsewhere.png")
+    assert {source.camera for source in read_sources(people)} == {"c1", "c2"}
+
+
 def test_junk_times_and_empty_split(tmp_path):
     rows = ["path,pid,camid,split,time", "a.png,-1,7,gallery,2026-01-01T00:00:00Z", "b.png,4,8,gallery,2026-01-01T00:00:01Z"]
     (tmp_path / "domain.csv").write_text("\n".join(rows) + "\n")
