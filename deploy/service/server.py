@@ -18,13 +18,15 @@ from pathlib import Path
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from deploy.bundle import Bundle
 from deploy.encoder import Encoder
-from deploy.gallery import open_or_create
+from deploy.gallery import Gallery, open_or_create
 from deploy.service.app import create_app
 from deploy.service.logs import log_as_json, write_log
 from deploy.service.settings import Settings
 from deploy.service.tokens import Tokens, default_file
-from domains.errors import DeviceError, UsageError
+from deploy.store import DATABASE
+from domains.errors import ArtefactError, DeviceError, GalleryError, ReidError, UsageError
 
 MAX_CONNECTIONS = 1024
 HEADER_SECONDS = 10.0
@@ -75,7 +77,7 @@ def find_tokens(listening: Listening, file: Path | None) -> Path | None:
 
 
 def run_service(path: Path, listening: Listening, settings: Settings, *, bundle: Path | None = None, provider: str = "cpu") -> None:
-    """Serve a gallery until SIGTERM or SIGINT; a missing one is made for ``bundle``.
+    """Serve a gallery until SIGTERM or SIGINT, with its own bundle; a missing one is made for ``bundle``.
 
     Raises:
         UsageError: other machines could reach it without a token, or half a TLS pair.
@@ -88,16 +90,73 @@ def run_service(path: Path, listening: Listening, settings: Settings, *, bundle:
     log_as_json()
     listener = _listen(listening)
     try:
-        encoder = None if bundle is None else Encoder.load(bundle, provider=provider)  # a bundle that can't be used makes no gallery
-        gallery = open_or_create(path, bundle)
+        gallery, encoder = open_to_serve(path, bundle, provider)
         try:
-            app = create_app(gallery, encoder or Encoder.load(gallery.bundle, provider=provider), settings)
+            app = create_app(gallery, encoder, settings)
         except BaseException:
             gallery.close()
             raise
         _Server(_config(app, listening)).run(sockets=[_announced(listener, listening, settings)])
     finally:
         listener.close()
+
+
+def open_to_serve(path: Path, named: Path | None, provider: str) -> tuple[Gallery, Encoder]:
+    """Open a gallery and load its own bundle; a missing one is made for the bundle that was ``named``.
+
+    A unit file or an image names one bundle for ever, a gallery is upgraded: so what was named does not decide where a gallery is. It helps only
+    where the gallery's own bundle can't be used and this one is of the same model.
+
+    Raises:
+        UsageError: there is no gallery and no bundle was named.
+        GalleryError: the gallery's own bundle can't be used, and the named one is none of its model.
+        ReidError: the gallery, or the bundle to make it for, can't be used.
+    """
+    if named is not None and not (path / DATABASE).exists():
+        encoder = Encoder.load(named, provider=provider)  # a bundle that can't be used makes no gallery
+        return open_or_create(path, named), encoder
+    gallery = open_or_create(path)
+    try:
+        return gallery, _own_encoder(gallery, named, provider)
+    except BaseException:
+        gallery.close()
+        raise
+
+
+def _own_encoder(gallery: Gallery, named: Path | None, provider: str) -> Encoder:
+    """Load the gallery's own bundle, or in its place the one that was named, if that is of the same model."""
+    try:
+        encoder = _load_fitting(gallery, gallery.bundle, provider)
+    except (ArtefactError, GalleryError) as error:
+        wrong = f"{gallery.path} can't be served with its own bundle: {error}"
+        advice = "put that bundle back there, name one of the same model with --bundle, or carry the gallery to another with reid gallery upgrade"
+        if named is None:
+            raise GalleryError(f"{wrong}; {advice}") from error
+        try:
+            encoder = _load_fitting(gallery, named, provider)
+        except (ArtefactError, GalleryError) as other:
+            also = "" if str(other) == str(error) else f"; {other}"
+            raise GalleryError(f"{wrong}{also}; {advice}") from error
+        write_log(logging.WARNING, "the gallery's own bundle can't be used; it is served with --bundle", used=named, reason=str(error))
+        return encoder
+    if named is not None and named.absolute() != gallery.bundle:
+        reason = _why_another(gallery, named)
+        write_log(logging.WARNING, "the gallery is served with its own bundle, not with --bundle", used=gallery.bundle, named=named, reason=reason)
+    return encoder
+
+
+def _load_fitting(gallery: Gallery, bundle: Path, provider: str) -> Encoder:
+    if Bundle.load(bundle, verify=False).feature_space != gallery.feature_space:
+        raise GalleryError(f"{bundle} is of another model than the gallery")
+    return Encoder.load(bundle, provider=provider)
+
+
+def _why_another(gallery: Gallery, named: Path) -> str:
+    try:
+        same = Bundle.load(named, verify=False).feature_space == gallery.feature_space
+    except ReidError as error:
+        return str(error)
+    return "it is of the gallery's model, but the gallery names another folder" if same else "it is of another model than the gallery"
 
 
 def _config(app: object, listening: Listening) -> uvicorn.Config:

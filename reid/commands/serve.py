@@ -42,6 +42,8 @@ def serve(
 ) -> None:  # fmt: skip
     """Answer queries over HTTP, with a page at / and an API under /v1; a missing gallery is made for --bundle.
 
+    A gallery that is there is served with its own bundle, whatever --bundle says, as long as that one can be used.
+
     Stops at Ctrl-C or SIGTERM, having finished what was begun.
     """
     from deploy.service.settings import Settings

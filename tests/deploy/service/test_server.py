@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -17,10 +18,10 @@ from asking import multipart
 
 from deploy import Gallery
 from deploy.service.journal import Journal
-from deploy.service.server import Listening, find_tokens, run_service
+from deploy.service.server import Listening, find_tokens, open_to_serve, run_service
 from deploy.service.settings import Settings
 from deploy.service.tokens import Tokens, default_file
-from domains.errors import DeviceError, UsageError
+from domains.errors import DeviceError, GalleryError, UsageError
 
 
 def reid(*words, **options):
@@ -110,6 +111,49 @@ def test_a_missing_gallery_is_made_for_a_bundle_that_can_be_used(tmp_path, bundl
         assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["results"][0]["matches"][0]["camera"] == "yard"
     finally:
         assert one.stop() == 0
+
+
+@pytest.fixture
+def opened(monkeypatch, caplog):
+    """Open a gallery as ``reid serve`` does; returns the bundle that it is served with and what the log warned of."""
+
+    def start(path, named=None):
+        caplog.clear()
+        gallery, encoder = open_to_serve(path, named, "cpu")
+        gallery.close()
+        return encoder.bundle.folder, [record.fields for record in caplog.records if record.levelname == "WARNING" and hasattr(record, "fields")]
+
+    return start
+
+
+def test_an_existing_gallery_is_served_with_its_own_bundle(opened, filled, bundle, bundles, tmp_path):
+    assert opened(filled) == (bundle.folder, [])
+    assert opened(filled, bundle.folder) == (bundle.folder, [])
+    with Gallery.open(filled) as gallery:
+        gallery.upgrade(bundles / "new")
+    own, (warning,) = opened(filled, bundle.folder)  # as a unit or an image names it for ever
+    assert (own, warning["used"], warning["named"]) == (bundles / "new", bundles / "new", bundle.folder)
+    assert "another model" in warning["reason"]
+    own, (warning,) = opened(filled, tmp_path / "gone")
+    assert own == bundles / "new"
+    assert "is no bundle" in warning["reason"]
+
+
+def test_another_copy_of_its_bundle_helps_where_its_own_is_gone(opened, filled, bundle, make_bundle, tmp_path):
+    shutil.move(bundle.folder, tmp_path / "moved")
+    own, (warning,) = opened(filled, tmp_path / "moved")
+    assert own == warning["used"] == tmp_path / "moved"
+    assert str(bundle.folder) in warning["reason"]
+    for named in (None, make_bundle("other", changes={"feature_space": "ef" * 32}).folder):
+        with pytest.raises(GalleryError, match="put that bundle back there") as caught:
+            opened(filled, named)
+        assert str(bundle.folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    make_bundle("bundle", changes={"feature_space": "ef" * 32})  # a new model's, copied over it
+    with pytest.raises(GalleryError, match=r"is of another model.*put that bundle back there, .* reid gallery upgrade"):
+        opened(filled, bundle.folder)
+    with Gallery.open(filled) as gallery:  # it was closed, and nothing was changed
+        assert len(gallery) == 6
 
 
 @pytest.mark.slow
