@@ -22,11 +22,12 @@ from deploy.service.journal import Journal, journal_of
 from deploy.service.logs import write_log
 from deploy.service.metrics import CONTENT_TYPE, Metrics
 from deploy.service.openapi import describe
-from deploy.service.refusal import RefusedError
+from deploy.service.refusal import UNAVAILABLE, RefusedError
 from deploy.service.routes import router
 from deploy.service.settings import Settings
 from deploy.service.upgrading import Upgrading
 from domains.artefact import code_version
+from domains.errors import ReidError
 
 PAGE = Path(__file__).parent / "page"
 PAGE_POLICY = (
@@ -103,7 +104,7 @@ async def _warm_up(engine: Engine) -> None:
             await engine.warm_up()
             break
         except Exception as error:
-            write_log(logging.CRITICAL, "the service can't get ready; it tries again", exception=error, reason=str(error))
+            write_log(logging.CRITICAL, "the service can't get ready; it tries again", exception=error, **_said(error))
         await asyncio.sleep(WARM_AGAIN)
     write_log(logging.INFO, "ready", entries=engine.last["entries"], generation=engine.last["generation"])
 
@@ -118,15 +119,20 @@ async def _erase_old(engine: Engine, journal: Journal, days: int | None) -> None
             if gone := await asyncio.to_thread(engine.gallery.retain):
                 write_log(logging.INFO, "expired entries erased", entries=gone)
         except Exception as error:  # the task must live on
-            write_log(logging.ERROR, "expired entries could not be erased", exception=error, reason=str(error))
+            write_log(logging.ERROR, "expired entries could not be erased", exception=error, **_said(error))
         try:
             if days is not None and (gone := await asyncio.to_thread(journal.erase, days)):
                 write_log(logging.INFO, "old audit records erased", records=gone, days=days)
             head = await asyncio.to_thread(journal.head)
             write_log(logging.INFO, "audit", number=head.number, head=head.hash)
         except Exception as error:
-            write_log(logging.ERROR, "the audit log could not be kept in order", exception=error, reason=str(error))
+            write_log(logging.ERROR, "the audit log could not be kept in order", exception=error, **_said(error))
         await asyncio.sleep(ERASE_EVERY)
+
+
+def _said(error: Exception) -> dict[str, str]:
+    """The message of an error of ours; of any other the log has type and place alone, for its message may name anything."""
+    return {"reason": str(error)} if isinstance(error, ReidError) else {}
 
 
 def _state(engine: Engine) -> str:
@@ -152,7 +158,8 @@ def _add_probes(app: FastAPI) -> None:
         body = {
             "ready": state == "ready", "state": state, "provider": engine.encoder.provider, "feature_space": engine.encoder.feature_space, **facts,
         }  # fmt: skip
-        return JSONResponse(body, status_code=200 if state == "ready" else 503)
+        ready = state == "ready"
+        return JSONResponse(body, status_code=200 if ready else UNAVAILABLE, headers=None if ready else {"retry-after": "1"})
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:

@@ -18,6 +18,7 @@ from deploy.batcher import Batcher
 from deploy.embeddings import Embeddings
 from deploy.encoder import Encoder
 from deploy.gallery import Gallery
+from deploy.kept import shrunk
 from deploy.match import Match
 from deploy.service.logs import write_log
 from deploy.service.metrics import Metrics
@@ -156,11 +157,15 @@ class Engine:
         return await self._with_vectors(images, ask)
 
     async def add(self, images: Sequence[bytes], **origins: Any) -> list[int | None]:
-        """Ids of new entries, None where the same was there already; ``origins`` as :meth:`Gallery.add` takes them. Raises RefusedError."""
+        """Ids of new entries, None where the same was there already; ``origins`` as :meth:`Gallery.add` takes them. Raises RefusedError.
+
+        A gallery that keeps crops gets a small picture of each image.
+        """
+        crops = await self._decode(images, shrunk) if await self.run(lambda: self.gallery.keeps_crops) else None
 
         def put(vectors: Embeddings) -> list[int | None]:
             try:
-                return self.gallery.add_new(vectors, **origins)
+                return self.gallery.add_new(vectors, crops=crops, **origins)
             except GalleryError as error:
                 self._check_moved(vectors, error)
                 raise
@@ -181,16 +186,7 @@ class Engine:
         raise RefusedError("busy", "the gallery is being upgraded; try again in a moment")
 
     async def _embed(self, lane: Lane, images: Sequence[bytes]) -> Embeddings:
-        def decode() -> list[Crop]:
-            crops = []
-            for number, data in enumerate(images, 1):
-                try:
-                    crops.append(lane.encoder.crop.resized(decode_crop(data)))
-                except DataError as error:
-                    raise RefusedError("damaged_image", f"image {number}: {error}") from error
-            return crops
-
-        crops = await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+        crops = await self._decode(images, lane.encoder.crop.resized)
         try:
             answers = lane.batcher.submit_all(crops)
             rows = await asyncio.gather(*(asyncio.wrap_future(answer) for answer in answers))
@@ -201,6 +197,20 @@ class Engine:
         except DeviceError as error:
             raise self._refused(error) from error
         return Embeddings(np.stack([np.asarray(row) for row in rows]), lane.encoder.feature_space)
+
+    async def _decode(self, images: Sequence[bytes], change: Callable[[Crop], Crop]) -> list[Crop]:
+        """Each image as a crop that was made smaller; raises RefusedError."""
+
+        def decode() -> list[Crop]:
+            crops = []
+            for number, data in enumerate(images, 1):
+                try:
+                    crops.append(change(decode_crop(data)))
+                except DataError as error:
+                    raise RefusedError("damaged_image", f"image {number}: {error}") from error
+            return crops
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
 
     def _refused(self, error: ReidError) -> RefusedError:
         """What a client is told of an error of ours: the folders of the server are not named, and the log has all of it."""

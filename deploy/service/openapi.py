@@ -108,8 +108,8 @@ def _complete(
             known["content"]["application/json"]["schema"] = {"anyOf": [known["content"]["application/json"]["schema"], error["schema"]]}
         else:
             answers[str(status)] = {"description": ", ".join(here), "content": {"application/json": error}}
-        if status in (429, 503):
-            answers[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
+    for again in {"429", "503"} & set(answers):
+        answers[again]["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
     found["responses"] = answers
 
 

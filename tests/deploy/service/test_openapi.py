@@ -34,6 +34,8 @@ def test_every_operation_has_an_example_and_the_one_shape_of_errors(document):
                     assert "example" in kind, (method, path, status)
                 if int(status) >= 400 and path != "/readyz":
                     assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}, (method, path, status)
+                if status in ("429", "503"):
+                    assert "Retry-After" in answer["headers"], (method, path, status)
             guarded = ROUTES[method.upper(), path].access != OPEN
             assert ("security" in operation) == guarded == ("401" in operation["responses"]), (method, path)
 

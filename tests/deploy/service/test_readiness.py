@@ -1,11 +1,14 @@
 """Whether a service answers, and what it does when nobody asks."""
 
+import json
 import time
 
 import pytest
 from asking import ask, code
 
 from deploy import Encoder, Gallery
+from deploy.service.logs import JsonFormatter
+from domains.errors import GalleryError
 
 
 def test_readiness_and_life(serve, bundle):
@@ -23,6 +26,8 @@ def test_readiness_and_life(serve, bundle):
     state.engine.warm = False
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["state"]) == (503, "warming")
+    assert int(answer.headers["retry-after"]) > 0
+    assert "retry-after" not in client.get("/livez").headers
     assert code(client.post("/v1/query")) == "not_ready"
     assert client.get("/livez").status_code == 200
 
@@ -44,7 +49,6 @@ def test_a_gallery_that_another_process_moved_is_not_answered_from(serve, filled
 def test_an_encoder_of_another_model_is_refused(filled, make_bundle, tmp_path):
     from deploy.service.app import create_app
     from deploy.service.settings import Settings
-    from domains.errors import GalleryError
 
     other = Encoder.load(make_bundle("other", changes={"feature_space": "cd" * 32}).folder, threads=1)
     with Gallery.open(filled) as gallery, pytest.raises(GalleryError, match="another model"):
@@ -62,6 +66,38 @@ def test_rules_run_though_nobody_asks_anything(serve, filled, monkeypatch):
     while 2 in engine.gallery.ids() and time.monotonic() < end:
         time.sleep(0.05)
     assert engine.gallery.ids() == [1, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(RuntimeError("person 3 at /secret/place"), None), (GalleryError("entry 3 is damaged"), "entry 3 is damaged")],
+    ids=["a mistake of ours", "an error of ours"],
+)
+def test_what_goes_wrong_unasked_is_logged_by_type_and_place_alone(serve, monkeypatch, caplog, error, told):
+    monkeypatch.setattr("deploy.service.app.WARM_AGAIN", 0.05)
+    monkeypatch.setattr("deploy.service.app.ERASE_EVERY", 0.05)
+
+    async def fails(self):
+        raise error
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("deploy.service.engine.Engine.warm_up", fails)
+    serve(wait=False)
+    monkeypatch.setattr("deploy.gallery.Gallery.retain", fail)
+    monkeypatch.setattr("deploy.service.journal.Journal.erase", fail)
+    events = {"the service can't get ready; it tries again", "expired entries could not be erased", "the audit log could not be kept in order"}
+    end, found = time.monotonic() + 20, {}
+    while set(found) != events and time.monotonic() < end:
+        time.sleep(0.05)
+        found = {record.getMessage(): record for record in list(caplog.records) if record.getMessage() in events}
+    assert set(found) == events
+    for record in found.values():
+        line = json.loads(JsonFormatter().format(record))
+        assert (line["exception"], line.get("reason")) == (type(error).__name__, told)
+        assert line["at"]
+        assert "secret" not in json.dumps(line)
 
 
 def test_a_service_that_could_not_get_ready_tries_again(serve, monkeypatch):

@@ -6,7 +6,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from asking import ask, code, multipart
+from asking import ask, code, encoded, multipart
 
 from deploy import Gallery
 
@@ -135,6 +135,28 @@ def test_enrolled_is_found_and_the_folder_holds_no_image(serve, images, filled):
         assert images[8][:64] not in file.read_bytes()
     assert [record["action"] for record in records(client)] == ["enrol", "query"]
     assert "badge 7" not in json.dumps(records(client))
+
+
+def test_a_gallery_that_keeps_crops_keeps_those_that_are_enrolled(tmp_path, bundle, golden_crops, images):
+    from fastapi.testclient import TestClient
+
+    from deploy import Encoder
+    from deploy.kept import shrunk
+    from deploy.service.app import create_app
+
+    encoder, large = Encoder.load(bundle.folder, threads=1), np.kron(golden_crops[1], np.ones((20, 20, 1), np.uint8))
+    gallery = Gallery.create(tmp_path / "kept", encoder.dim, encoder.feature_space, bundle.folder, keep_crops=True)
+    with TestClient(create_app(gallery, encoder), base_url="http://127.0.0.1:8080") as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+        sent = [("images", ("a", image)) for image in (images[0], encoded(large), images[0])]
+        answer = client.post("/v1/entries", files=sent, data={"camera": "c", "source": ["a", "b", "a"]})
+        assert (answer.status_code, answer.json()["ids"]) == (201, [1, 2, None])
+    with Gallery.open(tmp_path / "kept") as opened:
+        for number, crop in ((1, golden_crops[0]), (2, shrunk(large))):
+            kept = opened.crop(number)
+            assert kept.shape == crop.shape
+            assert np.corrcoef(kept.ravel(), crop.ravel())[0, 1] > 0.5, "it is the picture of another"
 
 
 def test_an_entry_without_a_source_is_named_by_its_request(serve, images):

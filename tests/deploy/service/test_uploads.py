@@ -1,6 +1,8 @@
 """Images that mean harm: nothing is decoded before its header fits, and nothing crashes the service."""
 
 import struct
+import sys
+import tempfile
 import zlib
 
 import cv2
@@ -9,6 +11,7 @@ import pytest
 from asking import ask, code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.formparsers import MultiPartParser
 
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
@@ -77,6 +80,39 @@ def test_bombs_and_damage_over_the_wire(serve, image):
         for what, data in group.items():
             assert code(ask(client, data)) == name, what
     assert ask(client, image).status_code == 200
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """An empty folder for temporary files, and every time that something is opened in it: a nameless file leaves no other trace."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    opened, watching = [], True
+
+    def watch(event, arguments):
+        if watching and event in ("open", "os.mkdir") and isinstance(arguments[0], str) and arguments[0].startswith(str(folder)):
+            opened.append(arguments[0])
+
+    sys.addaudithook(watch)  # for ever
+    yield folder, opened
+    watching = False
+
+
+def test_no_upload_touches_the_disk_however_large(serve, temporary, monkeypatch):
+    folder, opened = temporary
+    large = cv2.imencode(".png", np.random.default_rng(1).integers(0, 256, (900, 600, 3), np.uint8))[1].tobytes()
+    assert len(large) > MultiPartParser.spool_max_size
+    client = serve()
+    opened.clear()  # the engine was profiled at its start
+    assert ask(client, large).status_code == 200
+    assert client.post("/v1/entries", files=[("images", ("a", large)), ("images", ("b", large))], data={"camera": "c"}).status_code == 201
+    assert client.post("/v1/forget", files=[("like", ("a", large)), ("dry_run", (None, "true"))]).status_code == 200
+    assert ask(client, large[:-100_000]).status_code == 422
+    assert (list(folder.iterdir()), opened) == ([], [])
+    monkeypatch.setattr("deploy.service.uploads._InMemory.spool_max_size", MultiPartParser.spool_max_size)
+    ask(client, large)
+    assert opened, "the watch sees a file that is spooled"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
