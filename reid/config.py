@@ -53,7 +53,7 @@ class ModelConfig(Strict):
     embedding: Literal["linear", "none"] = "linear"
     """``none``: the pooled features are the embedding, as wide as the backbone."""
     pooling: Literal["auto", "gem", "average", "token"] = "auto"
-    """``auto``: GeM for a CNN, the class token (else the mean token) for a ViT."""
+    """``auto``: for a map GeM, or the average where values can be negative; for tokens what the family does (class token, or mean and its norm)."""
     channels: Literal["auto", "rgb", "bgr"] = "auto"
     """Channel order the backbone was trained with; ``auto``: RGB for timm, must be declared for ONNX."""
     mean: tuple[float, float, float] | None = None

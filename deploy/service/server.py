@@ -26,7 +26,7 @@ from deploy.service.logs import log_as_json, write_log
 from deploy.service.settings import Settings
 from deploy.service.tokens import Tokens, default_file
 from deploy.store import DATABASE
-from domains.errors import ArtefactError, DeviceError, GalleryError, ReidError, UsageError
+from domains.errors import ArtefactError, DeviceError, GalleryError, UsageError
 
 MAX_CONNECTIONS = 1024
 HEADER_SECONDS = 10.0
@@ -102,10 +102,10 @@ def run_service(path: Path, listening: Listening, settings: Settings, *, bundle:
 
 
 def open_to_serve(path: Path, named: Path | None, provider: str) -> tuple[Gallery, Encoder]:
-    """Open a gallery and load its own bundle; a missing one is made for the bundle that was ``named``.
+    """Open a gallery and load a bundle of its model; a missing one is made for the bundle that was ``named``.
 
-    A unit file or an image names one bundle for ever, a gallery is upgraded: so what was named does not decide where a gallery is. It helps only
-    where the gallery's own bundle can't be used and this one is of the same model.
+    The named bundle is used if it is of the gallery's model: its own, or the same in another precision. A unit file or an image names one bundle
+    for ever, and a gallery is upgraded: a bundle of another model does not keep it from being served with its own.
 
     Raises:
         UsageError: there is no gallery and no bundle was named.
@@ -124,24 +124,23 @@ def open_to_serve(path: Path, named: Path | None, provider: str) -> tuple[Galler
 
 
 def _own_encoder(gallery: Gallery, named: Path | None, provider: str) -> Encoder:
-    """Load the gallery's own bundle, or in its place the one that was named, if that is of the same model."""
+    """Load the bundle that was named, if it is of the gallery's model, or else the gallery's own."""
+    unfit = ""
+    if named is not None:
+        try:
+            return _load_fitting(gallery, named, provider)
+        except (ArtefactError, GalleryError) as error:
+            unfit = str(error)
     try:
         encoder = _load_fitting(gallery, gallery.bundle, provider)
     except (ArtefactError, GalleryError) as error:
-        wrong = f"{gallery.path} can't be served with its own bundle: {error}"
-        advice = "put that bundle back there, name one of the same model with --bundle, or carry the gallery to another with reid gallery upgrade"
-        if named is None:
-            raise GalleryError(f"{wrong}; {advice}") from error
-        try:
-            encoder = _load_fitting(gallery, named, provider)
-        except (ArtefactError, GalleryError) as other:
-            also = "" if str(other) == str(error) else f"; {other}"
-            raise GalleryError(f"{wrong}{also}; {advice}") from error
-        write_log(logging.WARNING, "the gallery's own bundle can't be used; it is served with --bundle", used=named, reason=str(error))
-        return encoder
-    if named is not None and named.absolute() != gallery.bundle:
-        reason = _why_another(gallery, named)
-        write_log(logging.WARNING, "the gallery is served with its own bundle, not with --bundle", used=gallery.bundle, named=named, reason=reason)
+        also = f"; {unfit}" if unfit and unfit != str(error) else ""
+        raise GalleryError(
+            f"{gallery.path} can't be served with its own bundle: {error}{also}; put that bundle back there, name one of the same model with "
+            "--bundle, or carry the gallery to another with reid gallery upgrade"
+        ) from error
+    if unfit:
+        write_log(logging.WARNING, "the gallery is served with its own bundle, not with --bundle", used=gallery.bundle, named=named, reason=unfit)
     return encoder
 
 
@@ -149,14 +148,6 @@ def _load_fitting(gallery: Gallery, bundle: Path, provider: str) -> Encoder:
     if Bundle.load(bundle, verify=False).feature_space != gallery.feature_space:
         raise GalleryError(f"{bundle} is of another model than the gallery")
     return Encoder.load(bundle, provider=provider)
-
-
-def _why_another(gallery: Gallery, named: Path) -> str:
-    try:
-        same = Bundle.load(named, verify=False).feature_space == gallery.feature_space
-    except ReidError as error:
-        return str(error)
-    return "it is of the gallery's model, but the gallery names another folder" if same else "it is of another model than the gallery"
 
 
 def _config(app: object, listening: Listening) -> uvicorn.Config:

@@ -42,7 +42,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Answer queries over HTTP, with a page at / and an API under /v1; a missing gallery is made for --bundle.
 
-    A gallery that is there is served with its own bundle, whatever --bundle says, as long as that one can be used.
+    A gallery that is there is served with --bundle if that is of its model, and else with its own bundle.
 
     Stops at Ctrl-C or SIGTERM, having finished what was begun.
     """

@@ -121,6 +121,24 @@ def test_wrappers_prefixes_are_stripped(source, tmp_path, suffix, prefix):
     assert same(built(weights=file), source.state_dict())
 
 
+@pytest.mark.parametrize("prefix", ["model.", "base.", "backbone.", "module.backbone."])
+def test_the_neck_and_classifier_of_a_re_id_checkpoint_are_left_out(source, tmp_path, prefix):
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    head = {"bottleneck.weight": torch.ones(8), "heads.bnneck.weight": torch.ones(8), "classifier.weight": torch.ones(5, 8)}
+    for more in (head, {f"module.{key}": value for key, value in head.items()} if prefix.startswith("module.") else head):
+        assert same(built(weights=written(state | more, tmp_path / "w.pth")), source.state_dict())
+    with pytest.raises(BackboneError, match="has the unknown neckline"):
+        built(weights=written(state | {prefix + "neckline.weight": torch.ones(8)}, tmp_path / "w.pth"))
+
+
+def test_position_embeddings_without_a_class_token_are_resampled(tmp_path):
+    source = timm.create_model("deit3_small_patch16_224")
+    torch.nn.init.normal_(source.pos_embed)
+    backbone = built("deit3_small_patch16_224", written(source.state_dict(), tmp_path / "w.safetensors"), spec=CropSpec(256, 128))
+    wanted = timm.layers.resample_abs_pos_embed(source.pos_embed, [16, 8], num_prefix_tokens=0)
+    assert torch.equal(backbone.net.model.pos_embed, wanted)
+
+
 @pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {"state_dict": {"model": s}}])
 def test_checkpoints_are_unwrapped(source, tmp_path, wrap):
     assert same(built(weights=written(wrap(dict(source.state_dict())), tmp_path / "w.pth")), source.state_dict())
