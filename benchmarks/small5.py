@@ -47,8 +47,8 @@ LEARNING_PATH = (
     "domains/crops.py", "domains/domain.py", "domains/hypernetwork.py", "domains/scoring.py", "domains/style.py", "domains/synthetic",
     "domains/transferability.py", "prototypes", "reid/adapter.py", "reid/adapting.py", "reid/augment.py", "reid/backbone.py", "reid/ending.py",
     "reid/evaluate.py", "reid/fusion.py", "reid/learner.py", "reid/learning.py", "reid/loader.py", "reid/losses.py", "reid/matrix.py",
-    "reid/model.py", "reid/optim.py", "reid/probe.py", "reid/randomness.py", "reid/recompute.py", "reid/repair.py", "reid/routing.py",
-    "reid/sampler.py", "reid/survey.py", "reid/terms",
+    "reid/model.py", "reid/onnx_backbone.py", "reid/optim.py", "reid/probe.py", "reid/randomness.py", "reid/recompute.py", "reid/repair.py",
+    "reid/routing.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
 )  # fmt: skip
 THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "hyper_routed", "hyper_default", "joint")
 STRONG_START = "model.weights=${LIFELONG_REID_DATA}/../weights/mobilenetv2_100.person.fp16.safetensors"

@@ -5,30 +5,23 @@ A backbone maps normalised images ``[B, 3, H, W]`` to a feature map ``[B, C, h, 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from timm.layers import BlurPool2d, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from domains.crops import CropSpec
-from domains.errors import BackboneError, ConfigError
+from domains.errors import BackboneError
 from reid.config import ModelConfig, nearest
 
 PREFIXES = ("module.", "state_dict.", "model.", "backbone.", "base.", "encoder.")
 HEADS = ("bottleneck.", "heads.", "classifier.", "head.", "fc.")
 """Of checkpoints of re-ID trainers (bag of tricks, FastReID): neck and classifier, which a new domain begins anew."""
-PARITY_BATCHES = (1, 2, 7)
-PARITY_COSINE = 0.9999
-OPSET = 17
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,9 @@ def build_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -
         ConfigError: an ONNX backbone without its declared input rule, or of another crop size.
     """
     if config.backbone.startswith("onnx:"):
-        return _onnx_backbone(Path(config.backbone.removeprefix("onnx:")), config, crop)
+        from reid.onnx_backbone import open_onnx
+
+        return open_onnx(Path(config.backbone.removeprefix("onnx:")), config, crop)
     return _timm_backbone(config, crop, load_weights=load_weights)
 
 
@@ -121,9 +116,9 @@ def _timm_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -
         model = _create(config.backbone, crop, pretrained=fetch)
     except Exception as error:  # families check their sizes by assertions and more
         if not fetch or not isinstance(error, OSError | RuntimeError):
-            raise BackboneError(f"timm can't make {config.backbone} for crops of {crop.height}×{crop.width}: {_first_line(error):.200}") from error
+            raise BackboneError(f"timm can't make {config.backbone} for crops of {crop.height}×{crop.width}: {first_line(error):.200}") from error
         raise BackboneError(
-            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {_first_line(error):.120}); with no network, "
+            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {first_line(error):.120}); with no network, "
             "download them on a connected machine and set model.weights=PATH, or start from random weights with model.weights=none"
         ) from error
     pretrained: Mapping[str, Any] = model.pretrained_cfg
@@ -200,7 +195,7 @@ def _probed(model: Any, name: str, crop: CropSpec) -> Tensor:
         with torch.no_grad():
             features = model.forward_features(torch.zeros(1, 3, crop.height, crop.width))
     except Exception as error:  # families check their sizes by assertions and more
-        raise BackboneError(f"{name} can't take crops of {crop.height}×{crop.width}: {_first_line(error):.200}") from error
+        raise BackboneError(f"{name} can't take crops of {crop.height}×{crop.width}: {first_line(error):.200}") from error
     finally:
         model.train(was_training)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
@@ -248,7 +243,7 @@ def _prefix_tokens(model: Any, tokens: int, name: str, crop: CropSpec) -> int:
     return announced
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Say what an error says, or its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
@@ -301,7 +296,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many kinds; all mean the same to the user
-        raise BackboneError(f"can't read weights {path}: {_first_line(error):.200}") from error
+        raise BackboneError(f"can't read weights {path}: {first_line(error):.200}") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -318,162 +313,3 @@ def _without_prefix(tensors: dict[str, Tensor], known: set[str]) -> dict[str, Te
         if len(known & set(stripped)) > len(known & set(best)):
             best = stripped
     return {key: value for key, value in best.items() if key in known or not key.startswith(HEADS)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------- ONNX
-
-
-def _onnx_backbone(path: Path, config: ModelConfig, crop: CropSpec) -> Backbone:
-    """Open an ONNX image encoder as a trainable module and check that it computes what ONNX Runtime computes."""
-    if config.channels == "auto" or config.mean is None or config.std is None:
-        raise ConfigError(
-            "an onnx: backbone needs its own input declared: model.channels (rgb or bgr), model.mean and model.std in 0..255; "
-            "for a graph fed with raw 0..255 values that is mean [0,0,0] and std [1,1,1]"
-        )
-    graph = _slimmed(path)
-    _check_input(graph, path, crop)
-    module = _as_torch(graph, path)
-    body, head = _split_at_last_map(module, path, crop)
-    backbone = Backbone(body, head=head, width=0, rule=InputRule(config.channels, config.mean, config.std))
-    backbone.width = _check_parity(backbone, graph, path, crop)
-    return backbone
-
-
-def _slimmed(path: Path) -> Any:
-    import onnx
-    import onnxslim
-
-    if not path.is_file():
-        raise BackboneError(f"no ONNX file {path}")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-        onnx.checker.check_model(model)
-        return onnxslim.slim(model)
-    except Exception as error:  # protobuf, checker and slimmer each raise their own
-        raise BackboneError(f"can't open {path.name} as ONNX: {_first_line(error):.200}") from error
-
-
-def _check_input(graph: Any, path: Path, crop: CropSpec) -> None:
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    inputs = [value for value in graph.graph.input if value.name not in weights]
-    if len(inputs) != 1 or len(graph.graph.output) != 1:
-        raise BackboneError(f"{path.name} must have one input and one output, has {len(inputs)} and {len(graph.graph.output)}")
-    shape = [axis.dim_value or None for axis in inputs[0].type.tensor_type.shape.dim]
-    if len(shape) != 4 or shape[1] not in (3, None):
-        raise BackboneError(f"{path.name} must take images [N, 3, H, W], takes {shape}")
-    if shape[0] is not None:
-        raise BackboneError(f"{path.name} takes batches of {shape[0]} only; export it with a dynamic batch")
-    for axis, size, name in ((2, crop.height, "height"), (3, crop.width, "width")):
-        if shape[axis] not in (size, None):
-            raise ConfigError(f"{path.name} takes crops of {shape[2]}×{shape[3]}: set crop.{name}={shape[axis]} (it is {size})")
-
-
-def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
-    import onnx2torch
-
-    try:
-        module: torch.fx.GraphModule = onnx2torch.convert(_lowered(graph))
-    except NotImplementedError as error:
-        found = re.search(r"operation_type='(\w+)'", str(error))
-        raise BackboneError(f"can't train {path.name}: its operator {found[1] if found else str(error)} has no trainable form") from error
-    except Exception as error:  # the converter raises whatever its parts raise
-        raise BackboneError(f"can't train {path.name}: {type(error).__name__}: {_first_line(error):.200}") from error
-    return module
-
-
-def _lowered(graph: Any) -> Any:
-    """Lower a newer graph to opset 17, where reductions carry their axes as the converter reads them; as it is where that can't be done."""
-    from onnx import version_converter
-
-    if all(entry.version <= OPSET for entry in graph.opset_import if entry.domain in ("", "ai.onnx")):
-        return graph
-    try:
-        return version_converter.convert_version(graph, OPSET)
-    except Exception:  # the converter's C++ errors share no class; what the graph then lacks is said by the next step, and parity is checked after it
-        return graph
-
-
-def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec) -> tuple[nn.Module, nn.Module | None]:
-    """Cut the graph behind its last feature map (rank 4 and more than one pixel); None for the head if the graph ends there."""
-    from torch.fx.passes.shape_prop import ShapeProp
-
-    module.eval()
-    try:
-        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # it prints the traceback that it also raises
-            ShapeProp(module).propagate(torch.zeros(2, 3, crop.height, crop.width))
-    except RuntimeError as error:
-        raise BackboneError(f"can't train {path.name}: it takes no batch of 2: {_first_line(error):.160}") from error
-    nodes = list(module.graph.nodes)
-    order = {node: at for at, node in enumerate(nodes)}
-
-    def is_cut(node: Any) -> bool:
-        meta = node.meta.get("tensor_meta")
-        shape: tuple[int, ...] = getattr(meta, "shape", ())
-        if node.op == "placeholder" or len(shape) != 4 or shape[2] * shape[3] <= 1:
-            return False
-        later = order[node]
-        crossing = {source for user in nodes[later + 1 :] for source in user.all_input_nodes if order[source] <= later and source.op != "get_attr"}
-        return crossing == {node}
-
-    cut = next((node for node in reversed(nodes) if is_cut(node)), None)
-    if cut is None:
-        raise BackboneError(f"can't train {path.name}: no feature map [N, C, h, w] that all of its output passes through")
-    body = _subgraph(module, nodes[: order[cut] + 1], cut, {})
-    head = (
-        None if nodes[-1].all_input_nodes == [cut] else _subgraph(module, nodes[order[cut] + 1 : -1], nodes[-1].all_input_nodes[0], {cut: "features"})
-    )
-    return body, head
-
-
-def _subgraph(module: torch.fx.GraphModule, nodes: list[torch.fx.Node], result: torch.fx.Node, inputs: dict[torch.fx.Node, str]) -> nn.Module:
-    """Copy a stretch of a graph; constants that lie before it are fetched when first used."""
-    graph = torch.fx.Graph()
-    copies = {node: graph.placeholder(name) for node, name in inputs.items()}
-
-    def copied(node: torch.fx.Node) -> torch.fx.Node:
-        if node not in copies:
-            copies[node] = graph.node_copy(node, copied)
-        return copies[node]
-
-    for node in nodes:
-        copied(node)
-    graph.output(copied(result))
-    part = torch.fx.GraphModule(module, graph)
-    part.graph.eliminate_dead_code()
-    part.delete_all_unused_submodules()
-    part.recompile()
-    return part
-
-
-def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) -> int:
-    """Compare with ONNX Runtime on drawn people at several batch sizes; returns the output's width."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise BackboneError("an onnx: backbone is checked against ONNX Runtime before use: pip install 'lifelong-reid[cpu]'") from error
-    from domains.synthetic import golden_crops
-
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    crops = golden_crops(max(PARITY_BATCHES), height=crop.height, width=crop.width).astype(np.float32)
-    rule = backbone.rule
-    pixels = ((crops[..., ::-1] if rule.channels == "bgr" else crops) - np.array(rule.mean, np.float32)) / np.array(rule.std, np.float32)
-    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
-    backbone.eval()
-    for batch in PARITY_BATCHES:
-        try:
-            wanted = session.run(None, {session.get_inputs()[0].name: images[:batch]})[0].reshape(batch, -1)
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise BackboneError(f"{path.name} can't take a batch of {batch}: {_first_line(error):.160}; export it with a dynamic batch") from error
-        with torch.no_grad():
-            features = backbone(torch.from_numpy(images[:batch]))
-            backbone.signed = bool((features < 0).any())
-            got = (features if backbone.head is None else backbone.head(features)).flatten(1).numpy()
-        if got.shape != wanted.shape:
-            raise BackboneError(f"{path.name} made trainable gives shape {got.shape} at batch {batch}, ONNX Runtime {wanted.shape}")
-        with np.errstate(invalid="ignore"):
-            cosine = float((np.einsum("nd,nd->n", got, wanted) / (np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1))).min())
-        if not cosine >= PARITY_COSINE:
-            raise BackboneError(
-                f"{path.name} made trainable differs from ONNX Runtime at batch {batch}: cosine {cosine:.5f}, at least {PARITY_COSINE} is needed"
-            )
-    return int(got.shape[1]) if backbone.head is not None else int(features.shape[1])
