@@ -12,24 +12,23 @@ from typing import Any
 import torch
 import yaml
 
-import domains
 from domains.artefact import code_version, fsync_folder, read_manifest, write_atomic
 from domains.domain import Domain
-from domains.errors import ArtefactError, ConfigError, DataError, ReidError, UsageError
+from domains.errors import ArtefactError, ConfigError, UsageError
 from domains.style import StyleStatistics
 from prototypes.memory import Memory
-from prototypes.transport import compose
+from reid import run_scores
 from reid.checkpoint import read_tensors
 from reid.config import Config, Method, build_config, read_method, read_yaml
 from reid.ending import renewed
 from reid.erasure import Erasure, erase, plan_erasure
-from reid.evaluate import Embed, Retrieval, batches, can_be_scored, evaluate, torch_embedder
+from reid.evaluate import Embed, batches, evaluate, torch_embedder
 from reid.folder import GRAPH, RUN, clear_unmade, locked, number
 from reid.fusion import State
 from reid.journal import finish, unfinished
 from reid.learning import begun, learn_step, sweep
 from reid.loader import StoreCache
-from reid.matrix import Cell, ScoreMatrix
+from reid.matrix import ScoreMatrix
 from reid.model import ReidModel, build_model
 from reid.optim import Runtime
 from reid.progress import Progress
@@ -312,108 +311,23 @@ class Run:
 
     def known_domains(self) -> dict[str, Domain]:
         """Learned and otherwise scored domains whose folders can still be opened."""
-        found: dict[str, Domain] = {}
-        entries = {entry["name"]: entry for step in self.steps for entry in step.card["domains"]} | {
-            name: {"name": name, **entry} for name, entry in self.scores.scored.items()
-        }
-        for name, entry in entries.items():
-            try:
-                found[name] = domains.open(Path(entry["path"]), name=name, same_camera=entry["same_camera"])
-            except ReidError:
-                continue  # reported by whoever asks for a score and does not get one
-        return found
+        return run_scores.known_domains(self)
 
     def check_name(self, domain: Domain) -> None:
         """Raise UsageError if the run knows other data under this domain's name: learned, or scored before."""
-        cards = {entry["name"]: entry for step in self.steps for entry in step.card["domains"]}
-        known = [entry for entry in (cards.get(domain.name), self.scores.scored.get(domain.name)) if entry]
-        place, prints = str(domain.root.resolve()), {entry.get("fingerprint") or entry.get("data") for entry in known}
-        if not known or place in {entry["path"] for entry in known} or prints & {None, domain.fingerprint, domain.test_fingerprint}:
-            return
-        raise UsageError(f"{self.folder} knows {domain.name} as other data, from {known[0]['path']}; {place} needs another name: rename its folder")
+        run_scores.check_name(self, domain)
 
     def fill_scores(self, wanted: Iterable[Domain] = (), *, rows: Iterable[int] | None = None, progress: Progress | None = None) -> list[str]:
-        """Score every (row, domain) that the matrix lacks, and save it after each domain.
-
-        A domain whose test crops or camera rule are not those that its scores speak of is scored anew, in every row.
-
-        Args:
-            wanted: further domains to score, beside those that the run knows.
-            rows: which rows; by default all.
-            progress: where to show it.
-
-        Returns:
-            A line for each domain that can't be scored, is scored anew, or has images that can't be read.
-
-        Raises:
-            UsageError: the run knows other data under the name of a wanted domain.
-        """
-        progress, steps, wanted = progress or Progress(), self.steps, list(wanted)
-        for domain in wanted:
-            self.check_name(domain)
-        self.scores.learned = [step.learned for step in steps]
-        everyone = self.known_domains() | {domain.name: domain for domain in wanted}
-        reasons = {name: can_be_scored(domain) for name, domain in everyone.items()}
-        gone = [name for name in [*self.learned, *self.scores.scored] if name not in everyone]
-        notes = [f"{name} is not scored: {why}" for name, why in (reasons | dict.fromkeys(gone, "its folder is gone")).items() if why]
-        able = {name: domain for name, domain in everyone.items() if not reasons[name]}
-        asked = set(range(len(steps)) if rows is None else (row % len(steps) for row in rows))
-        for name, domain in able.items():  # rows inside, so that a domain's crops are decoded once
-            old = self.scores.scored.get(name, {})
-            entry = {"path": str(domain.root.resolve()), "same_camera": domain.same_camera, "data": domain.test_fingerprint}
-            stale = any(key in old and old[key] != entry[key] for key in ("same_camera", "data"))
-            missing = [row for row in range(len(steps)) if stale or (row in asked and (row, name) not in self.scores.cells)]
-            try:
-                cells: dict[tuple[int, str], Cell] = {}
-                left_out: tuple[str, ...] = ()
-                with progress.task(f"scoring {name}", len(missing)) as tick:
-                    for row in missing:
-                        retrieval = Retrieval.of(domain, self._served(row)(domain), self.stores)
-                        cells[row, name], left_out = Cell.of(retrieval.scores()), retrieval.left_out
-                        tick.advance(1)
-            except DataError as error:
-                notes.append(f"{name} is not scored: {error}")
-                continue
-            if stale and missing:
-                notes.append(f"{name} is scored anew in every row: its test crops or its camera rule are others than before")
-            notes += [f"{name}: {line}" for line in left_out]
-            self.scores.cells |= cells
-            self.scores.scored[name] = entry
-            self.scores.write(self.folder)
-        self.scores.write(self.folder)
-        return notes
+        """Score every (row, domain) that the matrix lacks, and save it after each domain; see :func:`reid.run_scores.fill`."""
+        return run_scores.fill(self, list(wanted), rows=rows, progress=progress or Progress())
 
     def evaluate(self, domain: Domain, *, step: int = -1, rerank: bool = False) -> dict[str, float | int]:
         """Score one domain with one step's model, in percent."""
-        return evaluate(domain, self._served(step)(domain), self.stores, rerank=rerank).to_dict()
+        return evaluate(domain, self.served(step)(domain), self.stores, rerank=rerank).to_dict()
 
     def evaluate_without_reindexing(self, wanted: Iterable[Domain] = ()) -> dict[str, dict[str, float | None]]:
-        """Score each learned domain with the last model's queries on a gallery that the step which learned it embedded.
-
-        Args:
-            wanted: domains to use in place of those that the run's cards name.
-
-        Returns:
-            By domain, percent mAP of the gallery ``reindexed`` by the last model, ``carried`` through the sealed transports (None where a step has
-            none), and left ``as_it_was``.
-        """
-        steps, known = self.steps, self.known_domains() | {domain.name: domain for domain in wanted}
-        ask = self._served(-1)
-        found: dict[str, dict[str, float | None]] = {}
-        for step in steps[1:]:
-            for name in step.learned:
-                if name not in known or can_be_scored(known[name]):
-                    continue
-                transports = [later.transport() for later in steps[step.index + 1 :]]
-                domain, whole = known[name], [transport for transport in transports if transport]
-                hold, asked = self._served(step.index)(domain), ask(domain)
-                carried = evaluate(domain, asked, self.stores, gallery_embed=lambda crops, hold=hold, path=whole: compose(path, hold(crops)))  # type: ignore[misc]
-                found[name] = {
-                    "reindexed": evaluate(domain, asked, self.stores).mAP,
-                    "carried": carried.mAP if len(whole) == len(transports) else None,
-                    "as_it_was": evaluate(domain, asked, self.stores, gallery_embed=hold).mAP,
-                }
-        return found
+        """Score the last model's queries on galleries that older models embedded; see :func:`reid.run_scores.without_reindexing`."""
+        return run_scores.without_reindexing(self, wanted)
 
     def route(self, site: Domain | str, step: int = -1) -> ReidModel | None:
         """Build the network that serves a site, where a step's method keeps one per domain; None where all are served by the step's own.
@@ -436,7 +350,7 @@ class Run:
         place = router.place(name, look)
         return None if place is None else router.route(model, place)
 
-    def _served(self, step: int) -> Callable[[Domain], Embed]:
+    def served(self, step: int) -> Callable[[Domain], Embed]:
         """How a step's model embeds a domain's crops."""
         own = self.embedder(step)
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from reid.sealed import Sealed
 
 run_app = typer.Typer(no_args_is_help=True, help="Look after a run.")
-MEASURES = ("plasticity", "forgetting_since_learned", "forgetting_all_rows", "backward_transfer")
 
 
 @run_app.command("show")
@@ -51,6 +50,8 @@ def run_drop_last(run: PathArgument) -> None:
 
 def show_scores(run: Run) -> None:
     """Show every model on every domain, and what that says of the run as a whole."""
+    from reid.report import MEASURES
+
     scores, summary = run.scores, run.scores.summary()
     names = list(scores.scored)
     if not names:
@@ -61,7 +62,7 @@ def show_scores(run: Run) -> None:
         values = [*(scores.value(row["step"], name) for name in names), *(row[group]["mAP"] for group in averages)]
         rows.append([step.folder.name, *map(_number, values)])
     table("each model on each domain (mAP, %)", ["after", *names, *(f"{group.capitalize()}-Avg" for group in averages)], rows)
-    for name in MEASURES:
+    for name, _, _ in MEASURES:
         value, interval = summary[name]["mAP"], summary[name]["interval"]
         if value is not None:
             spread = f"  (95 % of queries resampled: {interval[0]:.1f} to {interval[1]:.1f})" if interval else ""

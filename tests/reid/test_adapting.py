@@ -58,10 +58,10 @@ def test_every_learned_site_has_an_adapter_the_first_too_and_another_is_served_b
     shared = run.model()[0]
     for site in sites[:2]:
         assert not torch.equal(flat(run.route(site)), flat(shared))
-        own = run._served(-1)(site)(crops_of(run, site))
+        own = run.served(-1)(site)(crops_of(run, site))
         assert not np.allclose(own, run.embedder(-1)(crops_of(run, site)), atol=1e-4)
     assert run.route(sites[2]) is None
-    np.testing.assert_array_equal(run._served(-1)(sites[2])(crops_of(run, sites[2])), run.embedder(-1)(crops_of(run, sites[2])))
+    np.testing.assert_array_equal(run.served(-1)(sites[2])(crops_of(run, sites[2])), run.embedder(-1)(crops_of(run, sites[2])))
     with pytest.raises(UsageError, match="no route for elsewhere"):
         run.route("elsewhere")
 
@@ -219,7 +219,7 @@ def test_a_site_is_exported_with_its_adapter_and_another_is_not(sites, tmp_path)
         rows = {site.name: f"| {site.name} |" in section for site in sites}
         assert rows == {site.name: site.name == scored for site in sites}, "the card tells scores of this network alone"
     np.testing.assert_allclose(
-        np.asarray(Encoder.load(tmp_path / "own")(list(crops_of(run, sites[0])))), run._served(-1)(sites[0])(crops_of(run, sites[0])), atol=1e-4
+        np.asarray(Encoder.load(tmp_path / "own")(list(crops_of(run, sites[0])))), run.served(-1)(sites[0])(crops_of(run, sites[0])), atol=1e-4
     )
     with pytest.raises(ExportError, match="leave the site out"):
         export_run(run, tmp_path / "none", site=sites[2])
@@ -249,7 +249,7 @@ def test_a_sites_gallery_is_carried_between_its_own_networks(sites, tmp_path):
     found = Bundle.load(tmp_path / "later").transport()
     assert (found.source, found.target) == (first.feature_space, later.feature_space)
     assert found.source not in {step.feature_space for step in run.steps}
-    held, asked = (np.asarray(run._served(step)(sites[0])(crops_of(run, sites[0]))) for step in (1, 2))
+    held, asked = (np.asarray(run.served(step)(sites[0])(crops_of(run, sites[0]))) for step in (1, 2))
     assert (found(held) * asked).sum(1).mean() > (held * asked).sum(1).mean()
     assert export_run(run, tmp_path / "new", site=sites[1].name).transport() is None, "it had no adapter before"
     with pytest.raises(ExportError, match="had no adapter of its own at step 1"):

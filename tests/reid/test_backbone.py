@@ -5,6 +5,7 @@ import os
 import pytest
 import timm
 import torch
+from backbones import SPEC, built, one_line
 from safetensors.torch import save_file
 from torch import nn
 
@@ -12,18 +13,6 @@ from domains.crops import CropSpec
 from domains.errors import BackboneError
 from reid.backbone import build_backbone, load_weights_file
 from reid.config import ModelConfig
-
-SPEC = CropSpec(64, 32)
-
-
-def built(name="test_resnet", weights="none", spec=SPEC, **settings):
-    return build_backbone(ModelConfig(backbone=name, weights=str(weights), **settings), spec, load_weights=True)
-
-
-def one_line(error):
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 500
-
 
 # ---------------------------------------------------------------------------------------------------------------------------------- timm
 

@@ -1,13 +1,11 @@
 """``reid gallery``: what can be chosen, shown and undone from the command line."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from deploy import Gallery
-from reid.cli import main
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
 DIM = 8
@@ -19,18 +17,6 @@ def gallery(tmp_path):
         vectors = np.eye(DIM, dtype=np.float32)
         made.add(vectors, ["a", "b"] * 4, [f"/crops/{number}.png" for number in range(DIM)], label=["ann", "ben", None, None] * 2)
     return tmp_path / "gallery"
-
-
-@pytest.fixture
-def reid(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["reid", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return ended.value.code, shown.out, shown.err
-
-    return run
 
 
 def ids(folder):

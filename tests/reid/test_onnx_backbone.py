@@ -3,25 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from backbones import one_line
 from torch import nn
 
 from domains.crops import CropSpec
 from domains.errors import BackboneError, ConfigError
-from reid.backbone import build_backbone
 from reid.config import ModelConfig
 from reid.model import build_model
-
-SPEC = CropSpec(64, 32)
-
-
-def built(name="test_resnet", weights="none", spec=SPEC, **settings):
-    return build_backbone(ModelConfig(backbone=name, weights=str(weights), **settings), spec, load_weights=True)
-
-
-def one_line(error):
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 500
-
 
 SMALL = CropSpec(32, 16)
 DECLARED = {"channels": "bgr", "mean": (100.0, 110.0, 120.0), "std": (50.0, 60.0, 70.0)}

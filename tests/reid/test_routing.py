@@ -64,7 +64,7 @@ def test_the_first_site_is_served_by_the_weights_it_was_learned_with(run):
 
 def test_each_site_is_scored_through_its_own_route(run):
     crops = run.stores.get(run.sites[1], run.sites[1].query).crops
-    own, shared = run._served(3)(run.sites[1])(crops), run.embedder(3)(crops)
+    own, shared = run.served(3)(run.sites[1])(crops), run.embedder(3)(crops)
     assert not np.allclose(own, shared, atol=1e-4)
     model = run.route(run.sites[1])
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_a_route_is_exported_as_any_model_is(run, tmp_path):
     export_run(run, tmp_path / "shared")
     routed, shared = (Encoder.load(tmp_path / name) for name in ("bundle", "shared"))
     assert routed.feature_space != shared.feature_space, "embeddings of two routes can not end up in one gallery"
-    np.testing.assert_allclose(np.asarray(routed(list(crops))), run._served(-1)(run.sites[1])(crops), atol=1e-4)
+    np.testing.assert_allclose(np.asarray(routed(list(crops))), run.served(-1)(run.sites[1])(crops), atol=1e-4)
     with pytest.raises(UsageError, match="no route for elsewhere"):
         run.route("elsewhere")
     run.learn(run.sites[3], method="fine_tune", config=build_config(SETTINGS))

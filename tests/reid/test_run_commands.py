@@ -1,24 +1,9 @@
 """``reid run``: what a run has learned is shown without learning, scoring or changing anything."""
 
 import json
-import sys
 
 import pytest
 from running import Stop, StopAt
-
-from reid.cli import main
-
-
-@pytest.fixture
-def reid(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["reid", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return ended.value.code, shown.out, shown.err
-
-    return call
 
 
 def cells(out):
