@@ -6,7 +6,7 @@
     python -m benchmarks.small5 parts                                      # default without each of its parts in turn, on small-5-dev, two seeds
     python -m benchmarks.small5 guides                                     # hyper_default with a guide, three seeds; without one: test
     python -m benchmarks.small5 recheck [--methods A,B]                    # after a change that should move no figure of these: prove it on one run
-    python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md
+    python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md and README.md
 
 A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not run again, and a run
 that was cut short goes on where it was.
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.small5_tables import METHODS, whole, write
+from benchmarks.small5_tables import DOCUMENT, METHODS, README, summary, whole, write
 from domains.artefact import content_id, write_json
 from domains.domain import Domain
 from reid.config import Config, Method, build_config, read_method, read_stream
@@ -266,7 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
             study(options.what, method, seed, order, CHOSEN_ON_DEV.get(method, []), results)
     tables = f"Code `{code_hash()}`; {whole(frozen(results))}"
     if options.what == "document":
-        write(tables)
+        write(DOCUMENT, tables)
+        write(README, summary(frozen(results)))
     else:
         print(tables)
 

@@ -1,4 +1,4 @@
-"""The small-5 study's results as Markdown, and into ``docs/methods.md``."""
+"""The small-5 study's results as Markdown: all of them in ``docs/methods.md``, a summary in ``README.md``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 METHODS = ("fine_tune", "fusion", "lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp", "dkp++", "default")
 METHODS += ("hyper_merged", "hyper_averaged", "hyper_routed", "hyper_default", "joint")
 """The rows of every table, in this order."""
-DOCUMENT = Path(__file__).parent.parent / "docs" / "methods.md"
+ROOT = Path(__file__).parent.parent
+DOCUMENT, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
 MARKS = ("<!-- tables: written by reid bench methods -->", "<!-- tables: end -->")
+STARTS = (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)"))
 
 Result = dict[str, Any]
 
@@ -35,6 +37,24 @@ def table(results: list[Result], kind: str = "test") -> str:
             ]
             rows.append(f"| {method} | {order} | {len(group)} | " + " | ".join(_spread(values) for values in cells) + " |")
     return "\n".join(rows)
+
+
+def summary(results: list[Result]) -> str:
+    """Markdown: order 1 from both starts, in the columns that tell most."""
+    columns = ("method", "seeds", "Seen mAP", "Seen R1", "Unseen mAP", "Unseen R1", "when just learned", "forgotten since")
+    parts = []
+    for kind, title in STARTS:
+        rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for method in METHODS:
+            group = [result for result in results if (result["kind"], result["method"], result["order"]) == (kind, method, 1)]
+            if group:
+                lasts = [result["summary"]["rows"][-1] for result in group]
+                cells = [[last[which][measure] for last in lasts] for which in ("seen", "unseen") for measure in ("mAP", "rank1")]
+                cells += [[result["summary"][name]["mAP"] for result in group] for name in ("plasticity", "forgetting_since_learned")]
+                rows.append(f"| `{method}` | {len(group)} | {' | '.join(_spread(values) for values in cells)} |")
+        if len(rows) > 2:
+            parts += [f"{title}:", "\n".join(rows)]
+    return "\n\n".join(parts)
 
 
 def costs(results: list[Result], kind: str = "test") -> str:
@@ -88,7 +108,7 @@ def matrix(result: Result) -> str:
 def whole(results: list[Result]) -> str:
     """Markdown: every table that these results can fill."""
     parts = ["mAP and rank-1 in percent; ± is the standard deviation over seeds."]
-    for kind, title in (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)")):
+    for kind, title in STARTS:
         if any(result["kind"] == kind for result in results):
             parts += [
                 f"### {title}",
@@ -108,11 +128,15 @@ def whole(results: list[Result]) -> str:
     return "\n\n".join(parts)
 
 
-def write(text: str) -> None:
-    """Put tables into ``docs/methods.md``, between its marks."""
-    page = DOCUMENT.read_text("utf-8")
-    before, rest = page.split(MARKS[0])
-    DOCUMENT.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", "utf-8")
+def write(page: Path, text: str) -> None:
+    """Put tables into a page, between its marks."""
+    before, rest = page.read_text("utf-8").split(MARKS[0])
+    page.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", "utf-8")
+
+
+def written(page: Path) -> str:
+    """Return what stands between a page's marks."""
+    return page.read_text("utf-8").split(MARKS[0])[1].split(MARKS[1])[0].strip()
 
 
 def _spread(values: list[float | None]) -> str:

@@ -1,6 +1,7 @@
 """The study's tables, from the results that are committed."""
 
 import json
+import re
 
 from benchmarks import small5_tables
 from benchmarks.small5 import RESULTS
@@ -25,10 +26,18 @@ def test_a_mean_is_given_with_the_deviation_over_seeds():
     assert "| 32.0 ± 2.0 |" in small5_tables.table(more)
 
 
-def test_tables_go_between_their_marks_and_nothing_else_is_touched(tmp_path, monkeypatch):
+def test_tables_go_between_their_marks_and_nothing_else_is_touched(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{small5_tables.MARKS[0]}\nold\n{small5_tables.MARKS[1]}\nafter\n")
-    monkeypatch.setattr(small5_tables, "DOCUMENT", page)
     for text in ("new", "newer"):
-        small5_tables.write(text)
+        small5_tables.write(page, text)
     assert page.read_text() == f"before\n{small5_tables.MARKS[0]}\n\nnewer\n\n{small5_tables.MARKS[1]}\nafter\n"
+    assert small5_tables.written(page) == "newer"
+
+
+def test_the_pages_show_what_the_results_say():
+    shown = small5_tables.written(small5_tables.DOCUMENT)
+    code = re.match("Code `([0-9a-f]{16})`; ", shown)[1]
+    found = [result for result in committed() if result["code"] == code]
+    assert shown.removeprefix(f"Code `{code}`; ") == small5_tables.whole(found)
+    assert small5_tables.written(small5_tables.README) == small5_tables.summary(found)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @bench_app.command("methods")
 def methods(tables_only: Annotated[bool, typer.Option("--tables", help="Run nothing; write the tables of what is there.")] = False) -> None:
-    """Run every method on the small-5 protocol, each run once, and write the tables into docs/methods.md; goes on where it stopped."""
+    """Run every method on the small-5 protocol, each run once, and write the tables into docs/methods.md and README.md; goes on where it stopped."""
     study = _benchmark("small5")
     if not tables_only:
         study.main(["test"])
