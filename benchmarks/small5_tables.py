@@ -122,9 +122,11 @@ def whole(results: list[Result]) -> str:
         tested = [result for result in results if (result["kind"], result["method"], result["order"]) == ("test", "hyper_default", 1)]
         guided = [{**result, "kind": "guides"} for result in tested] + [result for result in results if result["kind"] == "guides"]
         parts += ["### What guides the hypernetwork (test splits, order 1)", paired_table(guided, "guides", "hyper_default")]
-    for result in results:
-        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0) and result["method"] in METHODS:
-            parts += [f"`{result['method']}`, order 1, seed 0 (mAP / rank-1):", matrix(result)]
+    shown = [result for result in results if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0) and result["method"] in METHODS]
+    parts += ["<details><summary>The whole matrix of every method (order 1, seed 0; mAP / rank-1)</summary>"] if shown else []
+    for result in shown:
+        parts += [f"`{result['method']}`:", matrix(result)]
+    parts += ["</details>"] if shown else []
     return "\n\n".join(parts)
 
 
