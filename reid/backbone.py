@@ -40,6 +40,7 @@ class Backbone(nn.Module):
         net: maps ``[B, 3, H, W]`` to ``[B, C, h, w]`` or ``[B, N, C]``.
         head: what an ONNX graph itself does between its last map and its embedding, else None.
         width: C, or the width of the head's output.
+        channels: C of maps and tokens, where it is not the width.
         norm: what a family of ViTs puts behind its pooling (timm's ``fc_norm``: BEiT, EVA-02) in place of a norm of every token, else None.
         prefix_tokens: how many of a ViT's tokens are not part of the grid; -1 for a CNN.
         signed: whether a map's values can be negative; generalised means suit only those that can't.
@@ -52,6 +53,7 @@ class Backbone(nn.Module):
         *,
         width: int,
         rule: InputRule,
+        channels: int | None = None,
         prefix_tokens: int = -1,
         head: nn.Module | None = None,
         norm: nn.Module | None = None,
@@ -62,6 +64,7 @@ class Backbone(nn.Module):
         self.head = head
         self.norm = norm
         self.width = width
+        self.channels = channels or width
         self.prefix_tokens = prefix_tokens
         self.signed = signed
         self.rule = rule

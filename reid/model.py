@@ -161,7 +161,7 @@ class ReidModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                self.distribution = DistributionHead(self.backbone.width, self.dim, kind, self.backbone.prefix_tokens)
+                self.distribution = DistributionHead(self.backbone.channels, self.dim, kind, self.backbone.prefix_tokens)
             except ValueError as error:
                 raise BackboneError(str(error)) from error
 

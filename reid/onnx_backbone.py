@@ -39,7 +39,7 @@ def open_onnx(path: Path, config: ModelConfig, crop: CropSpec) -> Backbone:
     module = _as_torch(graph, path)
     body, head = _split_at_last_map(module, path, crop)
     backbone = Backbone(body, head=head, width=0, rule=InputRule(config.channels, config.mean, config.std))
-    backbone.width = _check_parity(backbone, graph, path, crop)
+    backbone.channels, backbone.width = _check_parity(backbone, graph, path, crop)
     return backbone
 
 
@@ -149,8 +149,8 @@ def _subgraph(module: torch.fx.GraphModule, nodes: list[torch.fx.Node], result: 
     return part
 
 
-def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) -> int:
-    """Compare with ONNX Runtime on drawn people at several batch sizes; returns the output's width."""
+def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) -> tuple[int, int]:
+    """Compare with ONNX Runtime on drawn people at several batch sizes; returns the channels of the map, and the output's width."""
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -180,4 +180,5 @@ def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) ->
             raise BackboneError(
                 f"{path.name} made trainable differs from ONNX Runtime at batch {batch}: cosine {cosine:.5f}, at least {PARITY_COSINE} is needed"
             )
-    return int(got.shape[1]) if backbone.head is not None else int(features.shape[1])
+    channels = int(features.shape[1])
+    return channels, channels if backbone.head is None else int(got.shape[1])

@@ -90,6 +90,14 @@ def test_another_width_puts_an_embedding_behind_the_graph(tmp_path):
     assert model.embed(torch.from_numpy(crops(2))).shape == (2, 16)
 
 
+@pytest.mark.parametrize(("kind", "spec"), [("pooled", SMALL), ("convolution", CropSpec(48, 32))])
+def test_the_distribution_head_looks_at_the_map_and_not_at_what_the_graph_makes_of_it(tmp_path, kind, spec):
+    model = opened(exported(Encoder(), tmp_path / "net.onnx", size=(spec.height, spec.width)), spec)
+    model.add_distribution(kind)
+    assert (model.backbone.channels, model.backbone.width) == (12, 24)
+    assert model.spread(model(torch.from_numpy(crops(2, spec))).features).shape == (2, 24)
+
+
 def test_a_graph_that_ends_in_its_map_is_pooled(tmp_path):
     net = Encoder()
     net.head = None
