@@ -5,6 +5,7 @@
     python -m benchmarks.small5 strong                                     # the same from a person-trained start
     python -m benchmarks.small5 parts                                      # default without each of its parts in turn, on small-5-dev, two seeds
     python -m benchmarks.small5 guides                                     # hyper_default with a guide, three seeds; without one: test
+    python -m benchmarks.small5 heads                                      # dkp with either distribution head, on small-5-dev, three seeds
     python -m benchmarks.small5 recheck [--methods A,B]                    # after a change that should move no figure of these: prove it on one run
     python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md and README.md
 
@@ -51,7 +52,16 @@ LEARNING_PATH = (
     "reid/routing.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
 )  # fmt: skip
 THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "hyper_routed", "hyper_default", "joint")
-STRONG_START = "model.weights=${LIFELONG_REID_DATA}/../weights/mobilenetv2_100.person.fp16.safetensors"
+STARTS = {
+    "strong": ["model.weights=${WEIGHTS}/mobilenetv2_100.person.fp16.safetensors"],
+    "heads": [
+        "model.backbone=onnx:${WEIGHTS}/osnet_x0_25_msmt17.onnx", "model.weights=none", "model.channels=rgb", "model.mean=[123.675, 116.28, 103.53]",
+        "model.std=[58.395, 57.12, 57.375]", "crop.height=256", "crop.width=128",
+    ],
+}  # fmt: skip
+"""Settings of studies that begin elsewhere; the published distribution head needs maps of 8×8 and more, and OSNet's are 16×8."""
+ON_DEV = ("dev", "parts", "heads")
+HEADED = ("distribution_cross_entropy", "distribution_triplet", "joint_triplet", "prototypes")
 STRONG_SEEDS = {"fine_tune": (0,), "fusion": (0,), "dkp++": (0, 1, 2), "default": (0, 1, 2)}
 RECHECKED = ("default", "fusion")
 THREADS = 1
@@ -79,6 +89,12 @@ def code_hash() -> str:
                     node.body = [item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
             trees.append(f"{file.relative_to(root)} {ast.dump(tree)}")
     return content_id(trees)[:16]
+
+
+def start_of(kind: str) -> list[str]:
+    """Return the settings of a study that does not begin from the stream's own weights."""
+    weights = Path(os.environ["LIFELONG_REID_DATA"]).parent / "weights"
+    return [setting.replace("${WEIGHTS}", str(weights)) for setting in STARTS.get(kind, ())]
 
 
 def dev_domain(domain: Domain) -> Domain:
@@ -121,6 +137,15 @@ def with_guides(method: Method) -> dict[str, Method]:
     return found
 
 
+def with_heads(method: Method) -> dict[str, Method]:
+    """A method of distributions with the published head, and with the small one."""
+    found = {}
+    for head in ("convolution", "pooled"):
+        terms = tuple({name: {**given, "head": head} if name in HEADED else given for name, given in entry.items()} for entry in method.terms)
+        found[f"{method.name}, head {head}"] = method.model_copy(update={"terms": terms})
+    return found
+
+
 def study(
     kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], *, chosen: Method | None = None, keep: bool = True,
     threads: int = THREADS,
@@ -128,7 +153,7 @@ def study(
     """Run one stream unless its result is there; keep the whole matrix, its summary and the costs.
 
     Args:
-        kind: ``test``, ``strong``, ``guides``, ``dev`` or ``parts``; the last two see small-5-dev alone.
+        kind: ``test``, ``strong``, ``guides``, or one of ``ON_DEV``, which see small-5-dev alone.
         method: name under which it is listed.
         seed: of the run.
         order: 1 or 2.
@@ -141,15 +166,16 @@ def study(
     torch.set_num_threads(threads)
     stream = read_stream("small5")
     learned, unseen = open_stream(stream)
-    if kind in ("dev", "parts"):
+    if kind in ON_DEV:
         learned, unseen = [dev_domain(domain) for domain in learned], []
     if order == 2:
         learned = learned[::-1]
-    started = [STRONG_START.replace("${LIFELONG_REID_DATA}", os.environ["LIFELONG_REID_DATA"])] if kind == "strong" else []
     chosen = chosen or read_method(method)
-    config = build_config(stream.config, {"seed": seed, "method": chosen.name}, overrides=[*started, *sets])
+    config = build_config(stream.config, {"seed": seed, "method": chosen.name}, overrides=[*start_of(kind), *sets])
     data = content_id([domain.fingerprint for domain in [*learned, *unseen]])[:16]
     settings = {key: value for key, value in config.learning().items() if key != "model.weights"} | {"weights": Path(config.model.weights).name}
+    if config.model.backbone.startswith("onnx:"):
+        settings["model.backbone"] = f"onnx:{Path(config.model.backbone).name}"
     key = result_key(kind, order, settings, chosen.model_dump(mode="json"), data)
     if key in results:
         return
@@ -234,7 +260,7 @@ def frozen(results: dict[str, Any]) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("dev", "test", "strong", "parts", "guides", "recheck", "table", "document"))
+    parser.add_argument("what", choices=("dev", "test", "strong", "parts", "guides", "heads", "recheck", "table", "document"))
     parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=METHODS, help="A,B for test, strong, recheck; all")
     parser.add_argument("--seed", type=int, default=0)
@@ -255,6 +281,10 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in (0, 1, 2):
             for name, chosen in with_guides(read_method("hyper_default")).items():
                 study("guides", name, seed, 1, [], results, chosen=chosen)
+    elif options.what == "heads":
+        for seed in (0, 1, 2):
+            for name, chosen in with_heads(read_method("dkp")).items():
+                study("heads", name, seed, 1, [], results, chosen=chosen)
     elif options.what == "recheck":
         recheck(results, options.methods)
     elif options.what in ("test", "strong"):

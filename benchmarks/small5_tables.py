@@ -122,6 +122,9 @@ def whole(results: list[Result]) -> str:
         tested = [result for result in results if (result["kind"], result["method"], result["order"]) == ("test", "hyper_default", 1)]
         guided = [{**result, "kind": "guides"} for result in tested] + [result for result in results if result["kind"] == "guides"]
         parts += ["### What guides the hypernetwork (test splits, order 1)", paired_table(guided, "guides", "hyper_default")]
+    if any(result["kind"] == "heads" for result in results):
+        parts += ["### Which head models the distribution (small-5-dev, order 1, from an OSNet x0.25 of MSMT17)"]
+        parts += [paired_table(results, "heads", "dkp, head convolution")]
     shown = [result for result in results if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0) and result["method"] in METHODS]
     parts += ["<details><summary>The whole matrix of every method (order 1, seed 0; mAP / rank-1)</summary>"] if shown else []
     for result in shown:

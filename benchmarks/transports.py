@@ -12,7 +12,6 @@ as embeddings; ``residual`` is a small network, x + f(x); ``rank`` keeps the lar
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.results_file import record
-from benchmarks.small5 import STRONG_START, dev_domain
+from benchmarks.small5 import dev_domain, start_of
 from domains.domain import Domain
 from domains.scoring import Labels, score_domain
 from prototypes.transport import fit_transport
@@ -198,7 +197,7 @@ def main() -> None:
     if options.run:
         run = Run.open(options.run)
     else:
-        started = [STRONG_START.replace("${LIFELONG_REID_DATA}", os.environ["LIFELONG_REID_DATA"])] if options.strong else []
+        started = start_of("strong") if options.strong else []
         config = build_config(stream.config, {"seed": options.seed, "method": options.method}, overrides=started)
         folder = Path(tempfile.gettempdir()) / f"lifelong-reid-transports-{options.method}-{options.seed}-{options.order}{'-strong' * options.strong}"
         run, config = Run.open_or_create(folder, [config.model_dump(mode="json")])

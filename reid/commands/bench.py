@@ -21,10 +21,8 @@ def methods(tables_only: Annotated[bool, typer.Option("--tables", help="Run noth
     """Run every method on the small-5 protocol, each run once, and write the tables into docs/methods.md and README.md; goes on where it stopped."""
     study = _benchmark("small5")
     if not tables_only:
-        study.main(["test"])
-        study.main(["strong"])
-        study.main(["parts"])
-        study.main(["guides"])
+        for kind in ("test", "strong", "parts", "guides", "heads"):
+            study.main([kind])
     study.main(["document"])
 
 
