@@ -5,11 +5,14 @@ The only module of this room that needs torch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import logging
+import os
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import reduce
 from importlib.metadata import version
@@ -213,7 +216,7 @@ def export_graph(model: ReidModel, sample: NDArray[np.uint8]) -> bytes:
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silent_stdout():
             warnings.simplefilter("ignore")
             # Traced first: modules made from ONNX have an export path of their own that current torch no longer serves, and tracing goes past it.
             with torch.no_grad():
@@ -231,6 +234,20 @@ def export_graph(model: ReidModel, sample: NDArray[np.uint8]) -> bytes:
     onnx.checker.check_model(graph, full_check=True)
     data: bytes = graph.SerializeToString()
     return data
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Throw away what C++ writes to stdout: the exporter prints the whole graph there when it lacks an operator, and stdout is for results."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8], least: float = PARITY_COSINE) -> dict[int, float]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domains.errors import TrainingError
 from reid import losses
 from reid.terms.term import Batch, Step, Term, View
 
@@ -21,11 +22,19 @@ def start_at_centres(step: Step) -> None:
     A row that is drawn at random has to be found before it can teach the network anything, and with hundreds of identities and a hundred iterations
     each is seen a few times only; meanwhile the gradient pulls embeddings towards places that mean nothing. A step without a survey of its crops has
     no centres, and its rows stay as they are.
+
+    Raises:
+        TrainingError: embeddings are not finite, as some deep networks' are with random weights before BatchNorm has seen a batch.
     """
     if step.survey is None:
         return
     sums = torch.zeros(step.model.classes - step.old_classes, step.model.dim)
     sums.index_add_(0, torch.from_numpy(step.survey.labels), torch.from_numpy(step.survey.embeddings(step.model)))
+    if not torch.isfinite(sums).all():
+        raise TrainingError(
+            f"step {step.index} ({step.domain.name}): the network's embeddings are not finite before any training, so identities have no centres to "
+            "begin at; begin from trained weights (model.weights), or with a method whose classifier rows begin at random, as fine_tune"
+        )
     with torch.no_grad():
         step.model.classifier.weight[step.old_classes :] = F.normalize(sums, dim=1).to(step.runtime.device)
 

@@ -53,6 +53,14 @@ def test_graph_and_model_agree_and_the_model_is_left_as_it_was(backbone, trainin
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_an_operator_that_onnx_lacks_is_one_line_and_nothing_on_stdout(capfd):
+    model = build_model(ModelConfig(backbone="test_vit4", weights="none", dim=48), CropSpec(64, 32))
+    with pytest.raises(ExportError, match=r"torch can't export this model to ONNX: .*aten::rms_norm") as error:
+        export_graph(model, golden_crops(2, height=64, width=32))
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().out == ""
+
+
 def test_a_bundle_embeds_what_the_run_embeds(run, tmp_path):
     bundle = export_run(run, tmp_path / "bundle")
     assert bundle.manifest["feature_space"] == run.steps[-1].card["feature_space"]

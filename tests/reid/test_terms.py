@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from domains.errors import ConfigError
+from domains.errors import ConfigError, TrainingError
 from prototypes.distribution import draw as draw_prototypes
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
@@ -120,6 +120,16 @@ def test_new_rows_begin_at_their_centres_and_old_rows_stay(name, batch):
         assert torch.allclose(model.classifier.weight[OLD + row], mean / mean.norm(), atol=1e-6)
     with pytest.raises(ConfigError, match="start must be"):
         build_terms(({name: {"start": "middle"}},))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "distribution_cross_entropy"])
+def test_a_start_that_says_nothing_finite_has_no_centres(name, batch):
+    before = batch.step.model.classifier.weight.detach().clone()
+    vectors = np.full((NEW, DIM), np.nan, np.float32)
+    batch.step.survey = SimpleNamespace(labels=np.arange(NEW), embeddings=lambda asked: vectors)
+    with pytest.raises(TrainingError, match=r"not finite before any training.*begin from trained weights"):
+        build_terms(({name: {"start": "centre"}},))[name].begin(batch.step)
+    assert torch.equal(batch.step.model.classifier.weight, before)
 
 
 def test_fixed_statistics_hold_the_backbone_from_the_second_domain_on(batch):
