@@ -19,6 +19,8 @@ from domains.crops import CropSpec
 from domains.errors import BackboneError
 from reid.config import ModelConfig, nearest
 
+VECTOR = 16
+"""Floats in the longest vector of a CPU."""
 PREFIXES = ("module.", "state_dict.", "model.", "backbone.", "base.", "encoder.")
 HEADS = ("bottleneck.", "heads.", "classifier.", "head.", "fc.")
 """Of checkpoints of re-ID trainers (bag of tricks, FastReID): neck and classifier, which a new domain begins anew."""
@@ -45,6 +47,7 @@ class Backbone(nn.Module):
         prefix_tokens: how many of a ViT's tokens are not part of the grid; -1 for a CNN.
         signed: whether a map's values can be negative; generalised means suit only those that can't.
         rule: the input that the weights expect.
+        planar: whether it trains in planar order (NCHW) on a CPU, where channels last is faster but not safe.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Backbone(nn.Module):
         self.prefix_tokens = prefix_tokens
         self.signed = signed
         self.rule = rule
+        self.planar = any(_overruns(module) for module in net.modules())
 
     @property
     def has_tokens(self) -> bool:
@@ -76,8 +80,19 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` → the map or the tokens."""
-        features: Tensor = self.net(images)
+        features: Tensor = self.net(images.contiguous() if self.planar and images.device.type == "cpu" else images)
         return features
+
+
+def _overruns(module: nn.Module) -> bool:
+    """Whether oneDNN's weight gradient of this convolution writes past its workspace in channels-last order (oneDNN #6035, seen with torch 2.14).
+
+    Strided 1×1 convolutions of fewer channels than a vector is long: the stems of FastViT, MobileOne and RepVGG. Processes crashed, or went on
+    with wrong gradients.
+    """
+    if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
+        return False
+    return module.stride != (1, 1) and module.in_channels // module.groups < VECTOR
 
 
 def build_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Backbone:

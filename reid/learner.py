@@ -88,7 +88,8 @@ class Learner:
         extra = [parameter for term in self.terms.values() for parameter in term.parameters()]
         self.optimiser = build_optimiser(step.model, train, extra)
         self.clipped = [*step.model.parameters(), *extra]
-        step.model.to(memory_format=torch.channels_last)
+        if not (step.model.backbone.planar and step.runtime.device.type == "cpu"):
+            step.model.to(memory_format=torch.channels_last)
         start, seconds, waiting = self._resume()
         if train.recompute and (train.compile or step.model.changes is not None):
             other = "train.compile" if train.compile else "a term that changes the weights of each forward pass (hypernetwork)"

@@ -1,5 +1,8 @@
 """Families of timm: the last stride of ResNets of every build, and the pooling that a family's features ask for."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -140,3 +143,36 @@ def test_a_family_that_cannot_be_pooled_is_one_line(name, said):
     with pytest.raises(BackboneError, match=said) as caught:
         build_backbone(settings(name), SPEC, load_weights=True)
     one_line(caught)
+
+
+# --------------------------------------------------------------------------------------------------------------------------- memory order
+
+TRAINS = """
+import sys, torch, timm
+from pathlib import Path
+import domains
+from reid.config import build_config
+from reid.run import Run
+torch.set_num_threads(1)
+train = {"iterations": 6, "identities": 4, "instances": 2}
+sets = {"model": {"backbone": sys.argv[1], "weights": "none"}, "crop": {"height": 128, "width": 64}, "train": train}
+run = Run.create(Path(sys.argv[3]), build_config(sets))
+run.learn(domains.open(sys.argv[2]), method="fine_tune")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "planar"), [("repvgg_a0", True), ("fastvit_t8", True), ("mobileone_s0", True), ("resnet18", False), ("mobilenetv2_100", False)]
+)
+def test_strided_pointwise_convolutions_of_few_channels_keep_to_planar_order(name, planar):
+    assert build_backbone(settings(name), SPEC, load_weights=True).planar is planar
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fastvit_t8", "repvgg_a0"])
+def test_training_leaves_the_heap_as_it_was(name, tiny_domain, tmp_path):
+    site = tiny_domain(tmp_path / "site")
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINS, name, str(site.root), str(tmp_path / "run")], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
