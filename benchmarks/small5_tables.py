@@ -12,7 +12,7 @@ METHODS += ("hyper_merged", "hyper_averaged", "hyper_routed", "hyper_default", "
 ROOT = Path(__file__).parent.parent
 DOCUMENT, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
 MARKS = ("<!-- tables: written by reid bench methods -->", "<!-- tables: end -->")
-STARTS = (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)"))
+TITLES = (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)"))
 
 Result = dict[str, Any]
 
@@ -28,13 +28,7 @@ def table(results: list[Result], kind: str = "test") -> str:
             group = [result for result in found if result["method"] == method and result["order"] == order]
             if not group:
                 continue
-            lasts = [result["summary"]["rows"][-1] for result in group]
-            cells = [[last["seen"]["mAP"] for last in lasts], [last["seen"]["rank1"] for last in lasts]]
-            cells += [[last["unseen"]["mAP"] for last in lasts], [last["unseen"]["rank1"] for last in lasts]]
-            cells += [
-                [result["summary"][name]["mAP"] for result in group]
-                for name in ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer")
-            ]
+            cells = _cells(group, ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer"))
             rows.append(f"| {method} | {order} | {len(group)} | " + " | ".join(_spread(values) for values in cells) + " |")
     return "\n".join(rows)
 
@@ -43,14 +37,12 @@ def summary(results: list[Result]) -> str:
     """Markdown: order 1 from both starts, in the columns that tell most."""
     columns = ("method", "seeds", "Seen mAP", "Seen R1", "Unseen mAP", "Unseen R1", "when just learned", "forgotten since")
     parts = []
-    for kind, title in STARTS:
+    for kind, title in TITLES:
         rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for method in METHODS:
             group = [result for result in results if (result["kind"], result["method"], result["order"]) == (kind, method, 1)]
             if group:
-                lasts = [result["summary"]["rows"][-1] for result in group]
-                cells = [[last[which][measure] for last in lasts] for which in ("seen", "unseen") for measure in ("mAP", "rank1")]
-                cells += [[result["summary"][name]["mAP"] for result in group] for name in ("plasticity", "forgetting_since_learned")]
+                cells = _cells(group, ("plasticity", "forgetting_since_learned"))
                 rows.append(f"| `{method}` | {len(group)} | {' | '.join(_spread(values) for values in cells)} |")
         if len(rows) > 2:
             parts += [f"{title}:", "\n".join(rows)]
@@ -108,7 +100,7 @@ def matrix(result: Result) -> str:
 def whole(results: list[Result]) -> str:
     """Markdown: every table that these results can fill."""
     parts = ["mAP and rank-1 in percent; ± is the standard deviation over seeds."]
-    for kind, title in STARTS:
+    for kind, title in TITLES:
         if any(result["kind"] == kind for result in results):
             parts += [
                 f"### {title}",
@@ -142,6 +134,13 @@ def write(page: Path, text: str) -> None:
 def written(page: Path) -> str:
     """Return what stands between a page's marks."""
     return page.read_text("utf-8").split(MARKS[0])[1].split(MARKS[1])[0].strip()
+
+
+def _cells(group: list[Result], names: tuple[str, ...]) -> list[list[float | None]]:
+    """Values over seeds: Seen and Unseen after the last step, mAP and rank-1, then these parts of the summary."""
+    lasts = [result["summary"]["rows"][-1] for result in group]
+    last = [[row[which][measure] for row in lasts] for which in ("seen", "unseen") for measure in ("mAP", "rank1")]
+    return last + [[result["summary"][name]["mAP"] for result in group] for name in names]
 
 
 def _spread(values: list[float | None]) -> str:

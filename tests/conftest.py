@@ -1,6 +1,7 @@
-"""Shared fixtures: tiny domains on disk, and the real ones where they are at hand."""
+"""Shared fixtures: tiny domains on disk, the real ones where they are at hand, and the command line in this process."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,19 @@ def real_data():
     if not folder:
         pytest.skip("LIFELONG_REID_DATA does not name the folder of real domains")
     return Path(folder)
+
+
+@pytest.fixture
+def reid(monkeypatch, capsys):
+    """Return a function (*words) that runs ``reid`` with them; it returns the exit code, stdout and stderr."""
+
+    from reid.cli import main
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["reid", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return ended.value.code, shown.out, shown.err
+
+    return call

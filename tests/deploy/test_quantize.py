@@ -281,20 +281,10 @@ def test_a_graph_too_far_from_float32_gets_a_space_of_its_own():
     assert np.einsum("nd,nd->n", carried, wanted).min() > 0.99
 
 
-def test_the_command_line_exports_signs_and_refuses(run, tmp_path, monkeypatch, capsys):
+def test_the_command_line_exports_signs_and_refuses(run, reid, tmp_path, monkeypatch):
     import json
-    import sys
-
-    from reid.cli import main
 
     pytest.importorskip("cryptography", reason="signatures need the package cryptography")
-
-    def reid(*words):
-        monkeypatch.setattr(sys, "argv", ["reid", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return ended.value.code, shown.out, shown.err
 
     assert reid("key", "make", tmp_path / "key")[0] == 0
     stated = ("--weights-licence", "MIT", "--data-licence", "drawn")
