@@ -28,11 +28,12 @@ from benchmarks.results_file import record
 from domains.synthetic import make_domain
 from prototypes.distribution import unit
 from reid import losses
+from reid.build import build_model
 from reid.config import Config, build_config, read_method
 from reid.loader import CropStore
-from reid.model import build_model
-from reid.optim import Runtime, build_optimiser
+from reid.optim import build_optimiser
 from reid.recompute import recomputing
+from reid.runtime import Runtime
 from reid.terms import Batch, Step, build_terms
 
 SAMPLES, CLASSES = 6, 500

@@ -31,8 +31,8 @@ def make_bundle(backbone, folder):
     import torch
 
     from deploy.export import export_graph
+    from reid.build import build_model
     from reid.config import ModelConfig
-    from reid.model import build_model
 
     torch.manual_seed(0)
     spec = CropSpec(HEIGHT, WIDTH)

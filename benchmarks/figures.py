@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from domains.domain import Domain
 from domains.style import StyleNetwork, StyleStatistics, restyle
 from domains.synthetic import make_domain
@@ -22,7 +22,8 @@ from prototypes.prototype import DistributionPrototypes
 from prototypes.transport import compose
 from reid.config import Method, build_config, read_method
 from reid.demo import SETTINGS
-from reid.evaluate import evaluate, torch_embedder
+from reid.embedding import embedder
+from reid.evaluate import evaluate
 from reid.fusion import blend
 from reid.loader import CropStore
 from reid.model import ReidModel
@@ -35,8 +36,6 @@ HUES = ("#0b6e99", "#c2410c", "#3f7d20", "#7c3aed", "#b45309", "#be185d")
 SITES = ("plaza", "corridor", "nightstreet")
 STYLE_ITERATIONS, PEOPLE = 400, 6
 SHARES = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-
-Floats = NDArray[np.float32]
 
 
 def svg(name: str, width: int, height: int, parts: list[str]) -> None:
@@ -64,7 +63,7 @@ def distributions(run: Run, domain: Domain) -> None:
     axes = np.linalg.svd(mean - mean.mean(0))[2][:2].T
     middle, scale = mean.mean(0) @ axes, 230 / np.abs((centre - mean.mean(0)) @ axes).max()
 
-    def place(points: Floats) -> Floats:
+    def place(points: Float32s) -> Float32s:
         return np.asarray((points @ axes - middle) * scale + 260, np.float32)
 
     parts, rng = [], np.random.default_rng(0)
@@ -88,7 +87,7 @@ def distributions(run: Run, domain: Domain) -> None:
 def transports(run: Run, domain: Domain) -> None:
     """How far the first domain's gallery is from where the last model would put it, carried and left alone."""
     gallery = run.stores.get(domain, domain.gallery).crops
-    first, last = (torch_embedder(run.model(step)[0], torch.device("cpu"))(gallery) for step in (1, -1))
+    first, last = (embedder(run.model(step)[0], torch.device("cpu"))(gallery) for step in (1, -1))
     carried = compose([found for step in run.steps[2:] if (found := step.transport())], first)
     scores = run.evaluate_without_reindexing([domain])[domain.name]
     bins = np.linspace(-0.2, 1, 49)
@@ -138,7 +137,7 @@ def lines(name: str, across: str, places: list[float], series: list[tuple[str, l
 
 def scores(run: Run, model: ReidModel, sites: list[Domain]) -> list[float]:
     """Percent mAP of a model on each site."""
-    return [evaluate(site, torch_embedder(model, torch.device("cpu")), run.stores).mAP for site in sites]
+    return [evaluate(site, embedder(model, torch.device("cpu")), run.stores).mAP for site in sites]
 
 
 def fusions(name: str, plain: Run, other: Run, how: str, sites: list[Domain]) -> None:
@@ -190,7 +189,7 @@ def relations(run: Run, site: Domain) -> None:
     store = CropStore.decode(site, site.train, run.config.crop.spec())
     people = np.unique(store.split.pids)[:PEOPLE]
     rows = np.concatenate([np.flatnonzero(store.split.pids == person)[:6] for person in people])
-    old, new = (torch.from_numpy(torch_embedder(run.model(step)[0], torch.device("cpu"))(store.crops[rows])) for step in (1, 2))
+    old, new = (torch.from_numpy(embedder(run.model(step)[0], torch.device("cpu"))(store.crops[rows])) for step in (1, 2))
     kept = DistributionPrototypes.from_arrays(run.memories()[0].arrays)
     if kept is None:
         raise SystemExit("the run kept no prototypes")
@@ -212,7 +211,7 @@ def triplets(raw: Run, unit: Run, site: Domain) -> None:
     parts = []
     crops = raw.stores.get(site, site.query).crops
     for at, (name, run) in enumerate((("triplets of raw embeddings", raw), ("of embeddings at unit length", unit))):
-        vectors = torch_embedder(run.model()[0], torch.device("cpu"))(crops)
+        vectors = embedder(run.model()[0], torch.device("cpu"))(crops)
         values = (vectors @ vectors.T)[~np.eye(len(vectors), dtype=bool)]
         count = np.histogram(values, np.linspace(-0.6, 1, 65))[0]
         tall = 200 * count / count.max()

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 import domains
 from benchmarks.results_file import record
+from domains.arrays import Float32s
 from domains.domain import Domain
 from domains.synthetic import make_domain
 from prototypes.prototype import DistributionPrototypes
@@ -40,7 +41,6 @@ from reid.config import build_config
 from reid.loader import CropStore
 from reid.run import Run
 
-Floats = NDArray[np.float32]
 DRAWN = {
     "model": {"backbone": "resnet10t", "weights": "none", "dim": 256}, "crop": {"height": 64, "width": 32},
     "train": {"iterations": 80, "lr": 2e-3, "identities": 12, "instances": 4}, "augment": {"erase": 0.0}, "method": "dkp",
@@ -68,10 +68,10 @@ def held_back(domain: Domain) -> tuple[Domain, Domain]:
     return replace(domain, train=domain.train.take(~mask)), replace(domain, train=domain.train.take(mask))
 
 
-def auc(inside: Floats, outside: Floats) -> dict[str, Any]:
+def auc(inside: Float32s, outside: Float32s) -> dict[str, Any]:
     """Area under the ROC curve of "inside scores higher", in percent, with a 95 % interval over resampled crops."""
 
-    def area(left: Floats, right: Floats) -> float:
+    def area(left: Float32s, right: Float32s) -> float:
         ordered = np.sort(right)
         below = np.searchsorted(ordered, left, "left") + np.searchsorted(ordered, left, "right")
         return float(50 * below.mean() / len(right))
@@ -81,11 +81,11 @@ def auc(inside: Floats, outside: Floats) -> dict[str, Any]:
     return {"auc": round(area(inside, outside), 1), "interval": [round(float(bound), 1) for bound in np.percentile(samples, (2.5, 97.5))]}
 
 
-def unit(vectors: Floats) -> Floats:
+def unit(vectors: Float32s) -> Float32s:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
 
 
-def likelihood(vectors: Floats, found: DistributionPrototypes) -> Floats:
+def likelihood(vectors: Float32s, found: DistributionPrototypes) -> Float32s:
     """Log-likelihood of each vector under the nearest stored Gaussian, ``[N]``."""
     spread = np.maximum(found.spread, 1e-3)
     return np.asarray([(-0.5 * np.square((vector - found.mean) / spread) - np.log(spread)).sum(1).max() for vector in vectors], np.float32)
@@ -99,11 +99,11 @@ def membership(run: Run, taught: Domain, other: Domain, outside: CropStore) -> d
     assert found is not None
     embed, (model, _) = run.embedder(1), run.model(1)
 
-    def confidence(crops: NDArray[np.uint8]) -> Floats:
+    def confidence(crops: NDArray[np.uint8]) -> Float32s:
         with torch.inference_mode():
             return model.classify(torch.from_numpy(embed(crops))).softmax(1).amax(1).numpy()
 
-    attacks: dict[str, Callable[[NDArray[np.uint8]], Floats]] = {
+    attacks: dict[str, Callable[[NDArray[np.uint8]], Float32s]] = {
         "memory: cosine to the nearest prototype": lambda crops: (embed(crops) @ unit(found.mean).T).max(1),
         "memory: likelihood under the nearest Gaussian": lambda crops: likelihood(embed(crops), found),
         "run without memory: confidence of the classifier": confidence,
@@ -150,13 +150,13 @@ class Decoder(nn.Module):
         return out
 
 
-def small(crops: NDArray[np.uint8]) -> Floats:
+def small(crops: NDArray[np.uint8]) -> Float32s:
     """Crops as small pictures in 0..1, ``[N, 3, 32, 16]``."""
     pictures = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
     return F.interpolate(pictures, SMALL, mode="area").numpy()
 
 
-def taught_decoder(vectors: Floats, pictures: Floats) -> Decoder:
+def taught_decoder(vectors: Float32s, pictures: Float32s) -> Decoder:
     """Learn to draw what an embedding was made of: L1 on small pictures."""
     torch.manual_seed(0)
     decoder = Decoder(vectors.shape[1]).train()
@@ -174,7 +174,7 @@ def taught_decoder(vectors: Floats, pictures: Floats) -> Decoder:
     return decoder.eval()
 
 
-def ssim(left: Floats, right: Floats) -> Floats:
+def ssim(left: Float32s, right: Float32s) -> Float32s:
     """Structural similarity of pictures ``[N, 3, h, w]`` in 0..1, windows of 7×7 (Wang et al., TIP 2004); mean over each picture."""
     one, two = (torch.from_numpy(np.ascontiguousarray(part)) for part in (left, right))
 
@@ -187,13 +187,13 @@ def ssim(left: Floats, right: Floats) -> Floats:
     return np.asarray(value.mean((1, 2, 3)).numpy())
 
 
-def colours(pictures: Floats) -> Floats:
+def colours(pictures: Float32s) -> Float32s:
     """Mean colour of six stripes from head to foot, middle columns: what a witness would say of clothes; ``[N, 18]``."""
     middle = pictures[:, :, 1:-1, 4:-4]
     return np.asarray(np.stack([stripe.mean((2, 3)) for stripe in np.array_split(middle, 6, axis=2)], 1).reshape(len(pictures), -1))
 
 
-def show(crops: NDArray[np.uint8], pictures: list[Floats], path: Path) -> None:
+def show(crops: NDArray[np.uint8], pictures: list[Float32s], path: Path) -> None:
     """A picture of drawn people: a crop each, and below it what was reconstructed, four times enlarged."""
     height, width = crops.shape[1:3]
     rows = [np.concatenate(list(crops), 1)]
@@ -224,11 +224,11 @@ def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[Crop
     shift = np.array([(row + 1 + number % (len(names) - 1)) % len(names) for number, row in enumerate(rows)])
     plain = np.repeat(small(crops).mean(0, keepdims=True), len(true), 0)
 
-    def measured(pictures: Floats) -> dict[str, float]:
+    def measured(pictures: Float32s) -> dict[str, float]:
         away = np.abs(colours(pictures) - colours(true)).mean(1)
         return {"ssim": round(float(ssim(pictures, true).mean()), 3), "colour_error": round(255 * float(away.mean()), 1)}
 
-    def rank1(given: Floats, held: Floats) -> float:
+    def rank1(given: Float32s, held: Float32s) -> float:
         nearest = np.square(given[:, None] - held[None]).sum(2).argmin(1)
         return round(100 * float((rows[nearest] == np.arange(len(given))).mean()), 1)
 
@@ -239,7 +239,7 @@ def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[Crop
     remap = {row: number for number, row in enumerate(seen)}
     owner = np.array([remap[row] for row in rows])
 
-    def finds(given: Floats, held: Floats) -> float:
+    def finds(given: Float32s, held: Float32s) -> float:
         return round(100 * float((owner[(given @ held.T).argmax(1)] == np.arange(len(given))).mean()), 1)
 
     centred = colours(true).mean(0)

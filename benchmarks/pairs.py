@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.results_file import record, recorded
 from benchmarks.small5 import dev_domain
+from domains.arrays import Float64s
 from domains.artefact import write_json
 from domains.domain import Domain
 from domains.synthetic import STYLES, make_domain
@@ -105,7 +105,7 @@ def measure(found: list[Pair], keep: Callable[[list[Pair]], None], *, real_only:
             print(name, other, {key: round(value, 3) for key, value in pair.items() if isinstance(value, float)}, flush=True)
 
 
-def ranks(values: list[float]) -> NDArray[np.float64]:
+def ranks(values: list[float]) -> Float64s:
     """Ranks, equal values sharing their mean."""
     array = np.array(values)
     return np.array([(array < value).sum() + ((array == value).sum() - 1) / 2 for value in array])

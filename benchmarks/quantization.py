@@ -23,8 +23,8 @@ from deploy.quantize import Quantiser
 from deploy.ranges import answers
 from domains.crops import CropSpec
 from domains.synthetic import golden_crops
+from reid.build import build_model
 from reid.config import ModelConfig
-from reid.model import build_model
 
 SIZES = {"resnet50": (256, 128), "mobilenetv2_100": (128, 64), "vit_tiny_patch16_224": (256, 128)}
 LEFT_OUT = {"mobilenetv2_100": 8}

@@ -33,6 +33,7 @@ from deploy.bundle import write_bundle
 from deploy.calibration import calibrate
 from deploy.encoder import Skipped
 from deploy.refine import Refinement, search
+from domains.arrays import Float32s
 from domains.artefact import content_id
 from domains.domain import Domain
 from domains.errors import DataError
@@ -41,7 +42,6 @@ from domains.reranking import k_reciprocal
 from domains.scoring import Labels, Scores, score_similarities
 from domains.synthetic import golden_crops
 
-Floats = NDArray[np.float32]
 DATA = Path(os.environ.get("LIFELONG_REID_DATA", ""))
 HEIGHT, WIDTH = 256, 128
 TIMED = 50
@@ -104,12 +104,12 @@ class Remembering:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self._kept = Path(tempfile.gettempdir()) / f"lifelong-reid-refining-{encoder.feature_space[:12]}.npz"
-        self._known: dict[Path, Floats] = {}
+        self._known: dict[Path, Float32s] = {}
         if self._kept.is_file():
             with np.load(self._kept, allow_pickle=False) as kept:
                 self._known = {Path(name): vector for name, vector in zip(kept["paths"].tolist(), kept["vectors"], strict=True)}
 
-    def files(self, paths: list[Path]) -> tuple[Floats, list[Skipped]]:
+    def files(self, paths: list[Path]) -> tuple[Float32s, list[Skipped]]:
         """As the encoder's; every image must be readable."""
         new = [path for path in paths if path not in self._known]
         if new:
@@ -131,7 +131,7 @@ class Site:
         self.gallery = Gallery.create(folder, self.held.shape[1], encoder.encoder.feature_space)
         self.gallery.add(self.held, [domain.cameras[camera] for camera in domain.gallery.camids], list(domain.gallery.paths))
 
-    def ranking(self, vectors: Floats, refinement: Refinement, groups: list[NDArray[np.intp]] | None = None) -> tuple[Floats, float]:
+    def ranking(self, vectors: Float32s, refinement: Refinement, groups: list[NDArray[np.intp]] | None = None) -> tuple[Float32s, float]:
         """Minus the ranks ``[Q, G]`` of all entries, and median milliseconds per query."""
         queries = [vectors[group] for group in groups] if groups else list(vectors)
         places, times = np.empty((len(queries), len(self.held)), np.float32), []
@@ -144,7 +144,7 @@ class Site:
             times.append(time.process_time() - began)
         return places, 1000 * float(np.median(times))
 
-    def scores(self, places: Floats, queries: Labels | None = None) -> Scores:
+    def scores(self, places: Float32s, queries: Labels | None = None) -> Scores:
         """Score a ranking under the domain's camera rule."""
         return score_similarities(places, queries or self.labels[0], self.labels[1], same_camera=self.domain.same_camera)
 
@@ -189,7 +189,7 @@ def several(site: Site, count: int) -> list[dict[str, Any]]:
         count_pairs(*site.labels, same_camera=site.domain.same_camera).impostor, [0.01],
     )[0]  # fmt: skip
     strangers = who.pids[:, None] != site.labels[1].pids
-    merged: dict[str, Callable[[Floats], Floats]] = {"mean": lambda rows: rows.mean(axis=0), "max": lambda rows: rows.max(axis=0)}
+    merged: dict[str, Callable[[Float32s], Float32s]] = {"mean": lambda rows: rows.mean(axis=0), "max": lambda rows: rows.max(axis=0)}
     alone, milliseconds = site.ranking(site.query[members], Refinement())
     found = [{"query": f"each of {count} images alone", "groups": len(groups), "ms": milliseconds, "fpr": 0.01,
               **_both(site.scores(alone, Labels(query.pids[members], query.camids[members])))}]  # fmt: skip

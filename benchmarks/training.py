@@ -25,11 +25,12 @@ from benchmarks.results_file import record
 from domains.domain import Domain
 from domains.synthetic import make_domain
 from reid import losses
+from reid.build import build_model
 from reid.config import Config, build_config, read_method
 from reid.learner import Learner
 from reid.loader import CropStore
-from reid.model import ReidModel, build_model
-from reid.optim import Runtime
+from reid.model import ReidModel
+from reid.runtime import Runtime
 from reid.sampler import IdentitySampler
 from reid.terms import Step, build_terms
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.results_file import record
 from benchmarks.small5 import dev_domain, start_of
+from domains.arrays import Float32s
 from domains.domain import Domain
 from domains.scoring import Labels, score_domain
 from prototypes.transport import fit_transport
@@ -35,15 +35,14 @@ from reid.run import Run
 from reid.stream import learn_stream, open_stream
 from reid.survey import Survey
 
-Floats = NDArray[np.float32]
-Map = Callable[[Floats], Floats]
-Fit = Callable[[Floats, Floats], tuple[Map, int]]
+Map = Callable[[Float32s], Float32s]
+Fit = Callable[[Float32s, Float32s], tuple[Map, int]]
 """Embeddings of the same crops before and after a step → the map, and its bytes in fp16."""
 
 HIDDEN, RESIDUAL_ITERATIONS, RESIDUAL_DECAY = 64, 300, 1e-2
 
 
-def unit(vectors: Floats) -> Floats:
+def unit(vectors: Float32s) -> Float32s:
     """Rows at unit length."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
 
@@ -51,7 +50,7 @@ def unit(vectors: Floats) -> Floats:
 def linear(kind: str, shrinkage: float) -> Fit:
     """What is shipped, at some shrinkage."""
 
-    def fit(old: Floats, new: Floats) -> tuple[Map, int]:
+    def fit(old: Float32s, new: Float32s) -> tuple[Map, int]:
         transport = fit_transport(old, new, kind=kind, shrinkage=shrinkage)  # type: ignore[arg-type]
         return transport, 2 * transport.matrix.size
 
@@ -61,7 +60,7 @@ def linear(kind: str, shrinkage: float) -> Fit:
 def low_rank(rank: int, shrinkage: float) -> Fit:
     """A ridge whose change is cut to a rank."""
 
-    def fit(old: Floats, new: Floats) -> tuple[Map, int]:
+    def fit(old: Float32s, new: Float32s) -> tuple[Map, int]:
         change = fit_transport(old, new, shrinkage=shrinkage).matrix - np.eye(old.shape[1], dtype=np.float32)
         left, values, right = np.linalg.svd(change)
         down, up = (left[:, :rank] * values[:rank]).astype(np.float16), right[:rank].astype(np.float16)
@@ -73,8 +72,8 @@ def low_rank(rank: int, shrinkage: float) -> Fit:
 def drift(width: float) -> Fit:
     """Semantic drift compensation."""
 
-    def fit(old: Floats, new: Floats) -> tuple[Map, int]:
-        def carry(x: Floats) -> Floats:
+    def fit(old: Float32s, new: Float32s) -> tuple[Map, int]:
+        def carry(x: Float32s) -> Float32s:
             weight = np.exp((x @ old.T - 1) / width)
             return unit(x + weight @ (new - old) / weight.sum(1, keepdims=True))
 
@@ -83,7 +82,7 @@ def drift(width: float) -> Fit:
     return fit
 
 
-def residual(old: Floats, new: Floats) -> tuple[Map, int]:
+def residual(old: Float32s, new: Float32s) -> tuple[Map, int]:
     """A network of one hidden layer beside the identity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -99,7 +98,7 @@ def residual(old: Floats, new: Floats) -> tuple[Map, int]:
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
-    def carry(x: Floats) -> Floats:
+    def carry(x: Float32s) -> Float32s:
         with torch.no_grad():
             return unit((torch.from_numpy(x) + net(torch.from_numpy(x))).numpy())
 
@@ -125,7 +124,7 @@ def compare(run: Run, domains: list[Domain]) -> list[dict[str, Any]]:
         store = run.stores.get(domain, domain.train)
         surveys.append(Survey(store, np.arange(len(store)), store.split.pids, torch.device("cpu")))
 
-    def pairs(surveyed: list[Survey], recoloured: int, drawn: int, steps: Iterable[int]) -> list[tuple[Floats, Floats]]:
+    def pairs(surveyed: list[Survey], recoloured: int, drawn: int, steps: Iterable[int]) -> list[tuple[Float32s, Float32s]]:
         probes = [Probes(survey, run.config.crop.spec(), recoloured=recoloured, drawn=drawn) for survey in surveyed]
         return [
             tuple(np.concatenate([embedders[step + late](batch.numpy()) for batch in probes[at]]) for late in (0, 1)) for at, step in enumerate(steps)
@@ -136,7 +135,7 @@ def compare(run: Run, domains: list[Domain]) -> list[dict[str, Any]]:
     asked = [embedders[-1](query.crops) for query in queries]
     held = [embedders[step](gallery.crops) for step, gallery in enumerate(galleries, 1)]
 
-    def scores(vectors: list[Floats]) -> list[float]:
+    def scores(vectors: list[Float32s]) -> list[float]:
         people = [(Labels.from_split(query.split), Labels.from_split(gallery.split)) for query, gallery in zip(queries, galleries, strict=True)]
         return [
             score_domain(ask, hold, *who, same_camera=domain.same_camera).mAP
@@ -149,7 +148,7 @@ def compare(run: Run, domains: list[Domain]) -> list[dict[str, Any]]:
         {"transport": "none", "crops": "", "bytes": 0, "mAP": scores(held)},
     ]
 
-    def row(name: str, crops: str, fit: Fit, found: list[tuple[Floats, Floats]]) -> None:
+    def row(name: str, crops: str, fit: Fit, found: list[tuple[Float32s, Float32s]]) -> None:
         maps = [fit(*pair) for pair in found]
         carried = []
         for step, vectors in enumerate(held):

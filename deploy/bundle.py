@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from deploy.manifest import MANIFEST, MAX_DIM, REVISABLE, SCHEMA, check_folder, is_temporary, parse_manifest
 from deploy.signature import MAX_SIGNATURES, SIGNATURE, check, read_signatures, sign, trusted_keys, write_signatures
+from domains.arrays import Float32s
 from domains.artefact import check_hashes, content_id, encode_json, fsync_folder, read_bytes, sealing, write_atomic, write_manifest
 from domains.crops import CropSpec
 from domains.errors import ArtefactError, UsageError
@@ -45,7 +46,7 @@ class Golden(NamedTuple):
     """Crops uint8 ``[n, H, W, 3]`` and the unit embeddings float32 ``[n, D]`` that the exported model gave for them."""
 
     crops: NDArray[np.uint8]
-    embeddings: NDArray[np.float32]
+    embeddings: Float32s
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +174,7 @@ def write_bundle(
     *,
     model_onnx: bytes,
     golden_crops: NDArray[np.uint8],
-    golden_embeddings: NDArray[np.float32],
+    golden_embeddings: Float32s,
     card: str,
     body: Mapping[str, Any],
     parent: str | None,

@@ -32,10 +32,11 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Bundle, revise_bundle
 from deploy.encoder import Encoder, Skipped
+from domains.arrays import Float32s, Float64s
 from domains.domain import JUNK, Domain, SameCamera, Split
 from domains.errors import DataError, UsageError
 from domains.openset import PairBlock, PairCount, count_pairs, impostor_levels, pair_blocks
-from domains.scoring import Floats, Labels
+from domains.scoring import Labels
 
 FPR = 1e-3
 MAX_FPR = 0.05
@@ -61,8 +62,8 @@ class Rate(NamedTuple):
 class Half(NamedTuple):
     """Unit embeddings of one half's queries and gallery, with their labels."""
 
-    query: Floats
-    gallery: Floats
+    query: Float32s
+    gallery: Float32s
     query_labels: Labels
     gallery_labels: Labels
 
@@ -238,7 +239,7 @@ class Tally:
             rates[0] = Rate(0.0, 0.0, min(1.0, 3 / float(self.asked.sum() * self.held.sum() - (self.asked * self.held[:count]).sum())))
         return rates[0], rates[1]
 
-    def shares(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def shares(self, weights: Float64s) -> tuple[Float64s, Float64s]:
         """False-positive and true-positive rates ``[S]``, each person counted as often as its weight ``[S, C]`` says; NaN where there is no pair."""
         asking = weights[:, : len(self.asked)]
         wrong = np.einsum("sp,sp->s", asking, weights @ self.false.T)
@@ -247,7 +248,7 @@ class Tally:
             return wrong / ((asking @ self.asked) * (weights @ self.held) - own), (asking @ self.true) / (asking @ self.genuine)
 
 
-def _embedded(encoder: Encoder, domain: Domain, split: Split) -> tuple[Floats, Split, list[Skipped]]:
+def _embedded(encoder: Encoder, domain: Domain, split: Split) -> tuple[Float32s, Split, list[Skipped]]:
     """Embeddings of the readable images of a split, and its rows."""
     vectors, skipped = encoder.files(domain.files(split))
     if len(skipped) == len(split):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from domains.errors import DeviceError
 
 Halves = NDArray[np.float16]
@@ -46,7 +47,7 @@ class Lists:
 class Proposal(NamedTuple):
     """What FAISS found for queries: inner products ``[Q, n]`` best first, row numbers ``[Q, n]`` (-1: none)."""
 
-    scores: NDArray[np.float32]
+    scores: Float32s
     rows: NDArray[np.int64]
 
 
@@ -86,7 +87,7 @@ class Codes:
             return False
         return self.lists is None or (self.index.nlist == self.lists.lists and not self.index.by_residual)
 
-    def add(self, vectors: NDArray[np.float32], places: NDArray[np.int64] | None = None) -> None:
+    def add(self, vectors: Float32s, places: NDArray[np.int64] | None = None) -> None:
         """Append vectors ``[n, D]`` of fp16 values; each goes into the list of its nearest centre, or of its ``places [n]``; the centres stay."""
         if places is None:
             self.index.add(vectors)
@@ -97,7 +98,7 @@ class Codes:
         pointer = self.faiss.swig_ptr
         self.index.add_core(len(vectors), pointer(vectors), None, pointer(places))
 
-    def places(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+    def places(self, vectors: Float32s) -> NDArray[np.int64]:
         """The list ``[n]`` of the nearest centre of each vector ``[n, D]``."""
         found: NDArray[np.int64] = self.index.quantizer.search(vectors, 1)[1][:, 0]
         return found
@@ -124,7 +125,7 @@ class Codes:
                 ids[:] = numbers[ids]
         self.index.make_direct_map(True)
 
-    def search(self, queries: NDArray[np.float32], count: int, probes: int | None = None, bits: NDArray[np.uint8] | None = None) -> Proposal:
+    def search(self, queries: Float32s, count: int, probes: int | None = None, bits: NDArray[np.uint8] | None = None) -> Proposal:
         """Propose up to ``count`` rows for each query ``[Q, D]``.
 
         Args:
@@ -141,14 +142,14 @@ class Codes:
             parameters = faiss.SearchParametersIVF(nprobe=probes or self.index.nlist, sel=chosen)
         return Proposal(*self.index.search(queries, count, params=parameters))
 
-    def pick(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def pick(self, rows: NDArray[np.int64]) -> Float32s:
         """Vectors ``[n, D]`` of some rows, whose values are the stored fp16 ones."""
-        found: NDArray[np.float32] = self.index.reconstruct_batch(rows)
+        found: Float32s = self.index.reconstruct_batch(rows)
         return found
 
     def vectors(self, start: int, stop: int) -> Halves:
         """Vectors of rows ``start`` to ``stop``."""
-        out: NDArray[np.float32] = self.index.reconstruct_n(start, stop - start)
+        out: Float32s = self.index.reconstruct_n(start, stop - start)
         return out.astype(np.float16)
 
     def measure(self, truth: Truth, target: float) -> None:
@@ -185,7 +186,7 @@ class Truth:
         self._best = np.full((len(queries), k), -np.inf, np.float32)
         self._seen = 0
 
-    def see(self, part: NDArray[np.float32]) -> None:
+    def see(self, part: Float32s) -> None:
         """Take note of the next vectors ``[n, D]``."""
         scores = self.queries @ part.T
         own = np.flatnonzero((self._own >= self._seen) & (self._own < self._seen + len(part)))

@@ -16,6 +16,7 @@ from deploy.bundle import Bundle, Trusted
 from deploy.embeddings import Embeddings
 from deploy.engine import Engine, Plan, Target, start
 from deploy.engine_cache import cache_root
+from domains.arrays import Float32s
 from domains.crops import Crop, CropSpec
 from domains.errors import ArtefactError, DataError, UsageError
 
@@ -139,7 +140,7 @@ class Encoder:
             Embeddings ``[N, D]`` of the readable files in their order, and the others with their positions in ``paths`` and the reasons.
         """
         skipped: list[Skipped] = []
-        rows: list[NDArray[np.float32]] = []
+        rows: list[Float32s] = []
         waiting: list[Crop] = []
         for index, crop in enumerate(self._decoded(paths)):
             if isinstance(crop, DataError):
@@ -188,7 +189,7 @@ class Encoder:
                 raise DataError(f"crop {first + row}: {error}") from error
         return out
 
-    def _infer(self, crops: Crop) -> NDArray[np.float32]:
+    def _infer(self, crops: Crop) -> Float32s:
         """One inference, uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``, checked: whatever an engine does wrong must not reach a gallery."""
         out = self._engine(crops)
         if out.shape != (len(crops), self.dim) or out.dtype != np.float32:
@@ -200,12 +201,12 @@ class Encoder:
             )
         return out
 
-    def golden_cosines(self, batch: int) -> NDArray[np.float32]:
+    def golden_cosines(self, batch: int) -> Float32s:
         """How well the golden crops give the golden embeddings when ``batch`` of them are embedded at once: ``[batch]`` cosines, 1 is the same."""
         golden = self.bundle.golden()
         rows = np.resize(np.arange(len(golden.crops)), batch)
         got = np.asarray(self(golden.crops[rows]))
-        cosines: NDArray[np.float32] = np.einsum("nd,nd->n", got, golden.embeddings[rows]) / np.linalg.norm(got, axis=1)
+        cosines: Float32s = np.einsum("nd,nd->n", got, golden.embeddings[rows]) / np.linalg.norm(got, axis=1)
         return cosines
 
     def _warm_up(self) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from deploy import gpu
 from deploy.engine_cache import EngineCache
+from domains.arrays import Float32s
 from domains.errors import ArtefactError, DeviceError, UsageError
 
 PROVIDERS = {
@@ -106,14 +107,14 @@ class Engine:
         self.elsewhere: Mapping[str, str] = {}
         self._binding = binding
 
-    def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, crops: NDArray[np.uint8]) -> Float32s:
         """Compute; the result is as the graph gave it, not yet looked at.
 
         Raises:
             DeviceError: the engine failed, for example for want of memory.
         """
         try:
-            out: NDArray[np.float32] = self.session.run(["embeddings"], {"crops": crops})[0] if self._binding is None else self._binding.run(crops)
+            out: Float32s = self.session.run(["embeddings"], {"crops": crops})[0] if self._binding is None else self._binding.run(crops)
         except Exception as error:  # ONNX Runtime has an exception class of its own for each status, with no common base but Exception
             raise DeviceError(f"{self.provider} failed on a batch of {len(crops)}: {_reason(error)}; a smaller batch needs less memory") from error
         return out
@@ -129,7 +130,7 @@ class Binding:
         self._binding = session.io_binding()
         self._lock = threading.Lock()
 
-    def run(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, crops: NDArray[np.uint8]) -> Float32s:
         """Up once, compute, back once."""
         with self._lock:
             self._binding.bind_cpu_input("crops", crops)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from deploy.ranges import activations
+from domains.arrays import Float32s
 
 MOST = 16.0
 """A channel is made at most so many times as large: one that is nearly dead stays small."""
@@ -66,7 +67,7 @@ def equalise(graph: onnx.ModelProto, crops: NDArray[np.uint8]) -> tuple[onnx.Mod
     pairs = _pairs(changed.graph)
     if not pairs:
         return changed, 0
-    reach: dict[str, NDArray[np.float32]] = {}
+    reach: dict[str, Float32s] = {}
     for seen in activations(graph, [pair.between for pair in pairs], crops):
         for name, values in seen.items():
             peak = np.abs(values).max(axis=(0, 2, 3))

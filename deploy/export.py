@@ -30,13 +30,14 @@ from deploy.card import Scored, Taught, card_text
 from deploy.lowering import Lowered, Lowering, Trial, eight_bit, halved
 from deploy.ranges import answers, start_session
 from deploy.signature import sign
+from domains.arrays import Embed, Float32s, Float64s
 from domains.artefact import code_version
 from domains.domain import Domain
 from domains.errors import ArtefactError, ExportError, UsageError
 from domains.scoring import bootstrap_interval
 from domains.synthetic import golden_crops
 from prototypes.transport import Transport
-from reid.evaluate import Embed, can_be_scored, evaluate
+from reid.evaluate import can_be_scored, evaluate
 from reid.loader import CropStore
 from reid.model import ReidModel
 from reid.progress import Progress
@@ -285,16 +286,16 @@ def check_parity(model: ReidModel, data: bytes, crops: NDArray[np.uint8], least:
     return smallest
 
 
-def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+def _cosines(one: Float32s, other: Float32s) -> Float64s:
     """Cosine of each pair of rows, whatever their lengths; in float64 and at most 1. NaN where a row is none that has a direction."""
     one64, other64 = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = np.einsum("nd,nd->n", one64, other64) / (np.linalg.norm(one64, axis=1) * np.linalg.norm(other64, axis=1))
-    clipped: NDArray[np.float64] = np.clip(cosine, -1, 1)
+    clipped: Float64s = np.clip(cosine, -1, 1)
     return clipped
 
 
-def _embed(model: ReidModel, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _embed(model: ReidModel, crops: NDArray[np.uint8]) -> Float32s:
     was_training = model.training
     model.eval()
     try:

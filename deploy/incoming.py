@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from deploy.embeddings import Embeddings
 from deploy.store import Facts
+from domains.arrays import Float64s
 from domains.errors import GalleryError
 
 UNIT = 1e-2
 """How far from 1 the length of a vector may be: half precision and int8 graphs stay well inside, vectors that nobody normalised do not."""
 
 
-def unit_vectors(vectors: ArrayLike, name: str, facts: Facts) -> NDArray[np.float64]:
+def unit_vectors(vectors: ArrayLike, name: str, facts: Facts) -> Float64s:
     """Unit vectors float64 ``[N, D]``; everything that FAISS would take without a word is refused here."""
     if isinstance(vectors, Embeddings) and vectors.feature_space != facts.feature_space:
         found = f"in space {vectors.feature_space:.12}…" if vectors.feature_space else "of mixed spaces"
@@ -40,7 +41,7 @@ def unit_vectors(vectors: ArrayLike, name: str, facts: Facts) -> NDArray[np.floa
     bad = np.flatnonzero(np.abs(lengths - 1) > UNIT)
     if bad.size:
         raise GalleryError(f"{name} {bad[0]} has length {lengths[bad[0]]:.4g}, it must be 1; divide it by its length")
-    unit: NDArray[np.float64] = exact / lengths[:, None]
+    unit: Float64s = exact / lengths[:, None]
     return unit
 
 

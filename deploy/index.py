@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from deploy.codes import PART, Codes, Truth
 from deploy.selection import Selection
 from deploy.store import NO_TIME, Columns, State, Store
+from domains.arrays import Float64s
 
 EXACT_BELOW = 50_000
 """With fewer candidates than this every one of them is looked at."""
@@ -38,7 +39,7 @@ _QUERIES = 256
 
 _MASKS = 16
 
-Answer = tuple[NDArray[np.int64], NDArray[np.float64]]
+Answer = tuple[NDArray[np.int64], Float64s]
 
 
 def is_many(count: int) -> bool:
@@ -127,7 +128,7 @@ class Index:
             self._allowed[wanted] = Allowed(np.packbits(mask, bitorder="little"), int(np.count_nonzero(mask)))
         return self._allowed[wanted]
 
-    def search(self, queries: NDArray[np.float64], k: int, allowed: Allowed, *, exact: bool = False) -> list[Answer]:
+    def search(self, queries: Float64s, k: int, allowed: Allowed, *, exact: bool = False) -> list[Answer]:
         """Ids and cosines of the best ``k`` entries for each query ``[Q, D]`` of unit length; fewer where fewer are allowed.
 
         Args:
@@ -173,7 +174,7 @@ class Index:
         probes = math.ceil(lists.probes * max(1.0, k / 10) * len(self) / count)
         return probes if probes < lists.lists else None
 
-    def _cosines(self, query: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _cosines(self, query: Float64s, rows: NDArray[np.int64]) -> Float64s:
         """Cosines ``[n]``; each row is added up alone and in one order, so that equal vectors have equal scores."""
         found = np.empty(len(rows))
         for start in range(0, len(rows), PART):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploy.half import to_half
 from deploy.quantize import CALIBRATION, MAP_LOSS, quantise
 from deploy.ranges import answers, start_session
+from domains.arrays import Crops, Embed, Float32s
 from domains.artefact import content_id
 from domains.domain import Domain
 from domains.errors import UsageError
@@ -31,8 +31,6 @@ worst, so mAP of int8 queries on a float32 gallery must hold too."""
 CARRIED = 1024
 """Crops that the map from float32 to a feature space of int8's own is fitted on."""
 
-Crops = NDArray[np.uint8]
-Embed = Callable[[Crops], NDArray[np.float32]]
 Say = Callable[[str], None]
 Check = Callable[[bytes, float], Mapping[int, float]]
 """Smallest cosine between a graph and the trained model at each batch size; raises ExportError under the second argument."""
@@ -166,5 +164,5 @@ def _golden_cosine(data: bytes, crops: Crops) -> float:
     return round(float(np.clip(1 - 4 * apart, 0.95, 0.999)), 4)
 
 
-def _least_cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def _least_cosine(one: Float32s, other: Float32s) -> float:
     return float(np.einsum("nd,nd->n", one, other).min())

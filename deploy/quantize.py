@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from deploy.equalise import activation_of, constants, consumers, equalise
 from deploy.ranges import activation_ranges, answers, start_session
+from domains.arrays import Crops
 from domains.errors import ExportError, UsageError
 
 CALIBRATION = 128
@@ -36,7 +36,6 @@ GROWTH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of layers that are left out, one after the other, until the judge is content; the last is half of all, and none is more."""
 
 LINEAR = ("Conv", "Gemm", "MatMul")
-Crops = NDArray[np.uint8]
 
 
 class Blame(NamedTuple):

@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from domains.arrays import Crops, Float32s
+
 BATCH = 4
 BINS = 2048
 SHRINK = np.linspace(0.3, 1.0, 15)
 """Parts of the extremes that are tried as the end of the range."""
 
-Crops = NDArray[np.uint8]
 Range = tuple[float, float]
 
 
@@ -38,13 +39,13 @@ def start_session(data: bytes, *, optimise: bool = True) -> Any:
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def answers(session: Any, crops: Crops, batch: int = 32) -> NDArray[np.float32]:
+def answers(session: Any, crops: Crops, batch: int = 32) -> Float32s:
     """Embeddings ``[N, D]`` of crops ``[N, H, W, 3]``."""
     parts = [session.run(["embeddings"], {"crops": np.ascontiguousarray(crops[start : start + batch])})[0] for start in range(0, len(crops), batch)]
     return np.concatenate(parts)
 
 
-def activations(graph: onnx.ModelProto, names: Sequence[str], crops: Crops) -> Iterator[dict[str, NDArray[np.float32]]]:
+def activations(graph: onnx.ModelProto, names: Sequence[str], crops: Crops) -> Iterator[dict[str, Float32s]]:
     """The named tensors, for a few crops at a time."""
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)

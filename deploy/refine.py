@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from deploy.embeddings import Embeddings
 from deploy.gallery import Gallery
@@ -33,10 +33,10 @@ from deploy.incoming import unit_vectors
 from deploy.match import Match
 from deploy.store import Facts
 from deploy.transitions import Sighting, Transitions
+from domains.arrays import Float32s
 from domains.errors import DataError, GalleryError, UsageError
 from domains.reranking import k_reciprocal
 
-Floats = NDArray[np.float32]
 Together = Literal["mean", "max"]
 
 ALPHA = 3.0
@@ -132,7 +132,7 @@ def search(gallery: Gallery, vectors: ArrayLike, k: int = 10, refinement: Refine
     return [_ranked(asked.refined(query, candidates), k) for query, candidates in zip(units, found, strict=True)]
 
 
-def mean_query(vectors: Floats) -> Floats:
+def mean_query(vectors: Float32s) -> Float32s:
     """Mean ``[D]`` of unit vectors ``[n, D]``, at the length that it has: a product with it is the mean of the cosines.
 
     Raises:
@@ -156,7 +156,7 @@ def best_of(found: Sequence[Sequence[Match]]) -> list[Match]:
     return sorted(best.values(), key=lambda match: (-match.score, match.id))
 
 
-def expanded(query: Floats, matches: Floats, *, alpha: float = ALPHA) -> Floats:
+def expanded(query: Float32s, matches: Float32s, *, alpha: float = ALPHA) -> Float32s:
     """The unit query ``[D]`` in the place of ``query``: its average with unit matches ``[n, D]``, weighted by s^α; a cosine s below 0 counts as 0."""
     unit = query / np.linalg.norm(query)
     total = unit + np.maximum(matches @ unit, 0) ** alpha @ matches
@@ -173,13 +173,13 @@ class _Asked:
     fetch: int
     filters: Mapping[str, Any]
 
-    def nearest(self, query: Floats) -> list[Match]:
+    def nearest(self, query: Float32s) -> list[Match]:
         """Candidates by cosine to a query ``[D]`` of any length; scores are the products with it."""
         length = float(np.linalg.norm(query))
         found = self.gallery.search(Embeddings(query / length, self.space), self.fetch, **self.filters)[0]
         return [replace(match, score=match.score * length) for match in found]
 
-    def refined(self, query: Floats, candidates: list[Match]) -> list[Match]:
+    def refined(self, query: Float32s, candidates: list[Match]) -> list[Match]:
         """Candidates of a query ``[D]`` in their final order; ranks are not yet renewed."""
         asks = query
         if self.wanted.expand:
@@ -193,7 +193,7 @@ class _Asked:
         left = [match for match in judged if match.possible is not False]
         return left if self.wanted.remove_impossible else [*left, *(match for match in judged if match.possible is False)]
 
-    def _expanded(self, query: Floats, candidates: list[Match]) -> tuple[Floats, list[Match]]:
+    def _expanded(self, query: Float32s, candidates: list[Match]) -> tuple[Float32s, list[Match]]:
         """The average of the query and its first matches, and the candidates that it finds, with their scores to the query itself."""
         vectors = self._vectors([match.id for match in candidates[: self.wanted.expand] if match.score >= self.wanted.least])
         if not vectors:
@@ -203,7 +203,7 @@ class _Asked:
         scores |= {number: float(vector @ query) for number, vector in self._vectors([m.id for m in found if m.id not in scores]).items()}
         return better, [replace(match, score=scores[match.id], ranked_by="expansion") for match in found if match.id in scores]
 
-    def _reranked(self, query: Floats, candidates: list[Match]) -> list[Match]:
+    def _reranked(self, query: Float32s, candidates: list[Match]) -> list[Match]:
         """The first ``depth`` candidates by k-reciprocal distance, and the others behind them as they are."""
         vectors = self._vectors([match.id for match in candidates[: self.wanted.depth]])
         first = [match for match in candidates[: self.wanted.depth] if match.id in vectors]
@@ -215,7 +215,7 @@ class _Asked:
         order = np.argsort(-closeness, kind="stable").tolist()
         return [replace(match, ranked_by="k-reciprocal") for match in (*(first[at] for at in order), *candidates[self.wanted.depth :])]
 
-    def _vectors(self, ids: list[int]) -> dict[int, Floats]:
+    def _vectors(self, ids: list[int]) -> dict[int, Float32s]:
         """Unit vectors of entries; one that was forgotten since it was found is missing."""
         numbers, vectors = self.gallery.vectors(ids)
         if vectors.feature_space != self.space:

@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploy.audit import write_audit
 from deploy.bundle import Bundle
 from deploy.row import COLUMNS, PRESENT, checksum, entry_checksum, is_whole, make_stamp
 from deploy.store import CHUNK, Facts, Store
+from domains.arrays import Float32s
 from domains.errors import GalleryError
 from prototypes.transport import Transport
 
-Floats = NDArray[np.float32]
 Tick = Callable[[int], None]
 Way = tuple[str, bytes | None, int | None]
 """A space's name, the map that leads there, and the number of the space that it begins at."""
@@ -45,7 +44,7 @@ class Plan:
     """
 
     facts: Facts
-    matrix: Floats
+    matrix: Float32s
     cosine: tuple[tuple[float, float], ...]
 
     def lines(self) -> list[str]:
@@ -222,7 +221,7 @@ def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int,
     return len(rows), rows[-1][0]
 
 
-def _way(store: Store, start: int, end: int) -> Floats:
+def _way(store: Store, start: int, end: int) -> Float32s:
     """The map from one space to another, along the upgrades that joined them; against an upgrade's direction by its pseudo-inverse."""
     spaces = {number: (source, matrix) for number, source, matrix in store.ask("SELECT number, source, map FROM space")}
 
@@ -236,7 +235,7 @@ def _way(store: Store, start: int, end: int) -> Floats:
     shared = next((number for number in back if number in forth), None)
     if shared is None:
         raise GalleryError(f"{store.file.parent} does not know how its spaces {start} and {end} belong together; restore a backup")
-    matrix: Floats | None = None
+    matrix: Float32s | None = None
     steps = [np.linalg.pinv(_from_bytes(spaces[number][1])) for number in back[: back.index(shared)]]
     steps += [_from_bytes(spaces[number][1]) for number in reversed(forth[: forth.index(shared)])]
     for step in steps:
@@ -246,15 +245,15 @@ def _way(store: Store, start: int, end: int) -> Floats:
     return matrix
 
 
-def _to_bytes(matrix: Floats) -> bytes:
+def _to_bytes(matrix: Float32s) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, matrix.astype(np.float16), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _from_bytes(data: bytes) -> Floats:
+def _from_bytes(data: bytes) -> Float32s:
     try:
-        matrix: Floats = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
+        matrix: Float32s = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
     except (ValueError, EOFError, OSError) as error:
         raise GalleryError(f"a transport that the gallery keeps is damaged ({error}); restore a backup") from error
     return matrix

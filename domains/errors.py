@@ -51,3 +51,8 @@ class GalleryError(ReidError):
 
 class BusyError(ReidError):
     """Too much is asked at once. Nothing is wrong with the request: the same one may succeed a moment later."""
+
+
+def first_line(error: BaseException) -> str:
+    """Say what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

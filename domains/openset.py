@@ -26,9 +26,10 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from domains.domain import JUNK, SameCamera
 from domains.errors import DataError, UsageError
-from domains.scoring import Floats, Labels, check_features, similarity_blocks
+from domains.scoring import Labels, check_features, similarity_blocks
 
 FPR = (1e-1, 1e-2, 1e-3, 1e-4)
 FPIR = (1e-1, 1e-2)
@@ -51,7 +52,7 @@ class PairBlock(NamedTuple):
     """Similarities of some queries to the whole gallery ``[n, G]``, overwritten by the next block, and which pairs are genuine or impostors."""
 
     start: int
-    similarity: Floats
+    similarity: Float32s
     genuine: Mask
     impostor: Mask
 
@@ -87,7 +88,7 @@ class OpenSet:
 
 
 def open_set(
-    query: Floats, gallery: Floats, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop",
+    query: Float32s, gallery: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop",
     fpr: Sequence[float] = FPR, fpir: Sequence[float] = FPIR, chunk: int | None = None,
 ) -> OpenSet:  # fmt: skip
     """Measure TPR at FPR and DIR at FPIR, as the module defines them.
@@ -156,7 +157,7 @@ def count_pairs(query: Labels, gallery: Labels, *, same_camera: SameCamera = "dr
 
 
 def pair_blocks(
-    query: Floats, gallery: Floats, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop", chunk: int | None = None
+    query: Float32s, gallery: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop", chunk: int | None = None
 ) -> Iterator[PairBlock]:
     """Yield the pairs of a few queries at a time; arguments as for :func:`open_set`, which checks them."""
     if len(query) != len(query_labels) or len(gallery) != len(gallery_labels):
@@ -217,17 +218,17 @@ def _allowed(rate: float, count: int) -> int:
     return min(count, int(rate * count + 1e-6))
 
 
-def _bins(scores: Floats) -> NDArray[np.int32]:
+def _bins(scores: Float32s) -> NDArray[np.int32]:
     """A bin for every score, higher for higher ones."""
     found: NDArray[np.int32] = np.clip((scores + np.float32(_LIMIT)) * np.float32(_BINS / (2 * _LIMIT)), 0, _BINS - 1).astype(np.int32)
     return found
 
 
-def _histogram(scores: Floats) -> NDArray[np.int64]:
+def _histogram(scores: Float32s) -> NDArray[np.int64]:
     return np.bincount(_bins(scores), minlength=_BINS)
 
 
-def _merged(one: tuple[Floats, NDArray[np.int64]], other: tuple[Floats, NDArray[np.int64]]) -> tuple[Floats, NDArray[np.int64]]:
+def _merged(one: tuple[Float32s, NDArray[np.int64]], other: tuple[Float32s, NDArray[np.int64]]) -> tuple[Float32s, NDArray[np.int64]]:
     values, inverse = np.unique(np.concatenate([one[0], other[0]]), return_inverse=True)
     return values, np.bincount(inverse, weights=np.concatenate([one[1], other[1]])).astype(np.int64)
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Float32s, Float64s
 from domains.errors import DataError, UsageError
-from domains.scoring import Floats, check_features, similarity_blocks
+from domains.scoring import check_features, similarity_blocks
 
 Index = NDArray[np.int32]
 
@@ -28,7 +29,7 @@ SLAB = 8192
 """Crops whose neighbours' neighbours are looked up at once: about 15 MB at k1 = 20."""
 
 
-def k_reciprocal(query: Floats, gallery: Floats, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Floats:
+def k_reciprocal(query: Float32s, gallery: Float32s, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Float32s:
     """Re-rank: minus ``(1 - weight) · Jaccard distance + weight · original distance``, so that :func:`domains.scoring.score_similarities` takes it.
 
     With N = Q + G it takes O(N² D) time for the neighbours, which dominates, and O(N k1²) for the sets. Memory is the returned matrix, 4·Q·G bytes,
@@ -73,10 +74,10 @@ class _Sparse:
 
     bounds: NDArray[np.int64]
     columns: Index
-    values: Floats
+    values: Float32s
 
     @classmethod
-    def from_rows(cls, rows: Iterable[tuple[Index, Floats]]) -> _Sparse:
+    def from_rows(cls, rows: Iterable[tuple[Index, Float32s]]) -> _Sparse:
         columns, values = zip(*rows, strict=True)
         bounds = np.concatenate([[0], np.cumsum([len(row) for row in columns])])
         return cls(bounds, np.concatenate(columns), np.concatenate(values))
@@ -102,7 +103,7 @@ class _Overlap:
         self._weights = weights
         self._gallery = crops - queries
 
-    def jaccard(self, query: int) -> NDArray[np.float64]:
+    def jaccard(self, query: int) -> Float64s:
         """``1 - Σ min / Σ max`` to each gallery crop, ``[G]``. Rows sum to one, so Σ max = 2 - Σ min."""
         mine = slice(self._weights.bounds[query], self._weights.bounds[query + 1])
         places, count = self._inverted.places(self._weights.columns[mine])
@@ -111,12 +112,12 @@ class _Overlap:
         return np.maximum(1 - least / (2 - least), 0)
 
 
-def _squared(similarity: Floats) -> Floats:
+def _squared(similarity: Float32s) -> Float32s:
     """Squared Euclidean distance of unit vectors; rounding must not make it negative."""
     return np.maximum(2 - 2 * similarity, 0)
 
 
-def _neighbours(features: Floats, count: int) -> tuple[Index, Floats]:
+def _neighbours(features: Float32s, count: int) -> tuple[Index, Float32s]:
     """The ``count`` nearest of each crop, itself included, nearest first and ties in row order, ``[N, count]``; and its largest distance ``[N]``.
 
     A largest distance of 0 (all crops alike) is returned as 1: every normalised distance is then 0, where the released program divides by zero.
@@ -143,14 +144,14 @@ def _reciprocal(neighbours: Index) -> NDArray[np.bool_]:
     return mutual
 
 
-def _weights(features: Floats, neighbours: Index, farthest: Floats, k1: int) -> _Sparse:
+def _weights(features: Float32s, neighbours: Index, farthest: Float32s, k1: int) -> _Sparse:
     """Gaussian-kernel weights of each crop's expanded k-reciprocal set, normalised to sum to one."""
     wide, half = neighbours[:, : k1 + 1], neighbours[:, : round(k1 / 2) + 1]
     mutual, half_mutual = _reciprocal(wide), _reciprocal(half)
     half_size = half_mutual.sum(axis=1)
     member = np.zeros(len(features), bool)
 
-    def row(crop: int) -> tuple[Index, Floats]:
+    def row(crop: int) -> tuple[Index, Float32s]:
         core = wide[crop, mutual[crop]]
         member[core] = True
         common = (member[half[core]] & half_mutual[core]).sum(axis=1)
@@ -166,7 +167,7 @@ def _weights(features: Floats, neighbours: Index, farthest: Floats, k1: int) -> 
 def _expanded(weights: _Sparse, neighbours: Index) -> _Sparse:
     """Local query expansion: each row becomes the mean of its neighbours' rows."""
 
-    def row(near: Index) -> tuple[Index, Floats]:
+    def row(near: Index) -> tuple[Index, Float32s]:
         places, _ = weights.places(near)
         columns, inverse = np.unique(weights.columns[places], return_inverse=True)
         values = np.bincount(inverse, weights=weights.values[places]) / len(near)

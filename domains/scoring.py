@@ -21,10 +21,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Float32s, Float64s
 from domains.domain import JUNK, SameCamera, Split
 from domains.errors import DataError, UsageError
-
-Floats = NDArray[np.float32]
 
 TILE = 128
 """Queries per matrix product. Fixed, and the last product is padded to it, because BLAS rounds differently for different numbers of rows."""
@@ -94,9 +93,9 @@ class Scores:
         dropped: ``(query, reason)`` of each query that was not scored.
     """
 
-    ap: NDArray[np.float64]
+    ap: Float64s
     rank: NDArray[np.int64]
-    inp: NDArray[np.float64]
+    inp: Float64s
     scored: NDArray[np.int64]
     dropped: tuple[tuple[int, str], ...] = ()
 
@@ -142,7 +141,7 @@ class Scores:
 
 
 def score_domain(
-    query: Floats, gallery: Floats, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop", chunk: int | None = None
+    query: Float32s, gallery: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop", chunk: int | None = None
 ) -> Scores:
     """Score features by cosine similarity, holding the similarities of a few queries at a time.
 
@@ -167,7 +166,7 @@ def score_domain(
     return _score(blocks, query_labels, gallery_labels, same_camera)
 
 
-def score_similarities(similarity: Floats, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop") -> Scores:
+def score_similarities(similarity: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop") -> Scores:
     """Score a given similarity matrix, for example re-ranked; for distances pass ``-distance``.
 
     Args:
@@ -209,7 +208,7 @@ def dropped_queries(query: Labels, gallery: Labels, *, same_camera: SameCamera =
     return tuple((int(row), str(reasons[row])) for row in np.flatnonzero(junk | (seen == own)))
 
 
-def similarity_blocks(rows: Floats, columns: Floats, *, chunk: int | None = None) -> Iterator[tuple[int, Floats]]:
+def similarity_blocks(rows: Float32s, columns: Float32s, *, chunk: int | None = None) -> Iterator[tuple[int, Float32s]]:
     """Yield ``(start, rows[start : start + n] @ columns.T)`` block by block; each block is overwritten by the next.
 
     Args:
@@ -226,7 +225,7 @@ def similarity_blocks(rows: Floats, columns: Floats, *, chunk: int | None = None
     return _blocks(rows, columns, max(1, min(wanted, -(-len(rows) // TILE))))
 
 
-def _blocks(rows: Floats, columns: Floats, tiles: int) -> Iterator[tuple[int, Floats]]:
+def _blocks(rows: Float32s, columns: Float32s, tiles: int) -> Iterator[tuple[int, Float32s]]:
     block = np.empty((tiles * TILE, len(columns)), np.float32)
     for start in range(0, len(rows), len(block)):
         held = min(len(block), len(rows) - start)
@@ -238,7 +237,7 @@ def _blocks(rows: Floats, columns: Floats, tiles: int) -> Iterator[tuple[int, Fl
         yield start, block[:held]
 
 
-def check_features(query: Floats, gallery: Floats) -> None:
+def check_features(query: Float32s, gallery: Float32s) -> None:
     """Raise DataError unless both are finite float32 ``[N, D]`` of one D with rows of unit length (to half precision); the row is named."""
     _check_unit(query, "query")
     _check_unit(gallery, "gallery")
@@ -246,7 +245,7 @@ def check_features(query: Floats, gallery: Floats) -> None:
         raise DataError(f"query and gallery features must come from one model, got {query.shape[1]} and {gallery.shape[1]} values per row")
 
 
-def bootstrap_interval(values: NDArray[np.float64], *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(values: Float64s, *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of one value per query, in the values' own unit (``100 * scores.ap`` for mAP in percent).
 
     Queries are drawn, not gallery crops, so it answers: how much would the score move with other queries in these cameras? The values may be paired
@@ -258,7 +257,7 @@ def bootstrap_interval(values: NDArray[np.float64], *, samples: int = 1000, seed
     return bootstrap_mean([values], samples=samples, seed=seed, level=level)
 
 
-def bootstrap_mean(per_domain: Sequence[NDArray[np.float64]], *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_mean(per_domain: Sequence[Float64s], *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the plain mean over domains of each domain's mean (Seen-Avg, Unseen-Avg).
 
     Queries are resampled within each domain independently, so that a small domain contributes its own, larger uncertainty (Efron and Tibshirani, "An
@@ -295,7 +294,7 @@ def bootstrap_mean(per_domain: Sequence[NDArray[np.float64]], *, samples: int = 
     return float(low), float(high)
 
 
-def _score(blocks: Iterator[tuple[int, Floats]], query: Labels, gallery: Labels, same_camera: SameCamera) -> Scores:
+def _score(blocks: Iterator[tuple[int, Float32s]], query: Labels, gallery: Labels, same_camera: SameCamera) -> Scores:
     dropped = dropped_queries(query, gallery, same_camera=same_camera)
     if len(dropped) == len(query):
         raise DataError(_nothing_scored(dropped))
@@ -323,7 +322,7 @@ def _score(blocks: Iterator[tuple[int, Floats]], query: Labels, gallery: Labels,
     return Scores(ap, rank, inp, scored, dropped)
 
 
-def match_ranks(row: Floats, matches: NDArray[np.intp]) -> NDArray[np.int64]:
+def match_ranks(row: Float32s, matches: NDArray[np.intp]) -> NDArray[np.int64]:
     """Ranks from 1, ascending, of the columns ``matches`` in a contiguous row whose removed columns hold -inf."""
     if len(matches) > MANY:
         hit = np.zeros(len(row), bool)
@@ -352,13 +351,13 @@ def _nothing_scored(dropped: tuple[tuple[int, str], ...]) -> str:
     return f"none of the {len(dropped)} queries can be scored; for {count} of them {reason}: {_REMEDY[reason]}"
 
 
-def _check_matrix(values: Floats, name: str, shape: str) -> None:
+def _check_matrix(values: Float32s, name: str, shape: str) -> None:
     if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.ndim != 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
         raise DataError(f"{name} must be a float32 array {shape}, got {found}")
 
 
-def _check_unit(features: Floats, name: str) -> None:
+def _check_unit(features: Float32s, name: str) -> None:
     _check_matrix(features, f"{name} features", "[N, D]")
     squared = np.einsum("nd,nd->n", features, features)
     bad = np.flatnonzero(~(np.abs(squared - 1) <= UNIT_TOLERANCE))
@@ -371,12 +370,12 @@ def _check_unit(features: Floats, name: str) -> None:
     raise DataError(f"{name} feature {row} has length {length:.4g} instead of 1 ({len(bad)} such rows); normalise the features first")
 
 
-def _check_rows(matrix: Floats, labels: Labels, name: str) -> None:
+def _check_rows(matrix: Float32s, labels: Labels, name: str) -> None:
     if len(matrix) != len(labels):
         raise DataError(f"there must be one {name} label per {name} row, got {len(matrix)} rows and {len(labels)} labels")
 
 
-def _check_finite(block: Floats, start: int) -> None:
+def _check_finite(block: Float32s, start: int) -> None:
     finite = np.isfinite(block)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]

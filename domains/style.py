@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from domains.arrays import Float32s, Float64s
 from domains.errors import ArtefactError
 
 FLOOR = 1e-3
@@ -33,7 +34,7 @@ class StyleStatistics:
         numbers: float32 ``[4, 3]``: mean of the crops' means, deviation of their means, mean of their deviations, deviation of their deviations.
     """
 
-    numbers: NDArray[np.float32]
+    numbers: Float32s
 
     @classmethod
     def of(cls, batches: Iterable[NDArray[np.uint8]]) -> StyleStatistics:
@@ -50,7 +51,7 @@ class StyleStatistics:
         return cls(numbers)
 
 
-def _moments(crops: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moments(crops: NDArray[np.uint8]) -> tuple[Float64s, Float64s]:
     return crops.mean((1, 2), dtype=np.float64), crops.std((1, 2), dtype=np.float64)
 
 

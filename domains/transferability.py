@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from domains.arrays import Float32s, Float64s
 from domains.errors import DataError
-
-Floats = NDArray[np.float64]
 
 CHUNK = 4096
 EMBEDDING_DIM = 32
@@ -100,16 +99,16 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrunk: bool = True) -> H
     return HScore(float((1 - alpha) * trace_of), len(names), count, float(alpha))
 
 
-def _chunks(table: NDArray[np.generic]) -> list[Floats]:
+def _chunks(table: NDArray[np.generic]) -> list[Float64s]:
     return [np.asarray(table[start : start + CHUNK], np.float64) for start in range(0, len(table), CHUNK)]
 
 
-def _gram(centred: NDArray[np.generic]) -> Floats:
+def _gram(centred: NDArray[np.generic]) -> Float64s:
     rows = np.asarray(centred, np.float64)
     return np.asarray(rows @ rows.T)
 
 
-def _plain(table: NDArray[np.generic], mean: Floats, scatter: Floats, between: Floats, *, wide: bool) -> float:
+def _plain(table: NDArray[np.generic], mean: Float64s, scatter: Float64s, between: Float64s, *, wide: bool) -> float:
     if not wide:
         return float((between * (np.linalg.pinv(scatter, rcond=TOLERANCE, hermitian=True) @ between.T).T).sum())
     centred = np.asarray(table, np.float64) - mean
@@ -117,7 +116,7 @@ def _plain(table: NDArray[np.generic], mean: Floats, scatter: Floats, between: F
     return float(len(table) * np.square(between @ whitened).sum())
 
 
-def relations(scores: ArrayLike) -> Floats:
+def relations(scores: ArrayLike) -> Float64s:
     """H-scores of the learned domains' features on a new domain ``[n]`` → AHP's relative merits, which sum to 1.
 
     The tournament matrix of ratios H_m / H_n has rank one, so its principal eigenvector is H itself. A domain whose features say nothing has merit 0.
@@ -141,7 +140,7 @@ class HEmbedding:
         residual: root mean square of ``‖ê - e_n‖ - γ exp(-r_n)``.
     """
 
-    vector: NDArray[np.float32]
+    vector: Float32s
     scale: float
     residual: float
 
@@ -178,7 +177,7 @@ def h_embedding(learned: ArrayLike, merits: ArrayLike, *, seed: int, iterations:
     return HEmbedding(vector.detach().numpy(), float(scale.detach()), float(residual))
 
 
-def discriminant(features: ArrayLike, labels: ArrayLike) -> Floats:
+def discriminant(features: ArrayLike, labels: ArrayLike) -> Float64s:
     """Directions in which a domain's identities differ, by linear discriminant analysis with Ledoit and Wolf's shrinkage: ``[D, at most K - 1]``.
 
     A stand-in for a network trained on the domain, for domains that nobody has trained on yet.
@@ -201,7 +200,7 @@ def discriminant(features: ArrayLike, labels: ArrayLike) -> Floats:
     return np.asarray(lower.T @ (left * values)[:, kept])
 
 
-def transfer_table(domains: Sequence[tuple[ArrayLike, ArrayLike]]) -> Floats:
+def transfer_table(domains: Sequence[tuple[ArrayLike, ArrayLike]]) -> Float64s:
     """How much each domain helps each other, from all domains' features under one network: ``[n, n]`` shares of H-scores, row helps column.
 
     Features of the column's crops are looked at in the directions in which the row's identities differ.

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from domains.errors import ArtefactError
-
-Floats = NDArray[np.float32]
 
 MEAN, SPREAD = "prototypes.mean", "prototypes.spread"
 
@@ -24,8 +23,8 @@ class DistributionPrototypes:
         spread: ``[K, D]`` float32, standard deviations.
     """
 
-    mean: Floats
-    spread: Floats
+    mean: Float32s
+    spread: Float32s
 
     def __len__(self) -> int:
         """Return K, the number of identities."""
@@ -57,7 +56,7 @@ class PrototypeStream:
         self.count = np.zeros(identities, np.int64)
         self.sums = np.zeros((3, identities, dim), np.float64)
 
-    def add(self, centre: Floats, spread: Floats, labels: NDArray[np.int64]) -> None:
+    def add(self, centre: Float32s, spread: Float32s, labels: NDArray[np.int64]) -> None:
         """Take crops in: centres and deviations ``[n, D]``, labels ``[n]`` below the number of identities."""
         np.add.at(self.count, labels, 1)
         for total, values in zip(self.sums, (centre, np.square(centre, dtype=np.float64), np.square(spread, dtype=np.float64)), strict=True):

@@ -6,18 +6,19 @@ import io
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from domains.artefact import write_atomic
 from domains.errors import ArtefactError, ConfigError
+from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
 
-Floats = NDArray[np.float32]
 TransportKind = Literal["ridge", "procrustes", "identity"]
 KINDS = ("ridge", "procrustes", "identity")
 SHRINKAGE = 0.1
@@ -38,11 +39,11 @@ class Transport:
 
     source: str
     target: str
-    matrix: Floats
+    matrix: Float32s
     kind: str = "ridge"
     cosine: tuple[float, float] = field(default=(float("nan"), float("nan")))
 
-    def __call__(self, embeddings: Floats) -> Floats:
+    def __call__(self, embeddings: Float32s) -> Float32s:
         """Carry unit vectors ``[N, D]`` and bring them to unit length again."""
         carried = embeddings @ self.matrix
         return np.asarray(carried / np.maximum(np.linalg.norm(carried, axis=1, keepdims=True), 1e-12), np.float32)
@@ -95,15 +96,25 @@ class Transport:
         return cls(names[0], names[1], matrix, names[2], (carried, plain))
 
 
-def compose(transports: Sequence[Transport], embeddings: Floats) -> Floats:
+def compose(transports: Sequence[Transport], embeddings: Float32s) -> Float32s:
     """Carry embeddings through several transports in turn."""
     for transport in transports:
         embeddings = transport(embeddings)
     return embeddings
 
 
+def renewed(memory: Memory, transports: list[Transport]) -> Memory:
+    """Carry a memory's prototypes through transports, each from the feature space in which they are then; the rest is as it was."""
+    found = DistributionPrototypes.from_arrays(memory.arrays)
+    if found is None or not transports:
+        return memory
+    for transport in transports:
+        found = transport.prototypes(found)
+    return replace(memory, feature_space=transports[-1].target, arrays={**memory.arrays, **found.to_arrays()})
+
+
 def fit_transport(
-    old: Floats, new: Floats, *, kind: TransportKind = "ridge", shrinkage: float = SHRINKAGE, sources: NDArray[np.int64] | None = None,
+    old: Float32s, new: Float32s, *, kind: TransportKind = "ridge", shrinkage: float = SHRINKAGE, sources: NDArray[np.int64] | None = None,
     source: str = "", target: str = "",
 ) -> Transport:  # fmt: skip
     """Fit a transport on the same crops seen by both models.
@@ -143,7 +154,7 @@ def fit_transport(
     return Transport(source, target, matrix, kind, (float(np.mean(held_out)), plain))
 
 
-def _solve(old: Floats, new: Floats, kind: str, shrinkage: float) -> Floats:
+def _solve(old: Float32s, new: Float32s, kind: str, shrinkage: float) -> Float32s:
     start = np.eye(old.shape[1], new.shape[1], dtype=np.float64)
     if kind == "identity":
         return start.astype(np.float32)
@@ -155,7 +166,7 @@ def _solve(old: Floats, new: Floats, kind: str, shrinkage: float) -> Floats:
     return np.asarray(np.linalg.solve(gram + penalty * np.eye(len(gram)), cross + penalty * start), np.float32)
 
 
-def _agreement(carried: Floats, true: Floats) -> float:
+def _agreement(carried: Float32s, true: Float32s) -> float:
     """Mean cosine; ``true`` has unit length."""
     length = np.maximum(np.linalg.norm(carried, axis=1), 1e-12)
     return float((np.einsum("nd,nd->n", carried, true) / length).mean())

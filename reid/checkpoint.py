@@ -13,6 +13,9 @@ from torch import Tensor
 from domains.artefact import write_atomic
 from domains.errors import ArtefactError
 
+State = dict[str, Tensor]
+"""A network's weights by name, as ``state_dict`` gives them."""
+
 STRUCTURE, CHECKSUM = "structure", "crc32"
 
 

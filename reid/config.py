@@ -7,6 +7,7 @@ the method are recorded per step.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -136,6 +137,20 @@ class TrainConfig(Strict):
     """Iterations in which a method's adapter is taught once the step is finished, as a fraction of ``iterations``."""
     adapter_lr: Positive = 1.0
     """Factor on ``lr`` meanwhile."""
+
+
+def learning_rate(config: TrainConfig, iteration: int) -> float:
+    """Rate of one iteration: linear warm-up, then cosine to zero, steps, or constant."""
+    warmup = round(config.warmup * config.iterations)
+    if iteration < warmup:
+        return config.lr * (iteration + 1) / warmup
+    if config.schedule == "cosine":
+        done = (iteration - warmup) / max(1, config.iterations - warmup)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "multistep":
+        passed = sum(iteration >= round(milestone * config.iterations) for milestone in config.milestones)
+        return config.lr * config.gamma**passed
+    return config.lr
 
 
 class StorageConfig(Strict):

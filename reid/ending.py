@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domains.arrays import Float32s
 from domains.errors import ConfigError
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
-from prototypes.transport import KINDS, Transport
+from prototypes.transport import KINDS, Transport, renewed
+from reid.checkpoint import State
 from reid.config import Entry, Method, nearest
-from reid.fusion import Floats, Fusing, State, applied, check_fusions, check_parameters, fuse
+from reid.fusion import Fusing, applied, check_fusions, check_parameters, fuse
 from reid.model import ReidModel
 from reid.probe import learn_transport
 from reid.repair import AFTER, BEFORE, check_repairs
@@ -104,16 +106,6 @@ def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidMod
     return Ended(memory, transport, keep, figures)
 
 
-def renewed(memory: Memory, transports: list[Transport]) -> Memory:
-    """Carry a memory's prototypes through transports, each from the feature space in which they are then; the rest is as it was."""
-    found = DistributionPrototypes.from_arrays(memory.arrays)
-    if found is None or not transports:
-        return memory
-    for transport in transports:
-        found = transport.prototypes(found)
-    return replace(memory, feature_space=transports[-1].target, arrays={**memory.arrays, **found.to_arrays()})
-
-
 def _carried(memory: Memory, transport: Transport | None) -> DistributionPrototypes | None:
     return DistributionPrototypes.from_arrays(renewed(memory, [transport] if transport else []).arrays)
 
@@ -139,7 +131,7 @@ class _Scratch:
         self.step = step
         self.survey = survey
 
-    def embeddings(self, state: State) -> Floats:
+    def embeddings(self, state: State) -> Float32s:
         model = self.step.model
         own = _copy(model)
         model.load_state_dict(own | {name: value for name, value in state.items() if value.shape == own[name].shape})

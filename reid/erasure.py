@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -26,9 +26,7 @@ from reid.config import nearest
 from reid.journal import LEFT_OVER, Changes, changing
 from reid.matrix import FILE, QUERIES
 from reid.sealed import CARD, IN_PROGRESS, MEMORY, SCHEMAS, Sealed
-
-if TYPE_CHECKING:
-    from reid.run import Run
+from reid.steps import Steps
 
 ERASURES, REPORT, ERASED = "erasures.json", "report.html", "erased"
 OWN = frozenset({"run.yaml", "backbone.onnx", FILE, QUERIES, ERASURES, REPORT, ".lock"})
@@ -81,7 +79,7 @@ class Erasure:
 # ---------------------------------------------------------------------------------------------------------------------------------- what goes
 
 
-def plan_erasure(run: Run, *, identity: str | None = None, domain: str | None = None) -> Erasure:
+def plan_erasure(run: Steps, *, identity: str | None = None, domain: str | None = None) -> Erasure:
     """Find what has to go.
 
     Args:
@@ -105,7 +103,7 @@ def plan_erasure(run: Run, *, identity: str | None = None, domain: str | None = 
     return replace(found, files=tuple(files), others=_others(run, steps))
 
 
-def _identity(run: Run, steps: Sequence[Sealed], identity: str) -> Erasure:
+def _identity(run: Steps, steps: Sequence[Sealed], identity: str) -> Erasure:
     label, _, where = identity.rpartition("@")
     known = {str(name) for step in steps for name in step.card["classes"]}
     if identity in known or not label or where not in run.learned:
@@ -126,7 +124,7 @@ def _identity(run: Run, steps: Sequence[Sealed], identity: str) -> Erasure:
     return Erasure("identity", people, word=label)
 
 
-def _domain(run: Run, steps: Sequence[Sealed], domain: str) -> Erasure:
+def _domain(run: Steps, steps: Sequence[Sealed], domain: str) -> Erasure:
     people, whole, domains = {}, set(), {}
     for step in steps:
         if domain not in step.learned:
@@ -190,7 +188,7 @@ def _global_rows(steps: Sequence[Sealed], found: Erasure) -> list[int]:
     return sorted(starts[index] + row for index, rows in found.people.items() for row in rows)
 
 
-def _others(run: Run, steps: Sequence[Sealed]) -> tuple[str, ...]:
+def _others(run: Steps, steps: Sequence[Sealed]) -> tuple[str, ...]:
     own = {run.folder / name for name in OWN} | {step.folder / name for step in steps for name in [CARD, *step.card["files"]]}
     return tuple(
         sorted(
@@ -204,7 +202,7 @@ def _others(run: Run, steps: Sequence[Sealed]) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------------------------------------- erasing
 
 
-def erase(run: Run, found: Erasure, *, discard_progress: bool) -> None:
+def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
     """Make an erasure; the run is held by the caller.
 
     Args:
@@ -236,7 +234,7 @@ def erase(run: Run, found: Erasure, *, discard_progress: bool) -> None:
                 changes.rename(f"steps/{step.folder.name}", f"steps/{step.index:02d}-{ERASED}")
 
 
-def _renew_steps(run: Run, found: Erasure, changes: Changes) -> list[dict[str, Any]]:
+def _renew_steps(run: Steps, found: Erasure, changes: Changes) -> list[dict[str, Any]]:
     """Stage every step's new files; returns old and new ids."""
     steps = run.steps
     gone, parent, renewed = _global_rows(steps, found), None, list[dict[str, Any]]()
@@ -301,7 +299,7 @@ def _renew_card(step: Sealed, found: Erasure, memory: Memory | None) -> dict[str
     return card
 
 
-def _renew_scores(run: Run, found: Erasure, changes: Changes) -> None:
+def _renew_scores(run: Steps, found: Erasure, changes: Changes) -> None:
     matrix = type(run.scores).read(run.folder)
     for name in found.scored:
         matrix.drop_domain(name)

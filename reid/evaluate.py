@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Embed, Float32s
 from domains.domain import Domain, SameCamera
 from domains.errors import DataError
+from domains.openset import open_set
 from domains.reranking import k_reciprocal
 from domains.scoring import Labels, Scores, score_domain, score_similarities
 from reid.loader import StoreCache
-
-if TYPE_CHECKING:
-    import torch
-
-    from reid.model import ReidModel
 
 BATCH = 128
 UNREADABLE = 0.01
 """Share of a domain's test images that may be unreadable; with more the scores would speak of other data."""
 log = logging.getLogger(__name__)
-
-Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Crops ``[N, H, W, 3]`` → unit-length embeddings ``[N, D]``."""
-
-
-def torch_embedder(model: ReidModel, device: torch.device, batch: int = BATCH) -> Embed:
-    """Embed with torch in float32 and eval mode, whatever the training precision: what is reported is what a float32 export gives."""
-    import torch
-
-    def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        was_training = model.training
-        model.eval()
-        out = np.empty((len(crops), model.dim), np.float32)
-        try:
-            with torch.inference_mode():
-                for start in range(0, len(crops), batch):
-                    part = torch.from_numpy(np.ascontiguousarray(crops[start : start + batch])).to(device)
-                    out[start : start + batch] = model.embed(part).cpu().numpy()
-        finally:
-            model.train(was_training)
-        return out
-
-    return embed
 
 
 def batches(crops: NDArray[np.uint8], size: int = BATCH) -> Iterator[NDArray[np.uint8]]:
@@ -75,8 +49,8 @@ class Retrieval:
         left_out: a line for each image that can't be read and takes no part.
     """
 
-    asked: NDArray[np.float32]
-    held: NDArray[np.float32]
+    asked: Float32s
+    held: Float32s
     people: tuple[Labels, Labels]
     same_camera: SameCamera
     left_out: tuple[str, ...] = ()
@@ -119,3 +93,16 @@ def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed:
     for line in retrieval.left_out:
         log.warning("domain %s: %s", domain.name, line)
     return retrieval.scores(rerank=rerank)
+
+
+def evaluate_open_set(domain: Domain, embed: Embed, stores: StoreCache, *, rerank: bool = False) -> dict[str, Any]:
+    """What :func:`evaluate` gives, as plain values, and ``open_set`` (:mod:`domains.openset`), from one pass over the crops.
+
+    Open-set metrics are of the cosine even with ``rerank``: a re-ranked distance is made for one query and can't be held against one threshold.
+
+    Raises:
+        DataError: no split to score, or no query that can be scored.
+    """
+    found = Retrieval.of(domain, embed, stores)
+    known = open_set(found.asked, found.held, *found.people, same_camera=found.same_camera)
+    return {**found.scores(rerank=rerank).to_dict(), "open_set": known.to_dict()}

@@ -1,4 +1,4 @@
-"""A run's folder: its lock, the order of its steps, and what a run that was killed while it was made left."""
+"""A run's folder: its lock, the order of its steps, and what killed processes left in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 from domains.errors import UsageError
 from reid.journal import LEFT_OVER
+from reid.learner import SNAPSHOT
+from reid.sealed import CARD, IN_PROGRESS
 
 RUN, GRAPH = "run.yaml", "backbone.onnx"
 
@@ -50,3 +52,16 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise UsageError(f"another process is learning in {folder}; wait for it") from error
         yield
+
+
+def begun(steps: Path) -> list[Path]:
+    """Folders of steps that were begun and not finished: of at least one snapshot."""
+    return sorted(state.parent.parent for state in steps.glob(f"[0-9]*-*/{IN_PROGRESS}/{SNAPSHOT}") if not (state.parent.parent / CARD).is_file())
+
+
+def sweep(steps: Path) -> None:
+    """Remove what stopped learners left in a run that the caller holds: progress without a snapshot, and progress of a step that is sealed."""
+    kept = begun(steps)
+    for work in steps.glob(f"[0-9]*-*/{IN_PROGRESS}"):
+        if work.parent not in kept:
+            shutil.rmtree(work if (work.parent / CARD).is_file() else work.parent)

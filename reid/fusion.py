@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from domains.arrays import Float32s
 from domains.errors import ConfigError
 from domains.scoring import match_ranks
+from reid.checkpoint import State
 from reid.config import Entry, nearest
-
-State = dict[str, Tensor]
-Floats = NDArray[np.float32]
 
 CHUNK = 1024
 IN_UNIT = ("weight", "first_weight", "share", "decay")
@@ -47,7 +46,7 @@ class Fusing:
 
     new: State
     old: State
-    embed: Callable[[State], Floats]
+    embed: Callable[[State], Float32s]
     labels: NDArray[np.int64]
     fisher: Callable[[State], State]
     first: bool = False
@@ -182,7 +181,7 @@ def check_parameters(what: str, function: Callable[..., Any], parameters: Mappin
             raise ConfigError(f"{what}: {name} must be a whole number, got {value!r}")
 
 
-def self_retrieval(embeddings: Floats, labels: NDArray[np.int64]) -> float:
+def self_retrieval(embeddings: Float32s, labels: NDArray[np.int64]) -> float:
     """Percent mAP of every crop as query against all the others, cameras disregarded; crops that are alone of their identity ask nothing."""
     found: list[float] = []
     order = np.argsort(labels, kind="stable")
@@ -198,7 +197,9 @@ def self_retrieval(embeddings: Floats, labels: NDArray[np.int64]) -> float:
     return 100 * float(np.mean(found)) if found else 0.0
 
 
-def _over_rows(left: Floats, right: Floats, measure: Callable[[Floats, Floats], Floats], sharpness: float, *, diagonal: bool = True) -> float:
+def _over_rows(
+    left: Float32s, right: Float32s, measure: Callable[[Float32s, Float32s], Float32s], sharpness: float, *, diagonal: bool = True
+) -> float:
     """Mean over rows of a measure of two affinities, a few rows at a time, so that nothing of size N² is held."""
     total = 0.0
     for start in range(0, len(left), CHUNK):
@@ -207,7 +208,7 @@ def _over_rows(left: Floats, right: Floats, measure: Callable[[Floats, Floats], 
     return total / len(left)
 
 
-def _softmax_rows(vectors: Floats, start: int, sharpness: float, *, diagonal: bool) -> Floats:
+def _softmax_rows(vectors: Float32s, start: int, sharpness: float, *, diagonal: bool) -> Float32s:
     scores = np.float32(sharpness) * (vectors[start : start + CHUNK] @ vectors.T)
     if not diagonal:
         scores[np.arange(len(scores)), start + np.arange(len(scores))] = -np.inf

@@ -18,8 +18,9 @@ from domains.errors import ConfigError, TrainingError
 from reid import randomness
 from reid.augment import Augment
 from reid.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
+from reid.config import learning_rate
 from reid.loader import CropStore
-from reid.optim import build_optimiser, learning_rate, set_rate
+from reid.optim import build_optimiser, set_rate
 from reid.recompute import recomputing
 from reid.sampler import IdentitySampler
 from reid.survey import Survey

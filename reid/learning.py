@@ -7,28 +7,28 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domains.domain import Domain, union
 from domains.errors import DataError, UsageError
 from reid.adapting import adapted, adapter_config, check_adapter
+from reid.checkpoint import State
 from reid.config import Config, Method
 from reid.ending import Ended, check_parts, end_step
-from reid.fusion import State, applied
-from reid.learner import SNAPSHOT, Learner, Trained
+from reid.folder import begun
+from reid.fusion import applied
+from reid.learner import Learner, Trained
 from reid.loader import CropStore
 from reid.model import ReidModel
-from reid.optim import Runtime
 from reid.progress import Progress
 from reid.randomness import torch_seed
-from reid.sealed import CARD, IN_PROGRESS, Sealed, seal
+from reid.runtime import Runtime
+from reid.sealed import IN_PROGRESS, Sealed, seal
+from reid.steps import Steps
 from reid.terms import Step, Term, build_terms, head_of, idle_terms
 
-if TYPE_CHECKING:
-    from reid.run import Run
 
-
-def learn_step(run: Run, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress) -> Sealed:
+def learn_step(run: Steps, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress) -> Sealed:
     """Learn a domain, or several at once, and seal the step; the run is locked by the caller. See :meth:`reid.run.Run.learn`."""
     domain, config = _what_to_learn(run, members, config)
     terms = build_terms(method.terms)
@@ -92,7 +92,7 @@ def learn_step(run: Run, members: list[Domain], method: Method, config: Config, 
     return sealed
 
 
-def _what_to_learn(run: Run, members: list[Domain], config: Config) -> tuple[Domain, Config]:
+def _what_to_learn(run: Steps, members: list[Domain], config: Config) -> tuple[Domain, Config]:
     """Return what :func:`planned` says of a run's next step; raises UsageError if the run has learned a member already."""
     known = set(run.learned)
     for member in members:
@@ -130,19 +130,6 @@ def planned(members: list[Domain], config: Config, *, later: bool) -> tuple[Doma
     return domain, config.model_copy(update={"train": train.model_copy(update=found)})
 
 
-def begun(steps: Path) -> list[Path]:
-    """Folders of steps that were begun and not finished: of at least one snapshot."""
-    return sorted(state.parent.parent for state in steps.glob(f"[0-9]*-*/{IN_PROGRESS}/{SNAPSHOT}") if not (state.parent.parent / CARD).is_file())
-
-
-def sweep(steps: Path) -> None:
-    """Remove what stopped learners left in a run that the caller holds: progress without a snapshot, and progress of a step that is sealed."""
-    kept = begun(steps)
-    for work in steps.glob(f"[0-9]*-*/{IN_PROGRESS}"):
-        if work.parent not in kept:
-            shutil.rmtree(work if (work.parent / CARD).is_file() else work.parent)
-
-
 def _work_folder(folder: Path, *, restart: bool) -> Path:
     """Where the step in progress is kept; raises UsageError if another domain was begun and not finished."""
     for other in begun(folder.parent):
@@ -153,7 +140,7 @@ def _work_folder(folder: Path, *, restart: bool) -> Path:
     return folder / IN_PROGRESS
 
 
-def _teachers(run: Run, terms: Mapping[str, Term], old: ReidModel, kept: Mapping[str, State], runtime: Runtime) -> dict[str, ReidModel]:
+def _teachers(run: Steps, terms: Mapping[str, Term], old: ReidModel, kept: Mapping[str, State], runtime: Runtime) -> dict[str, ReidModel]:
     """Frozen networks that the terms declare; one that no step has kept yet is M_{t-1}."""
     teachers = {name: (run.build(kept[name]) if name in kept else old).to(runtime.device) for term in terms.values() for name in term.teachers}
     for frozen in teachers.values():

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from domains.arrays import Float64s
 from domains.artefact import code_version, read_json, write_atomic, write_json
 from domains.errors import ArtefactError
 from domains.scoring import Scores
@@ -30,7 +30,7 @@ SAMPLES = 1000
 SCHEMA = 1
 FILE, QUERIES = "scores.json", "queries.npz"
 
-Values = Mapping[tuple[int, str], NDArray[np.float64]]
+Values = Mapping[tuple[int, str], Float64s]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Cell:
     """One model on one domain: the scores in percent, and per scored query the average precision (0..1)."""
 
     scores: Mapping[str, float | int]
-    ap: NDArray[np.float64]
+    ap: Float64s
 
     @classmethod
     def of(cls, scores: Scores) -> Cell:
@@ -123,17 +123,17 @@ class ScoreMatrix:
             measures[name] = {"mAP": None if point is None else round(float(point[0]), 4), "interval": _interval(measure(draws))}
         return {"rows": rows, **measures}
 
-    def _measures(self) -> dict[str, Callable[[Values], NDArray[np.float64] | None]]:
+    def _measures(self) -> dict[str, Callable[[Values], Float64s | None]]:
         last = len(self.learned) - 1
         step_of = {name: row for row, names in enumerate(self.learned) for name in names}
         old = [name for name, row in step_of.items() if row < last]
 
-        def forgotten(values: Values, name: str, first: int) -> NDArray[np.float64] | None:
+        def forgotten(values: Values, name: str, first: int) -> Float64s | None:
             before = [values[row, name] for row in range(first, last) if (row, name) in values]
             now = values.get((last, name))
             return None if now is None or not before else np.max(before, axis=0) - now
 
-        def moved(values: Values, name: str) -> NDArray[np.float64] | None:
+        def moved(values: Values, name: str) -> Float64s | None:
             now, then = values.get((last, name)), values.get((step_of[name], name))
             return None if now is None or then is None else now - then
 
@@ -144,9 +144,9 @@ class ScoreMatrix:
             "backward_transfer": lambda values: _mean(old, lambda name: moved(values, name)),
         }
 
-    def _bootstrap(self) -> dict[tuple[int, str], NDArray[np.float64]]:
+    def _bootstrap(self) -> dict[tuple[int, str], Float64s]:
         """Draw mAP ``[SAMPLES]`` in percent for each cell; all rows of a domain share the resampled queries, so that differences are paired."""
-        draws: dict[tuple[int, str], NDArray[np.float64]] = {}
+        draws: dict[tuple[int, str], Float64s] = {}
         for number, name in enumerate(sorted({name for _, name in self.cells})):
             rows = [row for row, other in self.cells if other == name]
             lengths = {len(self.cells[row, name].ap) for row in rows}
@@ -196,5 +196,5 @@ def _mean(names: list[str], value: Callable[[str], Any]) -> Any:
     return None if not found or any(item is None for item in found) else sum(found) / len(found)
 
 
-def _interval(draws: NDArray[np.float64] | None) -> list[float] | None:
+def _interval(draws: Float64s | None) -> list[float] | None:
     return None if draws is None else [round(float(bound), 4) for bound in np.percentile(draws, (2.5, 97.5))]

@@ -19,8 +19,7 @@ from domains.artefact import content_id
 from domains.crops import CropSpec
 from domains.errors import BackboneError
 from prototypes.distribution import DistributionHead, HeadKind
-from reid.backbone import Backbone, InputRule, build_backbone
-from reid.config import ModelConfig
+from reid.backbone import Backbone, InputRule
 
 DEFAULT_DIM = 512
 NOT_EMBEDDING = ("neck.", "classifier.", "distribution.")
@@ -228,11 +227,3 @@ def _pooling(name: str, backbone: Backbone, norm: nn.Module | None) -> nn.Module
             raise BackboneError("this backbone has no class token: set model.pooling to average" + ("" if backbone.has_tokens else " or gem"))
         return TokenPool(norm)
     return AveragePool(backbone.prefix_tokens, norm)
-
-
-def build_model(config: ModelConfig, crop: CropSpec, *, classes: int = 0, load_weights: bool = True, seed: int = 0) -> ReidModel:
-    """Build the network; the same seed gives the same weights. Raises what :func:`reid.backbone.build_backbone` raises."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = build_backbone(config, crop, load_weights=load_weights)
-        return ReidModel(backbone, pooling=config.pooling, dim=config.dim, classes=classes, linear=config.embedding == "linear")

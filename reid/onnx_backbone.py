@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from domains.crops import CropSpec
-from domains.errors import BackboneError, ConfigError
-from reid.backbone import Backbone, InputRule, first_line
+from domains.errors import BackboneError, ConfigError, first_line
+from reid.backbone import Backbone, InputRule
 from reid.config import ModelConfig
 
 PARITY_BATCHES = (1, 2, 7)

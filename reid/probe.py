@@ -18,8 +18,9 @@ from torch import Tensor
 from domains.crops import CropSpec
 from domains.synthetic import golden_crops
 from prototypes.transport import SHRINKAGE, Transport, TransportKind, fit_transport
+from reid.embedding import BATCH, embeddings
 from reid.model import ReidModel
-from reid.survey import BATCH, Survey, embeddings
+from reid.survey import Survey
 
 ORDERS = tuple(itertools.permutations(range(3)))[1:]
 OWN = 4000

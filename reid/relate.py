@@ -7,20 +7,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Float64s
 from domains.domain import JUNK, Domain, Split
 from domains.errors import ConfigError, DataError, UsageError
 from domains.transferability import HScore, h_score, propose_order, relations, transfer_table
 from reid.evaluate import evaluate
 from reid.progress import Progress
 from reid.randomness import numpy_generator
-
-if TYPE_CHECKING:
-    from reid.run import Run
+from reid.steps import Steps
 
 CROPS = 2000
 """Crops of the new domain that are looked at, at most; of a larger one people are drawn by the run's seed, see :func:`drawn_rows`."""
@@ -104,7 +103,7 @@ class Relation:
         return said
 
 
-def relate(run: Run, domain: Domain, *, progress: Progress | None = None) -> Relation:
+def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> Relation:
     """Relate a labelled domain to a run's; only its train crops are read, and nothing is trained or written.
 
     Raises:
@@ -192,7 +191,7 @@ def regressors(share: float, found: float) -> list[float]:
     return [1.0, 100 * share, found]
 
 
-def order_domains(run: Run, learned: Sequence[Domain], *, progress: Progress | None = None) -> tuple[list[Domain], NDArray[np.float64]]:
+def order_domains(run: Steps, learned: Sequence[Domain], *, progress: Progress | None = None) -> tuple[list[Domain], Float64s]:
     """Propose the order in which to learn several new domains, by the run's last model; returns it with the table that it follows.
 
     Each domain's stand-in is a linear discriminant of its own people in the model's embedding: nothing is trained.

@@ -8,16 +8,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 
 from domains.artefact import code_version, write_atomic
 from domains.crops import Crop
-
-if TYPE_CHECKING:
-    from reid.run import Run
-    from reid.sealed import Sealed
+from reid.sealed import Sealed
+from reid.steps import Steps
 
 MEASURES = (
     ("plasticity", "Plasticity", "how well a domain was known when it had just been learned"),
@@ -58,7 +56,7 @@ def picture_section(title: str, caption: str, picture: Crop) -> Section:
     return Section(title, f'<img alt="{_text(caption)}" src="data:image/png;base64,{data}"><p class="soft">{_text(caption)}</p>')
 
 
-def write_report(run: Run, path: Path, *, extra: Sequence[Section] = ()) -> None:
+def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> None:
     """Write the page about a run; ``extra`` sections come after the figures."""
     summary, steps = run.scores.summary(), run.steps
     methods = ", ".join(dict.fromkeys(step.card["method"]["name"] for step in steps[1:])) or "nothing learned yet"
@@ -118,7 +116,7 @@ def _interval(bounds: list[float] | None) -> str:
     return "" if bounds is None else f"<small>{bounds[0]:.1f} to {bounds[1]:.1f}</small>"
 
 
-def _matrix(run: Run, summary: dict[str, Any]) -> str:
+def _matrix(run: Steps, summary: dict[str, Any]) -> str:
     names = list(run.scores.scored)
     header = "".join(f"<th>{_text(name)}</th>" for name in names) + "<th>Seen-Avg</th><th>Unseen-Avg</th>"
     rows = []
@@ -130,7 +128,7 @@ def _matrix(run: Run, summary: dict[str, Any]) -> str:
     return f'<div class="scroll"><table class="heat"><tr><th>after</th>{header}</tr>{"".join(rows)}</table></div><p class="soft">{legend}</p>'
 
 
-def _heat(run: Run, row: int, name: str) -> str:
+def _heat(run: Steps, row: int, name: str) -> str:
     scores = run.scores
     value, rank1 = scores.value(row, name), scores.value(row, name, "rank1")
     if value is None:
@@ -141,7 +139,7 @@ def _heat(run: Run, row: int, name: str) -> str:
     )
 
 
-def _curves(run: Run) -> str:
+def _curves(run: Steps) -> str:
     scores, rows = run.scores, len(run.scores.learned)
     if rows < 2:
         return "<p>Nothing has been learned yet.</p>"
@@ -188,7 +186,7 @@ def _spread(ends: list[tuple[float, str, str]], lowest: float, gap: float = 15) 
         yield y, hue, label
 
 
-def _effect(run: Run, step: Sealed) -> str:
+def _effect(run: Steps, step: Sealed) -> str:
     rows = "".join(
         f"<tr><td>{_text(row['domain'])}</td><td class='soft'>{row['role']}</td><td>{_number(row['before'])}</td><td>{_number(row['after'])}</td>"
         f"{_change(row['change'])}<td>{_number(row['rank1'])}</td></tr>"

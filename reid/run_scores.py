@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import domains
 from domains.domain import Domain
@@ -13,12 +13,10 @@ from prototypes.transport import compose
 from reid.evaluate import Retrieval, can_be_scored, evaluate
 from reid.matrix import Cell
 from reid.progress import Progress
-
-if TYPE_CHECKING:
-    from reid.run import Run
+from reid.steps import Steps
 
 
-def known_domains(run: Run) -> dict[str, Domain]:
+def known_domains(run: Steps) -> dict[str, Domain]:
     """Learned and otherwise scored domains whose folders can still be opened."""
     entries = _cards(run) | {name: {"name": name, **entry} for name, entry in run.scores.scored.items()}
     opened: dict[str, Domain] = {}
@@ -30,7 +28,7 @@ def known_domains(run: Run) -> dict[str, Domain]:
     return opened
 
 
-def check_name(run: Run, domain: Domain) -> None:
+def check_name(run: Steps, domain: Domain) -> None:
     """Raise UsageError if the run knows other data under this domain's name: learned, or scored before."""
     known = [entry for entry in (_cards(run).get(domain.name), run.scores.scored.get(domain.name)) if entry]
     place, prints = str(domain.root.resolve()), {entry.get("fingerprint") or entry.get("data") for entry in known}
@@ -39,7 +37,7 @@ def check_name(run: Run, domain: Domain) -> None:
     raise UsageError(f"{run.folder} knows {domain.name} as other data, from {known[0]['path']}; {place} needs another name: rename its folder")
 
 
-def fill(run: Run, wanted: Sequence[Domain], *, rows: Iterable[int] | None, progress: Progress) -> list[str]:
+def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, progress: Progress) -> list[str]:
     """Score every (row, domain) that the matrix lacks, and save it after each domain.
 
     A domain whose test crops or camera rule are not those that its scores speak of is scored anew, in every row.
@@ -88,7 +86,7 @@ def fill(run: Run, wanted: Sequence[Domain], *, rows: Iterable[int] | None, prog
     return notes
 
 
-def without_reindexing(run: Run, wanted: Iterable[Domain]) -> dict[str, dict[str, float | None]]:
+def without_reindexing(run: Steps, wanted: Iterable[Domain]) -> dict[str, dict[str, float | None]]:
     """Score each learned domain with the last model's queries on a gallery that the step which learned it embedded.
 
     Args:
@@ -118,12 +116,12 @@ def without_reindexing(run: Run, wanted: Iterable[Domain]) -> dict[str, dict[str
     return scored
 
 
-def _cards(run: Run) -> dict[str, Any]:
+def _cards(run: Steps) -> dict[str, Any]:
     """What the steps' cards say of the domains that they learned, by name."""
     return {entry["name"]: entry for step in run.steps for entry in step.card["domains"]}
 
 
-def _cells(run: Run, domain: Domain, rows: Sequence[int], progress: Progress) -> tuple[dict[tuple[int, str], Cell], tuple[str, ...]]:
+def _cells(run: Steps, domain: Domain, rows: Sequence[int], progress: Progress) -> tuple[dict[tuple[int, str], Cell], tuple[str, ...]]:
     """Score one domain in these rows, its crops decoded once; also a line for each image that can't be read. Raises DataError."""
     cells: dict[tuple[int, str], Cell] = {}
     left_out: tuple[str, ...] = ()

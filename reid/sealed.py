@@ -12,9 +12,8 @@ from domains.crops import CropSpec
 from domains.errors import ArtefactError
 from prototypes.memory import Memory
 from prototypes.transport import Transport
-from reid.checkpoint import read_tensors, save_weights
+from reid.checkpoint import State, read_tensors, save_weights
 from reid.ending import Ended
-from reid.fusion import State
 from reid.learner import LOG
 from reid.model import ReidModel
 

@@ -13,11 +13,11 @@ import torch
 
 from domains.domain import Domain, Split
 from domains.synthetic import golden_crops
+from reid.build import build_model
 from reid.config import Config, read_method
 from reid.learner import Learner
 from reid.loader import CropStore
-from reid.model import build_model
-from reid.optim import Runtime
+from reid.runtime import Runtime
 from reid.terms import Step, build_terms, head_of, idle_terms
 
 WARM_UP, MEASURED = 1, 2

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from prototypes.distribution import unit
+from reid.embedding import BATCH, embeddings, evaluating
 from reid.loader import CropStore
 from reid.model import ReidModel
 from reid.randomness import numpy_generator
-
-BATCH = 128
-
-Floats = NDArray[np.float32]
-
-
-@contextmanager
-def evaluating(model: ReidModel) -> Iterator[None]:
-    """Hold a model in eval mode, without gradients, and leave it in the mode in which it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def embeddings(model: ReidModel, batches: Iterable[torch.Tensor]) -> Floats:
-    """Unit-length embeddings ``[N, D]`` of batches of crops that are on the model's device."""
-    with evaluating(model):
-        return np.concatenate([model.embed(crops).cpu().numpy() for crops in batches])
 
 
 class Survey:
@@ -77,11 +56,11 @@ class Survey:
         rows = np.sort(order[np.concatenate([first, np.delete(np.arange(len(self)), first)])][:count])
         return Survey(self.store, self.positions[rows], self.labels[rows], self.device)
 
-    def embeddings(self, model: ReidModel) -> Floats:
+    def embeddings(self, model: ReidModel) -> Float32s:
         """Unit-length embeddings ``[N, D]``."""
         return embeddings(model, (crops for crops, _ in self.batches()))
 
-    def gaussians(self, model: ReidModel) -> Iterator[tuple[Floats, Floats, NDArray[np.int64]]]:
+    def gaussians(self, model: ReidModel) -> Iterator[tuple[Float32s, Float32s, NDArray[np.int64]]]:
         """Centres and deviations ``[n, D]`` of crops, with their identities, chunk by chunk."""
         for crops, labels in self.batches():
             with evaluating(model):

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from domains.arrays import Float32s
 from domains.synthetic import cloth
 from domains.synthetic.brush import Brush, Point, Station
-from domains.synthetic.cloth import Floats, plain, shade
+from domains.synthetic.cloth import plain, shade
 from domains.synthetic.person import Person, Pose
 
 
-def render(person: Person, pose: Pose, height: int, width: int, foot: tuple[float, float], tall: float) -> tuple[Floats, Floats]:
+def render(person: Person, pose: Pose, height: int, width: int, foot: tuple[float, float], tall: float) -> tuple[Float32s, Float32s]:
     """Paint a person on an empty picture.
 
     Painted two to four times as large with smooth edges and averaged down, so that edges are as soft as a sensor sees them.

@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from domains.synthetic.cloth import Dye, Floats, plain
+from domains.arrays import Float32s, Float64s
+from domains.synthetic.cloth import Dye, plain
 from domains.synthetic.person import Colour, Pose
 
-Pixels = NDArray[np.float64]
+Pixels = Float64s
 Point = tuple[float, float, float]
 Station = tuple[float, float, float, float]
 """One cross-section of a turned shape: height, half the breadth (x), half the depth (z), and the centre's z."""
@@ -116,17 +117,17 @@ class Brush:
         covered = self.mask[y : y + h, x : x + w]
         covered += (1 - covered) * cover
 
-    def _limb_light(self, part: NDArray[np.uint8]) -> Floats:
+    def _limb_light(self, part: NDArray[np.uint8]) -> Float32s:
         """Lambert's law on a limb that is as round as it is wide: its relief is the circle over the distance to its edge."""
         far = cv2.distanceTransform(cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)[1:-1, 1:-1]
         radius = max(1.0, float(far.max()))
         share = np.minimum(far / radius, 1)
         relief = cv2.blur(radius * np.sqrt(share * (2 - share)), (3, 3))
         across, down = cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=0.125)
-        light: Floats = (self.sun[2] - across * self.sun[0] - down * 0.4 * self.sun[1]) / np.sqrt(1 + across * across + down * down)
+        light: Float32s = (self.sun[2] - across * self.sun[0] - down * 0.4 * self.sun[1]) / np.sqrt(1 + across * across + down * down)
         return light
 
-    def _turned_light(self, x: int, y: int, w: int, h: int, middle: Pixels, half: Pixels, heights: Pixels) -> tuple[Floats, Floats, Floats]:
+    def _turned_light(self, x: int, y: int, w: int, h: int, middle: Pixels, half: Pixels, heights: Pixels) -> tuple[Float32s, Float32s, Float32s]:
         """Angle u about the body, height v, and light, for each pixel of a box of the canvas."""
         levels = np.arange(y, y + h, dtype=np.float32)
         v, centre, wide = (np.interp(levels, middle[::-1, 1], one[::-1]).astype(np.float32)[:, None] for one in (heights, middle[:, 0], half))
@@ -139,7 +140,7 @@ class Brush:
 
 
 @lru_cache(maxsize=8)
-def _folds(tall: int) -> Floats:
+def _folds(tall: int) -> Float32s:
     """Creases for a person of about ``tall`` pixels: zero mean, about unit spread, longer than wide. Read-only."""
     rng = np.random.default_rng(97)
     size = max(48, 2 * tall)
@@ -157,6 +158,6 @@ def _spaced(end: int, count: int) -> Pixels:
     return np.linspace(0, end, count)
 
 
-def _fixed(points: NDArray[np.float64]) -> NDArray[np.int32]:
+def _fixed(points: Float64s) -> NDArray[np.int32]:
     """Pixels in sixteenths, as OpenCV's ``shift=4`` takes them."""
     return np.round(points * 16).astype(np.int32)

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from domains.errors import DataError
 from domains.synthetic.places import paint_place
 
 Colour = tuple[float, float, float]
-Floats = NDArray[np.float32]
 Range = tuple[float, float]
 
 SCALE = 1.5
@@ -184,7 +184,7 @@ def backdrop(camera: Camera, height: int, width: int) -> NDArray[np.uint8]:
     return place
 
 
-def photograph(scene: Floats, camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
+def photograph(scene: Float32s, camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
     """What the camera sends of a scene, float32 RGB ``[height, width, 3]`` in 0..255: uint8 RGB of the same size.
 
     In a camera's order: light and cast, the sensor's few pixels with their noise, the tone curve, an overdone sharpening, the JPEG encoder.

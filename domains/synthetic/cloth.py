@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from domains.synthetic.person import Colour, Person
 
-Floats = NDArray[np.float32]
-Dye = Callable[[Floats, Floats], Floats]
+Dye = Callable[[Float32s, Float32s], Float32s]
 """Colour ``[3, h, w]``, or ``[3, 1, 1]`` where it is one, at angle u about the body (0 in front, positive to the left) and height v, ``[h, w]``."""
 
 
@@ -34,7 +33,7 @@ def top(person: Person) -> Dye:
     first, second = _planes(person.top), _planes(person.top_second)
     kind, wide = person.pattern, person.scale
 
-    def dye(u: Floats, v: Floats) -> Floats:
+    def dye(u: Float32s, v: Float32s) -> Float32s:
         if kind == "bands":
             share = (v * 17 / wide) % 1 < 0.5
         elif kind == "pinstripe":
@@ -59,7 +58,7 @@ def jacket(person: Person) -> Dye:
     under = top(person)
     cloth = _planes(person.jacket or person.top)
 
-    def dye(u: Floats, v: Floats) -> Floats:
+    def dye(u: Float32s, v: Float32s) -> Float32s:
         seam = 0.3 * (np.abs(u) < 0.05) + 0.12 * (np.abs(v - person.hem) < 0.012)
         painted = (1 - seam).astype(np.float32) * cloth
         collar = np.maximum(0, v - 0.79) * 6
@@ -73,10 +72,10 @@ def backpack(person: Person) -> Dye:
     """A backpack's pocket and seams."""
     colour = _planes(person.bag_colour)
 
-    def dye(u: Floats, v: Floats) -> Floats:
+    def dye(u: Float32s, v: Float32s) -> Float32s:
         pocket = (v < 0.68) & (v > 0.58)
         seam = (np.abs(v - 0.68) < 0.006) | (np.abs(v - 0.77) < 0.004)
-        light: Floats = (1 - 0.14 * pocket - 0.35 * seam).astype(np.float32)
+        light: Float32s = (1 - 0.14 * pocket - 0.35 * seam).astype(np.float32)
         return colour * light
 
     return dye
@@ -88,7 +87,7 @@ def face(person: Person) -> Dye:
     cover = _planes(person.headwear if person.hairstyle in ("cap", "beanie") else person.jacket or person.top)
     kind = person.hairstyle
 
-    def dye(u: Floats, v: Floats) -> Floats:
+    def dye(u: Float32s, v: Float32s) -> Float32s:
         away = np.abs(u)
         eyes = 0.3 * np.exp(-(((away - 0.42) / 0.2) ** 2) - ((v - 0.93) / 0.009) ** 2)
         mouth = 0.2 * np.exp(-((u / 0.3) ** 2) - ((v - 0.888) / 0.005) ** 2)
@@ -112,7 +111,7 @@ def face(person: Person) -> Dye:
     return dye
 
 
-def _straps(person: Person, u: Floats, v: Floats, cloth: Floats) -> Floats:
+def _straps(person: Person, u: Float32s, v: Float32s, cloth: Float32s) -> Float32s:
     """The straps of a backpack in front, or of a shoulder bag all around."""
     if person.bag == "backpack":
         on = (np.abs(np.abs(u) - 0.72) < 0.16) & (v > 0.62)
@@ -123,6 +122,6 @@ def _straps(person: Person, u: Floats, v: Floats, cloth: Floats) -> Floats:
     return np.where(on, _planes(shade(person.bag_colour, 0.75)), cloth).astype(np.float32, copy=False)
 
 
-def _planes(colour: Colour) -> Floats:
+def _planes(colour: Colour) -> Float32s:
     """A colour over planes: float32 ``[3, 1, 1]``."""
     return np.array(colour, np.float32)[:, None, None]

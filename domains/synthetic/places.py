@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Painter = Callable[[Floats, np.random.Generator], None]
+from domains.arrays import Float32s, Float64s
+
+Painter = Callable[[Float32s, np.random.Generator], None]
 
 
-def paint_place(image: Floats, horizon: int, wall: str, floor: str, rng: np.random.Generator) -> None:
+def paint_place(image: Float32s, horizon: int, wall: str, floor: str, rng: np.random.Generator) -> None:
     """Paint wall ``WALLS[wall]`` above row ``horizon`` and floor ``FLOORS[floor]`` below it, with grain, stains and the shade where they meet."""
     rows, columns = image.shape[:2]
     WALLS[wall](image[:horizon], rng)
@@ -26,25 +26,25 @@ def paint_place(image: Floats, horizon: int, wall: str, floor: str, rng: np.rand
     image[:] = cv2.GaussianBlur(image, (0, 0), 0.004 * rows)
 
 
-def _box(image: Floats, left: float, top: float, right: float, bottom: float, colour: NDArray[np.float64], shade: float = 0.15) -> None:
+def _box(image: Float32s, left: float, top: float, right: float, bottom: float, colour: Float64s, shade: float = 0.15) -> None:
     """A filled rectangle, darker towards its foot."""
     part = image[max(0, int(top)) : max(0, int(bottom)), max(0, int(left)) : max(0, int(right))]
     if part.size:
         part[:] = colour * np.linspace(1 + shade, 1 - shade, len(part))[:, None, None]
 
 
-def _colour(*rgb: float) -> NDArray[np.float64]:
+def _colour(*rgb: float) -> Float64s:
     return np.array(rgb, np.float64)
 
 
-def _pick(rng: np.random.Generator, *colours: tuple[float, float, float]) -> NDArray[np.float64]:
+def _pick(rng: np.random.Generator, *colours: tuple[float, float, float]) -> Float64s:
     return np.array(colours[rng.integers(len(colours))], np.float64) * rng.uniform(0.75, 1.1)
 
 
 # -- walls
 
 
-def _shops(wall: Floats, rng: np.random.Generator) -> None:
+def _shops(wall: Float32s, rng: np.random.Generator) -> None:
     """Shop windows between piers, with something to see behind the glass."""
     rows, columns = wall.shape[:2]
     at = -float(rng.uniform(0, columns / 6))
@@ -61,7 +61,7 @@ def _shops(wall: Floats, rng: np.random.Generator) -> None:
     _box(wall, 0, rows * 0.95, columns, rows, _colour(116, 110, 104))
 
 
-def _doors(wall: Floats, rng: np.random.Generator) -> None:
+def _doors(wall: Float32s, rng: np.random.Generator) -> None:
     """A corridor's doors with frames and handles, notices between them, a skirting board."""
     rows, columns = wall.shape[:2]
     _box(wall, 0, rows * 0.93, columns, rows, _colour(92, 92, 88))
@@ -78,7 +78,7 @@ def _doors(wall: Floats, rng: np.random.Generator) -> None:
         at += wide + gap
 
 
-def _night(wall: Floats, rng: np.random.Generator) -> None:
+def _night(wall: Float32s, rng: np.random.Generator) -> None:
     """Dark fronts with lit windows and lamps out of focus."""
     rows, columns = wall.shape[:2]
     at = -float(rng.uniform(0, columns / 6))
@@ -95,7 +95,7 @@ def _night(wall: Floats, rng: np.random.Generator) -> None:
         wall += glow[..., None] * _pick(rng, (210, 160, 90), (180, 60, 50), (150, 170, 190)).astype(np.float32)
 
 
-def _trees(wall: Floats, rng: np.random.Generator) -> None:
+def _trees(wall: Float32s, rng: np.random.Generator) -> None:
     """Trunks before a hedge of many small leaves, coloured like the wall."""
     rows, columns = wall.shape[:2]
     leaves = wall.mean((0, 1)).astype(np.float64)
@@ -108,7 +108,7 @@ def _trees(wall: Floats, rng: np.random.Generator) -> None:
         cv2.line(wall, (x, rows), (x + int(rng.normal(0, 0.01 * columns)), 0), bark, thick, cv2.LINE_AA)
 
 
-def _cars(wall: Floats, rng: np.random.Generator) -> None:
+def _cars(wall: Float32s, rng: np.random.Generator) -> None:
     """Parked cars before concrete with its pillars."""
     rows, columns = wall.shape[:2]
     for x in np.arange(rng.uniform(0, 0.2), 1, 0.23) * columns:
@@ -130,7 +130,7 @@ def _cars(wall: Floats, rng: np.random.Generator) -> None:
         at += long + columns * rng.uniform(0.03, 0.1)
 
 
-def _platform(wall: Floats, rng: np.random.Generator) -> None:
+def _platform(wall: Float32s, rng: np.random.Generator) -> None:
     """A tiled wall with posters, a dark band and a bench."""
     rows, columns = wall.shape[:2]
     step = max(4, rows // 18)
@@ -153,17 +153,17 @@ def _platform(wall: Floats, rng: np.random.Generator) -> None:
 # -- floors
 
 
-def _paving(floor: Floats, rng: np.random.Generator) -> None:
+def _paving(floor: Float32s, rng: np.random.Generator) -> None:
     _slabs(floor, 11, 0.07, 0.84, rng)
 
 
-def _tiles(floor: Floats, rng: np.random.Generator) -> None:
+def _tiles(floor: Float32s, rng: np.random.Generator) -> None:
     _slabs(floor, 15, 0.03, 0.8, rng)
     gloss = np.exp(-(((np.linspace(0, 1, floor.shape[1]) - rng.uniform(0.2, 0.8)) / 0.22) ** 2)).astype(np.float32)
     floor += 16 * gloss[None, :, None]
 
 
-def _warning_line(floor: Floats, rng: np.random.Generator) -> None:
+def _warning_line(floor: Float32s, rng: np.random.Generator) -> None:
     """A platform's tiles with its yellow line."""
     _tiles(floor, rng)
     rows, columns = floor.shape[:2]
@@ -171,7 +171,7 @@ def _warning_line(floor: Floats, rng: np.random.Generator) -> None:
     cv2.line(floor, (0, int(y)), (columns, int(y + slope)), (176, 150, 70), max(2, rows // 26), cv2.LINE_AA)
 
 
-def _slabs(floor: Floats, lines: int, spread: float, dark: float, rng: np.random.Generator) -> None:
+def _slabs(floor: Float32s, lines: int, spread: float, dark: float, rng: np.random.Generator) -> None:
     """Slabs of slightly different tone, joints in perspective towards a point high above the floor."""
     rows, columns = floor.shape[:2]
     level = floor.mean((0, 1)).astype(np.float64)
@@ -187,7 +187,7 @@ def _slabs(floor: Floats, lines: int, spread: float, dark: float, rng: np.random
             cv2.polylines(floor, [slab], True, tuple((level * dark).tolist()), 1, cv2.LINE_AA)
 
 
-def _asphalt(floor: Floats, rng: np.random.Generator) -> None:
+def _asphalt(floor: Float32s, rng: np.random.Generator) -> None:
     """Rough ground with worn paint and a few patches."""
     rows, columns = floor.shape[:2]
     level = floor.mean((0, 1)).astype(np.float64)
@@ -201,7 +201,7 @@ def _asphalt(floor: Floats, rng: np.random.Generator) -> None:
     floor += rng.normal(0, 6, (rows, columns, 1)).astype(np.float32)
 
 
-def _snow(floor: Floats, rng: np.random.Generator) -> None:
+def _snow(floor: Float32s, rng: np.random.Generator) -> None:
     """Trodden snow: blue hollows, and a path of slush."""
     rows, columns = floor.shape[:2]
     x, wide = columns * rng.uniform(0.1, 0.9), columns * rng.uniform(0.08, 0.2)
@@ -212,7 +212,7 @@ def _snow(floor: Floats, rng: np.random.Generator) -> None:
         cv2.ellipse(floor, at, (int(rng.integers(2, 8)), int(rng.integers(1, 4))), 0, 0, 360, (178, 188, 206), -1, cv2.LINE_AA)
 
 
-def _grass(floor: Floats, rng: np.random.Generator) -> None:
+def _grass(floor: Float32s, rng: np.random.Generator) -> None:
     """A lawn in tufts, with a gravel path."""
     rows, columns = floor.shape[:2]
     tufts = cv2.GaussianBlur(rng.normal(0, 1, (rows, columns)).astype(np.float32), (0, 0), sigmaX=1.0, sigmaY=2.0)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from domains.arrays import Float32s
 from domains.artefact import write_atomic
 from domains.crops import Crop
 from domains.domain import Domain, from_rows
@@ -144,7 +144,7 @@ def _write_table(path: Path, rows: list[tuple[str, str, str | None, str]], times
     write_atomic(path, text.getvalue().encode())
 
 
-def _place(camera: Camera, rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
+def _place(camera: Camera, rng: np.random.Generator, rows: int, columns: int) -> Float32s:
     """A random stretch of the camera's backdrop."""
     whole = backdrop(camera, rows, columns)
     top = round((SCALE - 1) / 2 * rows) + int(rng.integers(-rows // 14, rows // 14 + 1))
@@ -152,7 +152,7 @@ def _place(camera: Camera, rng: np.random.Generator, rows: int, columns: int) ->
     return whole[top : top + rows, left : left + columns].astype(np.float32)
 
 
-def _stand(scene: NDArray[np.float32], person: Person, camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
+def _stand(scene: Float32s, person: Person, camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
     """Put a person into the scene, with their shadow."""
     rows, columns = scene.shape[:2]
     strength = style_of(camera.style).shadow
@@ -168,7 +168,7 @@ def _stand(scene: NDArray[np.float32], person: Person, camera: Camera, rng: np.r
     scene += colours
 
 
-def _occlude(scene: NDArray[np.float32], camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
+def _occlude(scene: Float32s, camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
     """Something in front: a post, a bag or barrier at the feet, or somebody else at the edge."""
     rows, columns = scene.shape[:2]
     kind = rng.integers(3)

@@ -63,8 +63,8 @@ def _bundle_scorer(bundle: Path, provider: str) -> Callable[..., dict[str, Any]]
 
     from deploy import Encoder
     from reid.evaluate import evaluate as closed
+    from reid.evaluate import evaluate_open_set
     from reid.loader import StoreCache
-    from reid.openset import evaluate_open_set
 
     encoder = Encoder.load(bundle, provider=provider)
     stores = StoreCache(encoder.crop, 1024)
@@ -79,7 +79,7 @@ def _bundle_scorer(bundle: Path, provider: str) -> Callable[..., dict[str, Any]]
 
 
 def _run_scorer(folder: Path, step: int, device: str | None) -> Callable[..., dict[str, Any]]:
-    from reid.openset import evaluate_open_set
+    from reid.evaluate import evaluate_open_set
     from reid.run import Run
 
     run = Run.open(folder)

@@ -19,8 +19,8 @@ from domains.hypernetwork import CHUNK, EMBEDDING_DIM, HIDDEN, Guide, HyperNetwo
 from domains.transferability import h_embedding, h_score, relations
 from reid.adapter import Slot, changes, find_slots, has_attention, merge
 from reid.backbone import Backbone
+from reid.config import learning_rate
 from reid.model import ReidModel
-from reid.optim import learning_rate
 from reid.randomness import torch_generator, torch_seed
 from reid.survey import Survey
 from reid.terms.term import Batch, Step, Term

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,9 @@ from prototypes.distribution import Gaussians, HeadKind, sample, unit
 from prototypes.memory import Memory
 from reid.config import Config
 from reid.model import Output, ReidModel
-from reid.optim import Runtime
 from reid.randomness import torch_generator
-
-if TYPE_CHECKING:
-    from reid.survey import Survey
+from reid.runtime import Runtime
+from reid.survey import Survey
 
 View = Literal["plain", "aligned"]
 """``plain``: the augmented crop; ``aligned``: the same crop in the look of a domain learned before."""

@@ -13,8 +13,8 @@ from deploy.export import check_parity, export_graph, export_run
 from domains.crops import CropSpec
 from domains.errors import ExportError
 from domains.synthetic import golden_crops
+from reid.build import build_model
 from reid.config import ModelConfig, build_config
-from reid.model import build_model
 from reid.run import Run
 
 SMALL = {"mobilenetv2_050": (64, 32), "vit_tiny_patch16_224": (64, 32), "resnet10t": (64, 32), "convnext_atto": (64, 32)}

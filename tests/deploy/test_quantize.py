@@ -16,8 +16,8 @@ from deploy.ranges import activation_ranges, answers, least_error, start_session
 from domains.crops import CropSpec
 from domains.errors import ExportError, UsageError
 from domains.synthetic import golden_crops
+from reid.build import build_model
 from reid.config import ModelConfig, build_config
-from reid.model import build_model
 from reid.run import Run
 
 CROPS = golden_crops(24, height=64, width=32)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from domains.crops import CropSpec
-from reid.backbone import build_backbone
+from reid.build import build_backbone
 from reid.config import ModelConfig
 
 SPEC = CropSpec(64, 32)

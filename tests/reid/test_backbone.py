@@ -11,8 +11,9 @@ from torch import nn
 
 from domains.crops import CropSpec
 from domains.errors import BackboneError
-from reid.backbone import build_backbone, load_weights_file
+from reid.build import build_backbone
 from reid.config import ModelConfig
+from reid.weights import load_weights_file
 
 # ---------------------------------------------------------------------------------------------------------------------------------- timm
 

@@ -7,13 +7,13 @@ import torch
 from domains.errors import ConfigError
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
-from prototypes.transport import Transport, fit_transport
+from prototypes.transport import Transport, fit_transport, renewed
+from reid.build import build_model
 from reid.config import Method, build_config
-from reid.ending import check_parts, end_step, renewed
+from reid.ending import check_parts, end_step
 from reid.loader import CropStore
-from reid.model import build_model
-from reid.optim import Runtime
 from reid.repair import batchnorm, classifier
+from reid.runtime import Runtime
 from reid.survey import Survey
 from reid.terms import Step, build_terms
 

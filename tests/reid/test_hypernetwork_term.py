@@ -192,8 +192,8 @@ def test_the_moving_average_may_stand_before_or_after(tmp_path, sites, terms):
 
 
 def test_a_transformer_whose_features_are_a_map_is_adapted_in_its_attention():
+    from reid.build import build_model
     from reid.config import ModelConfig
-    from reid.model import build_model
 
     model = build_model(ModelConfig(backbone="swin_tiny_patch4_window7_224", weights="none", dim=16), CropSpec(224, 224))
     (term,) = build_terms(({"hypernetwork": {}},)).values()

@@ -10,11 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from domains.errors import BackboneError, ConfigError
+from reid.build import build_model
 from reid.cli import app
 from reid.config import build_config, read_method, read_settings
-from reid.evaluate import torch_embedder
+from reid.embedding import embedder
 from reid.learning import _what_to_learn, planned
-from reid.model import build_model
 from reid.run import Run
 from reid.speed import Speed
 from reid.terms import build_terms
@@ -143,7 +143,7 @@ def test_without_reindexing(run, tiny_domain, tmp_path):
     first, _ = run.model(1)
     final, _ = run.model(3)
     crops = run.stores.get(sites[0], sites[0].gallery).crops
-    old, new = (torch_embedder(model, torch.device("cpu"))(crops) for model in (first, final))
+    old, new = (embedder(model, torch.device("cpu"))(crops) for model in (first, final))
     for step in run.steps[2:]:
         old = step.transport()(old)
     assert np.einsum("nd,nd->n", old, new).mean() > 0.5

@@ -10,9 +10,10 @@ from torch import nn
 from domains.crops import CropSpec
 from domains.errors import DeviceError
 from reid import optim
-from reid.config import ModelConfig, TrainConfig
-from reid.model import build_model
-from reid.optim import Runtime, build_optimiser, is_depthwise, learning_rate, set_rate
+from reid.build import build_model
+from reid.config import ModelConfig, TrainConfig, learning_rate
+from reid.optim import build_optimiser, set_rate
+from reid.runtime import Runtime, is_depthwise
 
 
 def rates(**settings):

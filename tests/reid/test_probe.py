@@ -7,10 +7,10 @@ import torch
 import reid.probe
 from domains.errors import ConfigError
 from prototypes.transport import fit_transport
+from reid.build import build_model
 from reid.config import Method, build_config
 from reid.ending import check_parts
 from reid.loader import CropStore
-from reid.model import build_model
 from reid.probe import Probes, learn_transport
 from reid.survey import Survey
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from domains.errors import ConfigError
+from reid.build import build_model
 from reid.config import build_config
-from reid.model import build_model
 from reid.recompute import Recomputed, recomputing
 from reid.run import Run
 

@@ -8,9 +8,10 @@ from torch import nn
 from domains.domain import Split
 from prototypes.distribution import unit
 from reid.backbone import Backbone, InputRule
+from reid.embedding import BATCH, evaluating
 from reid.loader import CropStore
 from reid.model import ReidModel
-from reid.survey import BATCH, Survey, evaluating
+from reid.survey import Survey
 
 COUNT, USED = 320, 300  # in more than two batches
 

@@ -14,7 +14,7 @@ from prototypes.prototype import DistributionPrototypes
 from prototypes.transfer import prototype_transfer
 from reid import losses
 from reid.model import Output
-from reid.optim import Runtime
+from reid.runtime import Runtime
 from reid.terms import TERMS, Batch, Step, Term, build_terms, head_of, idle_terms
 
 OLD, NEW, DIM = 3, 4, 6
