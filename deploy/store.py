@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.connection import Connection, configure
+from deploy.connection import Connection, configure, reason
 from deploy.entry import Entry
-from deploy.failure import reason
 from deploy.row import COLUMNS, PRESENT, checksum, entry_checksum, make_stamp, present_vector, row_entry
 from deploy.schema import APPLICATION, SCHEMA, SCHEMA_1, SINCE_2, SINCE_3
 from deploy.seal import seal_holds, write_seal
