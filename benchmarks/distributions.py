@@ -27,14 +27,13 @@ from torch.distributions import MultivariateNormal
 from benchmarks.results_file import record
 from domains.synthetic import make_domain
 from prototypes.distribution import unit
-from reid import losses
-from reid.build import build_model
+from reid.batches.loader import CropStore
 from reid.config import Config, build_config, read_method
-from reid.loader import CropStore
-from reid.optim import build_optimiser
-from reid.recompute import recomputing
-from reid.runtime import Runtime
-from reid.terms import Batch, Step, build_terms
+from reid.network.build import build_model
+from reid.network.recompute import recomputing
+from reid.network.runtime import Runtime
+from reid.step.optim import build_optimiser
+from reid.terms import Batch, Step, build_terms, losses
 
 SAMPLES, CLASSES = 6, 500
 CASES = ("reference", "fp32", "bf16", "bf16 recomputed", "whole fp32", "whole bf16")

@@ -13,7 +13,7 @@ from reid.config import build_config
 from reid.demo import PEOPLE, SETTINGS, STYLES, UNSEEN
 from reid.progress import Progress
 from reid.run import Run
-from reid.stream import learn_stream
+from reid.run.stream import learn_stream
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ import onnxruntime
 
 from benchmarks.results_file import record, recorded
 from deploy import Encoder
-from deploy.batcher import Batcher
 from deploy.bundle import write_bundle
+from deploy.encoder.batcher import Batcher
 from domains.crops import CropSpec
 from domains.synthetic import golden_crops
 
@@ -30,9 +30,9 @@ def make_bundle(backbone, folder):
     """Export a model with random weights as a bundle."""
     import torch
 
-    from deploy.export import export_graph
-    from reid.build import build_model
     from reid.config import ModelConfig
+    from reid.export.export import export_graph
+    from reid.network.build import build_model
 
     torch.manual_seed(0)
     spec = CropSpec(HEIGHT, WIDTH)

@@ -20,16 +20,16 @@ from domains.synthetic import make_domain
 from prototypes.distribution import affinity, draw
 from prototypes.prototype import DistributionPrototypes
 from prototypes.transport import compose
+from reid.batches.loader import CropStore
 from reid.config import Method, build_config, read_method
 from reid.demo import SETTINGS
-from reid.embedding import embedder
-from reid.evaluate import evaluate
-from reid.fusion import blend
-from reid.loader import CropStore
-from reid.model import ReidModel
-from reid.repair import batchnorm
+from reid.network.embedding import embedder
+from reid.network.model import ReidModel
 from reid.run import Run
-from reid.survey import Survey
+from reid.scores.evaluate import evaluate
+from reid.step.fusion import blend
+from reid.step.repair import batchnorm
+from reid.terms.survey import Survey
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 HUES = ("#0b6e99", "#c2410c", "#3f7d20", "#7c3aed", "#b45309", "#be185d")

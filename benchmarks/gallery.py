@@ -90,8 +90,8 @@ def ours(folder: Path, count: int, report: Any) -> None:
 def opened(folder: Path, count: int, report: Any) -> None:
     """Open the gallery from its files, and search it and the FAISS index inside it in turns."""
     from deploy import Gallery
-    from deploy.codes import load_faiss
-    from deploy.selection import Selection
+    from deploy.index.codes import load_faiss
+    from deploy.store.selection import Selection
 
     data = drawn(folder, count)
     place = folder / f"gallery-{count}"

@@ -37,8 +37,8 @@ from domains.arrays import Float32s
 from domains.domain import Domain
 from domains.synthetic import make_domain
 from prototypes.prototype import DistributionPrototypes
+from reid.batches.loader import CropStore
 from reid.config import build_config
-from reid.loader import CropStore
 from reid.run import Run
 
 DRAWN = {

@@ -22,10 +22,10 @@ from benchmarks.results_file import record
 from domains.domain import Domain
 from domains.synthetic import STYLES, make_domain
 from reid.config import Entry, Method, build_config, read_method, read_stream
-from reid.evaluate import evaluate
 from reid.progress import Progress
-from reid.routing import router_of, routing_term
 from reid.run import Run
+from reid.run.routing import router_of, routing_term
+from reid.scores.evaluate import evaluate
 from reid.terms.hypernetwork import BASE
 
 SHORT = {"train": {"iterations": 60, "identities": 8}}

@@ -30,11 +30,11 @@ from domains.domain import Domain
 from domains.synthetic import STYLES, make_domain
 from domains.transferability import h_score
 from reid.config import Config, build_config, read_stream
-from reid.evaluate import evaluate
 from reid.progress import Progress
-from reid.relate import STUDY, regressors
 from reid.run import Run
-from reid.stream import open_stream
+from reid.run.relate import STUDY, regressors
+from reid.run.stream import open_stream
+from reid.scores.evaluate import evaluate
 
 SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-pairs"
 DRAWN, TUNED, METHOD = 5, 40, "fine_tune"

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.results_file import record
-from deploy.export import export_graph
-from deploy.quantize import Quantiser
-from deploy.ranges import answers
 from domains.crops import CropSpec
 from domains.synthetic import golden_crops
-from reid.build import build_model
 from reid.config import ModelConfig
+from reid.export.export import export_graph
+from reid.export.quantize import Quantiser
+from reid.export.ranges import answers
+from reid.network.build import build_model
 
 SIZES = {"resnet50": (256, 128), "mobilenetv2_100": (128, 64), "vit_tiny_patch16_224": (256, 128)}
 LEFT_OUT = {"mobilenetv2_100": 8}

@@ -29,10 +29,10 @@ from onnx import TensorProto, helper, numpy_helper
 import domains
 from benchmarks.results_file import record
 from deploy import Encoder, Gallery
+from deploy.answers.calibration import calibrate
+from deploy.answers.refine import Refinement, search
 from deploy.bundle import write_bundle
-from deploy.calibration import calibrate
-from deploy.encoder import Skipped
-from deploy.refine import Refinement, search
+from deploy.encoder.encoder import Skipped
 from domains.arrays import Float32s
 from domains.artefact import content_id
 from domains.domain import Domain

@@ -36,8 +36,8 @@ TOKEN_SCOPES = ("query", "enrol", "erase")
 
 def prepare(folder, backbone, entries):
     """A bundle of an untrained model and a gallery of random vectors in its space."""
-    from deploy.export import export_run
     from reid.config import build_config
+    from reid.export import export_run
     from reid.run import Run
 
     settings = {"model": {"backbone": backbone, "weights": "none"}, "crop": {"height": 256, "width": 128}}

@@ -37,7 +37,7 @@ from domains.domain import Domain
 from reid.config import Config, Method, build_config, read_method, read_stream
 from reid.progress import Progress
 from reid.run import Run
-from reid.stream import learn_stream, open_stream
+from reid.run.stream import learn_stream, open_stream
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "small5.json"
@@ -45,11 +45,11 @@ DEV_LIST = HERE / "small5_dev.json"
 SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
 DEV_SEED, DEV_SHARE = 20261121, 0.3
 LEARNING_PATH = (
-    "domains/crops.py", "domains/domain.py", "domains/hypernetwork.py", "domains/scoring.py", "domains/style.py", "domains/synthetic",
-    "domains/transferability.py", "prototypes", "reid/adapter.py", "reid/adapting.py", "reid/augment.py", "reid/backbone.py", "reid/ending.py",
-    "reid/evaluate.py", "reid/fusion.py", "reid/learner.py", "reid/learning.py", "reid/loader.py", "reid/losses.py", "reid/matrix.py",
-    "reid/model.py", "reid/onnx_backbone.py", "reid/optim.py", "reid/probe.py", "reid/randomness.py", "reid/recompute.py", "reid/repair.py",
-    "reid/routing.py", "reid/sampler.py", "reid/survey.py", "reid/terms",
+    "domains/crops.py", "domains/domain.py", "reid/network/hypernetwork.py", "domains/scoring.py", "domains/style.py", "domains/synthetic",
+    "domains/transferability.py", "prototypes", "reid/network/adapter.py", "reid/step/adapting.py", "reid/batches/augment.py", "reid/network/backbone.py", "reid/step/ending.py",
+    "reid/scores/evaluate.py", "reid/step/fusion.py", "reid/step/learner.py", "reid/run/learning.py", "reid/batches/loader.py", "reid/terms/losses.py", "reid/scores/matrix.py",
+    "reid/network/model.py", "reid/network/onnx_backbone.py", "reid/step/optim.py", "reid/step/probe.py", "reid/randomness.py", "reid/network/recompute.py", "reid/step/repair.py",
+    "reid/run/routing.py", "reid/batches/sampler.py", "reid/terms/survey.py", "reid/terms",
 )  # fmt: skip
 THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "hyper_routed", "hyper_default", "joint")
 STARTS = {

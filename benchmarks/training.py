@@ -24,15 +24,14 @@ from torchvision import transforms
 from benchmarks.results_file import record
 from domains.domain import Domain
 from domains.synthetic import make_domain
-from reid import losses
-from reid.build import build_model
+from reid.batches.loader import CropStore
+from reid.batches.sampler import IdentitySampler
 from reid.config import Config, build_config, read_method
-from reid.learner import Learner
-from reid.loader import CropStore
-from reid.model import ReidModel
-from reid.runtime import Runtime
-from reid.sampler import IdentitySampler
-from reid.terms import Step, build_terms
+from reid.network.build import build_model
+from reid.network.model import ReidModel
+from reid.network.runtime import Runtime
+from reid.step.learner import Learner
+from reid.terms import Step, build_terms, losses
 
 SIZES = {"resnet50": (256, 128), "vit_small_patch16_224": (256, 128), "mobilenetv2_100": (128, 64)}
 WARM_UP = 2

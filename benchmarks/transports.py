@@ -4,7 +4,7 @@
     python -m benchmarks.transports --method fusion --save
 
 Each gallery is embedded by the model that learned its domain and carried, step by step, to the last; queries are the last model's. A map is fitted at
-its own step, on the crops that are named; ``probes`` are all three kinds (``reid/probe.py``). ``the old crops`` breaks the rule: what could be had if
+its own step, on the crops that are named; ``probes`` are all three kinds (``reid/step/probe.py``). ``the old crops`` breaks the rule: what could be had if
 they were kept. ``drift`` adds the mean drift of the step's crops near a vector (Yu et al., CVPR 2020), for which they must be kept
 as embeddings; ``residual`` is a small network, x + f(x); ``rank`` keeps the largest singular values of what a ridge changes.
 """
@@ -29,11 +29,11 @@ from domains.domain import Domain
 from domains.scoring import Labels, score_domain
 from prototypes.transport import fit_transport
 from reid.config import build_config, read_method, read_stream
-from reid.probe import DRAWN, Probes
 from reid.progress import Progress
 from reid.run import Run
-from reid.stream import learn_stream, open_stream
-from reid.survey import Survey
+from reid.run.stream import learn_stream, open_stream
+from reid.step.probe import DRAWN, Probes
+from reid.terms.survey import Survey
 
 Map = Callable[[Float32s], Float32s]
 Fit = Callable[[Float32s, Float32s], tuple[Map, int]]

@@ -21,9 +21,9 @@ class Match:
         camera: the camera that saw it.
         time: ISO 8601 with zone, as given, or ``None``.
         label: optional name of the person, or ``None``.
-        verdict: what a calibrated threshold says of the score (:class:`deploy.thresholds.Thresholds`), or ``None`` where there is none.
-        ranked_by: what the ranks are by; anything but ``cosine`` need not agree with the order of the scores (:mod:`deploy.refine`).
-        possible: whether somebody could have got from the query's camera to this one in time (:mod:`deploy.transitions`), or ``None`` where that
+        verdict: what a calibrated threshold says of the score (:class:`deploy.answers.thresholds.Thresholds`), or ``None`` where there is none.
+        ranked_by: what the ranks are by; anything but ``cosine`` need not agree with the order of the scores (:mod:`deploy.answers.refine`).
+        possible: whether somebody could have got from the query's camera to this one in time (:mod:`deploy.answers.transitions`), or ``None`` where that
             was not asked or is not known.
     """
 

@@ -214,7 +214,7 @@ def code_version() -> str:
 
 
 def source_hash(rooms: Iterable[str]) -> str:
-    """Sha256 (hex) of the Python sources below the named packages, or single modules such as ``reid/learner.py``."""
+    """Sha256 (hex) of the Python sources below the named packages, or single modules such as ``reid/step/learner.py``."""
     base = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for room in rooms:

@@ -119,7 +119,7 @@ def fit_transport(
 ) -> Transport:  # fmt: skip
     """Fit a transport on the same crops seen by both models.
 
-    Which crops matters more than how: these are of the newest domain or drawn, and the vectors to be carried are of others (:mod:`reid.probe`). The
+    Which crops matters more than how: these are of the newest domain or drawn, and the vectors to be carried are of others (:mod:`reid.step.probe`). The
     map that predicts held-out crops best moves others too much, so the shrinkage is fixed (``benchmarks/transports.py`` compares) and not chosen by
     cross-validation.
 

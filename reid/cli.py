@@ -9,7 +9,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from domains.errors import DeviceError, ReidError
-from reid.commands import bench, domain, edge, engine, gallery, learning, matching, run, serve
+from reid.commands import bench, domain, gallery, matching, run, serve
+from reid.commands import doctor as engine
+from reid.commands import export as edge
+from reid.commands import learn as learning
 from reid.commands.options import out, progress
 
 ABOUT = "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy ONNX at the edge."

@@ -62,7 +62,7 @@ def _empty(folder: Path) -> None:
 
 def _learn(folder: Path, learned: list[Domain], unseen: Domain, progress: Progress, say: Any) -> None:
     from reid.run import Run
-    from reid.stream import learn_stream
+    from reid.run.stream import learn_stream
 
     run = Run.create(folder / "run", build_config(SETTINGS))
     say(f"learning {', '.join(domain.name for domain in learned)} one after the other; {unseen.name} is only scored")
@@ -77,13 +77,13 @@ def _learn(folder: Path, learned: list[Domain], unseen: Domain, progress: Progre
 
 def _match(folder: Path, learned: list[Domain], progress: Progress, say: Any) -> None:
     from deploy import Encoder
-    from deploy.export import export_run
+    from deploy.answers.picture import draw_matches, stack, write_picture
     from deploy.gallery import open_or_create
-    from deploy.picture import draw_matches, stack, write_picture
-    from deploy.sources import fill, read_sources
+    from deploy.gallery.sources import fill, read_sources
     from domains.crops import read_crop
-    from reid.report import picture_section, write_report
+    from reid.export import export_run
     from reid.run import Run
+    from reid.run.report import picture_section, write_report
 
     run = Run.open(folder / "run")
     bundle = export_run(run, folder / "bundle")

@@ -7,13 +7,13 @@ import pytest
 
 import domains
 from deploy import Encoder, Gallery
-from deploy.export import export_run
 from deploy.gallery import open_or_create
-from deploy.sources import fill, read_sources
+from deploy.gallery.sources import fill, read_sources
 from domains.crops import read_crop
 from reid.config import build_config
-from reid.evaluate import evaluate
+from reid.export import export_run
 from reid.run import Run
+from reid.scores.evaluate import evaluate
 
 TRAIN = {"viper": 632, "3dpes": 499, "caviar4reid": 720, "prid2011": 385, "ilids": 239, "sarc3d": 0, "towncentre": 0}
 

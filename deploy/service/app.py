@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 
 from deploy.encoder import Encoder
 from deploy.gallery import Gallery
-from deploy.service.engine import Engine
+from deploy.service.audit_log import Journal, journal_of
+from deploy.service.backend import Engine
 from deploy.service.gate import Gate
-from deploy.service.journal import Journal, journal_of
 from deploy.service.logs import write_log
 from deploy.service.metrics import CONTENT_TYPE, Metrics
 from deploy.service.openapi import describe

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deploy.service.engine import Engine
+from deploy.service.backend import Engine
+from deploy.service.bodies import ForgetForm
 from deploy.service.refusal import RefusedError
-from deploy.service.schema import ForgetForm
 
 FIRST = 256
 

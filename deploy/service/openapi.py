@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from deploy.service import schema
+from deploy.service import bodies as schema
 from deploy.service.access import ANY, OPEN, ROUTES
 from deploy.service.refusal import CODES
 from deploy.service.settings import Settings

@@ -10,20 +10,20 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from deploy.entry import Entry
+from deploy.answers.thresholds import answer
 from deploy.match import Match
-from deploy.selection import Selection
-from deploy.service.engine import Engine
+from deploy.service.audit_log import Journal
+from deploy.service.backend import Engine
+from deploy.service.bodies import EnrolForm, ForgetForm, Id, QueryForm, UpgradeBody
 from deploy.service.erasure import choose, erase
 from deploy.service.gate import Caller, Gate
-from deploy.service.journal import Journal
-from deploy.service.pictures import thumbnail
 from deploy.service.refusal import RefusedError
-from deploy.service.schema import EnrolForm, ForgetForm, Id, QueryForm, UpgradeBody
 from deploy.service.settings import Settings
+from deploy.service.thumbnails import thumbnail
 from deploy.service.upgrading import Upgrading
 from deploy.service.uploads import read_form, read_json
-from deploy.thresholds import answer
+from deploy.store.entry import Entry
+from deploy.store.selection import Selection
 from domains.artefact import code_version
 from domains.errors import GalleryError
 

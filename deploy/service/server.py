@@ -25,7 +25,7 @@ from deploy.service.app import create_app
 from deploy.service.logs import log_as_json, write_log
 from deploy.service.settings import Settings
 from deploy.service.tokens import Tokens, default_file
-from deploy.store import DATABASE
+from deploy.store.store import DATABASE
 from domains.errors import ArtefactError, DeviceError, GalleryError, UsageError
 
 MAX_CONNECTIONS = 1024

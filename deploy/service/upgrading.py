@@ -11,8 +11,8 @@ from pathlib import Path
 
 from deploy.encoder import Encoder
 from deploy.gallery import Gallery
-from deploy.service.engine import Engine
-from deploy.service.journal import Journal
+from deploy.service.audit_log import Journal
+from deploy.service.backend import Engine
 from deploy.service.logs import write_log
 from deploy.service.refusal import RefusedError
 from domains.errors import ReidError

@@ -20,15 +20,15 @@ def domain_check(
 ) -> None:  # fmt: skip
     """Say what is in a domain, what is wrong with it, and what training on it takes."""
     import domains
-    from domains.report import check_domain
+    from domains.check import check_domain
     from reid.config import build_config
 
     chosen = build_config(*layers(config, None, None), overrides=settings or ())
     domain = domains.open(path, same_camera=same_camera)
     measured, first, later = None, 0, 0
     if speed and (domain.train.pids >= 0).any() and importlib.util.find_spec("torch"):
-        from reid.learning import planned
-        from reid.speed import measure_speed
+        from reid.run.learning import planned
+        from reid.step.speed import measure_speed
 
         first, later = (planned([domain], chosen, later=later)[1].train.iterations for later in (False, True))
         measured = measure_speed(chosen)
@@ -60,9 +60,9 @@ def domain_relate(
     """Say, before any training, which learned domains a new one resembles, and whether the model serves it as it is."""
     import domains
     from domains.artefact import write_atomic
-    from reid.relate import picture as drawn
-    from reid.relate import relate
     from reid.run import Run
+    from reid.run.relate import picture as drawn
+    from reid.run.relate import relate
 
     opened = Run.open(run)
     if device:

@@ -32,7 +32,7 @@ def gallery_add(
     """
     from deploy import Encoder
     from deploy.gallery import open_or_create
-    from deploy.sources import fill, read_sources
+    from deploy.gallery.sources import fill, read_sources
 
     sources = read_sources(source, camera=camera, split=split, labels=labels)
     with open_or_create(gallery, bundle, keep_crops=keep_crops) as store:
@@ -248,7 +248,7 @@ def gallery_audit(
 ) -> None:  # fmt: skip
     """Show what was done to a gallery, after checking that no record was changed."""
     from deploy import Gallery
-    from deploy.service.journal import journal_of, read_all
+    from deploy.service.audit_log import journal_of, read_all
 
     if service or file is not None:
         records = read_all(file or journal_of(gallery))

@@ -12,10 +12,10 @@ from domains.errors import UsageError
 from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, out, print_json, table
 
 if TYPE_CHECKING:
-    from deploy.calibration import Calibration, Rate
+    from deploy.answers.calibration import Calibration, Rate
+    from deploy.answers.refine import Refinement
+    from deploy.answers.thresholds import Thresholds
     from deploy.match import Match
-    from deploy.refine import Refinement
-    from deploy.thresholds import Thresholds
     from domains.domain import Domain
 
 app = typer.Typer()
@@ -62,9 +62,9 @@ def _bundle_scorer(bundle: Path, provider: str) -> Callable[..., dict[str, Any]]
     import numpy as np
 
     from deploy import Encoder
-    from reid.evaluate import evaluate as closed
-    from reid.evaluate import evaluate_open_set
-    from reid.loader import StoreCache
+    from reid.batches.loader import StoreCache
+    from reid.scores.evaluate import evaluate as closed
+    from reid.scores.evaluate import evaluate_open_set
 
     encoder = Encoder.load(bundle, provider=provider)
     stores = StoreCache(encoder.crop, 1024)
@@ -79,8 +79,8 @@ def _bundle_scorer(bundle: Path, provider: str) -> Callable[..., dict[str, Any]]
 
 
 def _run_scorer(folder: Path, step: int, device: str | None) -> Callable[..., dict[str, Any]]:
-    from reid.evaluate import evaluate_open_set
     from reid.run import Run
+    from reid.scores.evaluate import evaluate_open_set
 
     run = Run.open(folder)
     if device:
@@ -117,8 +117,8 @@ def calibrate(
     """Find the score that means "same person" on half of a domain's test people, check it on the other half, and keep it in the bundle."""
     import domains
     from deploy import Encoder
-    from deploy.calibration import calibrate as measure
-    from deploy.calibration import store
+    from deploy.answers.calibration import calibrate as measure
+    from deploy.answers.calibration import store
 
     domain = domains.open(path, same_camera=same_camera)
     encoder = Encoder.load(bundle, provider=provider)
@@ -180,10 +180,10 @@ def query(
 ) -> None:  # fmt: skip
     """Find a person by image: which of my cameras has seen them, and when."""
     from deploy import Encoder, Gallery
-    from deploy.picture import draw_matches, stack, write_picture
-    from deploy.refine import Refinement, search
-    from deploy.thresholds import Thresholds
-    from deploy.transitions import Sighting, Transitions
+    from deploy.answers.picture import draw_matches, stack, write_picture
+    from deploy.answers.refine import Refinement, search
+    from deploy.answers.thresholds import Thresholds
+    from deploy.answers.transitions import Sighting, Transitions
     from domains.crops import read_crop
 
     wanted = Refinement(
@@ -218,7 +218,7 @@ def _with_least(wanted: Refinement, limits: Thresholds | None) -> Refinement:
 
 
 def _show_matches(name: str, matches: list[Match], limits: Thresholds | None) -> None:
-    from deploy.thresholds import answer
+    from deploy.answers.thresholds import answer
 
     by = sorted({match.ranked_by for match in matches} - {"cosine"})
     columns = {

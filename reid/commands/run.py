@@ -10,7 +10,7 @@ from reid.commands.options import Json, PathArgument, out, print_json, say, tabl
 
 if TYPE_CHECKING:
     from reid.run import Run
-    from reid.sealed import Sealed
+    from reid.run.sealed import Sealed
 
 run_app = typer.Typer(no_args_is_help=True, help="Look after a run.")
 
@@ -50,7 +50,7 @@ def run_drop_last(run: PathArgument) -> None:
 
 def show_scores(run: Run) -> None:
     """Show every model on every domain, and what that says of the run as a whole."""
-    from reid.report import MEASURES
+    from reid.run.report import MEASURES
 
     scores, summary = run.scores, run.scores.summary()
     names = list(scores.scored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reid.model import NOT_EMBEDDING
+from reid.network.model import NOT_EMBEDDING
 from reid.terms.term import Step, Term
 
 

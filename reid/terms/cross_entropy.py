@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from domains.errors import TrainingError
-from reid import losses
+from reid.terms import losses
 from reid.terms.term import Batch, Step, Term, View
 
 Start = Literal["centre", "random"]

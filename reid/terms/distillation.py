@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prototypes.distribution import affinity
-from reid import losses
+from reid.terms import losses
 from reid.terms.term import Batch, Term, View
 
 

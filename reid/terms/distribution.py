@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prototypes.distribution import HeadKind
 from prototypes.prototype import PrototypeStream
-from reid import losses
+from reid.terms import losses
 from reid.terms.cross_entropy import Start, checked_start, start_at_centres
 from reid.terms.term import Batch, Step, Term, View
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from domains.errors import ConfigError
-from domains.hypernetwork import CHUNK, EMBEDDING_DIM, HIDDEN, Guide, HyperNetwork, drift
 from domains.transferability import h_embedding, h_score, relations
-from reid.adapter import Slot, changes, find_slots, has_attention, merge
-from reid.backbone import Backbone
 from reid.config import learning_rate
-from reid.model import ReidModel
+from reid.network.adapter import Slot, changes, find_slots, has_attention, merge
+from reid.network.backbone import Backbone
+from reid.network.hypernetwork import CHUNK, EMBEDDING_DIM, HIDDEN, Guide, HyperNetwork, drift
+from reid.network.model import ReidModel
 from reid.randomness import torch_generator, torch_seed
-from reid.survey import Survey
+from reid.terms.survey import Survey
 from reid.terms.term import Batch, Step, Term
 
 KIND, BASE = "hypernetwork", "base"
@@ -43,7 +43,7 @@ class HyperNetworkTerm(Term):
             the first step with the adapter that the mean of all embeddings gives. ``routed``: likewise, but a site has its own. ``beside``, in a
             method's ``adapter`` list: every learned site, the first too, has its own beside the weights that the method's other parts give.
         rank: of the low-rank changes.
-        where: what is adapted, see :data:`reid.adapter.WHERE`; by default attention of a ViT, convolutions and BatchNorms of a CNN.
+        where: what is adapted, see :data:`reid.network.adapter.WHERE`; by default attention of a ViT, convolutions and BatchNorms of a CNN.
         frozen: whether the backbone below the adapter is held; always so where it is not merged.
         beta: β_c, how strongly older adapters are held.
         look_ahead: compute L_c after the step that the other losses alone would take, as von Oswald et al.

@@ -11,7 +11,7 @@ from torch import Tensor
 from domains.style import StyleNetwork, StyleStatistics, restyle
 from prototypes.memory import Memory
 from reid.randomness import torch_generator
-from reid.survey import Survey
+from reid.terms.survey import Survey
 from reid.terms.term import Step, Term
 
 PREFIX = "network."

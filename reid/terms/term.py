@@ -13,10 +13,10 @@ from domains.domain import Domain
 from prototypes.distribution import Gaussians, HeadKind, sample, unit
 from prototypes.memory import Memory
 from reid.config import Config
-from reid.model import Output, ReidModel
+from reid.network.model import Output, ReidModel
+from reid.network.runtime import Runtime
 from reid.randomness import torch_generator
-from reid.runtime import Runtime
-from reid.survey import Survey
+from reid.terms.survey import Survey
 
 View = Literal["plain", "aligned"]
 """``plain``: the augmented crop; ``aligned``: the same crop in the look of a domain learned before."""

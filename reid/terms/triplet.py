@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid import losses
+from reid.terms import losses
 from reid.terms.term import Batch, Term, View
 
 

@@ -9,7 +9,7 @@ import pytest
 from tiny import DIM, HEIGHT, SPACE, WIDTH
 
 from deploy import Embeddings, Encoder
-from deploy.batcher import Batcher
+from deploy.encoder.batcher import Batcher
 from domains.crops import CropSpec
 from domains.errors import ArtefactError, BusyError, DataError, UsageError
 

@@ -9,7 +9,7 @@ from tiny import DIM, HEIGHT, SPACE, WIDTH, body, embed
 
 from deploy import Bundle
 from deploy.bundle import revise_bundle
-from deploy.manifest import MANIFEST
+from deploy.bundle.manifest import MANIFEST
 from domains.artefact import content_id, sha256_file
 from domains.crops import CropSpec
 from domains.errors import ArtefactError, UsageError
@@ -253,12 +253,12 @@ def test_revisions_at_once_lose_nothing(bundle):
 
 
 def test_files_larger_than_any_of_ours_are_refused_before_they_are_read(make_bundle, monkeypatch):
-    import deploy.bundle
+    import deploy.bundle.bundle
     import domains.artefact
 
     bundle = make_bundle(transport=b"npz")
     for limit, read in (("MAX_MODEL", bundle.model), ("MAX_GOLDEN", bundle.golden), ("MAX_TRANSPORT", bundle.transport)):
-        monkeypatch.setattr(deploy.bundle, limit, 2)
+        monkeypatch.setattr(deploy.bundle.bundle, limit, 2)
         with pytest.raises(ArtefactError, match="larger than"):
             read()
     monkeypatch.setattr(domains.artefact, "MAX_JSON", 100)
@@ -267,12 +267,12 @@ def test_files_larger_than_any_of_ours_are_refused_before_they_are_read(make_bun
 
 
 def test_a_transport_that_unpacks_to_far_more_is_refused(make_bundle, monkeypatch):
-    import deploy.bundle
+    import deploy.bundle.bundle
 
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("matrix.npy", b"\0" * 2**20)
-    monkeypatch.setattr(deploy.bundle, "MAX_TRANSPORT", 2**18)
+    monkeypatch.setattr(deploy.bundle.bundle, "MAX_TRANSPORT", 2**18)
     assert len(bomb.getvalue()) < 2**18
     with pytest.raises(ArtefactError, match="unpacks to"):
         make_bundle(transport=bomb.getvalue()).transport()

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from deploy.answers.calibration import SEEN, Half, Tally, calibrate, rows_of_halves, store
 from deploy.bundle import Bundle
-from deploy.calibration import SEEN, Half, Tally, calibrate, rows_of_halves, store
-from deploy.encoder import Skipped
+from deploy.encoder.encoder import Skipped
 from domains.domain import JUNK, from_rows
 from domains.errors import DataError, UsageError
 from domains.openset import count_pairs, pair_blocks

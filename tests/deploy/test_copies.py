@@ -12,7 +12,8 @@ import pytest
 from tiny import DIM, SPACE, unit
 from typer.testing import CliRunner
 
-from deploy import Gallery, copies
+from deploy import Gallery
+from deploy.gallery import backup as copies
 from domains.errors import GalleryError
 from reid.commands.gallery import gallery_app
 
@@ -145,7 +146,7 @@ def test_a_backup_is_known_before_it_is_there(gallery, tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("deploy.copies.write_audit", lambda *_, **__: after_the_rename(None))
+        patch.setattr("deploy.gallery.backup.write_audit", lambda *_, **__: after_the_rename(None))
         with pytest.raises(Killed):
             gallery.backup(tmp_path / "copy")
     assert gallery.backups() == [str(tmp_path / "copy")]
@@ -183,7 +184,7 @@ def test_a_restoration_whose_renames_fail_leaves_everything_as_it_was(gallery, t
             raise OSError(16, "Device or resource busy")
         real(source, target)
 
-    monkeypatch.setattr("deploy.copies.os", SimpleNamespace(rename=rename))
+    monkeypatch.setattr("deploy.gallery.backup.os", SimpleNamespace(rename=rename))
     with pytest.raises(GalleryError, match="Device or resource busy; everything is as it was"):
         Gallery.restore(tmp_path / "copy", gallery.path)
     assert sorted(tmp_path.iterdir()) == before

@@ -9,9 +9,9 @@ import pytest
 from tiny import DIM, SPACE, unit
 
 from deploy import Gallery
-from deploy.store import CHUNK, Facts
-from deploy.upgrade import Plan, carry
-from deploy.wal import find_damage
+from deploy.gallery.upgrade import Plan, carry
+from deploy.store.store import CHUNK, Facts
+from deploy.store.wal import find_damage
 from domains.errors import GalleryError
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from tiny import DIM, SPACE, unit
 
-from deploy import Gallery, store
-from deploy import gallery as gallery_module
+from deploy import Gallery
+from deploy.gallery import gallery as gallery_module
+from deploy.store import store
 from domains import artefact
 from domains.errors import GalleryError
 

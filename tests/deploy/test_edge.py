@@ -27,7 +27,7 @@ def run(code, *arguments, blocked=TRAINING):
 
 def test_importing_loads_nothing_heavy():
     code = """
-import deploy, deploy.sources, deploy.picture
+import deploy, deploy.gallery.sources, deploy.answers.picture
 print(sorted({"torch", "faiss", "onnxruntime", "onnx", "timm", "reid"} & set(sys.modules)))
 print(sorted(deploy.__all__))
 """

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from tiny import DIM, HEIGHT, WIDTH, embed, graph
 
-from deploy import Encoder, gpu
-from deploy.engine import Binding, Engine, Plan, Target, check_placement, cores_granted, provider_options, start
-from deploy.engine_cache import EngineCache, cache_root
-from deploy.selftest import self_test
+from deploy import Encoder
+from deploy.encoder import gpu
+from deploy.encoder.engine import Binding, Engine, Plan, Target, check_placement, cores_granted, provider_options, start
+from deploy.encoder.engine_cache import EngineCache, cache_root
+from deploy.encoder.selftest import self_test
 from domains.errors import ArtefactError, DeviceError, UsageError
 
 PLAN = Plan(HEIGHT, WIDTH, DIM, batch=8)

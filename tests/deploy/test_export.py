@@ -9,12 +9,13 @@ import torch
 
 from deploy import Encoder
 from deploy.bundle import Bundle
-from deploy.export import check_parity, export_graph, export_run
 from domains.crops import CropSpec
 from domains.errors import ExportError
 from domains.synthetic import golden_crops
-from reid.build import build_model
 from reid.config import ModelConfig, build_config
+from reid.export import export_run
+from reid.export.export import check_parity, export_graph
+from reid.network.build import build_model
 from reid.run import Run
 
 SMALL = {"mobilenetv2_050": (64, 32), "vit_tiny_patch16_224": (64, 32), "resnet10t": (64, 32), "convnext_atto": (64, 32)}
@@ -79,11 +80,11 @@ def test_the_untrained_start_can_be_exported_too(run, tmp_path):
 
 
 def test_a_graph_that_differs_is_refused_and_nothing_is_written(run, tmp_path, monkeypatch):
-    import deploy.export
+    import reid.export.export
 
     other = build_model(ModelConfig(backbone="test_resnet", weights="none", dim=32), CropSpec(64, 32), seed=9).eval()
     wrong = export_graph(other, golden_crops(2, height=64, width=32))
-    monkeypatch.setattr(deploy.export, "export_graph", lambda model, sample: wrong)
+    monkeypatch.setattr(reid.export.export, "export_graph", lambda model, sample: wrong)
     with pytest.raises(ExportError, match=r"differ at batch 1, crop 0: cosine"):
         export_run(run, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny import DIM, SPACE, unit
 
 from deploy import Embeddings, Gallery
-from deploy.entry import instant
 from deploy.gallery import open_or_create
+from deploy.store.entry import instant
 from domains.errors import DeviceError, GalleryError, ReidError, UsageError
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from deploy.export import export_graph
-from deploy.half import HALVED, to_half
-from deploy.ranges import answers, start_session
 from domains.crops import CropSpec
 from domains.synthetic import golden_crops
-from reid.build import build_model
 from reid.config import ModelConfig
+from reid.export.export import export_graph
+from reid.export.half import HALVED, to_half
+from reid.export.ranges import answers, start_session
+from reid.network.build import build_model
 
 SIZES = {"test_resnet": (64, 32), "mobilenetv2_050": (64, 32), "test_vit": (160, 160), "convnext_atto": (64, 32), "resnet50": (64, 32)}
 SMALL = [name for name in SIZES if name != "resnet50"]

@@ -8,7 +8,7 @@ import pytest
 from tiny import DIM, SPACE, unit
 
 from deploy import Gallery
-from deploy import gallery as gallery_module
+from deploy.gallery import gallery as gallery_module
 from domains.errors import GalleryError
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")

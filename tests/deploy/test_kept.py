@@ -8,10 +8,10 @@ import pytest
 from tiny import DIM, SPACE, unit
 
 from deploy import Gallery
+from deploy.answers.picture import draw_matches
 from deploy.encoder import Encoder
 from deploy.gallery import open_or_create
-from deploy.picture import draw_matches
-from deploy.sources import fill, read_sources
+from deploy.gallery.sources import fill, read_sources
 from domains.errors import DataError, GalleryError, UsageError
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tiny import SPACE, unit
 
-from deploy import Gallery, index
-from deploy.codes import Codes, Truth
-from deploy.index import Index
-from deploy.store import State
+from deploy import Gallery
+from deploy.index import Index, index
+from deploy.index.codes import Codes, Truth
+from deploy.store.store import State
 from domains import artefact
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from tiny import DIM, SPACE, unit
 
-from deploy import Gallery, store, upkeep
+from deploy import Gallery
+from deploy.gallery import upkeep
+from deploy.gallery.upgrade import Plan, carry
 from deploy.index import Index
-from deploy.upgrade import Plan, carry
+from deploy.store import store
 from domains.errors import GalleryError
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
@@ -190,7 +192,7 @@ def test_a_writer_that_waits_too_long_says_so(gallery):
 
 
 def test_two_upgrades_at_once_do_not_end_in_each_others_model(gallery, monkeypatch):
-    monkeypatch.setattr("deploy.upgrade.CHUNK", 3)
+    monkeypatch.setattr("deploy.gallery.upgrade.CHUNK", 3)
     with Gallery.open(gallery.path) as second:
         turns = []
 
@@ -206,7 +208,7 @@ def test_two_upgrades_at_once_do_not_end_in_each_others_model(gallery, monkeypat
 
 def test_dropping_old_vectors_during_an_upgrade_stops_it_in_one_line(gallery, monkeypatch):
     carry(gallery._store, plan("two", 2))
-    monkeypatch.setattr("deploy.upgrade.CHUNK", 3)
+    monkeypatch.setattr("deploy.gallery.upgrade.CHUNK", 3)
     with Gallery.open(gallery.path) as second, pytest.raises(GalleryError, match="upgraded by somebody else meanwhile"):
         carry(gallery._store, plan("three", 3), tick=lambda count: second.drop_old())
     gallery.verify()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from deploy import Match
-from deploy import picture as module
-from deploy.picture import CELL_WIDTH, MAX_DRAWN, draw_matches, stack, write_picture
+from deploy.answers import picture as module
+from deploy.answers.picture import CELL_WIDTH, MAX_DRAWN, draw_matches, stack, write_picture
 from domains.crops import read_crop
 from domains.errors import DataError, UsageError
 

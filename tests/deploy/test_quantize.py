@@ -7,17 +7,18 @@ import onnx
 import pytest
 
 from deploy import Encoder
-from deploy.equalise import constants, equalise
-from deploy.export import export_graph, export_run
-from deploy.half import to_half
-from deploy.lowering import HALF_COSINE, Lowered, Lowering, Trial, eight_bit
-from deploy.quantize import GROWTH, Quantiser, quantise
-from deploy.ranges import activation_ranges, answers, least_error, start_session
 from domains.crops import CropSpec
 from domains.errors import ExportError, UsageError
 from domains.synthetic import golden_crops
-from reid.build import build_model
 from reid.config import ModelConfig, build_config
+from reid.export import export_run
+from reid.export.equalise import constants, equalise
+from reid.export.export import export_graph
+from reid.export.half import to_half
+from reid.export.lowering import HALF_COSINE, Lowered, Lowering, Trial, eight_bit
+from reid.export.quantize import GROWTH, Quantiser, quantise
+from reid.export.ranges import activation_ranges, answers, least_error, start_session
+from reid.network.build import build_model
 from reid.run import Run
 
 CROPS = golden_crops(24, height=64, width=32)
@@ -75,7 +76,7 @@ def test_ranges_lie_within_the_extremes_and_hold_nought():
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "mobilenetv2_050"])
 def test_equalisation_changes_channels_and_no_answer(backbone):
-    from deploy.quantize import _prepared
+    from reid.export.quantize import _prepared
 
     model = _prepared(graph(backbone))
     balanced, pairs = equalise(model, CROPS)
@@ -125,7 +126,7 @@ def test_a_layer_that_is_left_out_is_really_left_out():
 
 def test_a_left_out_layer_with_lopsided_channels_needs_its_guard(monkeypatch):
     """One channel far above the others is what a single scale for all of them destroys, unless the guard hides the layer."""
-    import deploy.quantize
+    import reid.export.quantize
 
     lopsided = onnx.load_from_string(graph())
     convolution = [node for node in lopsided.graph.node if node.op_type == "Conv"][1]
@@ -141,7 +142,7 @@ def test_a_left_out_layer_with_lopsided_channels_needs_its_guard(monkeypatch):
         return float(np.einsum("nd,nd->n", answers(start_session(data, optimise=False), CROPS), answers(start_session(data), CROPS)).mean())
 
     guarded = agreement()
-    monkeypatch.setattr(deploy.quantize, "_guard", lambda *_: None)
+    monkeypatch.setattr(reid.export.quantize, "_guard", lambda *_: None)
     assert guarded > 0.9999 > agreement()
 
 
@@ -243,9 +244,9 @@ def test_half_bundle(run, tmp_path):
 
 
 def test_int8_bundle(run, tmp_path, monkeypatch):
-    import deploy.lowering
+    import reid.export.lowering
 
-    monkeypatch.setattr(deploy.lowering, "quantise", functools.partial(quantise, loss=100.0))
+    monkeypatch.setattr(reid.export.lowering, "quantise", functools.partial(quantise, loss=100.0))
     domain = next(iter(run.known_domains().values()))
     made = export_run(run, tmp_path / "bundle", lowering=Lowering(int8=domain), licences={"weights": "CC0", "data": "drawn | by us"})
     found = made.manifest["quantisation"]
@@ -317,7 +318,7 @@ def test_contradictions_are_wrong_use():
 def test_int8_on_real_crops(backbone, real_data):
     """The networks that are deployed most: all of ResNet-50, and MobileNetV2 with its balanced channels, stay near float32."""
     import domains
-    from reid.loader import CropStore
+    from reid.batches.loader import CropStore
 
     weights = real_data.parent / "weights" / f"{backbone}.imagenet.fp16.safetensors"
     spec = CropSpec(128, 64)

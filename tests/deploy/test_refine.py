@@ -8,9 +8,9 @@ import pytest
 from tiny import DIM, SPACE, unit
 
 from deploy import Embeddings, Gallery
+from deploy.answers.refine import Refinement, best_of, expanded, mean_query, search
+from deploy.answers.transitions import Sighting, Transitions
 from deploy.match import Match
-from deploy.refine import Refinement, best_of, expanded, mean_query, search
-from deploy.transitions import Sighting, Transitions
 from domains.errors import DataError, GalleryError, UsageError
 from domains.reranking import k_reciprocal
 from prototypes.transport import Transport

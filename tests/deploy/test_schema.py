@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deploy import Gallery
-from deploy.schema import APPLICATION, SCHEMA
+from deploy.store.tables import APPLICATION, SCHEMA
 from domains.errors import GalleryError
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")

@@ -1,7 +1,7 @@
 import pytest
 from tiny import graph
 
-from deploy.selftest import self_test
+from deploy.encoder.selftest import self_test
 from domains.errors import UsageError
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")

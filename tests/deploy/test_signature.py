@@ -9,8 +9,8 @@ import pytest
 
 from deploy import Bundle
 from deploy.bundle import revise_bundle, write_bundle
-from deploy.manifest import MANIFEST
-from deploy.signature import ENVIRONMENT, SIGNATURE, Signature, key_id, make_key, read_signatures, sign, trusted_keys, write_signatures
+from deploy.bundle.manifest import MANIFEST
+from deploy.bundle.signature import ENVIRONMENT, SIGNATURE, Signature, key_id, make_key, read_signatures, sign, trusted_keys, write_signatures
 from domains.artefact import content_id
 from domains.errors import ArtefactError, DeviceError, ReidError, UsageError
 
@@ -107,12 +107,12 @@ def test_trusted_keys_decide(signed, make_bundle, key, other, tmp_path, monkeypa
 
 
 def test_what_is_not_trusted_is_not_parsed(signed, other, monkeypatch):
-    import deploy.bundle
+    import deploy.bundle.bundle
 
     def parsed(*_):
         pytest.fail("parsed before it was trusted")
 
-    monkeypatch.setattr(deploy.bundle, "parse_manifest", parsed)
+    monkeypatch.setattr(deploy.bundle.bundle, "parse_manifest", parsed)
     with pytest.raises(ArtefactError, match="not trusted"):
         Bundle.load(signed.folder, trusted=public(other))
     (signed.folder / SIGNATURE).unlink()
@@ -173,7 +173,7 @@ def test_hostile_signatures(signed, data):
 
 def test_keys_that_accept_anything_are_worth_nothing(signed):
     """The all-zero key and signature verify for about one manifest in four; none of these points may."""
-    from deploy.signature import _SMALL_ORDER
+    from deploy.bundle.signature import _SMALL_ORDER
 
     assert len(_SMALL_ORDER) == 7
     for point in _SMALL_ORDER:
@@ -209,12 +209,12 @@ def test_revising_a_signed_bundle_takes_a_key_or_gives_the_signature_up(signed, 
 @pytest.mark.parametrize("resign", [True, False])
 def test_a_kill_between_any_two_writes_leaves_a_bundle_that_loads(signed, key, monkeypatch, resign):
     """Every write is made to fail in turn; each time the bundle must load, old or new, and the revision must then succeed."""
-    import deploy.bundle
+    import deploy.bundle.bundle
 
     class Killed(BaseException):
         pass
 
-    write, unlink = deploy.bundle.write_atomic, type(signed.folder).unlink
+    write, unlink = deploy.bundle.bundle.write_atomic, type(signed.folder).unlink
     for stop in range(4):
         left = [stop]
 
@@ -225,7 +225,7 @@ def test_a_kill_between_any_two_writes_leaves_a_bundle_that_loads(signed, key, m
             return do(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(deploy.bundle, "write_atomic", lambda *a: step(write, *a))
+            patch.setattr(deploy.bundle.bundle, "write_atomic", lambda *a: step(write, *a))
             patch.setattr(type(signed.folder), "unlink", lambda *a: step(unlink, *a))
             with contextlib.suppress(Killed):
                 revise_bundle(signed.folder, {"licences": {"data": f"{stop}"}}, **({"key": key} if resign else {"unsign": True}))

@@ -24,7 +24,16 @@ def python(code, home, **environment):
 
 
 @pytest.mark.parametrize(
-    "first", ["domains.synthetic", "deploy.engine", "deploy.half", "deploy.ranges", "deploy.selftest", "reid.cli", "benchmarks.small5_tables"]
+    "first",
+    [
+        "domains.synthetic",
+        "deploy.encoder.engine",
+        "reid.export.half",
+        "reid.export.ranges",
+        "deploy.encoder.selftest",
+        "reid.cli",
+        "benchmarks.small5_tables",
+    ],
 )
 def test_nothing_is_written_and_nobody_is_told(tmp_path, first):
     home, model = tmp_path / "home", tmp_path / "model.onnx"

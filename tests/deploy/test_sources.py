@@ -6,7 +6,7 @@ import pytest
 from tiny import DIM, SPACE
 
 from deploy import Encoder, Gallery
-from deploy.sources import Source, fill, read_sources
+from deploy.gallery.sources import Source, fill, read_sources
 from domains.errors import DataError, GalleryError, UsageError
 
 

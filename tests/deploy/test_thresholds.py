@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.answers.thresholds import Thresholds, answer
 from deploy.bundle import revise_bundle
 from deploy.match import Match
-from deploy.thresholds import Thresholds, answer
 from domains.errors import ArtefactError, UsageError
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from deploy.answers.transitions import Sighting, Transitions
 from deploy.match import Match
-from deploy.transitions import Sighting, Transitions
 from domains.errors import DataError, GalleryError
 
 NOON = "2026-01-01T12:00:00+00:00"

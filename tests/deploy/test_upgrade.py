@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from tiny import DIM, SPACE, unit
 
-from deploy import Embeddings, Gallery, store, upgrade
-from deploy.audit import read_audit
-from deploy.row import checksum
-from deploy.store import Store
+from deploy import Embeddings, Gallery
+from deploy.gallery import upgrade
+from deploy.store import Store, store
+from deploy.store.audit import read_audit
+from deploy.store.row import checksum
 from domains.errors import ArtefactError, GalleryError
 from prototypes.transport import Transport
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from domains.hypernetwork import EMBEDDING_DIM, Guide, HyperNetwork, drift
+from reid.network.hypernetwork import EMBEDDING_DIM, Guide, HyperNetwork, drift
 
 
 @pytest.fixture

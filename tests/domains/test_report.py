@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from domains.artefact import sha256_file
+from domains.check import check_domain
 from domains.crops import CropSpec
 from domains.domain import JUNK, Domain
 from domains.errors import DataError
 from domains.formats import open_domain
-from domains.report import check_domain
 from domains.scoring import Labels, dropped_queries
 
 SPEC = CropSpec(64, 32)

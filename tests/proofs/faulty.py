@@ -26,7 +26,7 @@ from oracle import SPACES, TURNS, raw  # noqa: E402
 from tiny import DIM, HEIGHT, WIDTH, body, embed, graph, unit  # noqa: E402
 
 from deploy import Gallery  # noqa: E402
-from deploy.bundle import Bundle, write_bundle  # noqa: E402
+from deploy.bundle.bundle import Bundle, write_bundle  # noqa: E402
 from domains.errors import ReidError  # noqa: E402
 from prototypes.transport import Transport  # noqa: E402
 
@@ -142,8 +142,8 @@ class RunCase:
         self.seal(run, "north", ["anna-q7", "ben-q8"])
 
     def seal(self, run, name, people):
-        from reid.ending import Ended
-        from reid.sealed import seal
+        from reid.run.sealed import seal
+        from reid.step.ending import Ended
 
         model, parent = run.model()
         model.grow(len(people), seed=parent.index)

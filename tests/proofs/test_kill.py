@@ -11,7 +11,8 @@ import pytest
 from oracle import SPACES, State, act, blobs, check_search, choose, differs, raw, source_of
 from tiny import DIM
 
-from deploy import Gallery, upgrade
+from deploy import Gallery
+from deploy.gallery import upgrade
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 

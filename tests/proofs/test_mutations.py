@@ -328,7 +328,7 @@ def two_runs(tmp_path_factory):
 
 
 def _cell(row):
-    from reid.matrix import Cell
+    from reid.scores.matrix import Cell
 
     return Cell({"mAP": 50.0 + row, "rank1": 40.0, "rank5": 60.0, "mINP": 30.0, "queries": 4}, np.linspace(0, 1, 4))
 
@@ -337,8 +337,8 @@ def _cell(row):
 def test_run(two_runs, tmp_path, count):
     import torch
 
-    from reid.erasure import read_erasures
     from reid.run import Run
+    from reid.run.erasure import read_erasures
 
     torch.set_num_threads(1)
     original, stranger = two_runs

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from domains.crops import CropSpec
-from reid.build import build_backbone
 from reid.config import ModelConfig
+from reid.network.build import build_backbone
 
 SPEC = CropSpec(64, 32)
 SMALL = CropSpec(32, 16)

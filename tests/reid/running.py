@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import torch
 
-from reid.checkpoint import read_tensors
+from reid.network.checkpoint import read_tensors
 
 SETTINGS = {
     "model": {"backbone": "test_resnet", "weights": "none", "dim": 32},

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from domains.errors import ConfigError
-from reid.adapter import Slot, changes, find_slots, merge
-from reid.build import build_model
 from reid.config import build_config
+from reid.network.adapter import Slot, changes, find_slots, merge
+from reid.network.build import build_model
 
 RESNET = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 16}, "crop": {"height": 64, "width": 32}}
 VIT = {"model": {"backbone": "test_vit", "weights": "none", "dim": 16}, "crop": {"height": 160, "width": 160}}

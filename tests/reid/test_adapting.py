@@ -146,7 +146,7 @@ class Stopped(BaseException):
 @pytest.mark.parametrize("at", [1, 5])
 def test_stopped_while_the_adapter_is_taught_it_ends_with_the_same_bits(sites, tmp_path, monkeypatch, at):
     whole = learned(tmp_path / "whole", sites[:1], BESIDE)
-    from reid import learner
+    from reid.step import learner
 
     update, done = learner.Learner._update, []
 
@@ -208,7 +208,7 @@ def test_what_can_not_be_is_refused_before_anything_is_sealed(sites, tmp_path, h
 @pytest.mark.slow
 def test_a_site_is_exported_with_its_adapter_and_another_is_not(sites, tmp_path):
     from deploy.encoder import Encoder
-    from deploy.export import export_run
+    from reid.export import export_run
 
     run = learned(tmp_path / "run", sites[:2], BESIDE)
     run.fill_scores([sites[2]])
@@ -240,7 +240,7 @@ def test_a_site_that_is_none_is_named_with_those_that_are(sites, tmp_path, monke
 @pytest.mark.slow
 def test_a_sites_gallery_is_carried_between_its_own_networks(sites, tmp_path):
     from deploy.bundle import Bundle
-    from deploy.export import export_run
+    from reid.export import export_run
 
     how = method("cross_entropy", HYPER, transport=["ridge"])
     run = learned(tmp_path / "run", sites[:2], how)

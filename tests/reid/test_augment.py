@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid.augment import Augment
+from reid.batches.augment import Augment
 from reid.config import AugmentConfig
 
 NOTHING = {"flip": 0, "shift": 0, "colour": 0, "erase": 0}

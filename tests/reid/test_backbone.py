@@ -11,9 +11,9 @@ from torch import nn
 
 from domains.crops import CropSpec
 from domains.errors import BackboneError
-from reid.build import build_backbone
 from reid.config import ModelConfig
-from reid.weights import load_weights_file
+from reid.network.build import build_backbone
+from reid.network.weights import load_weights_file
 
 # ---------------------------------------------------------------------------------------------------------------------------------- timm
 

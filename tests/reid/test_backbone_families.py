@@ -11,9 +11,9 @@ from torch import nn
 
 from domains.crops import CropSpec
 from domains.errors import BackboneError
-from reid.build import build_backbone, build_model
 from reid.config import ModelConfig
-from reid.model import AveragePool, GeM, TokenPool
+from reid.network.build import build_backbone, build_model
+from reid.network.model import AveragePool, GeM, TokenPool
 
 SPEC = CropSpec(128, 64)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from domains.errors import ArtefactError
-from reid.checkpoint import load_state, optimiser_state, read_tensors, restore_optimiser, save_state, save_weights
+from reid.network.checkpoint import load_state, optimiser_state, read_tensors, restore_optimiser, save_state, save_weights
 
 
 def test_a_tree_comes_back(tmp_path):

@@ -21,7 +21,7 @@ from reid.config import (
     shipped,
     validated,
 )
-from reid.fusion import check_fusions
+from reid.step.fusion import check_fusions
 from reid.terms import build_terms
 
 RELIED_ON = {

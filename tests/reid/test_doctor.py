@@ -46,8 +46,8 @@ def command(*words):
 def test_the_command_tests_a_bundle(tmp_path):
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     pytest.importorskip("torch", reason="an export needs torch")
-    from deploy.export import export_run
     from reid.config import build_config
+    from reid.export import export_run
     from reid.run import Run
 
     settings = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32}}

@@ -8,14 +8,14 @@ from domains.errors import ConfigError
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
 from prototypes.transport import Transport, fit_transport, renewed
-from reid.build import build_model
+from reid.batches.loader import CropStore
 from reid.config import Method, build_config
-from reid.ending import check_parts, end_step
-from reid.loader import CropStore
-from reid.repair import batchnorm, classifier
-from reid.runtime import Runtime
-from reid.survey import Survey
+from reid.network.build import build_model
+from reid.network.runtime import Runtime
+from reid.step.ending import check_parts, end_step
+from reid.step.repair import batchnorm, classifier
 from reid.terms import Step, build_terms
+from reid.terms.survey import Survey
 
 SETTINGS = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 16}, "crop": {"height": 32, "width": 16}}
 OLD = 4
@@ -138,7 +138,7 @@ def test_aligning_the_classifier_lowers_its_loss_and_moves_no_feature(step):
 
 
 def test_parts_come_in_their_order(step, monkeypatch):
-    import reid.ending
+    import reid.step.ending
 
     calls = []
 
@@ -149,10 +149,10 @@ def test_parts_come_in_their_order(step, monkeypatch):
 
         return called
 
-    monkeypatch.setattr(reid.ending, "fuse", spy("fuse", reid.ending.fuse))
-    monkeypatch.setattr(reid.ending, "learn_transport", spy("transport", reid.ending.learn_transport))
-    monkeypatch.setattr(reid.ending, "BEFORE", {"batchnorm": spy("batchnorm", batchnorm)})
-    monkeypatch.setattr(reid.ending, "AFTER", {"classifier": spy("classifier", classifier)})
+    monkeypatch.setattr(reid.step.ending, "fuse", spy("fuse", reid.step.ending.fuse))
+    monkeypatch.setattr(reid.step.ending, "learn_transport", spy("transport", reid.step.ending.learn_transport))
+    monkeypatch.setattr(reid.step.ending, "BEFORE", {"batchnorm": spy("batchnorm", batchnorm)})
+    monkeypatch.setattr(reid.step.ending, "AFTER", {"classifier": spy("classifier", classifier)})
     terms = build_terms(({"prototypes": {}},))
     monkeypatch.setattr(terms["prototypes"], "end", spy("prototypes", terms["prototypes"].end))
     whole = method(fusion=["average"], repair=[{"classifier": {"iterations": 2}}, "batchnorm"], transport=["ridge"])

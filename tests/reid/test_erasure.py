@@ -16,12 +16,12 @@ from running import SETTINGS, Stop, StopAt
 import domains
 from domains.artefact import read_manifest
 from domains.errors import ArtefactError, UsageError
-from reid.checkpoint import read_tensors
 from reid.cli import main
 from reid.config import build_config
-from reid.erasure import erase, plan_erasure, read_erasures
-from reid.journal import JOURNAL
+from reid.network.checkpoint import read_tensors
 from reid.run import Run
+from reid.run.changes import JOURNAL
+from reid.run.erasure import erase, plan_erasure, read_erasures
 
 METHOD = """
 about: Everything that remembers a person, with a short style network.
@@ -200,7 +200,7 @@ def test_everybody_of_a_domain_one_by_one(run, sites):
 @pytest.mark.parametrize("method", ["hyper_routed", "lwf", "lstkc++"])
 @pytest.mark.slow
 def test_methods_that_remember_in_other_ways(tmp_path, sites, method):
-    from deploy.export import export_run
+    from reid.export import export_run
 
     run = Run.create(tmp_path / "run", build_config(SETTINGS, {"method": method, "train": {"iterations": 2}}))
     for site in sites[:2]:
@@ -402,7 +402,7 @@ def test_notes_and_paths_that_name_the_person_go(run):
     step.card["notes"].append(f"one image of {WHO} is not there")
     step.card["notes"].append("2 people have one camera only")
     step.card["train"]["left_out"].append(f"{WHO}/003.png")
-    from reid.erasure import _renew_card
+    from reid.run.erasure import _renew_card
 
     card = _renew_card(step, found, None)
     assert card["notes"][-1] == "2 people have one camera only"

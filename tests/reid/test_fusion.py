@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import reid.fusion as module
+import reid.step.fusion as module
 from domains.errors import ConfigError
-from reid.fusion import FUSIONS, Fusing, adaptive, applied, average, blend, check_fusions, fisher, fuse, self_retrieval, two_teachers
+from reid.step.fusion import FUSIONS, Fusing, adaptive, applied, average, blend, check_fusions, fisher, fuse, self_retrieval, two_teachers
 
 
 def states():

@@ -6,9 +6,9 @@ import torch
 
 from domains.crops import CropSpec
 from domains.errors import ConfigError
-from domains.hypernetwork import HyperNetwork, drift
-from reid.adapter import changes, find_slots
 from reid.config import Method, build_config, read_method
+from reid.network.adapter import changes, find_slots
+from reid.network.hypernetwork import HyperNetwork, drift
 from reid.run import Run
 from reid.terms import TERMS, build_terms
 from reid.terms.hypernetwork import BASE, KIND
@@ -176,7 +176,7 @@ def test_a_backbone_with_nothing_to_adapt_is_refused_before_anything_is_decoded(
         "adapter": [entry, "cross_entropy"] if listed == "adapter" else [],
     })  # fmt: skip
     run = Run.create(tmp_path / "run", build_config(SETTINGS))
-    monkeypatch.setattr("reid.loader.CropStore.decode", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr("reid.batches.loader.CropStore.decode", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(ConfigError, match="nothing to adapt in mlp"):
         run.learn(sites[0], method=chosen)
 
@@ -192,8 +192,8 @@ def test_the_moving_average_may_stand_before_or_after(tmp_path, sites, terms):
 
 
 def test_a_transformer_whose_features_are_a_map_is_adapted_in_its_attention():
-    from reid.build import build_model
     from reid.config import ModelConfig
+    from reid.network.build import build_model
 
     model = build_model(ModelConfig(backbone="swin_tiny_patch4_window7_224", weights="none", dim=16), CropSpec(224, 224))
     (term,) = build_terms(({"hypernetwork": {}},)).values()

@@ -10,13 +10,13 @@ import torch
 from typer.testing import CliRunner
 
 from domains.errors import BackboneError, ConfigError
-from reid.build import build_model
 from reid.cli import app
 from reid.config import build_config, read_method, read_settings
-from reid.embedding import embedder
-from reid.learning import _what_to_learn, planned
+from reid.network.build import build_model
+from reid.network.embedding import embedder
 from reid.run import Run
-from reid.speed import Speed
+from reid.run.learning import _what_to_learn, planned
+from reid.step.speed import Speed
 from reid.terms import build_terms
 
 SETTINGS = {
@@ -57,7 +57,7 @@ def test_epochs_count_the_crops_of_the_domain(run, tiny_domain, tmp_path, first,
 
 @pytest.mark.parametrize("limit", [None, 3])
 def test_a_check_plans_the_iterations_that_a_first_step_has(tiny_domain, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr("reid.speed.measure_speed", lambda config: Speed(10.0, 2**30))
+    monkeypatch.setattr("reid.step.speed.measure_speed", lambda config: Speed(10.0, 2**30))
     site, sets = tiny_domain(tmp_path / "site", people=200), [f"data.identities={limit or 'null'}"]
     config = build_config(read_settings("dkp"), overrides=sets)
     _, learned = _what_to_learn(Run.create(tmp_path / "dkp", config.model_copy(update={"model": build_config(SETTINGS).model})), [site], config)

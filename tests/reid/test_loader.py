@@ -11,7 +11,7 @@ import domains
 from domains.crops import CropSpec
 from domains.domain import Domain, Split
 from domains.errors import DataError
-from reid.loader import CropStore, StoreCache
+from reid.batches.loader import CropStore, StoreCache
 
 SPEC = CropSpec(32, 16)
 CROP_BYTES = 32 * 16 * 3
@@ -117,7 +117,7 @@ def test_an_empty_split_is_an_empty_store(tmp_path):
 
 def test_chunks_change_nothing(site, monkeypatch):
     whole = CropStore.decode(site, site.train, SPEC).crops
-    monkeypatch.setattr("reid.loader.CHUNK", 5)
+    monkeypatch.setattr("reid.batches.loader.CHUNK", 5)
     told = []
     assert np.array_equal(CropStore.decode(site, site.train, SPEC, progress=told.append).crops, whole)
     assert told == [5] * (len(site.train) // 5) + [len(site.train) % 5] * (len(site.train) % 5 > 0)

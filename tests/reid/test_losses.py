@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid import losses
+from reid.terms import losses
 
 
 def draw(seed, rows=9, width=5, classes=4):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from domains.errors import ArtefactError
-from reid.matrix import Cell, ScoreMatrix
+from reid.scores.matrix import Cell, ScoreMatrix
 
 
 def cell(values):

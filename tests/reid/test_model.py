@@ -9,10 +9,10 @@ from torch import nn
 
 from domains.crops import CropSpec
 from domains.errors import BackboneError
-from reid.backbone import Backbone, InputRule
-from reid.build import build_model
 from reid.config import ModelConfig
-from reid.model import AveragePool, GeM, Normalise, ReidModel, TokenPool
+from reid.network.backbone import Backbone, InputRule
+from reid.network.build import build_model
+from reid.network.model import AveragePool, GeM, Normalise, ReidModel, TokenPool
 
 SPEC = CropSpec(64, 32)
 RULE = InputRule("rgb", (120.0, 110.0, 100.0), (60.0, 50.0, 40.0))

@@ -8,8 +8,8 @@ from torch import nn
 
 from domains.crops import CropSpec
 from domains.errors import BackboneError, ConfigError
-from reid.build import build_model
 from reid.config import ModelConfig
+from reid.network.build import build_model
 
 DECLARED = {"channels": "bgr", "mean": (100.0, 110.0, 120.0), "std": (50.0, 60.0, 70.0)}
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from domains.crops import CropSpec
 from domains.errors import DeviceError
-from reid import optim
-from reid.build import build_model
 from reid.config import ModelConfig, TrainConfig, learning_rate
-from reid.optim import build_optimiser, set_rate
-from reid.runtime import Runtime, is_depthwise
+from reid.network.build import build_model
+from reid.network.runtime import Runtime, is_depthwise
+from reid.step import optim
+from reid.step.optim import build_optimiser, set_rate
 
 
 def rates(**settings):

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-import reid.probe
+import reid.step.probe
 from domains.errors import ConfigError
 from prototypes.transport import fit_transport
-from reid.build import build_model
+from reid.batches.loader import CropStore
 from reid.config import Method, build_config
-from reid.ending import check_parts
-from reid.loader import CropStore
-from reid.probe import Probes, learn_transport
-from reid.survey import Survey
+from reid.network.build import build_model
+from reid.step.ending import check_parts
+from reid.step.probe import Probes, learn_transport
+from reid.terms.survey import Survey
 
 SETTINGS = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 16}, "crop": {"height": 32, "width": 16}}
 
@@ -50,11 +50,11 @@ def test_of_a_large_domain_a_sample_of_the_crops_is_mapped(survey, monkeypatch):
     config = build_config(SETTINGS)
     old, new = (build_model(config.model, config.crop.spec(), seed=seed).eval() for seed in (0, 1))
     whole = learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=3)
-    monkeypatch.setattr("reid.probe.OWN", len(survey))
+    monkeypatch.setattr("reid.step.probe.OWN", len(survey))
     np.testing.assert_array_equal(learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=4).matrix, whole.matrix)
-    monkeypatch.setattr("reid.probe.OWN", 9)
-    embedded, embed = [], reid.probe.embeddings
-    monkeypatch.setattr("reid.probe.embeddings", lambda model, probes: embedded.append(embed(model, probes)) or embedded[-1])
+    monkeypatch.setattr("reid.step.probe.OWN", 9)
+    embedded, embed = [], reid.step.probe.embeddings
+    monkeypatch.setattr("reid.step.probe.embeddings", lambda model, probes: embedded.append(embed(model, probes)) or embedded[-1])
     found = learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=3)
     assert [len(vectors) for vectors in embedded] == [2 * 9 + 2] * 2
     some = Probes(survey.sample(9, 3, "transport"), config.crop.spec(), recoloured=1, drawn=2)

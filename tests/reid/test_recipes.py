@@ -13,9 +13,9 @@ import domains
 from prototypes.distribution import draw
 from prototypes.prototype import DistributionPrototypes
 from reid.config import build_config, read_method, read_settings, read_stream, shipped
-from reid.learner import Learner
 from reid.run import Run
-from reid.stream import learn_stream
+from reid.run.stream import learn_stream
+from reid.step.learner import Learner
 
 RECIPES = ("dask", "dkp", "dkp++", "lstkc", "lstkc++")
 PEOPLE, SHOTS = 3, 4

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from domains.errors import ConfigError
-from reid.build import build_model
 from reid.config import build_config
-from reid.recompute import Recomputed, recomputing
+from reid.network.build import build_model
+from reid.network.recompute import Recomputed, recomputing
 from reid.run import Run
 
 SIZES = {"test_resnet": 64, "mobilenetv2_050": 64, "test_vit": 160}

@@ -6,14 +6,14 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-import reid.relate
+import reid.run.relate
 from domains.domain import JUNK, Split
 from domains.errors import ConfigError, DataError, UsageError
 from domains.transferability import h_score
 from reid.config import build_config
-from reid.relate import order_domains, picture, predict, relate
 from reid.run import Run
-from reid.stream import in_proposed_order
+from reid.run.relate import order_domains, picture, predict, relate
+from reid.run.stream import in_proposed_order
 
 SETTINGS = {
     "model": {"backbone": "test_resnet", "weights": "none", "dim": 16},
@@ -27,7 +27,7 @@ SETTINGS = {
 def study(tmp_path, monkeypatch):
     file = tmp_path / "pair_study.json"
     file.write_text(json.dumps({"weights": [1.0, 0.0, 0.5], "error": 7.0, "pairs": 20}))
-    monkeypatch.setattr(reid.relate, "STUDY", file)
+    monkeypatch.setattr(reid.run.relate, "STUDY", file)
     return file
 
 
@@ -78,7 +78,7 @@ def test_before_anything_is_learned_nothing_can_help(sites, tmp_path):
 
 def test_a_picture_names_every_domain_and_is_valid_whatever_their_names(run, sites):
     found = relate(run, sites[2])
-    drawn = ET.fromstring(picture(reid.relate.Relation(**{**found.__dict__, "domain": "<a & b>"})))
+    drawn = ET.fromstring(picture(reid.run.relate.Relation(**{**found.__dict__, "domain": "<a & b>"})))
     texts = "".join(drawn.itertext())
     assert "<a & b>" in texts
     assert "one" in texts
@@ -107,20 +107,20 @@ def test_junk_and_lone_crops_have_no_say(run, sites):
 
 @pytest.fixture
 def small_sample(monkeypatch):
-    monkeypatch.setattr(reid.relate, "CROPS", 10)
-    monkeypatch.setattr(reid.relate, "MOST", 4)
+    monkeypatch.setattr(reid.run.relate, "CROPS", 10)
+    monkeypatch.setattr(reid.run.relate, "MOST", 4)
 
 
 @pytest.fixture
 def looked_at(monkeypatch):
     """Domains that were scored."""
-    found, evaluate = [], reid.relate.evaluate
+    found, evaluate = [], reid.run.relate.evaluate
 
     def kept(domain, *rest):
         found.append(domain)
         return evaluate(domain, *rest)
 
-    monkeypatch.setattr(reid.relate, "evaluate", kept)
+    monkeypatch.setattr(reid.run.relate, "evaluate", kept)
     return found
 
 
@@ -148,7 +148,7 @@ def test_the_rule_is_the_whole_domains_whoever_is_drawn(sites, tmp_path, small_s
 def drawn(pids, camids, seed=0):
     pids, camids = np.asarray(pids), np.asarray(camids)
     split = Split(tuple(map(str, range(len(pids)))), pids, camids)
-    return reid.relate.drawn_rows(split, np.arange(len(pids)), np.random.default_rng(seed))
+    return reid.run.relate.drawn_rows(split, np.arange(len(pids)), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("people", [2, 10, 49, 50, 300, 1041])
@@ -160,8 +160,8 @@ def test_drawn_rows_are_whole_people_up_to_the_cap(people):
     rows = drawn(pids, camids)
     assert np.array_equal(rows, np.unique(rows))
     assert np.array_equal(rows, drawn(pids, camids))
-    most = max(reid.relate.MOST, reid.relate.CROPS // people)
-    assert reid.relate.CROPS - most < len(rows) <= reid.relate.CROPS or len(np.unique(pids[rows])) == people
+    most = max(reid.run.relate.MOST, reid.run.relate.CROPS // people)
+    assert reid.run.relate.CROPS - most < len(rows) <= reid.run.relate.CROPS or len(np.unique(pids[rows])) == people
     for person, count in zip(*np.unique(pids[rows], return_counts=True), strict=True):
         assert count == min(most, each[person])
         assert len(np.unique(camids[rows][pids[rows] == person])) == len(np.unique(camids[pids == person])) or each[person] > most

@@ -6,8 +6,8 @@ import torch
 
 from domains.style import StyleStatistics
 from reid.config import Method, build_config
-from reid.routing import REACH, Router
 from reid.run import Run
+from reid.run.routing import REACH, Router
 
 SETTINGS = {
     "model": {"backbone": "test_resnet", "weights": "none", "dim": 16},
@@ -79,8 +79,8 @@ def test_methods_without_routes_serve_every_site_alike(run):
 @pytest.mark.slow
 def test_a_route_is_exported_as_any_model_is(run, tmp_path):
     from deploy.encoder import Encoder
-    from deploy.export import export_run
     from domains.errors import ExportError, UsageError
+    from reid.export import export_run
 
     crops = run.stores.get(run.sites[1], run.sites[1].query).crops
     export_run(run, tmp_path / "bundle", site=run.sites[1].name)

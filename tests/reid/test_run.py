@@ -285,7 +285,7 @@ def test_a_term_that_finds_nothing_kept_says_so(run, sites):
 
 
 def test_export_carries_no_distribution_head(run, sites, tmp_path):
-    from deploy.export import export_run
+    from reid.export import export_run
 
     sealed = run.learn(sites[0], method="dkp")
     model, _ = run.model()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domains.errors import DataError
-from reid.sampler import IdentitySampler
+from reid.batches.sampler import IdentitySampler
 
 
 @st.composite

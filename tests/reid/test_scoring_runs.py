@@ -6,9 +6,9 @@ import pytest
 
 import domains
 from domains.errors import DataError, UsageError
-from reid.evaluate import Retrieval
-from reid.report import write_report
 from reid.run import Run
+from reid.run.report import write_report
+from reid.scores.evaluate import Retrieval
 
 
 def spoil(domain, split, count):

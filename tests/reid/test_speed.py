@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import configs
-import reid.speed
+import reid.step.speed
 from reid.config import build_config
 
 SETTINGS = {
@@ -17,9 +17,9 @@ SETTINGS = {
 
 def test_the_iterations_between_warming_up_and_the_last_are_timed(monkeypatch):
     clock = itertools.accumulate([100.0, 7.0, 0.5, 0.5, 90.0, *[0.0] * 50])  # the first warms up, the last writes a snapshot
-    monkeypatch.setattr(reid.speed, "perf_counter", lambda: next(clock))
-    found = reid.speed.measure_speed(build_config(SETTINGS))
-    assert found.crops_per_second == pytest.approx(reid.speed.MEASURED * 4 / (7.0 + 0.5))
+    monkeypatch.setattr(reid.step.speed, "perf_counter", lambda: next(clock))
+    found = reid.step.speed.measure_speed(build_config(SETTINGS))
+    assert found.crops_per_second == pytest.approx(reid.step.speed.MEASURED * 4 / (7.0 + 0.5))
     assert found.peak_bytes > 0
 
 
@@ -27,4 +27,4 @@ def test_the_iterations_between_warming_up_and_the_last_are_timed(monkeypatch):
 def test_every_method_can_be_timed(name):
     large = {"model": {"stages": 3}, "crop": {"height": 256, "width": 128}} if name.endswith("-published") else {}
     config = build_config(SETTINGS, {"method": name}, large)
-    assert reid.speed.measure_speed(config).crops_per_second > 0
+    assert reid.step.speed.measure_speed(config).crops_per_second > 0

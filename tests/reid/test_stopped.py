@@ -152,7 +152,7 @@ def test_a_run_of_more_than_a_hundred_steps_keeps_its_order(run, monkeypatch):
         (run.folder / "steps" / f"{index:02d}-site" / "card.json").touch()
     numbers = (int(folder.name.split("-")[0]) for folder in run.folder.glob("steps/*-*"))
     cards = {index: {"id": str(index), "index": index, "parent": str(index - 1) if index else None} for index in numbers}
-    monkeypatch.setattr("reid.run.read_manifest", lambda folder, *_, **__: cards[int(folder.name.split("-")[0])])
+    monkeypatch.setattr("reid.run.steps.read_manifest", lambda folder, *_, **__: cards[int(folder.name.split("-")[0])])
     assert [step.index for step in run.steps] == list(range(120))
 
 

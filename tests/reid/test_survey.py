@@ -7,11 +7,11 @@ from torch import nn
 
 from domains.domain import Split
 from prototypes.distribution import unit
-from reid.backbone import Backbone, InputRule
-from reid.embedding import BATCH, evaluating
-from reid.loader import CropStore
-from reid.model import ReidModel
-from reid.survey import Survey
+from reid.batches.loader import CropStore
+from reid.network.backbone import Backbone, InputRule
+from reid.network.embedding import BATCH, evaluating
+from reid.network.model import ReidModel
+from reid.terms.survey import Survey
 
 COUNT, USED = 320, 300  # in more than two batches
 

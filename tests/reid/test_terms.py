@@ -12,10 +12,9 @@ from prototypes.distribution import draw as draw_prototypes
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
 from prototypes.transfer import prototype_transfer
-from reid import losses
-from reid.model import Output
-from reid.runtime import Runtime
-from reid.terms import TERMS, Batch, Step, Term, build_terms, head_of, idle_terms
+from reid.network.model import Output
+from reid.network.runtime import Runtime
+from reid.terms import TERMS, Batch, Step, Term, build_terms, head_of, idle_terms, losses
 
 OLD, NEW, DIM = 3, 4, 6
 ADAPTS = "hypernetwork"

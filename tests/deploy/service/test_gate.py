@@ -274,7 +274,7 @@ def test_an_answer_that_takes_too_long_is_given_up(serve, image):
 
 
 def test_a_busy_gallery_does_not_stop_the_probes(serve):
-    from deploy.service.engine import STORE_THREADS
+    from deploy.service.backend import STORE_THREADS
 
     client, done = serve(), threading.Event()
     for _ in range(STORE_THREADS):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deploy.service.journal import Journal, journal_of
+from deploy.service.audit_log import Journal, journal_of
 from domains.errors import GalleryError
 
 

@@ -83,10 +83,10 @@ def test_what_goes_wrong_unasked_is_logged_by_type_and_place_alone(serve, monkey
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("deploy.service.engine.Engine.warm_up", fails)
+    monkeypatch.setattr("deploy.service.backend.Engine.warm_up", fails)
     serve(wait=False)
-    monkeypatch.setattr("deploy.gallery.Gallery.retain", fail)
-    monkeypatch.setattr("deploy.service.journal.Journal.erase", fail)
+    monkeypatch.setattr("deploy.gallery.gallery.Gallery.retain", fail)
+    monkeypatch.setattr("deploy.service.audit_log.Journal.erase", fail)
     events = {"the service can't get ready; it tries again", "expired entries could not be erased", "the audit log could not be kept in order"}
     end, found = time.monotonic() + 20, {}
     while set(found) != events and time.monotonic() < end:
@@ -102,7 +102,7 @@ def test_what_goes_wrong_unasked_is_logged_by_type_and_place_alone(serve, monkey
 
 def test_a_service_that_could_not_get_ready_tries_again(serve, monkeypatch):
     monkeypatch.setattr("deploy.service.app.WARM_AGAIN", 0.05)
-    from deploy.service.engine import Engine
+    from deploy.service.backend import Engine
 
     real, calls = Engine.warm_up, []
 

@@ -141,7 +141,7 @@ def test_a_gallery_that_keeps_crops_keeps_those_that_are_enrolled(tmp_path, bund
     from fastapi.testclient import TestClient
 
     from deploy import Encoder
-    from deploy.kept import shrunk
+    from deploy.gallery.kept_crops import shrunk
     from deploy.service.app import create_app
 
     encoder, large = Encoder.load(bundle.folder, threads=1), np.kron(golden_crops[1], np.ones((20, 20, 1), np.uint8))
@@ -321,8 +321,8 @@ def test_thumbnails_only_from_allowed_folders(serve, image, people, tmp_path):
 
 
 def test_a_source_that_leads_out_of_the_folder_is_not_shown(people, tmp_path):
-    from deploy.service.pictures import thumbnail
     from deploy.service.settings import Settings
+    from deploy.service.thumbnails import thumbnail
 
     inside, outside = people / "c1", people / "c2" / "1.png"
     settings = Settings()
@@ -430,7 +430,7 @@ def test_a_device_that_fails_is_named_as_what_it_is(serve, image, monkeypatch):
     def fail(self, crops):
         raise DeviceError("cuda failed on a batch: out of memory")
 
-    monkeypatch.setattr("deploy.service.engine._Measured.__call__", fail)
+    monkeypatch.setattr("deploy.service.backend._Measured.__call__", fail)
     answer = ask(client, image)
     assert (answer.status_code, code(answer)) == (503, "gallery")
     assert "out of memory" in answer.text

@@ -17,7 +17,7 @@ import pytest
 from asking import multipart
 
 from deploy import Gallery
-from deploy.service.journal import Journal
+from deploy.service.audit_log import Journal
 from deploy.service.server import Listening, find_tokens, open_to_serve, run_service
 from deploy.service.settings import Settings
 from deploy.service.tokens import Tokens, default_file

@@ -1,0 +1,1 @@
+"""What a match means: thresholds, refinements, possible and impossible transitions, pictures."""

@@ -1,0 +1,320 @@
+"""What the edge gets: one ONNX graph, its manifest, and golden embeddings that prove that it still works where it runs.
+
+The graph takes ``crops`` uint8 ``[N, H, W, 3]`` RGB (N dynamic) and returns ``embeddings`` float32 ``[N, D]`` of unit length.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from deploy.bundle.manifest import MANIFEST, MAX_DIM, REVISABLE, SCHEMA, check_folder, is_temporary, parse_manifest
+from deploy.bundle.signature import MAX_SIGNATURES, SIGNATURE, check, read_signatures, sign, trusted_keys, write_signatures
+from domains.arrays import Float32s
+from domains.artefact import check_hashes, content_id, encode_json, fsync_folder, read_bytes, sealing, write_atomic, write_manifest
+from domains.crops import CropSpec
+from domains.errors import ArtefactError, UsageError
+from prototypes.transport import Transport
+
+__all__ = ["MAX_DIM", "Bundle", "Golden", "Trusted", "revise_bundle", "write_bundle"]
+
+MAX_MODEL = 2**31 - 1
+MAX_GOLDEN = 256 * 2**20
+MAX_GOLDEN_ROWS = 64
+MAX_TRANSPORT = 256 * 2**20
+REREADS = 5
+Trusted = str | PathLike[str] | Iterable[str | PathLike[str]] | None
+UNIT = 1e-3
+"""How far from 1 the length of a golden embedding may be."""
+
+
+class Golden(NamedTuple):
+    """Crops uint8 ``[n, H, W, 3]`` and the unit embeddings float32 ``[n, D]`` that the exported model gave for them."""
+
+    crops: NDArray[np.uint8]
+    embeddings: Float32s
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A checked bundle folder.
+
+    Attributes:
+        folder: where it lies.
+        manifest: everything in ``bundle.json``.
+        crop: size and resize rule of the graph's input.
+        signers: ids of the keys that signed it.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    crop: CropSpec
+    signers: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, verify: bool = True, trusted: Trusted = None) -> Bundle:
+        """Open a bundle.
+
+        Args:
+            path: its folder.
+            verify: also compare every file with its sha256, and look into the golden embeddings.
+            trusted: files of public keys, of which one must have signed the bundle; by default those that LIFELONG_REID_TRUSTED_KEYS names. Where
+                none are named, unsigned bundles are loaded too, but a signature that is there must still fit.
+
+        Raises:
+            ArtefactError: no bundle, one that nobody trusted has signed, or one with missing, unknown or changed files, or an impossible manifest.
+            UsageError: ``trusted`` names no keys.
+            DeviceError: there is a signature to check and the package for it is not installed.
+        """
+        return cls._open(Path(path), verify, trusted_keys(trusted))
+
+    @classmethod
+    def _open(cls, folder: Path, verify: bool, trusted: frozenset[bytes] | None) -> Bundle:
+        if not (folder / MANIFEST).is_file():
+            raise ArtefactError(f"{folder} is no bundle: it has no {MANIFEST}; make one with reid export")
+        data, signers = _signed(folder, trusted)
+        manifest, crop = parse_manifest(data, folder / MANIFEST)
+        check_folder(folder, set(manifest["files"]))
+        bundle = cls(folder, manifest, crop, signers)
+        if verify:
+            check_hashes(folder, MANIFEST, manifest["files"])
+            bundle.golden()
+        return bundle
+
+    @property
+    def feature_space(self) -> str:
+        """Name of the space that its embeddings live in."""
+        return str(self.manifest["feature_space"])
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.manifest["dim"])
+
+    @property
+    def id(self) -> str:
+        """Hash of all its content."""
+        return str(self.manifest["id"])
+
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, Any]]:
+        """By calibrated domain: ``fpr`` that was asked for, ``score`` (cosine) that gives it, and what else was measured; empty if none was."""
+        found: Mapping[str, Mapping[str, Any]] = self.manifest.get("thresholds", {})
+        return found
+
+    def model(self) -> bytes:
+        """The ONNX graph, read once and checked, so that the bytes that are run are the bytes that were sealed; raises ArtefactError."""
+        return self._read("model.onnx", MAX_MODEL)
+
+    def golden(self) -> Golden:
+        """The golden crops and embeddings; raises ArtefactError if they were changed or do not fit the manifest."""
+        where = self.folder / "golden.npz"
+        try:
+            with zipfile.ZipFile(io.BytesIO(self._read("golden.npz", MAX_GOLDEN))) as archive:
+                if sorted(archive.namelist()) != ["crops.npy", "embeddings.npy"]:
+                    raise ArtefactError(f"{where} must hold crops and embeddings, found {sorted(archive.namelist())!r:.80}")
+                with archive.open("crops.npy") as stream:
+                    crops = _read_npy(stream, (self.crop.height, self.crop.width, 3), "|u1")
+                with archive.open("embeddings.npy") as stream:
+                    embeddings = _read_npy(stream, (self.dim,), "<f4").astype(np.float32)
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
+        lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+        if len(crops) != len(embeddings) or not (np.abs(lengths - 1) < UNIT).all():
+            raise ArtefactError(f"{where} must hold one unit-length embedding for each of {len(crops)} crops; export the bundle again")
+        return Golden(crops, embeddings)
+
+    def transport(self) -> Transport | None:
+        """The map into this bundle's feature space from an older one, where it has one; raises ArtefactError if it was changed or does not fit."""
+        if "transport.npz" not in self.manifest["files"]:
+            return None
+        where, data = self.folder / "transport.npz", self._read("transport.npz", MAX_TRANSPORT)
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                size = sum(item.file_size for item in archive.infolist())
+        except zipfile.BadZipFile as error:
+            raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
+        if size > MAX_TRANSPORT:
+            raise ArtefactError(f"{where} unpacks to {size // 2**20} MiB, so it is no file of ours")
+        found = Transport.from_bytes(data, where)
+        if found.target != self.feature_space or found.matrix.shape[1] != self.dim:
+            raise ArtefactError(f"{where} leads to feature space {found.target:.12}…, not to the bundle's; export the bundle again")
+        return found
+
+    def _read(self, name: str, limit: int) -> bytes:
+        file = self.folder / name
+        try:
+            with file.open("rb") as stream:
+                data = stream.read(limit + 1)
+        except OSError as error:
+            raise ArtefactError(f"can't read {file}: {error.strerror or error}") from error
+        if len(data) > limit:
+            raise ArtefactError(f"{file} is larger than {limit // 2**20} MiB, so it is no file of ours")
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]:
+            raise ArtefactError(f"{file} was changed after it was sealed: its sha256 is not the one in {MANIFEST}; copy the bundle again")
+        return data
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    model_onnx: bytes,
+    golden_crops: NDArray[np.uint8],
+    golden_embeddings: Float32s,
+    card: str,
+    body: Mapping[str, Any],
+    parent: str | None,
+    transport: bytes | None = None,
+    key: str | PathLike[str] | None = None,
+) -> Bundle:
+    """Seal a bundle folder: it appears whole, checked as a reader would check it, or not at all.
+
+    Args:
+        folder: where it goes; must not exist.
+        model_onnx: the graph.
+        golden_crops: uint8 ``[n, H, W, 3]``, 2 to 64 of them.
+        golden_embeddings: float32 ``[n, D]``, unit length, from the model that was exported.
+        card: model card, Markdown.
+        body: the manifest's own keys (see ``bundle.json`` in the documentation of artefacts).
+        parent: id of the sealed step that it was exported from.
+        transport: the ``transport.npz`` of that step, where there is one.
+        key: file of the private key to sign it with.
+
+    Raises:
+        ArtefactError: the folder exists, or the parts do not fit each other.
+        UsageError: the key can't be used.
+    """
+    golden = io.BytesIO()
+    np.savez_compressed(golden, crops=np.ascontiguousarray(golden_crops), embeddings=np.ascontiguousarray(golden_embeddings))
+    files = {"model.onnx": model_onnx, "golden.npz": golden.getvalue(), "CARD.md": card.encode()}
+    if transport is not None:
+        files["transport.npz"] = transport
+    with sealing(folder) as temporary:
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        write_manifest(temporary, MANIFEST, kind="bundle", schema=SCHEMA, files=files, parent=parent, body=body)
+        if key is not None:
+            (temporary / SIGNATURE).write_bytes(write_signatures([sign((temporary / MANIFEST).read_bytes(), key)]))
+        Bundle._open(temporary, verify=True, trusted=None)
+    return Bundle._open(folder, verify=False, trusted=None)
+
+
+def _signed(folder: Path, trusted: frozenset[bytes] | None) -> tuple[bytes, tuple[str, ...]]:
+    """The manifest's bytes and the keys that signed them; a revision that goes on meanwhile is waited for."""
+    for _ in range(REREADS):
+        data = read_bytes(folder / MANIFEST)
+        signatures = read_signatures(folder / SIGNATURE)
+        try:
+            return data, check(data, signatures, trusted, folder)
+        except ArtefactError:
+            if read_bytes(folder / MANIFEST) == data and read_signatures(folder / SIGNATURE) == signatures:
+                raise
+    raise ArtefactError(f"{folder} is being rewritten over and over; stop what does it, and load it again")
+
+
+def revise_bundle(
+    folder: str | PathLike[str],
+    changes: Mapping[str, Any],
+    *,
+    key: str | PathLike[str] | None = None,
+    unsign: bool = False,
+    trusted: Trusted = None,
+) -> Bundle:
+    """Change what ``bundle.json`` says, atomically: a reader sees the old manifest or the new one. The id changes, the other files do not.
+
+    Args:
+        folder: the bundle's.
+        changes: new values by key. ``thresholds`` are merged by domain, and None takes a domain's away; ``licences`` are merged by name.
+        key: file of the private key to sign the new manifest with; no changes and a key sign a bundle as it is.
+        unsign: take the signature away from a signed bundle, where there is no key.
+        trusted: as in :meth:`Bundle.load`.
+
+    Raises:
+        UsageError: a key that the files' content determines, a signed bundle without a key to sign it again, or a signing key that can't be used.
+        ArtefactError: a damaged bundle, or values that no manifest may hold; nothing is changed.
+    """
+    if fixed := sorted(set(changes) - REVISABLE):
+        raise UsageError(f"{fixed[0]!r:.80} of a bundle follows from its files and can't be revised, only {' and '.join(sorted(REVISABLE))} can")
+    folder, anchors = Path(folder), trusted_keys(trusted)
+    with _revising(folder):
+        bundle = Bundle._open(folder, verify=True, trusted=anchors)
+        if bundle.signers and key is None and not unsign:
+            raise UsageError(f"{folder} is signed by key {bundle.signers[0]}: name a key to sign what you change, or give the signature up")
+        data = _revised(folder, bundle.manifest, changes)
+        new = [] if key is None else [sign(data, key)]
+        check(data, new or None, anchors, folder)
+        old = read_signatures(folder / SIGNATURE) or []
+        # Whatever is killed here leaves a bundle that loads: with both signatures, or unsigned where it was to be unsigned or never was signed.
+        if old and new:
+            write_atomic(folder / SIGNATURE, write_signatures([*new, *old[: MAX_SIGNATURES - 1]]))
+        elif old:
+            (folder / SIGNATURE).unlink()
+            fsync_folder(folder)
+        write_atomic(folder / MANIFEST, data)
+        if new:
+            write_atomic(folder / SIGNATURE, write_signatures(new))
+        return Bundle._open(folder, verify=False, trusted=anchors)
+
+
+def _revised(folder: Path, old: Mapping[str, Any], changes: Mapping[str, Any]) -> bytes:
+    """The bytes of the revised manifest, checked as a reader would."""
+    revised = dict(old) | {name: {**old.get(name, {}), **_mapping(name, value)} for name, value in changes.items()}
+    revised["thresholds"] = {domain: entry for domain, entry in revised.get("thresholds", {}).items() if entry is not None}
+    revised["schema"] = SCHEMA
+    revised.pop("id")
+    try:
+        data = encode_json({"id": content_id(revised), **revised})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a manifest can't hold that: {error}") from error
+    parse_manifest(data, folder / MANIFEST)
+    return data
+
+
+@contextmanager
+def _revising(folder: Path) -> Iterator[None]:
+    """Keep other revisions out of a bundle folder meanwhile, and clear away what a killed one left."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ArtefactError(f"can't open {folder}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in [item for item in folder.iterdir() if is_temporary(item.name)]:
+            left.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{key} must be a mapping, got {value!r:.80}")
+    return value
+
+
+def _read_npy(stream: IO[bytes], row: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Read an array ``[n, *row]`` whose header is believed only once it says what is expected: nothing large is allocated for a forged one."""
+    if npy.read_magic(cast(Any, stream)) != (1, 0):
+        raise ValueError("an array is not in NumPy's format 1.0")
+    shape, fortran, found = npy.read_array_header_1_0(cast(Any, stream), max_header_size=1024)
+    if fortran or found != np.dtype(dtype) or len(shape) != len(row) + 1 or tuple(shape[1:]) != row or not 2 <= shape[0] <= MAX_GOLDEN_ROWS:
+        raise ValueError(f"an array is {found} {shape}, expected {np.dtype(dtype)} {('2…64', *row)}")
+    size = int(np.prod(shape)) * found.itemsize
+    data = stream.read(size + 1)
+    if len(data) != size:
+        raise ValueError("an array has fewer or more bytes than its header says")
+    return np.frombuffer(data, found).reshape(shape)

@@ -1,0 +1,250 @@
+"""Crops to embeddings with ONNX Runtime, on the engine that was asked for or not at all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.bundle import Bundle
+from deploy.bundle.bundle import Trusted
+from deploy.embeddings import Embeddings
+from deploy.encoder.engine import Engine, Plan, Target, start
+from deploy.encoder.engine_cache import cache_root
+from domains.arrays import Float32s
+from domains.crops import Crop, CropSpec
+from domains.errors import ArtefactError, DataError, UsageError
+
+GOLDEN_COSINE = 0.999
+"""How near to its golden embeddings a bundle must come, unless its manifest's ``golden_cosine`` says otherwise."""
+
+COLLAPSED = 0.9999
+"""Mean cosine between different golden crops above which a graph says the same of everyone (the exporter's limit)."""
+
+ON_PROCESSOR = ("cpu", "openvino")
+
+DECODERS = 4
+"""Threads that decode and resize while the engine computes."""
+
+
+class Skipped(NamedTuple):
+    """Position of an image that could not be used, and why."""
+
+    position: int
+    reason: str
+
+
+class Encoder:
+    """An exported model, checked against its golden embeddings before it answers.
+
+    Safe to call from several threads: engines are.
+
+    Attributes:
+        bundle: what it was loaded from.
+        batch: most crops per inference; may be lowered at any time.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, batch: int) -> None:
+        """Use :meth:`load`."""
+        self.bundle = bundle
+        self.batch = batch
+        self._engine = engine
+
+    @classmethod
+    def load(
+        cls, bundle: str | PathLike[str], provider: str = "cpu", *, batch: int | None = None, threads: int | None = None, cache: Path | None = None,
+        trusted: Trusted = None,
+    ) -> Encoder:  # fmt: skip
+        """Load a bundle, start its engine and compare its answers with the golden embeddings.
+
+        Args:
+            bundle: a bundle folder.
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``; a device of it as in ``cuda:1`` or ``openvino:GPU``.
+            batch: crops per inference; more are cut into micro-batches of this size. By default :func:`default_batch`.
+            threads: threads of a CPU engine; by default all cores.
+            cache: where TensorRT's engines are kept (:mod:`deploy.encoder.engine_cache`); by default :func:`~deploy.encoder.engine_cache.cache_root`.
+            trusted: files of public keys, of which one must have signed the bundle; see :meth:`deploy.bundle.Bundle.load`.
+
+        Raises:
+            UsageError: unknown provider, or a batch or thread count below 1.
+            DeviceError: the engine is not installed, or would not run the graph on the provider that was asked for.
+            ArtefactError: a damaged bundle, a graph that breaks the contract, or answers that differ from the golden embeddings.
+        """
+        target = Target.parse(provider)
+        batch = default_batch(provider) if batch is None else batch
+        for name, value in (("batch", batch), ("threads", 1 if threads is None else threads)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
+        loaded = Bundle.load(bundle, trusted=trusted)
+        plan = Plan(loaded.crop.height, loaded.crop.width, loaded.dim, batch, str(loaded.manifest["precision"]), threads)
+        folder = (cache or cache_root()) if target.name == "tensorrt" else None
+        engine = start(loaded.model(), provider, plan, name=str(loaded.folder / "model.onnx"), cache=folder)
+        encoder = cls(loaded, engine, batch)
+        encoder._warm_up()
+        return encoder
+
+    @property
+    def provider(self) -> str:
+        """The provider it runs on, as it was asked for."""
+        return self._engine.provider
+
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """Small operators that the engine leaves to another provider, with its name; none on a CPU."""
+        return dict(self._engine.elsewhere)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.bundle.dim
+
+    @property
+    def feature_space(self) -> str:
+        """Name of the space that its embeddings live in."""
+        return self.bundle.feature_space
+
+    @property
+    def crop(self) -> CropSpec:
+        """Size and resize rule that crops are brought to."""
+        return self.bundle.crop
+
+    def __call__(self, crops: Sequence[Crop] | NDArray[np.uint8]) -> Embeddings:
+        """Embed crops.
+
+        Args:
+            crops: uint8 RGB ``[H, W, 3]`` of any size each, or one array ``[N, H, W, 3]``. None at all gives ``[0, D]``.
+
+        Returns:
+            Unit-length float32 ``[N, D]`` in this encoder's feature space.
+
+        Raises:
+            DataError: something that is no such crop; says which.
+            ArtefactError: the model gave something that is no unit vector.
+        """
+        if isinstance(crops, np.ndarray) and (crops.ndim != 4 or crops.dtype != np.uint8):
+            raise DataError(f"crops must be a list of uint8 RGB arrays [H, W, 3] or one array [N, H, W, 3], got one of {crops.dtype} {crops.shape}")
+        out = np.empty((len(crops), self.dim), np.float32)
+        for first in range(0, len(crops), self.batch):
+            out[first : first + self.batch] = self._infer(self._resized(crops[first : first + self.batch], first))
+        return Embeddings(out, self.feature_space)
+
+    def files(self, paths: Sequence[str | PathLike[str]]) -> tuple[Embeddings, list[Skipped]]:
+        """Embed image files; decoding and resizing run in a few threads while the engine computes.
+
+        Returns:
+            Embeddings ``[N, D]`` of the readable files in their order, and the others with their positions in ``paths`` and the reasons.
+        """
+        skipped: list[Skipped] = []
+        rows: list[Float32s] = []
+        waiting: list[Crop] = []
+        for index, crop in enumerate(self._decoded(paths)):
+            if isinstance(crop, DataError):
+                skipped.append(Skipped(index, str(crop)))
+                continue
+            waiting.append(crop)
+            if len(waiting) == self.batch:
+                rows.append(self._infer(np.stack(waiting)))
+                waiting = []
+        if waiting:
+            rows.append(self._infer(np.stack(waiting)))
+        return Embeddings(np.concatenate([np.empty((0, self.dim), np.float32), *rows]), self.feature_space), skipped
+
+    def _decoded(self, paths: Sequence[str | PathLike[str]]) -> Iterator[Crop | DataError]:
+        """Resized crops in order, or what was wrong; at most three batches are decoded ahead, so that memory stays bounded."""
+
+        def read(path: str | PathLike[str]) -> Crop | DataError:
+            try:
+                return self.crop.read(path)
+            except DataError as error:
+                return error
+            except ValueError as error:  # a name that no file can have
+                return DataError(f"can't read image {str(path)!r:.200}: {error}")
+
+        with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
+            ahead: deque[Future[Crop | DataError]] = deque()
+            try:
+                for path in paths:
+                    ahead.append(pool.submit(read, path))
+                    if len(ahead) > 3 * self.batch:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _resized(self, crops: Sequence[Crop] | NDArray[np.uint8], first: int) -> Crop:
+        if isinstance(crops, np.ndarray) and crops.shape[1:] == (self.crop.height, self.crop.width, 3):
+            return np.ascontiguousarray(crops)
+        out = np.empty((len(crops), self.crop.height, self.crop.width, 3), np.uint8)
+        for row, crop in enumerate(crops):
+            try:
+                out[row] = self.crop.resized(crop)
+            except DataError as error:
+                raise DataError(f"crop {first + row}: {error}") from error
+        return out
+
+    def _infer(self, crops: Crop) -> Float32s:
+        """One inference, uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``, checked: whatever an engine does wrong must not reach a gallery."""
+        out = self._engine(crops)
+        if out.shape != (len(crops), self.dim) or out.dtype != np.float32:
+            raise ArtefactError(f"the model returned {out.dtype} {out.shape}, expected float32 {(len(crops), self.dim)}; export it again")
+        wrong = np.flatnonzero(~(np.abs(np.einsum("nd,nd->n", out, out) - 1) < 0.01))
+        if wrong.size:
+            raise ArtefactError(
+                f"the model gave no unit-length embedding for crop {wrong[0]} of {len(crops)}; export it again or use another provider"
+            )
+        return out
+
+    def golden_cosines(self, batch: int) -> Float32s:
+        """How well the golden crops give the golden embeddings when ``batch`` of them are embedded at once: ``[batch]`` cosines, 1 is the same."""
+        golden = self.bundle.golden()
+        rows = np.resize(np.arange(len(golden.crops)), batch)
+        got = np.asarray(self(golden.crops[rows]))
+        cosines: Float32s = np.einsum("nd,nd->n", got, golden.embeddings[rows]) / np.linalg.norm(got, axis=1)
+        return cosines
+
+    def _warm_up(self) -> None:
+        """Refuse to serve unless the golden crops give the golden embeddings, in a batch and alone; raises ArtefactError."""
+        golden, needed = self.bundle.golden(), golden_cosine(self.bundle, self.provider)
+        for batch in (len(golden.crops), 1):
+            cosines = self.golden_cosines(batch)
+            worst = int(np.argmin(cosines))
+            if cosines[worst] < needed:
+                raise ArtefactError(
+                    f"{self.bundle.folder} does not give its golden embeddings on {self.provider}: cosine {cosines[worst]:.5f} for crop "
+                    f"{worst}{' alone' if batch == 1 else ''}, at least {needed} is needed; update the engine or export again"
+                )
+        got = np.asarray(self(golden.crops))
+        likeness = got @ got.T
+        others = (likeness.sum() - np.trace(likeness)) / (len(got) * (len(got) - 1))
+        if others > COLLAPSED:
+            raise ArtefactError(
+                f"{self.bundle.folder} gives different crops nearly the same embedding (mean cosine {others:.5f}); train or export again"
+            )
+
+
+def default_batch(provider: str) -> int:
+    """Crops per inference that suit a provider: few on a processor, whose caches hold the activations of no more, and many on a GPU."""
+    return 8 if Target.parse(provider).name in ON_PROCESSOR else 32
+
+
+def golden_cosine(bundle: Bundle, provider: str) -> float:
+    """How near a bundle must come to its golden embeddings on this provider.
+
+    The manifest may say so under ``golden_cosine``, with one number, or with one for each provider (``{"tensorrt": 0.998}``; others get the default).
+
+    Raises:
+        ArtefactError: what it says is no cosine from 0.9 to 1.
+    """
+    said = bundle.manifest.get("golden_cosine", GOLDEN_COSINE)
+    value = said.get(Target.parse(provider).name, GOLDEN_COSINE) if isinstance(said, dict) else said
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.9 <= value <= 1:
+        raise ArtefactError(f"{bundle.folder}: golden_cosine must be a cosine from 0.9 to 1, got {value!r:.80}; export the bundle again")
+    return float(value)

@@ -1,0 +1,143 @@
+"""Does this box do what the bundle promises, and how fast? Asked once after installing, and again after every driver update."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from deploy.encoder import gpu
+from deploy.encoder.encoder import ON_PROCESSOR, Encoder, default_batch, golden_cosine
+from deploy.encoder.engine import Target
+from domains.errors import ReidError
+
+BATCHES = (1, 2, 7, 32)
+"""Batch sizes that are compared with the golden embeddings: those that an export is checked at."""
+SECONDS = 2.0
+RUNS = 200
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing tried: what was found, whether that is right, what to do if it is not, and the figures behind it."""
+
+    what: str
+    found: str
+    ok: bool = True
+    remedy: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def self_test(
+    bundle: str | PathLike[str], provider: str = "cpu", *, batch: int | None = None, threads: int | None = None, seconds: float = SECONDS
+) -> list[Check]:
+    """Start the engine, compare it with the golden embeddings at several batch sizes, and time it.
+
+    Args:
+        bundle: a bundle folder.
+        provider: as for :meth:`deploy.Encoder.load`.
+        batch: crops per inference, as in service. On a GPU, golden batches above it are left out: the engine is the one that will serve.
+        threads: of a CPU engine; by default all cores.
+        seconds: how long each of the three measurements takes, about.
+
+    Returns:
+        What was found, in order. After the first thing that is not right nothing more is tried.
+
+    Raises:
+        UsageError: unknown provider, or a batch or thread count below 1.
+    """
+    target = Target.parse(provider)
+    try:
+        began = time.perf_counter()
+        served = default_batch(provider) if batch is None else batch
+        tried = max(served, *BATCHES) if target.name in ON_PROCESSOR and served > 0 else served
+        encoder = Encoder.load(bundle, provider, batch=tried, threads=threads)
+        took = time.perf_counter() - began
+        checks = [Check("bundle", f"{encoder.bundle.manifest['backbone']}, {encoder.bundle.manifest['precision']}, {encoder.bundle.id[:12]}")]
+        checks.append(_engine(encoder, target, took))
+        checks += _golden(encoder)
+        if all(check.ok for check in checks):
+            encoder.batch = served
+            checks += [*_speed(encoder, seconds), _files(encoder, seconds), _memory()]
+    except ReidError as error:
+        if error.exit_code == 2:
+            raise
+        return [Check(f"bundle on {provider}", "does not serve", False, str(error))]
+    return checks
+
+
+def _engine(encoder: Encoder, target: Target, took: float) -> Check:
+    import onnxruntime
+
+    words = [f"ONNX Runtime {onnxruntime.__version__} on {encoder.provider}"]
+    if target.name in ("cuda", "tensorrt"):
+        card = gpu.describe(int(target.device))
+        words.append(f"{card.name} (compute capability {card.capability}, {card.driver})")
+    if encoder.elsewhere:
+        words.append("left to others: " + ", ".join(f"{operator} ({engine})" for operator, engine in sorted(encoder.elsewhere.items())))
+    return Check("engine", "; ".join(words), figures={"start_s": round(took, 3)})
+
+
+def _golden(encoder: Encoder) -> list[Check]:
+    needed = golden_cosine(encoder.bundle, encoder.provider)
+    checks = []
+    for batch in (size for size in BATCHES if size <= encoder.batch):
+        smallest = float(encoder.golden_cosines(batch).min())
+        remedy = "" if smallest >= needed else f"at least {needed} is needed: update the engine, or export again in fp32"
+        checks.append(Check(f"golden embeddings, batch {batch}", f"smallest cosine {smallest:.6f}", not remedy, remedy, {"cosine": smallest}))
+    return checks
+
+
+def _speed(encoder: Encoder, seconds: float) -> list[Check]:
+    crops = encoder.bundle.golden().crops
+    full = np.resize(crops, (encoder.batch, *crops.shape[1:]))
+    alone = _timed(lambda: encoder(crops[:1]), seconds)
+    p50, p95 = (float(np.percentile(alone, share)) * 1000 for share in (50, 95))
+    rate = encoder.batch / float(np.median(_timed(lambda: encoder(full), seconds)))
+    return [
+        Check("latency of one crop", f"p50 {p50:.1f} ms, p95 {p95:.1f} ms", figures={"p50_ms": p50, "p95_ms": p95, "runs": len(alone)}),
+        Check(f"throughput, batches of {encoder.batch}", f"{rate:.1f} crops/s", figures={"crops_per_second": rate}),
+    ]
+
+
+def _files(encoder: Encoder, seconds: float) -> Check:
+    """Throughput from JPEG files at twice the model's size, decoded and resized while the engine computes."""
+    crops = encoder.bundle.golden().crops
+    with tempfile.TemporaryDirectory(prefix="reid-") as folder:
+        paths = [Path(folder) / f"{number}.jpg" for number in range(len(crops))]
+        for path, crop in zip(paths, crops, strict=True):
+            data = cv2.imencode(".jpg", cv2.resize(crop[..., ::-1], None, fx=2, fy=2))[1]
+            path.write_bytes(data.tobytes())
+        many = [paths[number % len(paths)] for number in range(4 * encoder.batch)]
+        rate = len(many) / float(np.median(_timed(lambda: encoder.files(many), seconds)))
+    return Check("from JPEG files, decoding included", f"{rate:.1f} crops/s", figures={"crops_per_second": rate})
+
+
+def _memory() -> Check:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Check("memory", f"{peak / 2**20:.0f} MiB at most, of the process, without the GPU's own", figures={"peak_bytes": peak})
+
+
+def _timed(run: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of each of 3 to 200 runs in about ``seconds``, after one that does not count."""
+    run()
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(taken) < 3 or (time.perf_counter() < end and len(taken) < RUNS):
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return taken

@@ -1,0 +1,357 @@
+"""The durable store of embeddings that answers "which of my cameras has seen this person, and when?"."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deploy.bundle import Bundle
+from deploy.bundle.bundle import MAX_DIM
+from deploy.embeddings import Embeddings
+from deploy.gallery.incoming import one_each, unit_vectors
+from deploy.gallery.kept_crops import encode_crops, kept_crop
+from deploy.gallery.retention import EVERY
+from deploy.gallery.upkeep import Upkeep
+from deploy.index.files import why_stale
+from deploy.match import Match
+from deploy.store import Store
+from deploy.store.audit import check_audit
+from deploy.store.check import check_store
+from deploy.store.entry import MAX_SOURCE, Entry
+from deploy.store.selection import Selection
+from deploy.store.store import DATABASE, Facts
+from domains.artefact import sealing
+from domains.crops import Crop
+from domains.errors import ArtefactError, GalleryError, UsageError
+
+log = logging.getLogger("deploy")
+
+
+class Gallery(Upkeep):
+    """One open gallery folder.
+
+    Several processes may have it open; each search sees all that was acknowledged before it, by any of them. A writer waits for another writer.
+    """
+
+    @classmethod
+    def create(
+        cls, path: str | PathLike[str], dim: int, feature_space: str, bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False
+    ) -> Gallery:  # fmt: skip
+        """Make an empty gallery; the folder appears whole or not at all.
+
+        Args:
+            path: a folder that does not exist yet.
+            dim: length of its vectors.
+            feature_space: name of their space; ``encoder.feature_space``.
+            bundle: the bundle folder that its vectors come from, to be used by default for queries.
+            keep_crops: keep a small picture of each crop that is given to :meth:`add`. Off by default: a gallery need not hold pictures of people.
+
+        Raises:
+            GalleryError: the folder exists, or an impossible dim or name.
+        """
+        folder = Path(path)
+        if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= MAX_DIM:
+            raise GalleryError(f"dim must be a whole number from 1 to {MAX_DIM}, got {dim!r}")
+        if not isinstance(feature_space, str) or not 1 <= len(feature_space) <= 128 or not feature_space.isprintable():
+            raise GalleryError(f"feature_space must be a name of 1 to 128 characters, got {feature_space!r:.150}")
+        recorded = None if bundle is None else str(Path(bundle).absolute())
+        if recorded is not None and len(recorded) > MAX_SOURCE:
+            raise GalleryError(f"the bundle's path is longer than {MAX_SOURCE} characters")
+        try:
+            with sealing(folder) as temporary:
+                Store.create(temporary / DATABASE, Facts(dim, feature_space, recorded), keep_crops)
+        except ArtefactError as error:
+            raise GalleryError(f"can't make a gallery: {error}") from error
+        except OSError as error:
+            raise GalleryError(f"can't make a gallery at {folder}: {error.strerror or error}") from error
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Gallery:
+        """Open an existing gallery; an erasure that was cut short is finished first, and a log is looked through for damage.
+
+        Raises:
+            GalleryError: it is no gallery or damaged; :meth:`repair` says whether it can be mended.
+        """
+        folder = Path(path)
+        if not (folder / DATABASE).is_file():
+            raise GalleryError(f"{folder} is no gallery: it has no {DATABASE}; make one with reid gallery add")
+        gallery = cls(folder, Store(folder / DATABASE))
+        try:
+            if gallery._store.unwiped():
+                gallery._wipe_and_tell()
+            gallery._retain_and_tell()
+        except BaseException:
+            gallery._store.close()
+            raise
+        return gallery
+
+    @property
+    def dim(self) -> int:
+        """Length of its vectors."""
+        return self._store.facts.dim
+
+    @property
+    def feature_space(self) -> str:
+        """Name of the space that its vectors live in."""
+        return self._store.facts.feature_space
+
+    @property
+    def generation(self) -> int:
+        """Number of changes so far, by any process."""
+        return self._store.state().generation
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle that it was made with; raises GalleryError if none was recorded."""
+        if self._store.facts.bundle is None:
+            raise GalleryError(f"{self.path} does not know its bundle; say which one (--bundle)")
+        return Path(self._store.facts.bundle)
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return self._store.count()
+
+    def ids(self) -> list[int]:
+        """Ids of all entries, ascending."""
+        ids: list[int] = self._store.ids().tolist()
+        return ids
+
+    def add(
+        self,
+        vectors: ArrayLike,
+        camera: str | Sequence[str],
+        source: str | Sequence[str],
+        time: str | Sequence[str | None] | None = None,
+        label: str | Sequence[str | None] | None = None,
+        *,
+        crops: Sequence[Crop] | None = None,
+    ) -> list[int]:
+        """Store vectors with their origins, all or none.
+
+        Args:
+            vectors: ``[N, D]`` (or one, ``[D]``) of unit length, kept as fp16. ``Embeddings`` must be of this gallery's space; other arrays are
+                taken at their word.
+            camera: one name for all, or one per vector.
+            source: where each crop came from, one per vector; a path is what pictures are drawn from.
+            time: ISO 8601 with zone, one for all or one per vector, ``None`` where unknown.
+            label: name of the person, one for all or one per vector, ``None`` where unknown.
+            crops: uint8 RGB ``[H, W, 3]``, one per vector, of which a small JPEG is kept; for a gallery that was made with ``keep_crops``.
+
+        Returns:
+            One id per vector, once all are on disk.
+
+        Raises:
+            GalleryError: vectors of another space, dimension or length, not finite; a count that does not fit; a text or time that can't be kept.
+        """
+        return [number for number in self._add(vectors, camera, source, time, label, crops, once=False) if number is not None]
+
+    def add_new(
+        self, vectors: ArrayLike, camera: str | Sequence[str], source: str | Sequence[str], time: str | Sequence[str | None] | None = None,
+        label: str | Sequence[str | None] | None = None, *, crops: Sequence[Crop] | None = None,
+    ) -> list[int | None]:  # fmt: skip
+        """As :meth:`add`, but what has the source, camera and time of an entry, or of one before it in the call, is left out and has None for its id.
+
+        Nobody can add the same between the question and the answer, so that a request may be repeated.
+        """
+        return self._add(vectors, camera, source, time, label, crops, once=True)
+
+    def _add(
+        self, vectors: ArrayLike, camera: str | Sequence[str], source: str | Sequence[str], time: str | Sequence[str | None] | None,
+        label: str | Sequence[str | None] | None, crops: Sequence[Crop] | None, *, once: bool,
+    ) -> list[int | None]:  # fmt: skip
+        unit = unit_vectors(vectors, "vector", self._store.facts)
+        count = len(unit)
+        cameras, times, labels = (one_each(name, value, count) for name, value in (("camera", camera), ("time", time), ("label", label)))
+        if isinstance(source, str) and count != 1:
+            raise GalleryError(f"source must be a list with one text per vector: {count} vectors, got one text")
+        sources = one_each("source", source, count)
+        entries = [Entry(*texts) for texts in zip(cameras, sources, times, labels, strict=True)]
+        pictures = () if crops is None else encode_crops(self._store, crops, count)
+        space = vectors.feature_space if isinstance(vectors, Embeddings) else None
+        self._retain_in_time()
+        return self._store.append(unit.astype(np.float16), entries, space, pictures, once=once)
+
+    def search(
+        self, vectors: ArrayLike, k: int = 10, camera: str | None = None, after: str | None = None, before: str | None = None,
+        label: str | None = None, source: str | None = None, *, exact: bool = False,
+    ) -> list[list[Match]]:  # fmt: skip
+        """Find the most similar entries by cosine of the stored vectors, ties by id.
+
+        With fewer than 50,000 candidates (entries that the filters allow) every one is looked at. With more, those in the most promising lists are:
+        :meth:`info` says what share of the 10 nearest was found so when it was measured. Scores are exact in any case.
+
+        Args:
+            vectors: queries ``[Q, D]`` (or one, ``[D]``), as for :meth:`add`.
+            k: how many per query; there are fewer if fewer entries are allowed.
+            camera: only this camera's entries.
+            after: only from this time on (ISO 8601 with zone); entries without a time are left out.
+            before: only before this time; the same.
+            label: only entries of this label.
+            source: only entries whose source begins so.
+            exact: look at every candidate, however many there are.
+
+        Raises:
+            GalleryError: as for :meth:`add`; ``k`` below 1; ``after`` not before ``before``.
+            DeviceError: FAISS is not installed.
+        """
+        if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
+            raise GalleryError(f"k must be a whole number from 1, got {k!r}")
+        wanted = Selection(camera, after, before, label, source)
+        self._retain_in_time()
+        with self._store.reading():
+            state, facts = self._store.present()
+            unit = unit_vectors(vectors, "query", facts)
+            index = self._keeper.current(state)
+            found = index.search(unit, int(k), index.allowed(wanted, self._store), exact=exact)
+            origins = self._store.entries(sorted({number for ids, _ in found for number in ids.tolist()}), facts)
+        return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in found]
+
+    def select(
+        self, camera: str | None = None, after: str | None = None, before: str | None = None, label: str | None = None, source: str | None = None
+    ) -> list[int]:
+        """Ids of the entries that a search with these filters could return; without any filter, of all."""
+        with self._store.reading():
+            return Selection(camera, after, before, label, source).ids(self._store)
+
+    def _retain_in_time(self) -> None:
+        if monotonic() - self._looked > EVERY:
+            self._retain_and_tell()
+
+    @property
+    def keeps_crops(self) -> bool:
+        """Whether small pictures of crops are kept."""
+        return bool(self._store.ask("SELECT crops FROM gallery")[0][0])
+
+    def crop(self, number: int) -> Crop | None:
+        """The small picture that was kept of an entry, uint8 RGB ``[H, W, 3]``, or ``None``; raises GalleryError if it is damaged."""
+        return kept_crop(self._store, number)
+
+    def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
+        """Origins of entries; raises GalleryError for an id that is not there."""
+        return self._store.entries(list(ids))
+
+    def vectors(self, ids: Iterable[int]) -> tuple[list[int], Embeddings]:
+        """Stored vectors in the present space, for comparing entries with each other (:mod:`deploy.answers.refine`).
+
+        Returns:
+            Those of the ids that are still there, ascending, and their unit vectors float32 ``[n, D]``.
+
+        Raises:
+            GalleryError: a damaged entry.
+        """
+        wanted = json.dumps(sorted({int(number) for number in ids}))
+        with self._store.reading():
+            facts = self._store.facts
+            rows = self._store.ask(
+                "SELECT e.id, CASE e.space WHEN ? THEN e.vector ELSE c.vector END FROM entry e LEFT JOIN carried c ON c.space = ? AND c.id = e.id "
+                "WHERE e.id IN (SELECT value FROM json_each(?)) ORDER BY e.id",
+                (facts.space, facts.space, wanted),
+            )
+            numbers = [number for number, _ in rows]
+            self._store.entries(numbers)  # which compares every byte with its checksum
+        stored = np.frombuffer(b"".join(blob for _, blob in rows), np.float16).reshape(-1, facts.dim).astype(np.float32)
+        return numbers, Embeddings(stored / np.linalg.norm(stored, axis=1, keepdims=True), facts.feature_space)
+
+    def has(self, entry: Entry) -> bool:
+        """Whether there is an entry of the same source, camera and time."""
+        return self._store.holds(entry)
+
+    def info(self) -> dict[str, Any]:
+        """What the gallery holds, as plain values."""
+        facts = self._store.facts
+        with self._store.reading():
+            state, count, summary = self._store.state(), len(self), self._store.summary()
+            stale = why_stale(self.path, facts, state, self._store.based_on(), count, check_bytes=False)
+        return {
+            "entries": count,
+            "dim": facts.dim,
+            "feature_space": facts.feature_space,
+            "bundle": facts.bundle,
+            "spaces": self._store.spaces(),
+            "generation": state.generation,
+            **summary,
+            "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
+            "index": "ready" if stale is None else f"will be made at the next query ({stale})",
+            **self._keeper.describe(),
+        }
+
+    def verify(self) -> list[str]:
+        """Check every byte that counts, and make the index anew if it disagrees.
+
+        Returns:
+            What was found, a line each.
+
+        Raises:
+            GalleryError: the store itself is damaged; says where.
+        """
+        with self._store.reading():
+            check_store(self._store)
+            found = [f"{DATABASE}: {len(self)} entries, all whole"]
+            audit = f"audit: {check_audit(self._store)} records, the chain holds"
+            stale = self._keeper.check()
+        if stale is None:
+            return [*found, "index: agrees with it", audit, *self._store.notes]
+        self._keeper.drop()
+        self.prepare()
+        self._save_index()
+        return [*found, f"index: made anew, because {stale}", audit, *self._store.notes]
+
+    def close(self) -> None:
+        """Keep the index for the next start and close the files; without it nothing is lost but time."""
+        try:
+            self._save_index()
+        except (OSError, RuntimeError, GalleryError) as error:
+            log.warning("the index of %s was not kept (%s); it will be made anew", self.path, error)
+        finally:
+            self._keeper.index = None
+            self._store.close()
+
+    def __enter__(self) -> Gallery:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close."""
+        self.close()
+
+    def _save_index(self) -> None:
+        self._keeper.save()
+
+
+def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False) -> Gallery:
+    """Open a gallery, or make a missing one for ``bundle``, which it then remembers.
+
+    ``keep_crops`` is for a missing one; one that is there is as it was made.
+
+    Raises:
+        UsageError: there is none yet and no bundle was named.
+        GalleryError: ``bundle`` gives embeddings of another space than the gallery's.
+    """
+    made_for = None if bundle is None else Bundle.load(bundle, verify=False)
+    if not (Path(path) / DATABASE).exists():
+        if made_for is None or bundle is None:
+            raise UsageError(f"there is no gallery at {path}; name the bundle to make it for (--bundle)")
+        return Gallery.create(path, made_for.dim, made_for.feature_space, bundle, keep_crops=keep_crops)
+    gallery = Gallery.open(path)
+    if keep_crops and not gallery.keeps_crops:
+        gallery.close()
+        raise UsageError(f"{path} was made without pictures; leave out --keep-crops, or make another gallery")
+    if made_for is not None and made_for.feature_space != gallery.feature_space:
+        gallery.close()
+        raise GalleryError(f"{path} was made with another model than {bundle}; use its own bundle, or upgrade the gallery")
+    return gallery
+
+
+def _matches(ids: list[int], scores: list[float], origins: Mapping[int, Entry]) -> list[Match]:
+    rows = ((rank, score, number, origins[number]) for rank, (number, score) in enumerate(zip(ids, scores, strict=True), 1))
+    return [Match(rank, score, number, entry.source, entry.camera, entry.time, entry.label) for rank, score, number, entry in rows]

@@ -1,0 +1,61 @@
+"""Small pictures of crops, for galleries whose owner asked for them: kept in a table of their own, erased with their entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from deploy.store import Store
+from deploy.store.row import checksum
+from domains.crops import Crop, check_crop
+from domains.errors import DataError, GalleryError
+
+MAX_HEIGHT = 160
+MAX_WIDTH = 96
+QUALITY = 80
+
+
+def encode_crops(store: Store, crops: Sequence[Crop], count: int) -> list[bytes]:
+    """A small JPEG of each crop, some 3 KB.
+
+    Raises:
+        GalleryError: the gallery keeps no pictures, or their number does not fit.
+        DataError: something that is no crop.
+    """
+    if not store.ask("SELECT crops FROM gallery")[0][0]:
+        raise GalleryError(f"{store.file.parent} keeps no pictures; make a gallery with keep_crops (reid gallery add --keep-crops)")
+    if len(crops) != count:
+        raise GalleryError(f"crops must have one picture per vector: {count} vectors, got {len(crops)}")
+    return [_jpeg(crop) for crop in crops]
+
+
+def kept_crop(store: Store, number: int) -> Crop | None:
+    """The picture kept of an entry, uint8 RGB, or ``None``; raises GalleryError if it is damaged."""
+    found = store.ask("SELECT jpeg, checksum FROM crop WHERE id = ?", (int(number),))
+    if not found:
+        return None
+    data, expected = found[0]
+    image = None
+    if isinstance(data, bytes) and checksum(data, (int(number),)) == expected:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise GalleryError(f"the stored crop of entry {number} of {store.file} is damaged; restore a backup, or give the entry up")
+    return np.asarray(image, np.uint8)
+
+
+def shrunk(crop: Crop) -> Crop:
+    """A crop no larger than what is kept of it; raises DataError."""
+    check_crop(crop)
+    scale = min(1.0, MAX_HEIGHT / crop.shape[0], MAX_WIDTH / crop.shape[1])
+    size = max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale))
+    return crop if scale == 1 else np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _jpeg(crop: Crop) -> bytes:
+    small = shrunk(crop)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not done:
+        raise DataError(f"a crop of {crop.shape[1]}×{crop.shape[0]} pixels can't be kept as a JPEG")
+    return bytes(data)

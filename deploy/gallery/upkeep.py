@@ -1,0 +1,213 @@
+"""What the owner of a gallery does with it besides adding and searching: erase, carry into another space, copy, mend."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from deploy.bundle import Bundle
+from deploy.gallery.backup import backup, backups, restore
+from deploy.gallery.retention import expired, older_than, rules, set_rule
+from deploy.gallery.upgrade import Plan, Tick, carry, drop_old, go_back, plan_upgrade
+from deploy.index.files import drop_cache
+from deploy.index.keeper import Keeper
+from deploy.store import Store
+from deploy.store.audit import read_audit, write_audit
+from deploy.store.check import repair
+from deploy.store.store import DATABASE
+from domains.errors import GalleryError, ReidError
+
+log = logging.getLogger("deploy")
+
+
+class Upkeep:
+    """The keeping half of :class:`deploy.gallery.Gallery`."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        """Use :meth:`open` or :meth:`create`."""
+        self.path = path
+        self._store = store
+        self._keeper = Keeper(path, store)
+        self._looked = monotonic()
+
+    def prepare(self) -> None:
+        """Bring the index into memory now, so that the first search need not wait for it."""
+        with self._store.reading():
+            self._keeper.current()
+
+    def forget(self, ids: Iterable[int], *, reason: str = "ids") -> int:
+        """Erase entries: afterwards their bytes are nowhere in the folder, and their ids are never given again.
+
+        The file is rewritten, which takes time in proportion to the gallery: forget many at once rather than one by one. Erased is what the
+        folder's files hold; a disk may keep old blocks until it uses them again, and backups are not touched.
+
+        Args:
+            ids: of the entries.
+            reason: what made the choice, for the audit: a word like ``label`` or ``age``, nothing about the person.
+
+        Returns:
+            How many entries there were; ids that are not (or no longer) there are passed over.
+
+        Raises:
+            GalleryError: something that is no id; or another process kept reading, or the disk is too full to write the file anew, so that the
+                entries are removed and can't come back but their bytes are still there: the next ``forget`` or ``open`` finishes it.
+        """
+        numbers = list(ids)
+        for number in numbers:
+            if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or not 0 < number < 2**63:
+                raise GalleryError(f"an id is a whole number from 1, got {number!r:.80}")
+        costly = bool(numbers) and self._keeper.is_costly
+        if costly:
+            self._prepare_if_possible()  # from the files, before they go: taking entries out is faster than making lists anew
+        with self._store.holding():
+            removed = self._store.remove(int(number) for number in numbers)
+            if removed:
+                write_audit(self._store, "forget", entries=removed, by=reason)
+                drop_cache(self.path)
+        if self._store.unwiped():
+            self._wipe(f"{removed} entries are removed")
+        if costly:
+            self._prepare_if_possible()
+        return removed
+
+    def upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = (), *, tick: Tick | None = None) -> int:
+        """Carry all entries into a bundle's feature space, while searches go on; see :mod:`deploy.gallery.upgrade`.
+
+        Args:
+            bundle: the new bundle.
+            via: bundles of the models between, where the new one's transport does not begin at the present space.
+            tick: told how many entries were carried, now and then.
+
+        Returns:
+            How many were carried.
+
+        Raises:
+            GalleryError: no transport leads there; nothing is changed.
+        """
+        carried = carry(self._store, self.plan_upgrade(bundle, via), tick=tick)
+        self._renew_index()
+        return carried
+
+    def plan_upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = ()) -> Plan:
+        """What :meth:`upgrade` would do."""
+        return plan_upgrade(self._store, [Bundle.load(path) for path in (*via, bundle)])
+
+    def go_back(self, *, tick: Tick | None = None) -> int:
+        """Return to the space and the bundle before the last upgrade; raises GalleryError if the old copy was dropped."""
+        carried = go_back(self._store, tick=tick)
+        self._renew_index()
+        return carried
+
+    def drop_old(self, *, tick: Tick | None = None) -> int:
+        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from the folder.
+
+        Raises:
+            GalleryError: as for :meth:`forget`, where another process keeps reading.
+        """
+        dropped = drop_old(self._store, tick=tick)
+        self._wipe(f"the older vectors of {dropped} entries are dropped")
+        return dropped
+
+    def keep(self, days: int | None, camera: str | None = None) -> None:
+        """Set how long entries are kept, of one camera or of all without a rule of their own; None: for ever. Older ones are erased at once."""
+        set_rule(self._store, days, camera)
+        self.retain()
+
+    def retention(self) -> dict[str, int]:
+        """Days that entries are kept, by camera; the empty name stands for every other camera."""
+        return rules(self._store)
+
+    def older_than(self, days: int) -> list[int]:
+        """Ids of entries that are more than so many days old; one without a time is as old as its stay in the gallery."""
+        return older_than(self._store, days)
+
+    def backup(self, path: str | PathLike[str]) -> int:
+        """Copy the gallery into a new folder while it is used, and check the copy; returns its entries. A backup is a gallery.
+
+        Raises:
+            GalleryError: the folder exists, or the copy is not whole.
+        """
+        return backup(self._store, path)
+
+    def backups(self) -> list[str]:
+        """Folders of the backups that were made and are there still: erasures do not reach them."""
+        return backups(self._store)
+
+    @staticmethod
+    def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int, Path | None]:
+        """Put a backup where a gallery is to be; see :func:`deploy.gallery.backup.restore`."""
+        return restore(source, path)
+
+    @staticmethod
+    def repair(path: str | PathLike[str]) -> list[str]:
+        """Mend what can be mended of a damaged gallery without a backup, and say what was found, a line each; nothing if it is whole.
+
+        The index, the database's own indices and its seal are made anew. Of a damaged log the part before the damage is kept. Damaged entries are
+        named and stay. Raises GalleryError if the database can't even be opened.
+        """
+        folder = Path(path)
+        store = Store(folder / DATABASE, repair=True)
+        try:
+            found = [*store.notes, *repair(store)]
+            if found:
+                Keeper(folder, store).drop()
+        finally:
+            store.close()
+        return found
+
+    def audit(self) -> list[dict[str, Any]]:
+        """What was done to the gallery, oldest first; raises GalleryError if a record was changed."""
+        return read_audit(self._store)
+
+    def retain(self) -> int:
+        """Erase what the rules no longer allow and return how many entries went; the next addition or search after an hour does it otherwise."""
+        self._looked = monotonic()
+        numbers = expired(self._store) if rules(self._store) else []
+        if numbers:
+            self.forget(numbers, reason="retention")
+        return len(numbers)
+
+    def _wipe_and_tell(self) -> None:
+        """Finish an erasure that was cut short, if that can be done now; else the next opening does it."""
+        try:
+            self._wipe("some entries are removed")
+        except GalleryError as error:
+            log.warning("%s", error)
+
+    def _retain_and_tell(self) -> None:
+        """As :meth:`retain`, for whoever came for something else: what could not be erased is said in the log, and tried again an hour later."""
+        try:
+            self.retain()
+        except GalleryError as error:
+            log.error("expired entries could not be erased: %s", error)
+
+    def _prepare_if_possible(self) -> None:
+        """Bring the index into memory if that can be done: a damaged entry, say, must not be in the way of an erasure."""
+        try:
+            self.prepare()
+        except (ReidError, MemoryError, RuntimeError) as error:  # FAISS raises the last
+            log.warning("the index of %s is left to the next search: %s", self.path, error)
+
+    def _renew_index(self) -> None:
+        self._drop_cache()
+        if self._keeper.prepares:
+            self.prepare()
+            self._keeper.save()
+
+    def _wipe(self, what: str) -> None:
+        self._drop_cache()
+        try:
+            done = self._store.wipe()
+        except GalleryError as error:
+            raise GalleryError(f"{what}, but their bytes are still in the file: {error}") from error
+        if not done:
+            raise GalleryError(f"{what}, but another process keeps reading {self.path}, so their bytes are still in its log; try again")
+
+    def _drop_cache(self) -> None:
+        self._keeper.drop()

@@ -1,0 +1,182 @@
+"""The files that spare a gallery reading its vectors from SQLite again: ``index.faiss``, ``index.npz`` (filters) and their manifest ``index.json``.
+
+They are a cache. They are used only if the sha256 of each, the manifest's own id and the feature space agree, and if they were made from the store's
+present state or from one since which entries were only added; in any other case they are thrown away and made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.index.codes import Codes, Lists, load_faiss
+from deploy.index.index import Index
+from deploy.store import Store
+from deploy.store.store import Facts, State
+from domains.artefact import fsync_folder, read_manifest, write_manifest
+from domains.errors import ArtefactError
+
+VECTORS = "index.faiss"
+FILTERS = "index.npz"
+HEADER = "index.json"
+KIND = "gallery index"
+SCHEMA = 2
+FILES = (HEADER, VECTORS, FILTERS)
+REWRITE = 1 / 64
+"""The files are written again when more than this share of the entries is not in them; the rest is quickly read from SQLite."""
+
+
+def save(index: Index, folder: Path, store: Store) -> bool:
+    """Write an index unless the files hold nearly all of it or the store has moved on; returns whether it did.
+
+    Raises:
+        OSError, RuntimeError: the disk is full or failed; FAISS itself may fail silently, so the size is checked.
+    """
+    kept = index.kept
+    if kept is not None and kept.erasures == index.state.erasures and len(index) - index.kept_count <= REWRITE * len(index):
+        return False
+    with store.holding():  # nobody else writes the files or forgets an entry meanwhile
+        if index.state != store.state():
+            return False
+        drop_cache(folder)
+        _write(index, folder, store.facts)
+        store.base_on(index.state.token)
+    return True
+
+
+def load(index: Index, folder: Path, store: Store, state: State) -> str | None:
+    """Fill an empty index from the files; returns why they can't be used, or ``None``. Its state is theirs afterwards: entries may have to be added.
+
+    Every byte is hashed before it is used. Call it in a transaction.
+    """
+    try:
+        _load(index, folder, store, state)
+    except (ArtefactError, _StaleError) as error:
+        return str(error)
+    except OSError as error:
+        return f"it can't be read: {error.strerror or error}"
+    except RuntimeError as error:
+        return f"FAISS can't read it: {str(error).splitlines()[0]:.100}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"it is no index of this version ({error!r:.80})"
+    return None
+
+
+def _load(index: Index, folder: Path, store: Store, state: State) -> None:
+    facts = store.facts
+    manifest = _manifest(folder, facts, state, store.based_on(), store.count())
+    with (folder / VECTORS).open("rb") as vectors, (folder / FILTERS).open("rb") as filters:
+        _check_bytes(manifest, VECTORS, vectors)
+        _check_bytes(manifest, FILTERS, filters)
+        index.codes = _read_codes(vectors, manifest)
+        _read_filters(index, filters)
+    held = int(manifest["count"])
+    if not index.codes.fits(facts.dim, held) or not len(index.ids) == len(index.utc) == len(index.camera) == held:
+        raise _StaleError("it is of another kind")
+    index.state = index.kept = State(manifest["generation"], manifest["token"], state.erasures, state.moves)
+    index.kept_count = held
+
+
+def why_stale(folder: Path, facts: Facts, state: State, base: str | None, count: int, *, check_bytes: bool = True) -> str | None:
+    """Why the files do not belong to a state, or ``None`` if they do."""
+    try:
+        manifest = _manifest(folder, facts, state, base, count)
+        for name in (VECTORS, FILTERS) if check_bytes else ():
+            with (folder / name).open("rb") as stream:
+                _check_bytes(manifest, name, stream)
+    except (ArtefactError, _StaleError) as error:
+        return str(error)
+    except OSError as error:
+        return f"it can't be read: {error.strerror or error}"
+    return None
+
+
+def describe(folder: Path) -> dict[str, Any] | None:
+    """What the manifest says of the lists: how many, probes, recall; ``None`` without a manifest, or where there are no lists."""
+    try:
+        lists = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False).get("lists")
+    except ArtefactError:
+        return None
+    return lists if isinstance(lists, dict) else None
+
+
+def drop_cache(folder: Path) -> None:
+    """Remove the files and whatever a killed process left of them, manifest first; the caller holds the store."""
+    for file in (*(folder / name for name in FILES), *folder.glob(".index.*.tmp")):
+        file.unlink(missing_ok=True)
+    fsync_folder(folder)
+
+
+class _StaleError(Exception):
+    """The files are whole, but of another state."""
+
+
+def _manifest(folder: Path, facts: Facts, state: State, base: str | None, count: int) -> dict[str, Any]:
+    if not (folder / HEADER).is_file() or not (folder / VECTORS).is_file():
+        raise _StaleError("there is none")
+    manifest = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False)
+    held = manifest.get("count")
+    exactly = (manifest.get("token"), manifest.get("generation"), held) == (state.token, state.generation, count)
+    older = base is not None and manifest.get("token") == base and isinstance(held, int) and 0 <= held <= count
+    if not (exactly or older) or (manifest.get("dim"), manifest.get("feature_space")) != (facts.dim, facts.feature_space):
+        raise _StaleError("it belongs to another state")
+    return manifest
+
+
+def _check_bytes(manifest: dict[str, Any], name: str, stream: BufferedReader) -> None:
+    """Hash a whole open file and go back to its start; what is read from it then is what was hashed, even if another file takes its name."""
+    if hashlib.file_digest(stream, "sha256").hexdigest() != manifest["files"].get(name):
+        raise _StaleError(f"its bytes were changed ({name})")
+    stream.seek(0)
+
+
+def _write(index: Index, folder: Path, facts: Facts) -> None:
+    names = np.array(list(index.camera_codes), np.str_)
+    buffer = io.BytesIO()
+    np.savez(buffer, ids=index.ids, utc=index.utc, camera=index.camera, cameras=names)
+    filters = buffer.getvalue()
+    temporary = [folder / f".{name}.{secrets.token_hex(4)}.tmp" for name in (VECTORS, FILTERS)]
+    try:
+        index.codes.faiss.write_index(index.codes.index, str(temporary[0]))
+        temporary[1].write_bytes(filters)
+        for file in temporary:
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if temporary[0].stat().st_size < 2 * facts.dim * len(index):
+            raise OSError(f"FAISS wrote only a part of {VECTORS}")
+        for file, name in zip(temporary, (VECTORS, FILTERS), strict=True):
+            file.replace(folder / name)
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)
+    lists = index.codes.lists
+    body = {
+        "generation": index.state.generation,
+        "token": index.state.token,
+        "count": len(index),
+        "dim": facts.dim,
+        "feature_space": facts.feature_space,
+        "lists": None if lists is None else lists.to_dict(),
+    }
+    write_manifest(folder, HEADER, kind=KIND, schema=SCHEMA, files=(VECTORS, FILTERS), parent=None, body=body)
+    index.kept, index.kept_count = index.state, len(index)
+
+
+def _read_codes(stream: BufferedReader, manifest: dict[str, Any]) -> Codes:
+    faiss = load_faiss()
+    lists = manifest["lists"]
+    index = faiss.read_index(faiss.PyCallbackIOReader(stream.read))
+    return Codes(int(manifest["dim"]), None if lists is None else Lists(**lists), index)
+
+
+def _read_filters(index: Index, stream: BufferedReader) -> None:
+    with np.load(stream, allow_pickle=False) as found:
+        index.ids, index.utc, index.camera = (found[name] for name in ("ids", "utc", "camera"))
+        index.camera_codes = {str(name): code for code, name in enumerate(found["cameras"])}

@@ -1,0 +1,114 @@
+"""Keeps a gallery's index in step with its store, whoever changes it, and its files on disk."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.index.files import describe, drop_cache, load, save, why_stale
+from deploy.index.index import Index, is_many
+from deploy.store import Store
+from deploy.store.store import State
+
+log = logging.getLogger("deploy")
+
+
+class Keeper:
+    """The index of one open gallery; made when it is first needed."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        """Start without an index."""
+        self.folder = folder
+        self.store = store
+        self.index: Index | None = None
+
+    def current(self, state: State | None = None) -> Index:
+        """The index of the store's present state; call it in a transaction.
+
+        Entries that were added since are appended and those that were removed are taken out. It is made from the files, or from the store, only at
+        first, after an upgrade, and whenever there are four times as many entries as its lists were trained for.
+        """
+        state, index = state or self.store.state(), self.index
+        if index is not None and index.state == state:
+            return index
+        self.index = None  # if the following fails half-way
+        if index is None or index.state.moves != state.moves:
+            index = Index(self.store.facts.dim, state)
+            reason = load(index, self.folder, self.store, state)
+            if reason is not None:
+                log.debug("the index of %s is made from the database: %s", self.folder, reason)
+                index = Index(self.store.facts.dim, state)
+                index.build(self.store)
+        if index.state != state:
+            if index.state.erasures != state.erasures:
+                index.drop_missing(self.store.ids())
+            last = int(index.ids[-1]) if len(index) else 0
+            index.extend(self.store.columns(last), self.store.vectors(last))
+            index.state = state
+        if index.outgrown:
+            index = Index(self.store.facts.dim, state)
+            index.build(self.store)
+        self.index = index
+        return index
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether there is an index, here or on disk, that takes long to make anew, and FAISS to keep it with."""
+        return (self.index is not None or describe(self.folder) is not None) and self.prepares
+
+    @property
+    def prepares(self) -> bool:
+        """Whether there are so many entries that it is better not to leave the index to the next search."""
+        return is_many(self.store.count()) and find_spec("faiss") is not None
+
+    def save(self) -> bool:
+        """Write the index unless it is there already or the store has moved on; returns whether it did."""
+        return self.index is not None and save(self.index, self.folder, self.store)
+
+    def drop(self) -> None:
+        """Remove the files."""
+        with self.store.holding():
+            drop_cache(self.folder)
+
+    def check(self) -> str | None:
+        """Compare the files with the store, value by value; returns what is wrong with them. Call it in a transaction.
+
+        Afterwards there is an index that agrees with the store, or none.
+        """
+        store, state = self.store, self.store.state()
+        self.index = None
+        stale = why_stale(self.folder, store.facts, state, store.based_on(), store.count())
+        index = self.current()
+        if stale is None:
+            stale = _difference(index, store)
+            if stale is not None:
+                self.index = None
+        return stale
+
+    def describe(self) -> dict[str, Any]:
+        """How searches are answered, as plain values: from the index in memory, or from what its files say."""
+        if self.index is not None:
+            lists = self.index.codes.lists
+            found = None if lists is None else lists.to_dict()
+        else:
+            found = describe(self.folder)
+        return {"search": "exact"} if found is None else {"search": "exact below 50,000 candidates, else lists", **found}
+
+
+def _difference(index: Index, store: Store) -> str | None:
+    """What an index holds that the store does not, or the other way round."""
+    columns, codes = store.columns(), np.empty(0, np.int32)
+    if len(columns.names):
+        codes = np.array([index.camera_codes.get(name, -1) for name in columns.names], np.int32)[columns.cameras]
+    if not (np.array_equal(columns.ids, index.ids) and np.array_equal(columns.utc, index.utc) and np.array_equal(codes, index.camera)):
+        return "its filters differ"
+    start = 0
+    for part in store.vectors():
+        if not np.array_equal(part, index.codes.vectors(start, start + len(part))):
+            return "its vectors differ"
+        start += len(part)
+    return None

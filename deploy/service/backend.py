@@ -1,0 +1,236 @@
+"""The gallery and its encoder at work for many callers at once; nothing here blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.answers.thresholds import Thresholds
+from deploy.embeddings import Embeddings
+from deploy.encoder import Encoder
+from deploy.encoder.batcher import Batcher
+from deploy.gallery import Gallery
+from deploy.gallery.kept_crops import shrunk
+from deploy.match import Match
+from deploy.service.logs import write_log
+from deploy.service.metrics import Metrics
+from deploy.service.refusal import RefusedError
+from deploy.service.settings import Settings
+from domains.crops import Crop, CropSpec, decode_crop
+from domains.errors import BusyError, DataError, DeviceError, GalleryError, ReidError
+
+Result = TypeVar("Result")
+
+BATCH = 16
+DECODERS = 2
+STORE_THREADS = 4
+
+
+class MovedError(ReidError):
+    """The gallery changed its feature space between embedding and searching."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """One encoder with the queue before it."""
+
+    encoder: Encoder
+    batcher: Batcher
+    thresholds: Thresholds | None
+
+
+class _Measured:
+    """An encoder that tells the metrics how many crops it was given."""
+
+    def __init__(self, encoder: Encoder, metrics: Metrics) -> None:
+        self._encoder, self._metrics = encoder, metrics
+
+    @property
+    def crop(self) -> CropSpec:
+        return self._encoder.crop
+
+    def __call__(self, crops: NDArray[np.uint8], /) -> Embeddings:
+        self._metrics.batches.observe(len(crops))
+        return self._encoder(crops)
+
+
+class Engine:
+    """Answers with whichever encoder fits the gallery's present feature space; while an upgrade ends there are two."""
+
+    def __init__(self, gallery: Gallery, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
+        """Take over both: :meth:`close` closes the gallery. Raises GalleryError if they do not fit each other."""
+        if encoder.feature_space != gallery.feature_space:
+            raise GalleryError(f"the encoder's bundle {encoder.bundle.folder} is of another model than the gallery {gallery.path}; use the gallery's")
+        self.gallery = gallery
+        self.settings = settings
+        self.warm = False
+        self.closing = threading.Event()
+        self._metrics = metrics
+        self._lanes: dict[str, Lane] = {}
+        self._present = encoder.feature_space
+        self.last: dict[str, int] = {"entries": len(gallery), "generation": gallery.generation}
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._store = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self.take(encoder)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The one that answers now, or would if the gallery were in its space."""
+        return self._lanes.get(self._present, next(iter(self._lanes.values()))).encoder
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is an encoder for the gallery's present feature space, as far as is known."""
+        return self._present in self._lanes
+
+    def take(self, encoder: Encoder) -> None:
+        """Have another encoder at hand, for the time when the gallery is in its space."""
+        limit = max(BATCH, self.settings.queue * self.settings.max_images)
+        batcher = Batcher(_Measured(encoder, self._metrics), batch=BATCH, limit=limit)
+        self._lanes = {**self._lanes, encoder.feature_space: Lane(encoder, batcher, Thresholds.from_bundle(encoder.bundle))}
+
+    def follow(self, space: str) -> None:
+        """Answer in this space from now on; the others' encoders finish what they have and go, if there is one for it."""
+        self._present = space
+        if space in self._lanes:
+            old = [lane for name, lane in self._lanes.items() if name != space]
+            self._lanes = {space: self._lanes[space]}
+            for lane in old:
+                threading.Thread(target=lane.batcher.close, name="retire", daemon=True).start()
+
+    def drop(self, space: str) -> None:
+        """Give an encoder up that was taken for an upgrade that did not happen."""
+        if space != self._present and (lane := self._lanes.get(space)):
+            self._lanes = {name: kept for name, kept in self._lanes.items() if name != space}
+            lane.batcher.close()
+
+    async def warm_up(self) -> None:
+        """Load or make the index, so that the first caller does not wait for it."""
+        golden = await self.run(lambda: self.encoder(self.encoder.bundle.golden().crops[:1]))
+        await self.run(lambda: self.gallery.search(golden, k=1))
+        self.warm = True
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Do something with the gallery in a thread; its own errors become a RefusedError that does not name the server's folders."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._store, work)
+        except (RefusedError, MovedError):
+            raise
+        except ReidError as error:
+            raise self._refused(error) from error
+
+    async def facts(self, wait: float = 1.0) -> dict[str, int]:
+        """Entries and generation; the last known ones if the gallery is busy for longer than ``wait`` seconds."""
+
+        def ask() -> dict[str, int]:
+            if (space := self.gallery.feature_space) != self._present:
+                self.follow(space)
+            return {"entries": len(self.gallery), "generation": self.gallery.generation}
+
+        try:
+            self.last = await asyncio.wait_for(self.run(ask), wait)
+        except TimeoutError:
+            write_log(logging.WARNING, "the gallery is busy; its last known state was told")
+        return self.last
+
+    async def search(self, images: Sequence[bytes], **filters: Any) -> list[list[Match]]:
+        """Matches of each image, judged where the bundle is calibrated; ``filters`` as :meth:`Gallery.search` takes them. Raises RefusedError."""
+
+        def ask(vectors: Embeddings) -> list[list[Match]]:
+            try:
+                found = self.gallery.search(vectors, **filters)
+            except GalleryError as error:
+                self._check_moved(vectors, error)
+                raise
+            lane = self._lanes.get(str(vectors.feature_space))
+            return [lane.thresholds.judge(matches) for matches in found] if lane and lane.thresholds else found
+
+        return await self._with_vectors(images, ask)
+
+    async def add(self, images: Sequence[bytes], **origins: Any) -> list[int | None]:
+        """Ids of new entries, None where the same was there already; ``origins`` as :meth:`Gallery.add` takes them. Raises RefusedError.
+
+        A gallery that keeps crops gets a small picture of each image.
+        """
+        crops = await self._decode(images, shrunk) if await self.run(lambda: self.gallery.keeps_crops) else None
+
+        def put(vectors: Embeddings) -> list[int | None]:
+            try:
+                return self.gallery.add_new(vectors, crops=crops, **origins)
+            except GalleryError as error:
+                self._check_moved(vectors, error)
+                raise
+
+        return await self._with_vectors(images, put)
+
+    async def _with_vectors(self, images: Sequence[bytes], use: Callable[[Embeddings], Result]) -> Result:
+        """Embed and use; once more if the gallery moved to another space in between."""
+        for _ in range(3):
+            lane = self._lanes.get(self._present)
+            if lane is None:
+                raise RefusedError("not_ready", "the gallery is in another model's feature space; restart the service with the gallery's bundle")
+            try:
+                vectors = await self._embed(lane, images)
+                return await self.run(lambda found=vectors: use(found))  # type: ignore[misc]
+            except MovedError as moved:
+                self.follow(str(moved))
+        raise RefusedError("busy", "the gallery is being upgraded; try again in a moment")
+
+    async def _embed(self, lane: Lane, images: Sequence[bytes]) -> Embeddings:
+        crops = await self._decode(images, lane.encoder.crop.resized)
+        try:
+            answers = lane.batcher.submit_all(crops)
+            rows = await asyncio.gather(*(asyncio.wrap_future(answer) for answer in answers))
+        except BusyError as error:
+            if self._lanes.get(lane.encoder.feature_space) is not lane:  # it was retired while we decoded
+                raise MovedError(self._present) from error
+            raise RefusedError("busy", str(error)) from error
+        except DeviceError as error:
+            raise self._refused(error) from error
+        return Embeddings(np.stack([np.asarray(row) for row in rows]), lane.encoder.feature_space)
+
+    async def _decode(self, images: Sequence[bytes], change: Callable[[Crop], Crop]) -> list[Crop]:
+        """Each image as a crop that was made smaller; raises RefusedError."""
+
+        def decode() -> list[Crop]:
+            crops = []
+            for number, data in enumerate(images, 1):
+                try:
+                    crops.append(change(decode_crop(data)))
+                except DataError as error:
+                    raise RefusedError("damaged_image", f"image {number}: {error}") from error
+            return crops
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+
+    def _refused(self, error: ReidError) -> RefusedError:
+        """What a client is told of an error of ours: the folders of the server are not named, and the log has all of it."""
+        write_log(logging.ERROR, "the gallery could not do this", reason=str(error))
+        text = str(error)
+        named = {"the gallery": self.gallery.path, "the folder of bundles": self.settings.bundles, "the bundle": self.encoder.bundle.folder}
+        for name, folder in named.items():
+            if folder is not None:
+                text = text.replace(str(Path(folder).absolute()), name).replace(str(folder), name)
+        return RefusedError("gallery", text)
+
+    def _check_moved(self, vectors: Embeddings, error: GalleryError) -> None:
+        if (space := self.gallery.feature_space) != vectors.feature_space:
+            raise MovedError(space) from error
+
+    def close(self) -> None:
+        """Finish what was begun, and close the gallery."""
+        self.closing.set()
+        for lane in self._lanes.values():
+            lane.batcher.close()
+        self._decoders.shutdown()
+        self._store.shutdown()
+        self.gallery.close()

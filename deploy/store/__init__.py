@@ -1,0 +1,5 @@
+"""The truth of a gallery, in SQLite."""
+
+from deploy.store.store import Store
+
+__all__ = ["Store"]

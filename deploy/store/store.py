@@ -1,0 +1,395 @@
+"""The durable half of a gallery: one SQLite file that holds every embedding with its origin.
+
+Write-ahead log with ``synchronous=FULL``: what was acknowledged survives a power cut, and a killed process leaves the state before its transaction or
+after it. Locks are the operating system's, so that those of a dead process are gone with it.
+
+A gallery has been in one or more *feature spaces*, numbered from 1; one is the present one. An entry's own vector lies in the space ``entry.space``;
+in any other its vector, carried there by a transport, is a row of ``carried``. So a gallery changes its space by changing one number.
+
+Every change draws a new ``token`` in its own transaction. A cache that carries the token of the present state was made from this state and from no
+other, not even from one of an earlier backup with the same number of changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.store.connection import Connection, configure, reason
+from deploy.store.entry import Entry
+from deploy.store.row import COLUMNS, PRESENT, checksum, entry_checksum, make_stamp, present_vector, row_entry
+from deploy.store.seal import seal_holds, write_seal
+from deploy.store.tables import APPLICATION, SCHEMA, SCHEMA_1, SINCE_2, SINCE_3
+from deploy.store.wal import find_damage
+from domains.errors import GalleryError
+
+DATABASE = "gallery.db"
+BUSY_SECONDS = 60.0
+CHUNK = 4096
+NO_TIME = -(2**63)
+
+log = logging.getLogger("deploy")
+
+_SELECT = f"SELECT {COLUMNS} FROM {PRESENT}"  # noqa: S608 - constants
+
+
+class State(NamedTuple):
+    """Which version of the gallery this is.
+
+    Attributes:
+        generation: number of changes so far.
+        token: random name of this very state.
+        erasures: number of changes that removed something or moved it; between two states with the same number, entries were only appended.
+        moves: number of changes that gave every entry another vector; between two states with the same number, no entry's vector changed.
+    """
+
+    generation: int
+    token: str
+    erasures: int
+    moves: int
+
+
+class Facts(NamedTuple):
+    """Length and feature space of the present vectors, the bundle that gives such, and the space's number."""
+
+    dim: int
+    feature_space: str
+    bundle: str | None
+    space: int = 1
+
+
+class Columns(NamedTuple):
+    """What filters need of every entry, ids ascending: its camera's place in ``names``, its time in microseconds since 1970 UTC or ``NO_TIME``."""
+
+    ids: NDArray[np.int64]
+    cameras: NDArray[np.int32]
+    names: list[str]
+    utc: NDArray[np.int64]
+
+
+class Store(Connection):
+    """One open SQLite file; its methods may be called from any thread, one at a time."""
+
+    def __init__(self, file: Path, *, repair: bool = False) -> None:
+        """Open an existing file; raises GalleryError if it is no gallery, damaged, or of a newer version.
+
+        Args:
+            file: the database.
+            repair: open it even if its log or its facts are damaged; what the log lost is lost then.
+        """
+        super().__init__(file, BUSY_SECONDS)
+        self.notes: list[str] = []
+        """What was found when the file was opened and is no reason to refuse it."""
+        self._look_through_log(repair=repair)
+        with self._guarded():
+            self._connect()
+            try:
+                if self._pragma("application_id") != APPLICATION:
+                    raise GalleryError(f"{file} is not a gallery's database")
+                if self._pragma("user_version") not in range(1, SCHEMA + 1):
+                    raise GalleryError(
+                        f"{file} has schema {self._pragma('user_version')}; this version reads 1 to {SCHEMA}. Install a matching lifelong-reid"
+                    )
+                configure(self._db)
+                self._migrate()
+                _ = self.facts
+                with self.reading():
+                    whole = repair or seal_holds(self._db)
+                if not whole:
+                    raise GalleryError(f"{file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery verify --repair")
+                self._sealed = not repair
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _look_through_log(self, *, repair: bool) -> None:
+        """Refuse a log with a bad place that acknowledged changes lie behind: SQLite would drop them without a word."""
+        damage = find_damage(self.file.with_name(f"{self.file.name}-wal"))
+        if damage is None:
+            return
+        where = f"the log {self.file.name}-wal is damaged at byte {damage.at}"
+        if damage.certain and not repair:
+            raise GalleryError(
+                f"{self.file.parent}: {where} and acknowledged changes lie behind it; restore a backup, or keep what comes before "
+                "with reid gallery verify --repair"
+            )
+        if damage.certain:
+            self.notes.append(f"{where}: {damage.changes or 'all'} changes from there on are lost")
+        else:
+            self.notes.append(f"{where}, in its last change: one that was cut short before it was acknowledged, or a lost one")
+        log.warning("%s: %s", self.file.parent, self.notes[-1])
+
+    @property
+    def facts(self) -> Facts:
+        """The present facts: another process may have changed the space."""
+        return self.present()[1]
+
+    def present(self) -> tuple[State, Facts]:
+        """The present state and facts, in one question."""
+        row = self._one("SELECT generation, token, erasures, moves, dim, feature_space, bundle, space FROM gallery")
+        if not isinstance(row[4], int) or row[4] < 1 or not isinstance(row[5], str) or not isinstance(row[7], int):
+            raise GalleryError(f"{self.file} does not say what it holds; restore a backup")
+        return State(*row[:4]), Facts(*row[4:])
+
+    def _migrate(self) -> None:
+        """Bring an older gallery up to date, in one transaction; no vector is moved."""
+        if self._pragma("user_version") == SCHEMA:
+            return
+        with self.holding():
+            for version, script in ((1, SINCE_2.format(now=_now())), (2, SINCE_3)):
+                if self._pragma("user_version") == version:  # nobody else did it meanwhile
+                    for statement in script.split(";"):
+                        self._db.execute(statement)
+            write_seal(self._db)
+
+    @staticmethod
+    def create(file: Path, facts: Facts, crops: bool = False) -> None:
+        """Write an empty gallery's file, durably, and close it; raises GalleryError if the disk is full or fails.
+
+        Args:
+            file: where.
+            facts: what it is of.
+            crops: whether it keeps small pictures.
+        """
+        try:
+            with closing(sqlite3.connect(file, isolation_level=None)) as db:
+                db.execute(f"PRAGMA application_id={APPLICATION}")
+                configure(db)
+                db.executescript(SCHEMA_1)
+                db.execute("INSERT INTO gallery VALUES (1, ?, ?, ?, 0, 0, ?, 0, 0)", (*facts[:3], secrets.token_hex(8)))
+                db.executescript(SINCE_2.format(now=_now()))
+                db.executescript(SINCE_3)
+                db.execute("UPDATE gallery SET crops = ?", (int(crops),))
+                write_seal(db)
+        except sqlite3.Error as error:
+            raise GalleryError(f"can't make {file}: {reason(error, BUSY_SECONDS)}") from error
+
+    def state(self) -> State:
+        """The present state."""
+        return self.present()[0]
+
+    def count(self) -> int:
+        """Number of entries."""
+        return int(self._one("SELECT entries FROM gallery")[0])
+
+    def append(
+        self, vectors: NDArray[np.float16], entries: Sequence[Entry], space: str | None = None, crops: Sequence[bytes] = (), *, once: bool = False
+    ) -> list[int | None]:  # fmt: skip
+        """Add vectors ``[N, D]`` with their origins in one transaction; returns their ids once they are on disk.
+
+        Args:
+            vectors: of the present space.
+            entries: their origins.
+            space: name of the space that they are in, if it is known; raises GalleryError if it is no longer the present one.
+            crops: a small JPEG of each, or nothing.
+            once: leave out what has the source, camera and time of an entry that is there, or of one before it; its id is None.
+        """
+        with self.holding():
+            facts = self.facts
+            if (space is not None and space != facts.feature_space) or vectors.shape[1] != facts.dim:
+                raise GalleryError(f"the gallery {self.file.parent} was upgraded meanwhile; embed with its new bundle {facts.bundle or ''}")
+            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
+            first, present, added = (row[0] if row else 0) + 1, facts.space, _now()
+            places = self._new_places(entries) if once else range(len(entries))
+            rows = []
+            for number, place in enumerate(places, first):
+                vector, entry = vectors[place], entries[place]
+                origin = (number, entry.camera, entry.source, entry.time, entry.utc, entry.label)
+                blob, stamp = vector.tobytes(), make_stamp(number, present, present, added)
+                rows.append((blob, entry_checksum(blob, origin, present, stamp), *origin, present, present, added, stamp))
+            self._db.executemany(
+                "INSERT INTO entry(vector, checksum, id, camera, source, time, utc, label, space, origin, added, stamp) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            kept = ((number, crops[place], checksum(crops[place], (number,))) for number, place in enumerate(places, first) if crops)
+            self._db.executemany("INSERT INTO crop(id, jpeg, checksum) VALUES (?, ?, ?)", kept)
+            if rows:
+                self.changed(added=len(rows))
+        ids: list[int | None] = [None] * len(entries)
+        for number, place in enumerate(places, first):
+            ids[place] = number
+        return ids
+
+    def _new_places(self, entries: Sequence[Entry]) -> list[int]:
+        """Which entries are not there yet, the first of those that are the same."""
+        firsts = {(entry.source, entry.camera, entry.utc): place for place, entry in reversed(list(enumerate(entries)))}
+        return sorted(place for place in firsts.values() if not self.holds(entries[place]))
+
+    def remove(self, ids: Iterable[int]) -> int:
+        """Delete entries inside a :meth:`holding` block; returns how many there were. Their bytes are gone only after :meth:`wipe`."""
+        numbers = [(number,) for number in ids]
+        facts, damaged = self.facts, False
+        for part in _parts([number for (number,) in numbers]):
+            rows = self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))})", part)
+            damaged |= any(present_vector(row, facts.space, facts.dim) is None for row in rows)
+        if damaged:  # the database's own indices may hold another text than the row, which its deletion would not find
+            self._db.execute("REINDEX")
+        before = self._db.total_changes
+        self._db.executemany("DELETE FROM entry WHERE id = ?", numbers)
+        removed = self._db.total_changes - before
+        self._db.executemany("DELETE FROM carried WHERE id = ? AND space IN (SELECT number FROM space)", numbers)
+        self._db.executemany("DELETE FROM crop WHERE id = ?", numbers)
+        if removed:
+            self.changed(removed=removed)
+        return removed
+
+    def unwiped(self) -> bool:
+        """Whether something was removed whose bytes may still be in the file, because the process that removed it was stopped."""
+        return bool(self._one("SELECT unwiped FROM gallery")[0])
+
+    def leave_unwiped(self) -> None:
+        """Remember, inside a :meth:`holding` block, that bytes are to be wiped: whoever opens the gallery next does it if this process is stopped."""
+        self._db.execute("UPDATE gallery SET unwiped = 1")
+
+    def wipe(self) -> bool:
+        """Rewrite the file so that nothing removed is left in it, and empty its log.
+
+        ``secure_delete`` alone is not enough: where SQLite moves rows between pages it leaves copies in the free part of a page, which a later
+        delete does not find. Only a rewrite (``VACUUM``) is certain; it takes time in proportion to the gallery.
+
+        It is done over a connection of its own, so that whoever reads, in this process too, goes on meanwhile; who writes has to wait.
+
+        Returns:
+            False if another process was reading all the time, so that the log could not be emptied.
+        """
+        erasures = self.state().erasures
+        if not self.rewrite():
+            return False
+        with self.holding():
+            self._db.execute("UPDATE gallery SET unwiped = 0 WHERE erasures = ?", (erasures,))
+        return True
+
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of all entries, ascending; the smallest of the database's own indices is read, not the vectors."""
+        return np.sort(np.array([number for (number,) in self.ask("SELECT id FROM entry")], np.int64))
+
+    def columns(self, after: int = 0) -> Columns:
+        """What filters need of every entry with an id above ``after``; raises GalleryError if entries are damaged or missing."""
+        ids, codes, times = array("q"), array("i"), array("q")
+        names: dict[str, int] = {}
+        last = after
+        while rows := self.ask(f"SELECT id, camera, utc FROM entry WHERE id > ? ORDER BY id LIMIT {CHUNK}", (last,)):  # noqa: S608 - a constant
+            for number, camera, utc in rows:
+                if not isinstance(camera, str) or not (utc is None or isinstance(utc, int)):
+                    raise self._damaged(number)
+                ids.append(number)
+                codes.append(names.setdefault(camera, len(names)))
+                times.append(NO_TIME if utc is None else utc)
+            last = ids[-1]
+        if not after and len(ids) != self.count():
+            raise GalleryError(f"{self.file} holds {len(ids)} entries, but should hold {self.count()}: it is damaged; restore a backup")
+        return Columns(np.array(ids, np.int64), np.array(codes, np.int32), list(names), np.array(times, np.int64))
+
+    def pick(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        """Stored vectors ``[n, D]`` of the given entries, in the order of their ids; raises GalleryError on a damaged entry."""
+        facts, found = self.facts, []
+        for part in _parts(sorted(ids)):
+            rows = self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))}) ORDER BY e.id", part)
+            found += [self._vector(row, facts) for row in rows]
+        return np.frombuffer(b"".join(found), np.float16).reshape(-1, facts.dim)
+
+    def vectors(self, after: int = 0) -> Iterator[NDArray[np.float16]]:
+        """Stored vectors ``[n, D]`` of entries with an id above ``after``, by id, in parts; raises GalleryError on a damaged entry."""
+        while rows := self.rows(after):
+            facts = self.facts
+            yield np.frombuffer(b"".join([self._vector(row, facts) for row in rows]), np.float16).reshape(-1, facts.dim)
+            after = rows[-1][2]
+
+    def rows(self, after: int = 0) -> list[Any]:
+        """The next rows (``COLUMNS``) of entries with an id above ``after``, by id, unchecked; none at the end."""
+        return self.ask(f"{_SELECT} WHERE e.id > ? ORDER BY e.id LIMIT {CHUNK}", (after,))
+
+    def entries(self, ids: Sequence[int], facts: Facts | None = None) -> dict[int, Entry]:
+        """Origins of the given entries; raises GalleryError if one is damaged, so that no answer names a wrong camera or time."""
+        found: dict[int, Entry] = {}
+        facts = facts or self.facts
+        for part in _parts(ids):
+            for row in self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))})", part):
+                self._vector(row, facts)
+                found[row[2]] = row_entry(row)
+        for number in ids:
+            if number not in found:
+                raise self._damaged(number)
+        return found
+
+    def based_on(self) -> str | None:
+        """Token of the state that the index on disk was made from, as long as entries were only added since."""
+        found: str | None = self._one("SELECT base FROM gallery")[0]
+        return found
+
+    def base_on(self, token: str) -> None:
+        """Remember the state that the index on disk is made from, inside a :meth:`holding` block."""
+        self._db.execute("UPDATE gallery SET base = ?", (token,))
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether there is an entry of the same source, camera and time."""
+        query = "SELECT EXISTS (SELECT 1 FROM entry WHERE source = ? AND camera = ? AND utc IS ?)"
+        return bool(self._one(query, (entry.source, entry.camera, entry.utc))[0])
+
+    def spaces(self) -> list[dict[str, Any]]:
+        """Feature spaces that the gallery has been in, with how many entries were embedded in each."""
+        embedded = dict(self.ask("SELECT origin, count(*) FROM entry GROUP BY origin"))
+        present = self.facts.space
+        rows = self.ask("SELECT number, feature_space, bundle, source FROM space WHERE ready = 1 ORDER BY number")
+        return [
+            {"feature_space": name, "bundle": bundle, "embedded": embedded.get(number, 0), "present": number == present}
+            for number, name, bundle, _ in rows
+        ]
+
+    def summary(self) -> Mapping[str, Any]:
+        """Counts by camera, labelled entries, and the first and last time as they were given."""
+        with self._guarded():
+            cameras = self._db.execute("SELECT camera, count(*) FROM entry GROUP BY camera ORDER BY camera").fetchall()
+        ends = [self._one(f"SELECT {end}(utc), time FROM entry")[1] for end in ("min", "max")]  # noqa: S608 - a constant
+        labelled = self._one("SELECT count(label) FROM entry")[0]
+        named = {name.encode("utf-8", "replace").decode(): count for name, count in cameras}  # one that a fault made no UTF-8, too
+        return {"cameras": named, "labelled": labelled, "first": ends[0], "last": ends[1]}
+
+    def sealed(self) -> bool:
+        """Whether everything but the entries is as it was written; call it in a transaction."""
+        with self._guarded():
+            return seal_holds(self._db)
+
+    def reseal(self) -> None:
+        """Take what the file says of the gallery as it is, inside a :meth:`holding` block, after its owner was told."""
+        write_seal(self._db)
+
+    def changed(self, *, added: int = 0, removed: int = 0, moved: bool = False) -> None:
+        """Name the new state; ``moved``: every vector is another, but nothing is to be wiped."""
+        gone = removed > 0 or moved
+        self._db.execute(
+            "UPDATE gallery SET generation = generation + 1, token = ?, entries = entries + ?, erasures = erasures + ?, "
+            "unwiped = max(unwiped, ?), moves = moves + ?, base = CASE WHEN ? THEN NULL ELSE base END",
+            (secrets.token_hex(8), added - removed, int(gone), int(removed > 0), int(moved), int(gone)),
+        )
+
+    def _vector(self, row: Sequence[Any], facts: Facts) -> bytes:
+        """Bytes of a row's vector in the present space; raises GalleryError if any byte that an answer depends on changed."""
+        found = present_vector(row, facts.space, facts.dim)
+        if found is None:
+            raise self._damaged(row[2])
+        return found
+
+    def _damaged(self, number: int) -> GalleryError:
+        return GalleryError(f"entry {number} of {self.file} is damaged; restore a backup, or give it up with reid gallery forget … {number}")
+
+
+def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """So many at a time as one statement takes."""
+    return (ids[start : start + 500] for start in range(0, len(ids), 500))
+
+
+def _now() -> int:
+    """Microseconds since 1970 UTC."""
+    return int(datetime.now(UTC).timestamp() * 1e6)

@@ -1,0 +1,1 @@
+"""Crops as training takes them: decoded, sampled, augmented."""

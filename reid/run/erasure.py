@@ -1,0 +1,349 @@
+"""Erasure: an identity, or a whole domain, taken out of every step of a run.
+
+A sealed step never changes, but for this. The files that hold the erased are written anew without them (memories, classifier rows, the names on the
+cards, the scores of a domain) and the steps after them get new ids, all as one change: a kill at any moment leaves the old run or the erased one.
+The embedding path is not touched, so that the feature space, and with it every bundle and gallery, stays what it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from domains.artefact import code_version, content_id, read_json, read_manifest, sha256_file, write_json
+from domains.errors import ArtefactError, UsageError
+from prototypes.memory import Memory
+from reid.config import nearest
+from reid.network.checkpoint import read_tensors, save_weights
+from reid.run.changes import LEFT_OVER, Changes, changing
+from reid.run.sealed import CARD, IN_PROGRESS, MEMORY, SCHEMAS, Sealed
+from reid.run.steps import Steps
+from reid.scores.matrix import FILE, QUERIES
+
+ERASURES, REPORT, ERASED = "erasures.json", "report.html", "erased"
+OWN = frozenset({"run.yaml", "backbone.onnx", FILE, QUERIES, ERASURES, REPORT, ".lock"})
+
+REMAINS = (
+    "the weights were taught with these people's crops and are as they were: that they reveal nothing is not claimed; to be rid of that, learn anew",
+    "averages over a domain's people stay with the domain: its style, and the transport fitted on its crops",
+    "not reached: bundles, galleries (reid gallery forget), the crops themselves, backups and copies of this run; a disk may keep old blocks",
+)
+"""What an erasure leaves, said wherever one is made."""
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What is, or was, to be erased.
+
+    Attributes:
+        kind: ``identity`` or ``domain``.
+        people: rows of the step's own identities that go, by step.
+        whole: steps whose domains all go, so that nothing of them is remembered.
+        domains: names that go, by step.
+        scored: names that the score matrix loses.
+        files: paths in the run that are written anew or removed.
+        others: files in the run's folder that are not its own, and were left as they are.
+        word: the name that is searched for in notes and paths.
+    """
+
+    kind: Literal["identity", "domain"]
+    people: Mapping[int, tuple[int, ...]]
+    whole: frozenset[int] = frozenset()
+    domains: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    scored: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    word: str = field(default="", repr=False)
+
+    @property
+    def identities(self) -> int:
+        """How many identities go."""
+        return sum(len(rows) for rows in self.people.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; names nobody."""
+        return {
+            "kind": self.kind, "identities": self.identities, "steps": sorted({*self.people, *self.whole}), "files": list(self.files),
+            "remains": list(REMAINS), "others": list(self.others),
+        }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------- what goes
+
+
+def plan_erasure(run: Steps, *, identity: str | None = None, domain: str | None = None) -> Erasure:
+    """Find what has to go.
+
+    Args:
+        run: the run.
+        identity: a person's label in every domain that has it, or ``LABEL@DOMAIN``.
+        domain: a learned or scored domain's name.
+
+    Raises:
+        UsageError: not exactly one was given, or the run knows no such.
+        ArtefactError: a step is damaged; what was changed must not be sealed anew.
+    """
+    if (identity is None) == (domain is None):
+        raise UsageError("say what to forget: an identity or a domain, one of them")
+    steps = [Sealed(step.folder, read_manifest(step.folder, CARD, kind="step", schemas=SCHEMAS)) for step in run.steps]
+    found = _domain(run, steps, domain) if domain is not None else _identity(run, steps, str(identity))
+    touched = {*found.people, *found.whole, *(step.index for step in steps if domain and _mentioned(step.card, domain))}
+    files = [f"steps/{step.folder.name}/{file}" for step in steps for file in _rewritten(step, steps, found, touched)]
+    if found.scored:
+        files += [FILE, QUERIES]
+    files += [REPORT] if (run.folder / REPORT).is_file() else []
+    return replace(found, files=tuple(files), others=_others(run, steps))
+
+
+def _identity(run: Steps, steps: Sequence[Sealed], identity: str) -> Erasure:
+    label, _, where = identity.rpartition("@")
+    known = {str(name) for step in steps for name in step.card["classes"]}
+    if identity in known or not label or where not in run.learned:
+        label, where = identity, ""
+    people: dict[int, tuple[int, ...]] = {}
+    for step in steps:
+        rows = []
+        for row, full in enumerate(step.card["classes"]):
+            home, name = _split(step, str(full))
+            if label == name and where in ("", home):
+                rows.append(row)
+        if rows:
+            people[step.index] = tuple(rows)
+    if not people:
+        place = f"domain {where} of {run.folder}" if where else str(run.folder)
+        close = difflib.get_close_matches(label, known, n=1)
+        raise UsageError(f"{place} has learned no identity {label!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+    return Erasure("identity", people, word=label)
+
+
+def _domain(run: Steps, steps: Sequence[Sealed], domain: str) -> Erasure:
+    people, whole, domains = {}, set(), {}
+    for step in steps:
+        if domain not in step.learned:
+            continue
+        domains[step.index] = (domain,)
+        if set(step.learned) == {domain}:
+            whole.add(step.index)
+        people[step.index] = tuple(row for row, full in enumerate(step.card["classes"]) if _split(step, str(full))[0] == domain)
+    scored = (domain,) if domain in run.scores.scored or any(domain in names for names in run.scores.learned) else ()
+    if not domains and not scored:
+        known = {*run.learned, *run.scores.scored}
+        raise UsageError(f"{run.folder} knows no domain {domain!r}{nearest(domain, known)}")
+    return Erasure("domain", people, frozenset(whole), domains, scored, word=domain)
+
+
+def _split(step: Sealed, full: str) -> tuple[str, str]:
+    """Domain and label of an identity: a step that learned several domains at once names them ``domain/label``."""
+    for name in sorted(step.learned, key=len, reverse=True):
+        if full.startswith(f"{name}/"):
+            return name, full.removeprefix(f"{name}/")
+    return step.learned[0] if len(step.learned) == 1 else "", full
+
+
+def _mentioned(card: Mapping[str, Any], name: str) -> bool:
+    return any(_names(line, name) for line in [*card["notes"], *card["train"].get("left_out", [])])
+
+
+def _names(line: str, name: str) -> bool:
+    """Whether a line holds the name as a word of its own."""
+    return bool(re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", line))
+
+
+def _rewritten(step: Sealed, steps: Sequence[Sealed], found: Erasure, touched: set[int]) -> list[str]:
+    """Files of a step that change: what holds the erased, and the card of every step from the first of them on."""
+    if not touched or step.index < min(touched):
+        return []
+    gone, files = _global_rows(steps, found), []
+    for name in step.card["files"]:
+        if name == MEMORY:
+            if step.index in found.people or step.index in found.whole:
+                files.append(name)
+        elif name.endswith(".safetensors") and gone and _rows(step.folder / name) > gone[0]:
+            files.append(name)
+    return [*files, CARD]
+
+
+def _rows(path: Path) -> int:
+    """Classifier rows of a state; -1 for other weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return int(stored.get_slice("classifier.weight").get_shape()[0]) if "classifier.weight" in stored.keys() else -1  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"can't read {path}: {error}") from error
+
+
+def _global_rows(steps: Sequence[Sealed], found: Erasure) -> list[int]:
+    """Positions of the erased in a classifier that has rows for everyone."""
+    starts = [0, *itertools.accumulate(len(step.card["classes"]) for step in steps)]
+    return sorted(starts[index] + row for index, rows in found.people.items() for row in rows)
+
+
+def _others(run: Steps, steps: Sequence[Sealed]) -> tuple[str, ...]:
+    own = {run.folder / name for name in OWN} | {step.folder / name for step in steps for name in [CARD, *step.card["files"]]}
+    return tuple(
+        sorted(
+            str(file.relative_to(run.folder))
+            for file in run.folder.rglob("*")
+            if file.is_file() and file not in own and not file.match(LEFT_OVER) and IN_PROGRESS not in file.parts
+        )
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------- erasing
+
+
+def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
+    """Make an erasure; the run is held by the caller.
+
+    Args:
+        run: the run.
+        found: what goes.
+        discard_progress: throw a step away that was begun and not finished; it was taught from what is to be erased.
+
+    Raises:
+        UsageError: a step is in progress.
+        ArtefactError: the disk is full or failed; nothing was changed.
+    """
+    begun = sorted(folder.parent for folder in (run.folder / "steps").glob(f"*/{IN_PROGRESS}") if not (folder.parent / CARD).is_file())
+    begun += sorted((run.folder / "steps").glob(".replaced-*"))
+    if begun and not discard_progress:
+        raise UsageError(
+            f"{begun[0].name.removeprefix('.replaced-')} was begun and not finished, and its state holds what is to be forgotten; go on with "
+            "reid learn, or add --discard-progress to throw that progress away"
+        )
+    with changing(run.folder) as changes:
+        renewed = _renew_steps(run, found, changes)
+        if found.scored:
+            _renew_scores(run, found, changes)
+        _record(run.folder, found, renewed, changes)
+        for stale in [*begun, *run.folder.rglob(LEFT_OVER), *(run.folder / "steps").glob(f"*/{IN_PROGRESS}"), run.folder / REPORT]:
+            if stale != changes.staging and stale.exists() and changes.staging not in stale.parents:
+                changes.remove(stale.relative_to(run.folder).as_posix())
+        for step in run.steps:
+            if step.index in found.whole:
+                changes.rename(f"steps/{step.folder.name}", f"steps/{step.index:02d}-{ERASED}")
+
+
+def _renew_steps(run: Steps, found: Erasure, changes: Changes) -> list[dict[str, Any]]:
+    """Stage every step's new files; returns old and new ids."""
+    steps = run.steps
+    gone, parent, renewed = _global_rows(steps, found), None, list[dict[str, Any]]()
+    for step in steps:
+        prefix = f"steps/{step.folder.name}"
+        files = [file.removeprefix(f"{prefix}/") for file in found.files if file.startswith(f"{prefix}/")]
+        if not files:
+            parent = step.card["id"]
+            continue
+        digests, memory = dict(step.card["files"]), None
+        for file in files:
+            if file == CARD:
+                continue
+            staged = changes.put(f"{prefix}/{file}")
+            if file == MEMORY:
+                memory = _renew_memory(step, found)
+                memory.write(staged)
+            else:
+                tensors, _ = read_tensors(step.folder / file)
+                save_weights(staged, {key: _without(value, gone) if key.startswith("classifier.") else value for key, value in tensors.items()})
+            digests[file] = sha256_file(staged)
+        card = _renew_card(step, found, memory) | {"parent": parent, "files": digests}
+        card = {"id": content_id(card), **card}
+        write_json(changes.put(f"{prefix}/{CARD}"), card)
+        renewed.append({"step": step.index, "was": step.card["id"], "is": card["id"]})
+        parent = card["id"]
+    return renewed
+
+
+def _without(value: torch.Tensor, gone: Sequence[int]) -> torch.Tensor:
+    """A tensor without the rows that it has of those."""
+    rows = torch.ones(len(value), dtype=torch.bool)
+    rows[[row for row in gone if row < len(value)]] = False
+    return value[rows]
+
+
+def _renew_memory(step: Sealed, found: Erasure) -> Memory:
+    memory = Memory.read(step.folder / MEMORY)
+    if step.index in found.whole:
+        return memory.emptied()
+    names = "+".join(name for name in step.learned if name not in found.domains.get(step.index, ()))
+    thinned = memory.without(found.people.get(step.index, ()), len(step.card["classes"]))
+    return Memory(names, thinned.feature_space, thinned.arrays)
+
+
+def _renew_card(step: Sealed, found: Erasure, memory: Memory | None) -> dict[str, Any]:
+    """The card without the erased, its id aside."""
+    card = {key: value for key, value in step.card.items() if key != "id"}
+    rows, names = set(found.people.get(step.index, ())), found.domains.get(step.index, ())
+    whole, word = step.index in found.whole, found.word
+    card["classes"] = [label for row, label in enumerate(card["classes"]) if row not in rows]
+    card["domains"] = [entry for entry in card["domains"] if entry["name"] not in names]
+    card["notes"] = [] if whole else [line for line in card["notes"] if not _names(line, word)]
+    if "left_out" in card["train"]:
+        card["train"] = {**card["train"], "left_out": [] if whole else [path for path in card["train"]["left_out"] if word not in path]}
+    if memory is not None and "bytes" in card:
+        card["bytes"] = {**card["bytes"], "memory": memory.bytes}
+    if whole:
+        card["name"] = f"{step.index:02d}-{ERASED}"
+    if rows or whole:
+        card["erased"] = card.get("erased", 0) + len(rows)
+    return card
+
+
+def _renew_scores(run: Steps, found: Erasure, changes: Changes) -> None:
+    matrix = type(run.scores).read(run.folder)
+    for name in found.scored:
+        matrix.drop_domain(name)
+    place = changes.staging / "scores"
+    place.mkdir()
+    matrix.write(place)
+    for file in (FILE, QUERIES):
+        (place / file).rename(changes.put(file))
+    place.rmdir()
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------- the record
+
+
+def _record(folder: Path, found: Erasure, renewed: list[dict[str, Any]], changes: Changes) -> None:
+    """Add to the record of erasures, a hash chain that names nobody."""
+    records = read_erasures(folder)
+    entry = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": found.kind, "identities": found.identities, "files": len(found.files),
+        "code": code_version(), "steps": renewed, "before": records[-1]["id"] if records else None,
+    }  # fmt: skip
+    records.append({"id": content_id(entry), **entry})
+    write_json(changes.put(ERASURES), {"kind": "erasures", "schema": 1, "records": records})
+
+
+def read_erasures(folder: Path) -> list[dict[str, Any]]:
+    """What was erased from a run, oldest first: when, of which kind, how many identities, and the steps' ids before and after.
+
+    Raises:
+        ArtefactError: a record was changed, taken out or put in.
+    """
+    path = folder / ERASURES
+    if not path.exists():
+        return []
+    stored = read_json(path)
+    if not isinstance(stored, dict) or stored.get("kind") != "erasures" or stored.get("schema") != 1 or not isinstance(stored.get("records"), list):
+        raise ArtefactError(f"{path} is no record of erasures; compare with a backup")
+    before = None
+    for place, record in enumerate(stored["records"], 1):
+        if not isinstance(record, dict) or record.get("before") != before or not record.get("id") or record["id"] != _id(record):
+            raise ArtefactError(f"record {place} of {path} was changed or is missing; compare with a backup")
+        before = record["id"]
+    return list(stored["records"])
+
+
+def _id(record: Mapping[str, Any]) -> str:
+    return content_id({key: value for key, value in record.items() if key != "id"})

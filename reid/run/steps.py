@@ -1,0 +1,150 @@
+"""What a run has sealed, read: its steps, their models and memories, and how each serves a site."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from domains.arrays import Embed
+from domains.artefact import read_manifest
+from domains.domain import Domain
+from domains.errors import ArtefactError, UsageError
+from domains.style import StyleStatistics
+from prototypes.memory import Memory
+from prototypes.transport import renewed
+from reid.batches.loader import StoreCache
+from reid.config import Config
+from reid.network.build import build_model
+from reid.network.checkpoint import State, read_tensors
+from reid.network.embedding import embedder
+from reid.network.model import ReidModel
+from reid.network.runtime import Runtime
+from reid.run.folder import GRAPH, begun, number
+from reid.run.routing import router_of, routing_term
+from reid.run.sealed import CARD, SCHEMAS, WEIGHTS, Sealed
+from reid.scores.evaluate import batches, evaluate
+from reid.scores.matrix import ScoreMatrix
+
+
+class Steps:
+    """The read side of a run's folder; :class:`reid.run.Run` adds what changes it.
+
+    Attributes:
+        folder: where the run lives.
+        config: the settings it was created with.
+        identity: id of its untrained start.
+        scores: the matrix.
+        stores: decodes crops of the domains that are scored, and keeps them.
+    """
+
+    def __init__(self, folder: Path, config: Config, identity: str) -> None:
+        self.folder = folder
+        self.config = config
+        self.identity = identity
+        self.scores = ScoreMatrix.read(folder)
+        self.stores = StoreCache(config.crop.spec(), config.storage.crop_memory_mb)
+
+    @property
+    def steps(self) -> list[Sealed]:
+        """Sealed steps in order; raises ArtefactError if one is damaged or missing."""
+        folders = sorted((folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file()), key=number)
+        sealed = [Sealed(folder, read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False)) for folder in folders]
+        for place, step in enumerate(sealed):
+            if step.index != place or step.card["parent"] != (sealed[place - 1].card["id"] if place else None):
+                raise ArtefactError(f"{step.folder} does not follow the step before it; restore {self.folder} from a backup")
+        return sealed
+
+    @property
+    def learned(self) -> list[str]:
+        """Names of the learned domains, in order."""
+        return [name for step in self.steps for name in step.learned]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of steps that were begun and not finished: the same command goes on with them."""
+        return [folder.name for folder in begun(self.folder / "steps")]
+
+    @property
+    def rows(self) -> list[slice]:
+        """Classifier rows of each learned domain."""
+        ends = list(itertools.accumulate(len(step.card["classes"]) for step in self.steps))
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+    def model(self, step: int = -1) -> tuple[ReidModel, Sealed]:
+        """Build the network of a sealed step and check its weights' hash; raises ArtefactError."""
+        steps = self.steps
+        if not -len(steps) <= step < len(steps):
+            raise UsageError(f"{self.folder} has the steps 0 to {len(steps) - 1}, not {step}")
+        sealed = steps[step]
+        tensors, _ = read_tensors(sealed.file(WEIGHTS))
+        return self.build(tensors), sealed
+
+    def build(self, weights: State) -> ReidModel:
+        """Build the run's network for these weights, in eval mode."""
+        config = self.config.model
+        if config.backbone.startswith("onnx:"):
+            config = config.model_copy(update={"backbone": f"onnx:{self.folder / GRAPH}"})
+        classes = len(weights["classifier.weight"])
+        model = build_model(config, self.config.crop.spec(), classes=classes, load_weights=False, seed=self.config.seed)
+        if any(name.startswith("distribution.") for name in weights):
+            model.add_distribution("convolution" if "distribution.convolution.weight" in weights else "pooled")
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def memories(self, *, renew: bool = False) -> list[Memory]:
+        """What is kept of each learned domain, in order.
+
+        Args:
+            renew: carry prototypes through the sealed transports into the feature space of the last step. A step without one leaves those before it
+                where they are.
+        """
+        steps = self.steps[1:]
+        memories = [step.memory() for step in steps]
+        if not renew:
+            return memories
+        transports = [step.transport() for step in steps]
+        return [renewed(memory, [later for later in transports[place + 1 :] if later]) for place, memory in enumerate(memories)]
+
+    def evaluate(self, domain: Domain, *, step: int = -1, rerank: bool = False) -> dict[str, float | int]:
+        """Score one domain with one step's model, in percent."""
+        return evaluate(domain, self.served(step)(domain), self.stores, rerank=rerank).to_dict()
+
+    def route(self, site: Domain | str, step: int = -1) -> ReidModel | None:
+        """Build the network that serves a site, where a step's method keeps one per domain; None where all are served by the step's own.
+
+        A learned site's name is enough; of another the query crops are looked at. None, too, where another site is served by the step's own network.
+        """
+        term = routing_term(self.steps[step].card)
+        if term is None:
+            return None
+        model, sealed = self.model(step)
+        router = router_of(model, term, sealed.kept(), self.memories()[: sealed.index])
+        if router is None:
+            return None
+        name, look = site if isinstance(site, str) else site.name, None
+        if name not in router.embeddings:
+            if isinstance(site, str):
+                raise UsageError(f"step {sealed.index} has no route for {name}; it has learned {', '.join(router.embeddings)}")
+            if len(site.query) and not router.shared:
+                look = StyleStatistics.of(batches(self.stores.get(site, site.query).crops))
+        place = router.place(name, look)
+        return None if place is None else router.route(model, place)
+
+    def served(self, step: int) -> Callable[[Domain], Embed]:
+        """How a step's model embeds a domain's crops."""
+        own = self.embedder(step)
+
+        def serve(domain: Domain) -> Embed:
+            model = self.route(domain, step)
+            return own if model is None else self.embedder(step, model)
+
+        return serve
+
+    def embedder(self, step: int, model: ReidModel | None = None) -> Embed:
+        """How a step's model, or another network of this run, embeds crops."""
+        model = model or self.model(step)[0]
+        runtime = Runtime.choose(self.config.device, "fp32", model)
+        return embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]

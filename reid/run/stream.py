@@ -1,0 +1,83 @@
+"""A sequence of domains learned in one run, every domain scored after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import domains
+from domains.domain import Domain
+from domains.errors import UsageError
+from reid.config import Config, Method, Stream, read_method
+from reid.progress import Progress
+from reid.run.run import Run
+from reid.run.sealed import Sealed
+
+
+def open_stream(stream: Stream) -> tuple[list[Domain], list[Domain]]:
+    """Open the domains to learn and those that are only scored; raises DataError."""
+    root = Path(stream.root)
+    learned = [domains.open(root / path) for path in stream.domains]
+    return learned, [domains.open(root / entry.path, same_camera=entry.same_camera) for entry in stream.unseen]
+
+
+def in_proposed_order(run: Run, learned: list[Domain], *, progress: Progress | None = None) -> list[Domain]:
+    """Put what a run has learned first, as it was learned, then the others in the order that :func:`reid.run.relate.order_domains` proposes.
+
+    Raises:
+        UsageError: a learned domain is not among these and no longer where it was.
+    """
+    from reid.run.relate import order_domains
+
+    known = {domain.name: domain for domain in learned} | {name: domain for name, domain in run.known_domains().items() if name in run.learned}
+    if gone := [name for name in run.learned if name not in known]:
+        raise UsageError(
+            f"{', '.join(gone)} was learned, and is neither in the stream nor where it was; name it there, or learn the new sites one by one"
+        )
+    done = [known[name] for name in run.learned]
+    left = [domain for domain in learned if domain.name not in run.learned]
+    return done + (order_domains(run, left, progress=progress)[0] if len(left) > 1 else left)
+
+
+def learn_stream(
+    run: Run,
+    learned: list[Domain],
+    unseen: Iterable[Domain] = (),
+    *,
+    method: str | Method | None = None,
+    config: Config | None = None,
+    progress: Progress | None = None,
+    after: Callable[[Sealed], None] | None = None,
+) -> list[str]:
+    """Learn what is not learned yet, in order, and score all domains, before the first step and after each.
+
+    Args:
+        run: opened or new; what it has learned must be the beginning of this sequence.
+        learned: the sequence.
+        unseen: domains that are only scored.
+        method: as for :meth:`reid.run.Run.learn`.
+        config: settings of the steps.
+        progress: where to show it.
+        after: called with each new step, once it is scored.
+
+    Returns:
+        A line for each domain that could not be scored.
+    """
+    chosen = method if isinstance(method, Method) else read_method(method or (config or run.config).method)
+    everyone = [*learned, *unseen]
+    names = [domain.name for domain in everyone]
+    if len(set(names)) < len(names):
+        raise UsageError(f"the stream names two domains {next(name for name in names if names.count(name) > 1)!r}; folder names must differ")
+    done = run.learned
+    if done != names[: len(done)] or len(done) > len(learned):
+        raise UsageError(f"{run.folder} has learned {', '.join(done)}, which is not how this stream begins; name another run")
+    notes = run.fill_scores(everyone, progress=progress)
+    parts: list[list[Domain]] = [learned] if chosen.needs_all_images else [[domain] for domain in learned]
+    for part in parts:
+        if part[0].name in done:
+            continue
+        sealed = run.learn(part, method=chosen, config=config, progress=progress)
+        notes += run.fill_scores(everyone, progress=progress)
+        if after:
+            after(sealed)
+    return list(dict.fromkeys(notes))

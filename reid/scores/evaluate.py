@@ -1,0 +1,108 @@
+"""Embed a domain's query and gallery with a model and score the retrieval."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from domains.arrays import Embed, Float32s
+from domains.domain import Domain, SameCamera
+from domains.errors import DataError
+from domains.openset import open_set
+from domains.reranking import k_reciprocal
+from domains.scoring import Labels, Scores, score_domain, score_similarities
+from reid.batches.loader import StoreCache
+
+BATCH = 128
+UNREADABLE = 0.01
+"""Share of a domain's test images that may be unreadable; with more the scores would speak of other data."""
+log = logging.getLogger(__name__)
+
+
+def batches(crops: NDArray[np.uint8], size: int = BATCH) -> Iterator[NDArray[np.uint8]]:
+    """Crops in pieces, so that what is computed of a large split needs memory for one piece."""
+    return (crops[start : start + size] for start in range(0, len(crops), size))
+
+
+def can_be_scored(domain: Domain) -> str | None:
+    """None, or why a domain has no score: no query and gallery, or images that are gone."""
+    if not len(domain.query) or not len(domain.gallery):
+        return "it has no query and gallery splits"
+    gone = [split for split in (domain.query, domain.gallery) if not any(file.is_file() for file in domain.files(split))]
+    return "its images are gone" if gone else None
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A domain's queries and gallery, embedded: all that scoring needs.
+
+    Attributes:
+        asked: unit-length embeddings of the queries, ``[Q, D]``.
+        held: of the gallery, ``[G, D]``.
+        people: who the queries and the gallery show, and where.
+        same_camera: the domain's camera rule.
+        left_out: a line for each image that can't be read and takes no part.
+    """
+
+    asked: Float32s
+    held: Float32s
+    people: tuple[Labels, Labels]
+    same_camera: SameCamera
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, domain: Domain, embed: Embed, stores: StoreCache, gallery_embed: Embed | None = None) -> Retrieval:
+        """Embed both splits; raises DataError if there is none to score, or too many of their images can't be read."""
+        why = can_be_scored(domain)
+        if why:
+            raise DataError(f"domain {domain.name} can't be scored: {why}")
+        query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
+        left_out = tuple(f"{one.path} can't be read and takes no part: {one.reason}" for one in (*query.left_out, *gallery.left_out))
+        tested = len(domain.query) + len(domain.gallery)
+        if len(left_out) > UNREADABLE * tested:
+            raise DataError(f"domain {domain.name} can't be scored: {len(left_out)} of its {tested} test images can't be read; {left_out[0]}")
+        people = Labels.from_split(query.split), Labels.from_split(gallery.split)
+        return cls(embed(query.crops), (gallery_embed or embed)(gallery.crops), people, domain.same_camera, left_out)
+
+    def scores(self, *, rerank: bool = False) -> Scores:
+        """Retrieval scores; raises DataError if no query can be scored."""
+        if rerank:
+            return score_similarities(k_reciprocal(self.asked, self.held), *self.people, same_camera=self.same_camera)
+        return score_domain(self.asked, self.held, *self.people, same_camera=self.same_camera)
+
+
+def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed: Embed | None = None, rerank: bool = False) -> Scores:
+    """Score a domain under its own camera rule.
+
+    Args:
+        domain: needs query and gallery splits.
+        embed: the model.
+        stores: decodes, and keeps what it decoded.
+        gallery_embed: embeds the gallery, where that is not the same model: an older one whose vectors are carried over, say.
+        rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before scoring.
+
+    Raises:
+        DataError: no split to score, no query that can be scored, or more than a hundredth of the images unreadable; fewer are a warning.
+    """
+    retrieval = Retrieval.of(domain, embed, stores, gallery_embed)
+    for line in retrieval.left_out:
+        log.warning("domain %s: %s", domain.name, line)
+    return retrieval.scores(rerank=rerank)
+
+
+def evaluate_open_set(domain: Domain, embed: Embed, stores: StoreCache, *, rerank: bool = False) -> dict[str, Any]:
+    """What :func:`evaluate` gives, as plain values, and ``open_set`` (:mod:`domains.openset`), from one pass over the crops.
+
+    Open-set metrics are of the cosine even with ``rerank``: a re-ranked distance is made for one query and can't be held against one threshold.
+
+    Raises:
+        DataError: no split to score, or no query that can be scored.
+    """
+    found = Retrieval.of(domain, embed, stores)
+    known = open_set(found.asked, found.held, *found.people, same_camera=found.same_camera)
+    return {**found.scores(rerank=rerank).to_dict(), "open_set": known.to_dict()}

@@ -1,0 +1,1 @@
+"""One domain learned: the loop, and everything that ends a step."""

@@ -1,0 +1,81 @@
+"""Probes: the crops on which two models are compared to learn the map from one feature space to the other.
+
+A step's own crops reach a part of the space only, and a map that was fitted there moves the rest almost at random. Two kinds of crops reach further
+and cost no memory: the step's crops with their colour channels exchanged, and drawn people (``benchmarks/transports.py`` compares).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from domains.crops import CropSpec
+from domains.synthetic import golden_crops
+from prototypes.transport import SHRINKAGE, Transport, TransportKind, fit_transport
+from reid.network.embedding import BATCH, embeddings
+from reid.network.model import ReidModel
+from reid.terms.survey import Survey
+
+ORDERS = tuple(itertools.permutations(range(3)))[1:]
+OWN = 4000
+"""Own crops of a step that the map is fitted on, at most: with five recolourings each is embedded twelve times."""
+DRAWN, DRAWN_HEIGHT, DRAWN_WIDTH = 256, 128, 64
+
+
+def learn_transport(
+    survey: Survey, old: ReidModel, new: ReidModel, spec: CropSpec, *, kind: TransportKind = "ridge", shrinkage: float = SHRINKAGE,
+    recoloured: int = 5, drawn: int = DRAWN, source: str = "", target: str = "", seed: int = 0,
+) -> Transport:  # fmt: skip
+    """Fit the transport from the old model to the new.
+
+    Args:
+        survey: the step's crops; of more than ``OWN`` a sample that shows everyone, if there is room for all.
+        old: M_{t-1}, on the survey's device.
+        new: M_t.
+        spec: the run's crop rule.
+        kind: see :func:`prototypes.transport.fit_transport`.
+        shrinkage: likewise.
+        recoloured: how many of the five exchanges of colour channels are added, 0 to 5.
+        drawn: how many drawn people are added.
+        source: name of the old feature space.
+        target: name of the new one.
+        seed: of the sample.
+    """
+    survey = survey.sample(OWN, seed, "transport")
+    probes = Probes(survey, spec, recoloured=recoloured, drawn=drawn)
+    before, after = embeddings(old, probes), embeddings(new, probes)
+    return fit_transport(before, after, kind=kind, shrinkage=shrinkage, sources=probes.sources, source=source, target=target)
+
+
+class Probes:
+    """The crops, batch by batch: those of the step, the same for each exchange of channels, drawn people."""
+
+    def __init__(self, survey: Survey, spec: CropSpec, *, recoloured: int, drawn: int) -> None:
+        self.survey, self.spec = survey, spec
+        self.orders, self.drawn = ORDERS[:recoloured], drawn
+
+    @property
+    def sources(self) -> NDArray[np.int64]:
+        """Which original each probe shows; a crop and the same crop recoloured are one."""
+        own = np.tile(np.arange(len(self.survey)), 1 + len(self.orders))
+        return np.concatenate([own, len(self.survey) + np.arange(self.drawn)])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Crops ``[n, H, W, 3]`` uint8."""
+        for order in ((0, 1, 2), *self.orders):
+            for crops, _ in self.survey.batches():
+                yield crops[..., list(order)]
+        for start in range(0, self.drawn, BATCH):
+            yield torch.from_numpy(_drawn(self.drawn, self.spec)[start : start + BATCH]).to(self.survey.device)
+
+
+@lru_cache(maxsize=2)
+def _drawn(count: int, spec: CropSpec) -> NDArray[np.uint8]:
+    """Drawn people in the run's crop size; drawn at one size, so that they take the same time at any."""
+    return spec.batch(list(golden_crops(count, height=DRAWN_HEIGHT, width=DRAWN_WIDTH)))
