@@ -98,7 +98,7 @@ def measure(case: str, batch: int, steps: int) -> dict[str, Any]:
     train = {"optimiser": "sgd", "lr": 0.008, "weight_decay": 1e-4, "recompute": BLOCKS * case.endswith("recomputed")}
     config = build_config({"model": model, "train": train})
     with tempfile.TemporaryDirectory() as folder:
-        domain = make_domain(Path(folder) / "plaza", "plaza", identities=2 * (batch // 4), cameras=2, per_camera=2, height=256, width=128)
+        domain = make_domain(Path(folder) / "plaza", "plaza", identities=2 * (batch // 4), cameras=2, per_camera=2, size=(256, 128))
         store = CropStore.decode(domain, domain.train, config.crop.spec())
     crops = torch.from_numpy(store.crops[:batch].copy())
     labels = torch.arange(len(crops)) // 4

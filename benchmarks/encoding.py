@@ -18,7 +18,7 @@ import onnxruntime
 
 from benchmarks.results_file import record, recorded
 from deploy import Encoder
-from deploy.bundle import write_bundle
+from deploy.bundle import Golden, write_bundle
 from deploy.encoder.batcher import Batcher
 from domains.crops import CropSpec
 from domains.synthetic import golden_crops
@@ -45,7 +45,7 @@ def make_bundle(backbone, folder):
         "domains": [], "method": "none", "parity": {}, "licences": {"weights": "none", "data": "none"},
     }  # fmt: skip
     return write_bundle(
-        folder, model_onnx=export_graph(model, crops[:2]), golden_crops=crops, golden_embeddings=embeddings, card="# random\n", body=body, parent=None
+        folder, model_onnx=export_graph(model, crops[:2]), golden=Golden(crops, embeddings), card="# random\n", body=body, parent=None
     )
 
 

@@ -31,7 +31,7 @@ from benchmarks.results_file import record
 from deploy import Encoder, Gallery
 from deploy.answers.calibration import calibrate
 from deploy.answers.refine import Refinement, search
-from deploy.bundle import write_bundle
+from deploy.bundle import Golden, write_bundle
 from deploy.encoder.encoder import Skipped
 from domains.arrays import Float32s
 from domains.artefact import content_id
@@ -94,7 +94,7 @@ def bundle_of(name: str, folder: Path) -> Path:
         "precision": "fp32", "step": 0, "domains": [], "method": "none", "parity": {"16": 1.0},
         "licences": {"weights": "see origin", "data": "see origin"},
     }  # fmt: skip
-    write_bundle(folder, model_onnx=data, golden_crops=golden, golden_embeddings=embeddings, card=f"# {name}\n", body=body, parent=None)
+    write_bundle(folder, model_onnx=data, golden=Golden(golden, embeddings), card=f"# {name}\n", body=body, parent=None)
     return folder
 
 

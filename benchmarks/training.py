@@ -117,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        domain = make_domain(Path(folder) / "plaza", "plaza", identities=64, cameras=2, per_camera=3, height=256, width=128)
+        domain = make_domain(Path(folder) / "plaza", "plaza", identities=64, cameras=2, per_camera=3, size=(256, 128))
         for backbone in options.backbones.split(","):
             height, width = SIZES[backbone]
             config = build_config({"model": {"backbone": backbone, "weights": "none"}, "crop": {"height": height, "width": width}})

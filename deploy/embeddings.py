@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 _JOINING = (np.concatenate, np.where)
 
+COLLAPSED = 0.9999
+"""Likeness of different crops above which a model says the same of everyone."""
+
 
 class Embeddings(np.ndarray):
     """Unit-length float32 vectors ``[N, D]`` with the name of their feature space.
@@ -62,6 +65,12 @@ class Embeddings(np.ndarray):
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the name when an array is sent to another process."""
         return Embeddings, (np.asarray(self), self.feature_space)
+
+
+def likeness(vectors: NDArray[np.float32]) -> float:
+    """Mean cosine between different rows of unit vectors ``[N, D]``, N at least 2."""
+    cosines = np.asarray(vectors) @ np.asarray(vectors).T
+    return float((cosines.sum() - np.trace(cosines)) / (len(cosines) * (len(cosines) - 1)))
 
 
 def _spaces(values: Iterable[Any]) -> Iterator[str | None]:

@@ -8,6 +8,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from domains.crops import CropSpec
 from domains.domain import Domain, Split, union
+from domains.errors import ReidError
 from domains.formats import open_domain as open  # noqa: A004 - `domains.open(path)` reads as it should
 
-__all__ = ["CropSpec", "Domain", "Split", "open", "union"]
+__all__ = ["CropSpec", "Domain", "ReidError", "Split", "open", "union"]

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.choice import check_choice
 from domains.errors import DataError
 
 Crop = NDArray[np.uint8]
@@ -49,8 +50,7 @@ class CropSpec:
             value = getattr(self, side)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIDE:
                 raise DataError(f"crop {side} must be a whole number from 1 to {MAX_SIDE}, got {value!r}")
-        if self.resize not in get_args(Resize):
-            raise DataError(f"crop resize must be one of {', '.join(get_args(Resize))}, got {self.resize!r}")
+        check_choice("crop resize", self.resize, Resize, DataError)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

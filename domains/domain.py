@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from domains.choice import check_choice
 from domains.errors import DataError
 
 JUNK = -1
@@ -89,8 +90,7 @@ class Domain:
 
     def __post_init__(self) -> None:
         """Check that every code names an identity and a camera; raises DataError."""
-        if self.same_camera not in ("drop", "keep"):
-            raise DataError(f'same_camera must be "drop" or "keep", got {self.same_camera!r}')
+        check_choice("same_camera", self.same_camera, SameCamera, DataError)
         for name, split in self.splits():
             if not len(split):
                 continue

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from domains.arrays import Float32s
+from domains.choice import check_choice
 from domains.domain import JUNK, SameCamera
 from domains.errors import DataError, UsageError
 from domains.scoring import Labels, check_features, similarity_blocks
@@ -144,8 +145,7 @@ def open_set(
 
 def count_pairs(query: Labels, gallery: Labels, *, same_camera: SameCamera = "drop") -> PairCount:
     """Number of pairs; it needs the labels alone. Raises UsageError for an unknown rule."""
-    if same_camera not in get_args(SameCamera):
-        raise UsageError(f'same_camera must be "drop" or "keep", got {same_camera!r}')
+    check_choice("same_camera", same_camera, SameCamera)
     real = gallery.pids != JUNK
     genuine = same = 0
     for pid, camid in zip(query.pids, query.camids, strict=True):

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from domains.arrays import Float32s, Float64s
+from domains.choice import check_choice
 from domains.domain import JUNK, SameCamera, Split
 from domains.errors import DataError, UsageError
 
@@ -194,8 +194,7 @@ def dropped_queries(query: Labels, gallery: Labels, *, same_camera: SameCamera =
     Raises:
         UsageError: an unknown rule.
     """
-    if same_camera not in get_args(SameCamera):
-        raise UsageError(f'same_camera must be "drop" or "keep", got {same_camera!r}')
+    check_choice("same_camera", same_camera, SameCamera)
     seen = _occurrences(query.pids, gallery.pids)
     own = np.zeros(len(query), np.int64)
     if same_camera == "drop":

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from domains.choice import check_choice
+
 FLOOR = 1e-4
 """Added to lengths before dividing, and to standard deviations, as published."""
 KERNEL = 8
@@ -62,8 +64,7 @@ class DistributionHead(nn.Module):
 
     def __init__(self, channels: int, dim: int, kind: HeadKind = "pooled", prefix_tokens: int = -1) -> None:
         super().__init__()
-        if kind not in ("pooled", "convolution"):
-            raise ValueError(f'the head must be "pooled" or "convolution", got {kind!r}')
+        check_choice("the head", kind, HeadKind, ValueError)
         if kind == "convolution" and prefix_tokens >= 0:
             raise ValueError("the published variance convolution needs a feature map and this backbone gives tokens; use head: pooled")
         self.kind = kind

@@ -8,19 +8,20 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from domains.arrays import Float32s
 from domains.artefact import write_atomic
+from domains.choice import check_choice
 from domains.errors import ArtefactError, ConfigError
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
 
 TransportKind = Literal["ridge", "procrustes", "identity"]
-KINDS = ("ridge", "procrustes", "identity")
+KINDS: tuple[TransportKind, ...] = get_args(TransportKind)
 SHRINKAGE = 0.1
 FOLDS = 4
 
@@ -136,8 +137,7 @@ def fit_transport(
     Raises:
         ConfigError: an unknown kind, a shrinkage that is not above 0, or shapes that do not belong together.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"transport must be one of {', '.join(KINDS)}, got {kind!r}")
+    check_choice("transport", kind, TransportKind, ConfigError)
     if old.ndim != 2 or new.ndim != 2 or len(old) != len(new) or len(old) < 2 or (kind != "ridge" and old.shape != new.shape):
         raise ConfigError(f"a transport needs the same two or more crops in both spaces, got {old.shape} and {new.shape}")
     if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 < shrinkage < float("inf"):

@@ -1,26 +1,36 @@
 """The learner: a re-ID model that learns camera domains one after another.
 
-Importing this package loads no torch; :class:`Run` and :class:`Config` are fetched when first asked for.
+Importing this package loads no torch; its names are fetched when first asked for. They are what may be relied on; modules below may move.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-if TYPE_CHECKING:
-    from reid.config import Config
-    from reid.run import Run
+__all__ = ["Batch", "Config", "Method", "Run", "Step", "Term", "__version__"]
 
-__all__ = ["Config", "Run"]
+_HOMES = {
+    "Batch": "reid.terms",
+    "Config": "reid.config",
+    "Method": "reid.config",
+    "Run": "reid.run",
+    "Step": "reid.terms",
+    "Term": "reid.terms",
+}
+
+try:
+    __version__ = version("lifelong-reid")
+except PackageNotFoundError:  # a checkout on the path that nobody installed
+    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Config":
-        from reid.config import Config
+    if name not in _HOMES:
+        raise AttributeError(f"module 'reid' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
-        return Config
-    if name == "Run":
-        from reid.run import Run
 
-        return Run
-    raise AttributeError(f"module 'reid' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from domains.errors import DeviceError, ReidError
-from reid.commands import bench, domain, gallery, matching, run, serve
-from reid.commands import doctor as engine
-from reid.commands import export as edge
-from reid.commands import learn as learning
+from reid.commands import bench, doctor, domain, evaluate, export, gallery, learn, query, run, serve
 from reid.commands.options import out, progress
 
 ABOUT = "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy ONNX at the edge."
 
-app = typer.Typer(name="reid", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=ABOUT)
+app = typer.Typer(name="reid", no_args_is_help=True, pretty_exceptions_enable=False, help=ABOUT)
 app.add_typer(domain.domain_app, name="domain")
-app.add_typer(learning.app)
+app.add_typer(learn.app)
 app.add_typer(run.run_app, name="run")
-app.add_typer(edge.app)
-app.add_typer(matching.app)
-app.add_typer(edge.key_app, name="key")
+app.add_typer(export.app)
+app.add_typer(evaluate.app)
+app.add_typer(query.app)
+app.add_typer(export.key_app, name="key")
 app.add_typer(gallery.gallery_app, name="gallery")
-app.add_typer(engine.app)
-app.add_typer(engine.engine_app, name="engine")
+app.add_typer(doctor.app)
+app.add_typer(doctor.engine_app, name="engine")
 app.add_typer(bench.bench_app, name="bench")
 app.add_typer(serve.app)
 app.add_typer(serve.token_app, name="token")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"lifelong-reid {version('lifelong-reid')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)] = False,
+) -> None:
     """Options of every command."""
 
 

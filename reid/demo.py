@@ -43,7 +43,7 @@ def run_demo(folder: Path, progress: Progress, out: Console) -> None:
 
     say(f"drawing {len(STYLES) + 1} camera domains of invented people")
     *learned, unseen = (
-        make_domain(folder / "domains" / style, style, identities=PEOPLE, seed=number, height=128, width=64)
+        make_domain(folder / "domains" / style, style, identities=PEOPLE, seed=number, size=(128, 64))
         for number, style in enumerate((*STYLES, UNSEEN))
     )
     _learn(folder, learned, unseen, progress, say)

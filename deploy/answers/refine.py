@@ -34,6 +34,7 @@ from deploy.gallery.incoming import unit_vectors
 from deploy.match import Match
 from deploy.store.store import Facts
 from domains.arrays import Float32s
+from domains.choice import check_choice
 from domains.errors import DataError, GalleryError, UsageError
 from domains.reranking import k_reciprocal
 
@@ -77,8 +78,8 @@ class Refinement:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a query; raises UsageError."""
-        if self.together not in (None, "mean", "max"):
-            raise UsageError(f'together must be "mean" or "max", got {self.together!r}')
+        if self.together is not None:
+            check_choice("together", self.together, Together)
         if self.together == "max" and (self.expand or self.rerank):
             raise UsageError('expansion and re-ranking need one query vector: use together="mean" with them')
         if self.expand < 0 or self.depth < 1 or not self.alpha >= 0 or not -1 <= self.least <= 1:

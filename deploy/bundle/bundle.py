@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from deploy.bundle.manifest import MANIFEST, MAX_DIM, REVISABLE, SCHEMA, check_folder, is_temporary, parse_manifest
+from deploy.bundle.manifest import GOLDEN_COSINE, MANIFEST, MAX_DIM, REVISABLE, SCHEMA, check_folder, is_temporary, parse_manifest
 from deploy.bundle.signature import MAX_SIGNATURES, SIGNATURE, check, read_signatures, sign, trusted_keys, write_signatures
 from domains.arrays import Float32s
 from domains.artefact import check_hashes, content_id, encode_json, fsync_folder, read_bytes, sealing, write_atomic, write_manifest
@@ -120,6 +120,11 @@ class Bundle:
         """The ONNX graph, read once and checked, so that the bytes that are run are the bytes that were sealed; raises ArtefactError."""
         return self._read("model.onnx", MAX_MODEL)
 
+    def golden_cosine(self, engine: str) -> float:
+        """How near the bundle must come to its golden embeddings on an engine: what the manifest says of all, or of this one, else the default."""
+        said = self.manifest.get("golden_cosine", GOLDEN_COSINE)
+        return float(said.get(engine, GOLDEN_COSINE) if isinstance(said, dict) else said)
+
     def golden(self) -> Golden:
         """The golden crops and embeddings; raises ArtefactError if they were changed or do not fit the manifest."""
         where = self.folder / "golden.npz"
@@ -173,8 +178,7 @@ def write_bundle(
     folder: Path,
     *,
     model_onnx: bytes,
-    golden_crops: NDArray[np.uint8],
-    golden_embeddings: Float32s,
+    golden: Golden,
     card: str,
     body: Mapping[str, Any],
     parent: str | None,
@@ -186,8 +190,7 @@ def write_bundle(
     Args:
         folder: where it goes; must not exist.
         model_onnx: the graph.
-        golden_crops: uint8 ``[n, H, W, 3]``, 2 to 64 of them.
-        golden_embeddings: float32 ``[n, D]``, unit length, from the model that was exported.
+        golden: 2 to 64 crops, and what the exported model gave for them.
         card: model card, Markdown.
         body: the manifest's own keys (see ``bundle.json`` in the documentation of artefacts).
         parent: id of the sealed step that it was exported from.
@@ -198,9 +201,9 @@ def write_bundle(
         ArtefactError: the folder exists, or the parts do not fit each other.
         UsageError: the key can't be used.
     """
-    golden = io.BytesIO()
-    np.savez_compressed(golden, crops=np.ascontiguousarray(golden_crops), embeddings=np.ascontiguousarray(golden_embeddings))
-    files = {"model.onnx": model_onnx, "golden.npz": golden.getvalue(), "CARD.md": card.encode()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, crops=np.ascontiguousarray(golden.crops), embeddings=np.ascontiguousarray(golden.embeddings))
+    files = {"model.onnx": model_onnx, "golden.npz": buffer.getvalue(), "CARD.md": card.encode()}
     if transport is not None:
         files["transport.npz"] = transport
     with sealing(folder) as temporary:

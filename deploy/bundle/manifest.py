@@ -27,7 +27,7 @@ MAX_DIM = 2**14
 MAX_THRESHOLDS = 1024
 MAX_LIST = 1024
 GOLDEN_COSINE = 0.999
-"""Least cosine between what an engine answers and the golden embeddings, where the manifest does not say otherwise."""
+"""How near to its golden embeddings a bundle must come, unless its manifest's ``golden_cosine`` says otherwise."""
 
 _TEMPORARY = re.compile(r"\.bundle\.(json|sig)\.[0-9a-f]{8}\.tmp")
 _BODY: dict[str, type | tuple[type, ...]] = {

@@ -14,18 +14,12 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
 from deploy.bundle.bundle import Trusted
-from deploy.embeddings import Embeddings
+from deploy.embeddings import COLLAPSED, Embeddings, likeness
 from deploy.encoder.engine import Engine, Plan, Target, start
 from deploy.encoder.engine_cache import cache_root
 from domains.arrays import Float32s
 from domains.crops import Crop, CropSpec
 from domains.errors import ArtefactError, DataError, UsageError
-
-GOLDEN_COSINE = 0.999
-"""How near to its golden embeddings a bundle must come, unless its manifest's ``golden_cosine`` says otherwise."""
-
-COLLAPSED = 0.9999
-"""Mean cosine between different golden crops above which a graph says the same of everyone (the exporter's limit)."""
 
 ON_PROCESSOR = ("cpu", "openvino")
 
@@ -212,7 +206,7 @@ class Encoder:
 
     def _warm_up(self) -> None:
         """Refuse to serve unless the golden crops give the golden embeddings, in a batch and alone; raises ArtefactError."""
-        golden, needed = self.bundle.golden(), golden_cosine(self.bundle, self.provider)
+        golden, needed = self.bundle.golden(), self.bundle.golden_cosine(Target.parse(self.provider).name)
         for batch in (len(golden.crops), 1):
             cosines = self.golden_cosines(batch)
             worst = int(np.argmin(cosines))
@@ -222,29 +216,12 @@ class Encoder:
                     f"{worst}{' alone' if batch == 1 else ''}, at least {needed} is needed; update the engine or export again"
                 )
         got = np.asarray(self(golden.crops))
-        likeness = got @ got.T
-        others = (likeness.sum() - np.trace(likeness)) / (len(got) * (len(got) - 1))
-        if others > COLLAPSED:
+        if (alike := likeness(got)) > COLLAPSED:
             raise ArtefactError(
-                f"{self.bundle.folder} gives different crops nearly the same embedding (mean cosine {others:.5f}); train or export again"
+                f"{self.bundle.folder} gives different crops nearly the same embedding (mean cosine {alike:.5f}); train or export again"
             )
 
 
 def default_batch(provider: str) -> int:
     """Crops per inference that suit a provider: few on a processor, whose caches hold the activations of no more, and many on a GPU."""
     return 8 if Target.parse(provider).name in ON_PROCESSOR else 32
-
-
-def golden_cosine(bundle: Bundle, provider: str) -> float:
-    """How near a bundle must come to its golden embeddings on this provider.
-
-    The manifest may say so under ``golden_cosine``, with one number, or with one for each provider (``{"tensorrt": 0.998}``; others get the default).
-
-    Raises:
-        ArtefactError: what it says is no cosine from 0.9 to 1.
-    """
-    said = bundle.manifest.get("golden_cosine", GOLDEN_COSINE)
-    value = said.get(Target.parse(provider).name, GOLDEN_COSINE) if isinstance(said, dict) else said
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.9 <= value <= 1:
-        raise ArtefactError(f"{bundle.folder}: golden_cosine must be a cosine from 0.9 to 1, got {value!r:.80}; export the bundle again")
-    return float(value)

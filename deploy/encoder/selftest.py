@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from deploy.encoder import gpu
-from deploy.encoder.encoder import ON_PROCESSOR, Encoder, default_batch, golden_cosine
+from deploy.encoder.encoder import ON_PROCESSOR, Encoder, default_batch
 from deploy.encoder.engine import Target
 from domains.errors import ReidError
 
@@ -92,7 +92,7 @@ def _engine(encoder: Encoder, target: Target, took: float) -> Check:
 
 
 def _golden(encoder: Encoder) -> list[Check]:
-    needed = golden_cosine(encoder.bundle, encoder.provider)
+    needed = encoder.bundle.golden_cosine(Target.parse(encoder.provider).name)
     checks = []
     for batch in (size for size in BATCHES if size <= encoder.batch):
         smallest = float(encoder.golden_cosines(batch).min())

@@ -12,9 +12,7 @@ from deploy.store.row import checksum
 from domains.crops import Crop, check_crop
 from domains.errors import DataError, GalleryError
 
-MAX_HEIGHT = 160
-MAX_WIDTH = 96
-QUALITY = 80
+MAX_HEIGHT, MAX_WIDTH, QUALITY = 160, 96, 80
 
 
 def encode_crops(store: Store, crops: Sequence[Crop], count: int) -> list[bytes]:
@@ -28,7 +26,7 @@ def encode_crops(store: Store, crops: Sequence[Crop], count: int) -> list[bytes]
         raise GalleryError(f"{store.file.parent} keeps no pictures; make a gallery with keep_crops (reid gallery add --keep-crops)")
     if len(crops) != count:
         raise GalleryError(f"crops must have one picture per vector: {count} vectors, got {len(crops)}")
-    return [_jpeg(crop) for crop in crops]
+    return [small_jpeg(crop) for crop in crops]
 
 
 def kept_crop(store: Store, number: int) -> Crop | None:
@@ -53,7 +51,8 @@ def shrunk(crop: Crop) -> Crop:
     return crop if scale == 1 else np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _jpeg(crop: Crop) -> bytes:
+def small_jpeg(crop: Crop) -> bytes:
+    """A JPEG of a crop made no larger than what is kept; raises DataError."""
     small = shrunk(crop)
     done, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:

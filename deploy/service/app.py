@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 
 from deploy.encoder import Encoder
 from deploy.gallery import Gallery
-from deploy.service.audit_log import Journal, journal_of
-from deploy.service.backend import Engine
+from deploy.service.audit_log import AuditLog, audit_log_of
+from deploy.service.backend import Backend
 from deploy.service.gate import Gate
 from deploy.service.logs import write_log
 from deploy.service.metrics import CONTENT_TYPE, Metrics
@@ -58,13 +58,13 @@ def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = N
     """
     settings = settings or Settings()
     metrics = Metrics()
-    engine = Engine(gallery, encoder, settings, metrics)
-    journal = Journal(settings.audit or journal_of(gallery.path))
+    backend = Backend(gallery, encoder, settings, metrics)
+    audit_log = AuditLog(settings.audit or audit_log_of(gallery.path))
     app = FastAPI(title="lifelong-reid", version=code_version(), docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
     state = app.state
-    state.engine, state.journal, state.settings, state.metrics = engine, journal, settings, metrics
-    state.upgrading = Upgrading(engine, journal, settings.bundles)
-    metrics.watch(lambda: engine.last["entries"], lambda: engine.last["generation"], lambda: float(_state(engine) == "ready"))
+    state.backend, state.audit_log, state.settings, state.metrics = backend, audit_log, settings, metrics
+    state.upgrading = Upgrading(backend, audit_log, settings.bundles)
+    metrics.watch(lambda: backend.last["entries"], lambda: backend.last["generation"], lambda: float(_state(backend) == "ready"))
     app.include_router(router)
     _add_probes(app)
     _add_page(app)
@@ -81,49 +81,51 @@ def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = N
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    tasks = [asyncio.create_task(_warm_up(state.engine)), asyncio.create_task(_erase_old(state.engine, state.journal, state.settings.keep_audit))]
-    write_log(logging.INFO, "started", feature_space=state.engine.encoder.feature_space, provider=state.engine.encoder.provider, version=app.version)
+    tasks = [asyncio.create_task(_warm_up(state.backend)), asyncio.create_task(_erase_old(state.backend, state.audit_log, state.settings.keep_audit))]
+    write_log(
+        logging.INFO, "started", feature_space=state.backend.encoder.feature_space, provider=state.backend.encoder.provider, version=app.version
+    )
     try:
         yield
     finally:
-        state.engine.closing.set()
+        state.backend.closing.set()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(state.upgrading.wait)
-        await asyncio.to_thread(state.engine.close)
-        head = state.journal.head()
-        await asyncio.to_thread(state.journal.close)
+        await asyncio.to_thread(state.backend.close)
+        head = state.audit_log.head()
+        await asyncio.to_thread(state.audit_log.close)
         write_log(logging.INFO, "stopped", audit_number=head.number, audit_head=head.hash)
 
 
-async def _warm_up(engine: Engine) -> None:
+async def _warm_up(backend: Backend) -> None:
     """Get ready, and try again if that fails: a device may be busy, a damaged entry may be given up meanwhile."""
     while True:
         try:
-            await engine.warm_up()
+            await backend.warm_up()
             break
         except Exception as error:
             write_log(logging.CRITICAL, "the service can't get ready; it tries again", exception=error, **_said(error))
         await asyncio.sleep(WARM_AGAIN)
-    write_log(logging.INFO, "ready", entries=engine.last["entries"], generation=engine.last["generation"])
+    write_log(logging.INFO, "ready", entries=backend.last["entries"], generation=backend.last["generation"])
 
 
-async def _erase_old(engine: Engine, journal: Journal, days: int | None) -> None:
+async def _erase_old(backend: Backend, audit_log: AuditLog, days: int | None) -> None:
     """Erase old audit records and expired entries, though nobody asks anything, and log the newest seal.
 
     The seal in the log can show later whether records were taken out.
     """
     while True:
         try:
-            if gone := await asyncio.to_thread(engine.gallery.retain):
+            if gone := await asyncio.to_thread(backend.gallery.retain):
                 write_log(logging.INFO, "expired entries erased", entries=gone)
         except Exception as error:  # the task must live on
             write_log(logging.ERROR, "expired entries could not be erased", exception=error, **_said(error))
         try:
-            if days is not None and (gone := await asyncio.to_thread(journal.erase, days)):
+            if days is not None and (gone := await asyncio.to_thread(audit_log.erase, days)):
                 write_log(logging.INFO, "old audit records erased", records=gone, days=days)
-            head = await asyncio.to_thread(journal.head)
+            head = await asyncio.to_thread(audit_log.head)
             write_log(logging.INFO, "audit", number=head.number, head=head.hash)
         except Exception as error:
             write_log(logging.ERROR, "the audit log could not be kept in order", exception=error, **_said(error))
@@ -135,12 +137,12 @@ def _said(error: Exception) -> dict[str, str]:
     return {"reason": str(error)} if isinstance(error, ReidError) else {}
 
 
-def _state(engine: Engine) -> str:
-    if engine.closing.is_set():
+def _state(backend: Backend) -> str:
+    if backend.closing.is_set():
         return "closing"
-    if not engine.warm:
+    if not backend.warm:
         return "warming"
-    return "ready" if engine.fits else "mismatch"
+    return "ready" if backend.fits else "mismatch"
 
 
 def _add_probes(app: FastAPI) -> None:
@@ -152,11 +154,11 @@ def _add_probes(app: FastAPI) -> None:
     @app.get("/readyz")
     async def readyz(request: Request) -> JSONResponse:
         """Whether requests are answered, and what answers them."""
-        engine: Engine = request.app.state.engine
-        facts = await engine.facts()
-        state = _state(engine)
+        backend: Backend = request.app.state.backend
+        facts = await backend.facts()
+        state = _state(backend)
         body = {
-            "ready": state == "ready", "state": state, "provider": engine.encoder.provider, "feature_space": engine.encoder.feature_space, **facts,
+            "ready": state == "ready", "state": state, "provider": backend.encoder.provider, "feature_space": backend.encoder.feature_space, **facts,
         }  # fmt: skip
         ready = state == "ready"
         return JSONResponse(body, status_code=200 if ready else UNAVAILABLE, headers=None if ready else {"retry-after": "1"})
@@ -164,7 +166,7 @@ def _add_probes(app: FastAPI) -> None:
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         """Metrics in Prometheus' text format."""
-        await request.app.state.engine.facts()
+        await request.app.state.backend.facts()
         return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE)
 
 

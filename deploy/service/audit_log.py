@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deploy.store.audit import START, seal
+from deploy.store.audit import START, link
 from domains.errors import GalleryError
 
 APPLICATION = 0x52654155
@@ -44,7 +44,7 @@ class Head(NamedTuple):
     hash: str
 
 
-class Journal:
+class AuditLog:
     """One open audit log; its methods may be called from any thread."""
 
     def __init__(self, file: Path) -> None:
@@ -67,7 +67,7 @@ class Journal:
         if found != (APPLICATION, SCHEMA):
             self._db.close()
             raise GalleryError(f"{file} is no audit log of schema {SCHEMA}; name another with --audit")
-        self._writer = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._writer = threading.Thread(target=self._work, name="audit log", daemon=True)
         self._writer.start()
 
     def submit(self, action: str, **what: str | int | None) -> Future[int]:
@@ -96,7 +96,7 @@ class Journal:
         while rows := self._ask("SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT 4096", (place,)):
             for number, time, text, found in rows:
                 place += 1
-                if number != place or found != seal(before, time, text):
+                if number != place or found != link(before, time, text):
                     raise GalleryError(f"record {place} of the audit log {self.file} was changed or is missing; compare with a copy")
                 before = found
             count += len(rows)
@@ -190,7 +190,7 @@ class Journal:
         number, before = last or self._db.execute("SELECT number, hash FROM base").fetchone()
         rows = []
         for time, text in records:
-            number, before = number + 1, seal(before, time, text)
+            number, before = number + 1, link(before, time, text)
             rows.append((number, time, text, before))
         self._db.executemany("INSERT INTO audit VALUES (?, ?, ?, ?)", rows)
         return [row[0] for row in rows]
@@ -201,7 +201,7 @@ def _text(action: str, **what: str | int | None) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A record's content; of one that was changed into something else, that it was: :meth:`Journal.check` says which."""
+    """A record's content; of one that was changed into something else, that it was: :meth:`AuditLog.check` says which."""
     try:
         found = json.loads(text)
     except (TypeError, ValueError):
@@ -209,7 +209,7 @@ def _parsed(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"action": "unreadable"}
 
 
-def journal_of(gallery: Path) -> Path:
+def audit_log_of(gallery: Path) -> Path:
     """Where a gallery's service keeps its audit log unless told otherwise: beside the gallery's folder."""
     folder = gallery.absolute()
     return folder.with_name(f"{folder.name}.audit.db")
@@ -219,9 +219,9 @@ def read_all(file: Path) -> list[dict[str, Any]]:
     """All records of an audit log, oldest first, after its chain was checked; a service may be writing to it. Raises GalleryError."""
     if not file.is_file():
         raise GalleryError(f"there is no audit log at {file}; reid serve makes one beside its gallery, or where --audit says")
-    journal = Journal(file)
+    audit_log = AuditLog(file)
     try:
-        count = journal.check()
-        return journal.read(0, count)
+        count = audit_log.check()
+        return audit_log.read(0, count)
     finally:
-        journal.close()
+        audit_log.close()

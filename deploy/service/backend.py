@@ -63,7 +63,7 @@ class _Measured:
         return self._encoder(crops)
 
 
-class Engine:
+class Backend:
     """Answers with whichever encoder fits the gallery's present feature space; while an upgrade ends there are two."""
 
     def __init__(self, gallery: Gallery, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
@@ -146,15 +146,11 @@ class Engine:
         """Matches of each image, judged where the bundle is calibrated; ``filters`` as :meth:`Gallery.search` takes them. Raises RefusedError."""
 
         def ask(vectors: Embeddings) -> list[list[Match]]:
-            try:
-                found = self.gallery.search(vectors, **filters)
-            except GalleryError as error:
-                self._check_moved(vectors, error)
-                raise
+            found = self.gallery.search(vectors, **filters)
             lane = self._lanes.get(str(vectors.feature_space))
             return [lane.thresholds.judge(matches) for matches in found] if lane and lane.thresholds else found
 
-        return await self._with_vectors(images, ask)
+        return await self.with_vectors(images, ask)
 
     async def add(self, images: Sequence[bytes], **origins: Any) -> list[int | None]:
         """Ids of new entries, None where the same was there already; ``origins`` as :meth:`Gallery.add` takes them. Raises RefusedError.
@@ -163,24 +159,30 @@ class Engine:
         """
         crops = await self._decode(images, shrunk) if await self.run(lambda: self.gallery.keeps_crops) else None
 
-        def put(vectors: Embeddings) -> list[int | None]:
+        return await self.with_vectors(images, lambda vectors: self.gallery.add_new(vectors, crops=crops, **origins))
+
+    async def erase(self, ids: Sequence[int], by: str) -> dict[str, Any]:
+        """Forget entries; returns how many there were and the backups that still hold them."""
+        gone = await self.run(lambda: self.gallery.forget(ids, reason=by)) if ids else 0
+        return {"forgotten": gone, "backups": await self.run(self.gallery.backups)}
+
+    async def with_vectors(self, images: Sequence[bytes], use: Callable[[Embeddings], Result]) -> Result:
+        """Embed, and use in a thread; once more if the gallery moved to another space in between. Raises RefusedError."""
+
+        def guarded(vectors: Embeddings) -> Result:
             try:
-                return self.gallery.add_new(vectors, crops=crops, **origins)
+                return use(vectors)
             except GalleryError as error:
                 self._check_moved(vectors, error)
                 raise
 
-        return await self._with_vectors(images, put)
-
-    async def _with_vectors(self, images: Sequence[bytes], use: Callable[[Embeddings], Result]) -> Result:
-        """Embed and use; once more if the gallery moved to another space in between."""
         for _ in range(3):
             lane = self._lanes.get(self._present)
             if lane is None:
                 raise RefusedError("not_ready", "the gallery is in another model's feature space; restart the service with the gallery's bundle")
             try:
                 vectors = await self._embed(lane, images)
-                return await self.run(lambda found=vectors: use(found))  # type: ignore[misc]
+                return await self.run(lambda found=vectors: guarded(found))  # type: ignore[misc]
             except MovedError as moved:
                 self.follow(str(moved))
         raise RefusedError("busy", "the gallery is being upgraded; try again in a moment")

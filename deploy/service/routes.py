@@ -1,4 +1,4 @@
-"""The routes under ``/v1``: each reads its form, lets the engine work, writes its audit record, and answers."""
+"""The routes under ``/v1``: each reads its form, lets the backend work, writes its audit record, and answers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from deploy.answers.thresholds import answer
+from deploy.gallery.erasure import ErasureRequest
 from deploy.match import Match
-from deploy.service.audit_log import Journal
-from deploy.service.backend import Engine
+from deploy.service.audit_log import AuditLog
+from deploy.service.backend import Backend
 from deploy.service.bodies import EnrolForm, ForgetForm, Id, QueryForm, UpgradeBody
-from deploy.service.erasure import choose, erase
 from deploy.service.gate import Caller, Gate
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
@@ -38,8 +38,8 @@ class Parts:
     def __init__(self, request: Request) -> None:
         """Find the parts of the application that a request came to."""
         state = request.app.state
-        self.engine: Engine = state.engine
-        self.journal: Journal = state.journal
+        self.backend: Backend = state.backend
+        self.audit_log: AuditLog = state.audit_log
         self.settings: Settings = state.settings
         self.upgrading: Upgrading = state.upgrading
         self.gate: Gate = state.gate
@@ -47,7 +47,7 @@ class Parts:
 
     def check_ready(self) -> None:
         """Raise RefusedError while the index is being loaded."""
-        if not self.engine.warm:
+        if not self.backend.warm:
             raise RefusedError("not_ready", "the service is warming up; try again in a moment")
 
     def charge(self, images: int) -> None:
@@ -58,7 +58,7 @@ class Parts:
         """Write an audit record; raises RefusedError if it can't be written, for then nothing may be answered."""
         known = {name: value for name, value in what.items() if value is not None}
         try:
-            return await self.journal.write(action, request=self.caller.request, token=self.caller.name, **known)
+            return await self.audit_log.write(action, request=self.caller.request, token=self.caller.name, **known)
         except GalleryError as error:
             raise RefusedError("audit", "the audit log can't be written, so nothing is answered; the service's log says why") from error
 
@@ -74,7 +74,7 @@ async def query(request: Request) -> JSONResponse:
     filters = {name: getattr(form, name) for name in ("camera", "after", "before", "label") if getattr(form, name) is not None}
     _checked(lambda: Selection(**filters))
     parts.charge(len(images))
-    found = await parts.engine.search(images, k=form.top, **filters)
+    found = await parts.backend.search(images, k=form.top, **filters)
     drawn = form.thumbnails == "true" and bool(parts.settings.pictures)
     number = await parts.record(
         "query",
@@ -88,7 +88,7 @@ async def query(request: Request) -> JSONResponse:
     return JSONResponse(
         {
             "results": [{"verdict": answer(row), "matches": shown} for row, shown in zip(found, results, strict=True)],
-            "feature_space": parts.engine.encoder.feature_space,
+            "feature_space": parts.backend.encoder.feature_space,
             "record": number,
         }
     )
@@ -108,13 +108,13 @@ async def enrol(request: Request) -> JSONResponse:
         raise RefusedError("invalid", f"there are {count} images: give as many sources, and one time, as many times, or none")
     entries = _checked(lambda: [Entry(form.camera, source, time, form.label) for source, time in zip(sources, times, strict=True)])
     parts.charge(count)
-    gallery = parts.engine.gallery
-    known = await parts.engine.run(lambda: [gallery.has(entry) for entry in entries])
+    gallery = parts.backend.gallery
+    known = await parts.backend.run(lambda: [gallery.has(entry) for entry in entries])
     fresh = [place for place, there in enumerate(known) if not there]
     ids: list[int | None] = [None] * count
     if fresh:
         await parts.record("enrol", images=len(fresh))
-        added = await parts.engine.add(
+        added = await parts.backend.add(
             [images[place] for place in fresh], camera=form.camera, source=[sources[place] for place in fresh],
             time=[times[place] for place in fresh], label=form.label,
         )  # fmt: skip
@@ -128,7 +128,7 @@ async def erase_entries(request: Request, ids: Annotated[list[Id], Query(min_len
     """Erase entries by id, bytes and all; ids that are not there are passed over."""
     parts = Parts(request)
     await parts.record("forget", by="ids", asked=len(set(ids)))
-    return JSONResponse(await erase(parts.engine, sorted(set(ids)), "ids"))
+    return JSONResponse(await parts.backend.erase(sorted(set(ids)), "ids"))
 
 
 @router.post("/forget")
@@ -136,15 +136,22 @@ async def forget(request: Request) -> JSONResponse:
     """Erase everything that fits all the fields that are given; look first with dry_run."""
     parts = Parts(request)
     parts.check_ready()
+    gallery = parts.backend.gallery
     form, images = await read_form(request, ForgetForm, parts.settings, images="like", needed=False)
     _checked(lambda: Selection(camera=form.camera, label=form.label, source=form.source, before=form.before))
     parts.charge(len(images))
-    ids, by = await choose(parts.engine, form, images)
+    wanted = ErasureRequest(None, form.label, form.camera, form.source, form.before, form.older_than, form.score)
+    if wanted.names_nothing and not images:
+        raise RefusedError("invalid", "say what to forget: label, camera, source, before, older_than, or an image named like")
+    if images:
+        ids, by = await parts.backend.with_vectors(images, lambda vectors: wanted.of(gallery, vectors))
+    else:
+        ids, by = await parts.backend.run(lambda: wanted.of(gallery))
     if form.dry_run == "true":
         await parts.record("forget preview", by=by, entries=len(ids))
         return JSONResponse({"entries": len(ids), "ids": ids[:PREVIEWED]})
     await parts.record("forget", by=by, asked=len(ids))
-    return JSONResponse(await erase(parts.engine, ids, by))
+    return JSONResponse(await parts.backend.erase(ids, by))
 
 
 @router.post("/upgrade")
@@ -154,7 +161,7 @@ async def upgrade(request: Request) -> JSONResponse:
     body = await read_json(request, UpgradeBody)
     bundle, via = parts.upgrading.find(body.bundle), [parts.upgrading.find(name) for name in body.via]
     if body.dry_run:
-        return JSONResponse({"expect": await parts.engine.run(lambda: parts.upgrading.expect(bundle, via))})
+        return JSONResponse({"expect": await parts.backend.run(lambda: parts.upgrading.expect(bundle, via))})
     await parts.record("upgrade asked", bundle=bundle.name)
     parts.upgrading.start(bundle, via, by=parts.caller.name)
     return JSONResponse(parts.upgrading.state(), status_code=202)
@@ -170,11 +177,11 @@ async def upgrade_state(request: Request) -> JSONResponse:
 async def stats(request: Request) -> JSONResponse:
     """What the gallery holds, in counts."""
     parts = Parts(request)
-    gallery = parts.engine.gallery
-    info = await parts.engine.run(lambda: {**gallery.info(), "retention": gallery.retention()})
+    gallery = parts.backend.gallery
+    info = await parts.backend.run(lambda: {**gallery.info(), "retention": gallery.retention()})
     hidden = ("bundle", "spaces", "bytes")
     shown = {name: value for name, value in info.items() if name not in hidden}
-    return JSONResponse({**shown, "provider": parts.engine.encoder.provider, "version": code_version()})
+    return JSONResponse({**shown, "provider": parts.backend.encoder.provider, "version": code_version()})
 
 
 @router.get("/audit")
@@ -188,21 +195,21 @@ async def audit(
     """Records of who asked what, when and why."""
     parts = Parts(request)
     if chain == "gallery":
-        records = await parts.engine.run(parts.engine.gallery.audit)  # checks the chain in any case
+        records = await parts.backend.run(parts.backend.gallery.audit)  # checks the chain in any case
         numbered = [{"number": number, **record} for number, record in enumerate(records, 1)]
         return JSONResponse({"records": numbered[after : after + limit], "head": None, "intact": True})
-    journal = parts.journal
+    audit_log = parts.audit_log
     try:
-        records, head = await asyncio.to_thread(journal.read, after, limit), await asyncio.to_thread(journal.head)
+        records, head = await asyncio.to_thread(audit_log.read, after, limit), await asyncio.to_thread(audit_log.head)
     except GalleryError as error:
-        raise RefusedError("audit", str(error).replace(str(journal.file), "the service")) from error
+        raise RefusedError("audit", str(error).replace(str(audit_log.file), "the service")) from error
     intact, message = None, None
     if verify:
         try:
-            await asyncio.to_thread(journal.check)
+            await asyncio.to_thread(audit_log.check)
             intact = True
         except GalleryError as error:
-            intact, message = False, str(error).replace(str(journal.file), "the service")
+            intact, message = False, str(error).replace(str(audit_log.file), "the service")
     return JSONResponse({"records": records, "head": head.hash, "intact": intact, "message": message})
 
 

@@ -8,15 +8,12 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-
+from deploy.gallery.kept_crops import small_jpeg
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
 from deploy.service.uploads import check_image
 from domains.crops import decode_crop
 from domains.errors import DataError
-
-HEIGHT, WIDTH = 160, 96
 
 
 def thumbnail(source: str, folders: Sequence[Path], settings: Settings) -> str | None:
@@ -26,14 +23,10 @@ def thumbnail(source: str, folders: Sequence[Path], settings: Settings) -> str |
         return None
     try:
         check_image(data, settings, "source")
-        crop = decode_crop(data)
+        small = small_jpeg(decode_crop(data))
     except (RefusedError, DataError):
         return None
-    scale = min(HEIGHT / crop.shape[0], WIDTH / crop.shape[1], 1.0)
-    size = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
-    small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
-    done, made = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return f"data:image/jpeg;base64,{base64.b64encode(made.tobytes()).decode()}" if done else None
+    return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
 
 
 def _read(source: str, folders: Sequence[Path], limit: int) -> bytes | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from deploy.encoder import Encoder
 from deploy.gallery import Gallery
-from deploy.service.audit_log import Journal
-from deploy.service.backend import Engine
+from deploy.service.audit_log import AuditLog
+from deploy.service.backend import Backend
 from deploy.service.logs import write_log
 from deploy.service.refusal import RefusedError
 from domains.errors import ReidError
@@ -52,9 +52,9 @@ class Progress:
 class Upgrading:
     """At most one upgrade at a time. What fails before the switch leaves the old encoder and the old space serving."""
 
-    def __init__(self, engine: Engine, journal: Journal, folder: Path | None) -> None:
+    def __init__(self, backend: Backend, audit_log: AuditLog, folder: Path | None) -> None:
         """Allow the bundles that lie in ``folder``."""
-        self._engine, self._journal, self._folder = engine, journal, folder
+        self._backend, self._audit_log, self._folder = backend, audit_log, folder
         self._progress = Progress()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -74,7 +74,7 @@ class Upgrading:
 
     def expect(self, bundle: Path, via: list[Path]) -> list[str]:
         """What an upgrade would do, in sentences."""
-        with Gallery.open(self._engine.gallery.path) as gallery:
+        with Gallery.open(self._backend.gallery.path) as gallery:
             return gallery.plan_upgrade(bundle, via).lines()
 
     def start(self, bundle: Path, via: list[Path], *, by: str) -> None:
@@ -92,35 +92,35 @@ class Upgrading:
             self._thread.join()
 
     def _run(self, bundle: Path, via: list[Path], by: str) -> None:
-        progress, engine = self._progress, self._engine
+        progress, backend = self._progress, self._backend
         taken: str | None = None
         try:
-            encoder = Encoder.load(bundle, provider=engine.encoder.provider)
+            encoder = Encoder.load(bundle, provider=backend.encoder.provider)
             # A connection of its own: its writes do not hold up the searches of the other one.
-            with Gallery.open(engine.gallery.path) as gallery:
+            with Gallery.open(backend.gallery.path) as gallery:
                 progress.expect, progress.total = gallery.plan_upgrade(bundle, via).lines(), len(gallery)
-                engine.take(encoder)
+                backend.take(encoder)
                 taken = encoder.feature_space
                 progress.state = "carrying"
                 count = gallery.upgrade(bundle, via, tick=self._tick)
-            engine.follow(encoder.feature_space)
-            self._journal.submit("upgrade", bundle=bundle.name, entries=count, token=by).result()
+            backend.follow(encoder.feature_space)
+            self._audit_log.submit("upgrade", bundle=bundle.name, entries=count, token=by).result()
             progress.done, progress.state = count, "done"
             write_log(logging.INFO, "upgraded", bundle=bundle.name, entries=count, feature_space=encoder.feature_space)
         except Exception as error:  # a thread has nobody to raise to; whoever asks for the state is told
             progress.state = "failed"
             progress.message = str(error) if isinstance(error, ReidError) else f"{type(error).__name__}: this is a mistake in lifelong-reid"
             write_log(logging.ERROR, "an upgrade failed; the old model goes on serving", exception=error, bundle=bundle.name, reason=progress.message)
-            if taken is not None and engine.gallery.feature_space == taken:  # it failed after the switch
-                engine.follow(taken)
+            if taken is not None and backend.gallery.feature_space == taken:  # it failed after the switch
+                backend.follow(taken)
             elif taken is not None:
-                engine.drop(taken)
+                backend.drop(taken)
         finally:
             progress.finished = _now()
 
     def _tick(self, count: int) -> None:
         self._progress.done += count
-        if self._engine.closing.is_set():
+        if self._backend.closing.is_set():
             raise StoppedError("the service is shutting down; the upgrade goes on when it is asked for again")
 
 

@@ -18,17 +18,17 @@ def write_audit(store: Store, action: str, **what: str | int | None) -> None:
     last = store.ask("SELECT hash FROM audit ORDER BY number DESC LIMIT 1")
     time = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"action": action, **what}, sort_keys=True)
-    store.change("INSERT INTO audit(time, what, hash) VALUES (?, ?, ?)", [(time, text, seal(last[0][0] if last else START, time, text))])
+    store.change("INSERT INTO audit(time, what, hash) VALUES (?, ?, ?)", [(time, text, link(last[0][0] if last else START, time, text))])
 
 
 def read_audit(store: Store) -> list[dict[str, Any]]:
     """All records, oldest first; raises GalleryError if one was changed, taken out or put in."""
     records, before = [], START
-    for place, (number, time, text, link) in enumerate(store.ask("SELECT number, time, what, hash FROM audit ORDER BY number"), 1):
-        if number != place or link != seal(before, time, text):
+    for place, (number, time, text, found) in enumerate(store.ask("SELECT number, time, what, hash FROM audit ORDER BY number"), 1):
+        if number != place or found != link(before, time, text):
             raise GalleryError(f"record {place} of the audit of {store.file.parent} was changed or is missing; compare with a backup")
         records.append({"time": time, **json.loads(text)})
-        before = link
+        before = found
     return records
 
 
@@ -37,6 +37,6 @@ def check_audit(store: Store) -> int:
     return len(read_audit(store))
 
 
-def seal(before: str, time: str, text: str) -> str:
-    """Seal of a record that follows the one sealed ``before``."""
+def link(before: str, time: str, text: str) -> str:
+    """Hash that links a record to the one whose hash is ``before``."""
     return hashlib.sha256(f"{before}\n{time}\n{text}".encode()).hexdigest()

@@ -9,8 +9,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol
 
+from domains.choice import check_choice
 from domains.domain import Domain, SameCamera
 from domains.errors import DataError, UsageError
 from domains.formats import (
@@ -78,8 +79,8 @@ def open_domain(path: str | PathLike[str], *, name: str | None = None, layout: s
     if layout is not None and layout not in LAYOUTS:
         close = get_close_matches(layout, LAYOUTS, 1, 0.4)
         raise UsageError(f"unknown layout {layout!r}{f' (did you mean {close[0]!r}?)' if close else ''}; there are {', '.join(LAYOUTS)}")
-    if same_camera is not None and same_camera not in get_args(SameCamera):
-        raise UsageError(f'same_camera must be "drop" or "keep", got {same_camera!r}')
+    if same_camera is not None:
+        check_choice("same_camera", same_camera, SameCamera)
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder{_hint(root)}")

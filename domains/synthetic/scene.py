@@ -62,7 +62,7 @@ def golden_crops(count: int = 16, *, height: int, width: int) -> Crop:
 
 def make_domain(
     out: Path, style: str, *, identities: int = 60, cameras: int = 3, per_camera: int = 2, train_fraction: float = 0.5, seed: int = 0,
-    height: int = 128, width: int = 64,
+    size: tuple[int, int] = (128, 64),
 ) -> Domain:  # fmt: skip
     """Draw a whole domain into a folder with its ``domain.csv``; the same arguments give the same bytes.
 
@@ -77,8 +77,7 @@ def make_domain(
         per_camera: crops of a person from a camera, at least 1.
         train_fraction: share of people in train, between 0 and 1.
         seed: everything is drawn from it.
-        height: rows of the crops.
-        width: columns of the crops.
+        size: rows and columns of the crops.
 
     Raises:
         DataError: a wrong argument, or a folder that holds something.
@@ -86,6 +85,7 @@ def make_domain(
     out, looks = Path(out), style_of(style)
     for name, value, least in (("identities", identities, 4), ("cameras", cameras, 1), ("per_camera", per_camera, 1), ("seed", seed, 0)):
         _check_whole(name, value, least)
+    height, width = size
     _check_size(height, width)
     if not isinstance(train_fraction, float) or not 0 < train_fraction < 1:
         raise DataError(f"train_fraction must lie between 0 and 1, got {train_fraction!r}")

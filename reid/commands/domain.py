@@ -93,5 +93,5 @@ def domain_make(
     """Draw a domain of invented people, for trying things out."""
     from domains.synthetic import make_domain
 
-    domain = make_domain(path, style, identities=identities, cameras=cameras, per_camera=per_camera, height=height, width=width, seed=seed)
+    domain = make_domain(path, style, identities=identities, cameras=cameras, per_camera=per_camera, size=(height, width), seed=seed)
     out.print(f"{path}: {', '.join(f'{len(split)} {name}' for name, split in domain.splits())} crops", markup=False)

@@ -32,7 +32,7 @@ def export(
 ) -> None:  # fmt: skip
     """Export a step as ONNX, checked against torch on real crops, with golden embeddings and a card."""
     import domains
-    from reid.export import export_run
+    from reid.export import Provenance, export_run
     from reid.export.lowering import Lowering
     from reid.run import Run
 
@@ -42,7 +42,7 @@ def export(
     lowering = Lowering(fp16, None if int8 is None else domains.open(int8), exclude or (), strict, reduce_range)
     made = export_run(
         opened, bundle, step=step, site=site if site is None or site in opened.learned else domains.open(Path(site)), since=since,
-        lowering=lowering, licences={"weights": weights_licence, "data": data_licence}, key=key, progress=progress() if sys.stderr.isatty() else None,
+        lowering=lowering, provenance=Provenance(weights_licence, data_licence, key), progress=progress() if sys.stderr.isatty() else None,
     )  # fmt: skip
     if as_json:
         print_json(made.manifest)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, progress, say, table
 
 if TYPE_CHECKING:
-    from deploy import Gallery
+    from deploy import Embeddings
 
 gallery_app = typer.Typer(no_args_is_help=True, help="Fill and look after a gallery.")
 
@@ -105,23 +104,14 @@ def gallery_forget(
 ) -> None:  # fmt: skip
     """Erase entries, bytes and all; several choices together mean entries that fit all of them."""
     from deploy import Gallery
+    from deploy.gallery.erasure import ErasureRequest
     from domains.errors import UsageError
 
-    filters = {"label": label, "camera": camera, "source": source, "before": before}
-    named = sorted(name for name, value in filters.items() if value is not None)
-    if not ids and not named and like is None and older_than is None:
+    wanted = ErasureRequest(ids, label, camera, source, before, older_than, score)
+    if wanted.names_nothing and like is None:
         raise UsageError("say what to forget: ids, or --label, --camera, --source, --before, --older-than or --like")
     with Gallery.open(gallery) as store:
-        choices: dict[str, set[int]] = {}
-        if ids:
-            choices["ids"] = set(ids)
-        if named:
-            choices["+".join(named)] = set(store.select(**filters))
-        if older_than is not None:
-            choices["age"] = set(store.older_than(older_than))
-        if like is not None:
-            choices["like"] = _who_looks_like(store, like, score, bundle, provider, filters)
-        numbers = sorted(set.intersection(*choices.values()))
+        numbers, by = wanted.of(store, None if like is None else _embedded(like, bundle or store.bundle, provider))
         if dry_run:
             kept = store.entries(numbers)
             if as_json:
@@ -130,7 +120,7 @@ def gallery_forget(
             rows = [[str(number), entry.camera, entry.time or "–", entry.label or "–", entry.source] for number, entry in kept.items()]
             table(f"{len(rows)} entries would be erased", ["id", "camera", "time", "label", "source"], rows)
             return
-        removed = store.forget(numbers, reason="+".join(choices))
+        removed = store.forget(numbers, reason=by)
         backups = store.backups()
     if as_json:
         print_json({"forgotten": removed, "backups": backups})
@@ -140,17 +130,13 @@ def gallery_forget(
         say(f"the backup {path} was made before this and still holds what was in the gallery then")
 
 
-def _who_looks_like(
-    store: Gallery, image: Path, score: float, bundle: Path | None, provider: str, filters: Mapping[str, Any]
-) -> set[int]:  # fmt: skip
-    """Ids of all entries at a cosine of ``score`` or above to the person in an image."""
+def _embedded(image: Path, bundle: Path | str, provider: str) -> Embeddings:
+    """One picture as a vector ``[1, D]``."""
     from deploy import Encoder
     from domains.crops import read_crop
 
     crop = read_crop(image)
-    vectors = Encoder.load(bundle or store.bundle, provider=provider)([crop])
-    found = store.search(vectors, k=max(1, len(store)), exact=True, **filters)[0]
-    return {match.id for match in found if match.score >= score}
+    return Encoder.load(bundle, provider=provider)([crop])
 
 
 @gallery_app.command("upgrade")
@@ -248,10 +234,10 @@ def gallery_audit(
 ) -> None:  # fmt: skip
     """Show what was done to a gallery, after checking that no record was changed."""
     from deploy import Gallery
-    from deploy.service.audit_log import journal_of, read_all
+    from deploy.service.audit_log import audit_log_of, read_all
 
     if service or file is not None:
-        records = read_all(file or journal_of(gallery))
+        records = read_all(file or audit_log_of(gallery))
     else:
         with Gallery.open(gallery) as store:
             records = store.audit()

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from domains.artefact import code_version
+from domains.scoring import bootstrap_interval
+from reid.run import Run
+from reid.run.routing import routing_term
+from reid.run.sealed import Sealed
+
 
 class Taught(NamedTuple):
     """A domain that was learned, with its train split's identities and images where they are known."""
@@ -23,6 +29,30 @@ class Scored(NamedTuple):
     interval: tuple[float, float]
     rank1: float
     queries: int
+
+
+def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
+    """The model card of a sealed step."""
+    learned = [(entry, step) for step in run.steps[: sealed.index + 1] for entry in step.card["domains"]]
+    taught = [
+        Taught(entry["name"], len(step.card["classes"]) if len(step.learned) == 1 else None, entry.get("crops", {}).get("train"))
+        for entry, step in learned
+    ]
+    scored = []
+    for (row, name), cell in run.scores.cells.items():
+        known = any(entry["name"] == name for entry, _ in learned)
+        if row == sealed.index and _was_scored(sealed, body["site"], name, learned=known):
+            low, high = bootstrap_interval(cell.ap)
+            scored.append(Scored(name, known, cell.scores["mAP"], (100 * low, 100 * high), cell.scores["rank1"], int(cell.scores["queries"])))
+    return card_text(body, taught, scored, parent=sealed.card["id"], producer=code_version())
+
+
+def _was_scored(sealed: Sealed, site: str | None, name: str, *, learned: bool) -> bool:
+    """Whether a domain's score in the matrix is of the network that is exported: where sites have networks of their own, those were scored."""
+    term = routing_term(sealed.card)
+    if term is None:
+        return True
+    return name == site if site is not None else term.beside and not learned
 
 
 def card_text(body: Mapping[str, Any], taught: Sequence[Taught], scored: Sequence[Scored], *, parent: str, producer: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from domains.domain import Domain, union
 from domains.errors import DataError, UsageError
+from prototypes.memory import Memory
 from reid.batches.loader import CropStore
 from reid.config import Config, Method
 from reid.network.checkpoint import State
@@ -28,68 +30,104 @@ from reid.step.learner import Learner, Trained
 from reid.terms import Step, Term, build_terms, head_of, idle_terms
 
 
+@dataclass(frozen=True)
+class _Taught:
+    """A step whose network is finished.
+
+    Attributes:
+        trained: how the training went.
+        ended: what the step leaves beside its model.
+        seconds_ending: all that came after training, the adapter included.
+        seconds_adapter: the adapter alone.
+    """
+
+    trained: Trained
+    ended: Ended
+    seconds_ending: float
+    seconds_adapter: float
+
+
 def learn_step(run: Steps, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress) -> Sealed:
-    """Learn a domain, or several at once, and seal the step; the run is locked by the caller. See :meth:`reid.run.Run.learn`."""
+    """Learn a domain, or several at once, and seal the step; the caller has locked the run. See :meth:`reid.run.Run.learn`."""
     domain, config = _what_to_learn(run, members, config)
-    terms = build_terms(method.terms)
-    check_adapter(method)
-    check_parts(method)
     old, parent = run.model()
-    for term in (*terms.values(), *build_terms(method.adapter).values()):
-        term.check(old)
+    every = _checked_terms(method, old)
     index = parent.index + 1
     folder = run.folder / "steps" / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain.name)}"
     work = _work_folder(folder, restart=restart)
     runtime = Runtime.choose(config.device, config.train.precision, old)
-    contract = config.learning() | {
-        "method": method.model_dump(mode="json"), "data": domain.fingerprint, "parent": parent.card["id"], "arithmetic": str(runtime.dtype)
-    }  # fmt: skip
+    data = {"method": method.model_dump(mode="json"), "data": domain.fingerprint}
+    contract = config.learning() | data | {"parent": parent.card["id"], "arithmetic": str(runtime.dtype)}
     with progress.task(f"decoding {domain.name}", len(domain.train)) as tick:
-        store = CropStore.decode(domain, domain.train, config.crop.spec(), limit_mb=config.storage.crop_memory_mb, progress=tick.advance)
+        limit = config.storage.crop_memory_mb
+        store = CropStore.decode(domain, domain.train, config.crop.spec(), limit_mb=limit, progress=tick.advance)
     people = sorted({int(pid) for pid in store.split.pids if pid >= 0})
-    memories, kept = run.memories(renew=True), parent.kept()
-    idle = idle_terms(terms, index, memories)
-    terms = {name: term for name, term in terms.items() if name not in idle}
+    memories = run.memories(renew=True)
+    idle = idle_terms(every, index, memories)
+    terms = {name: term for name, term in every.items() if name not in idle}
     notes = [f"{name} had no part: {why}" for name, why in idle.items() if index > 1]
     for note in [*(f"left out: {missing.reason}" for missing in store.left_out), *notes]:
         progress.say(note)
-    model, _ = run.model()
+    step = _begin(run, old, terms, domain, config, runtime, memories, people)
+    taught = _teach(Learner(step, terms, store, contract, work), method, old, parent.feature_space, run.rows, progress)
+    memory = {name: value.cpu().numpy() for name, value in taught.ended.memory.items()}
+    card = {
+        "method": data["method"],
+        "domains": [_domain_card(member) for member in members],
+        "classes": [domain.identities[pid] for pid in people],
+        "train": _training_card(step, taught) | {"left_out": [missing.path for missing in store.left_out]},
+        "bytes": _bytes(step, method, memory, old, taught.ended),
+        "figures": {name: round(value, 6) for name, value in taught.ended.figures.items()},
+        "notes": [*domain.notes, *notes],
+    }
+    model = step.model.cpu()
+    sealed = seal(folder, index, model, config.crop.spec(), card, memory, parent=parent.card["id"], ended=taught.ended)
+    shutil.rmtree(work)
+    return sealed
+
+
+def _checked_terms(method: Method, old: ReidModel) -> dict[str, Term]:
+    """Build the method's terms, and check all its parts against the network before anything is decoded; raises ConfigError."""
+    terms = build_terms(method.terms)
+    check_adapter(method)
+    check_parts(method)
+    for term in (*terms.values(), *build_terms(method.adapter).values()):
+        term.check(old)
+    return terms
+
+
+def _begin(
+    run: Steps,
+    old: ReidModel,
+    terms: Mapping[str, Term],
+    domain: Domain,
+    config: Config,
+    runtime: Runtime,
+    memories: Sequence[Memory],
+    people: Sequence[int],
+) -> Step:
+    """Give the network room for new identities and the head that the terms ask for, and find the terms' teachers."""
+    model, parent = run.model()
+    index, kept = parent.index + 1, parent.kept()
     model.grow(len(people), seed=torch_seed(config.seed, index, "classifier"))
     if head := head_of(terms.values()):
         model.add_distribution(head, seed=torch_seed(config.seed, index, "distribution"))
     teachers = _teachers(run, terms, old, kept, runtime)
-    step = Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, memories, kept=kept)
-    learner = Learner(step, terms, store, contract, work)
-    with progress.task(f"step {index}: {domain.name}, {method.name}", config.train.iterations) as tick:
+    return Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, memories, kept=kept)
+
+
+def _teach(learner: Learner, method: Method, old: ReidModel, space: str, rows: list[slice], progress: Progress) -> _Taught:
+    """Train the step, end it, and teach its adapter where the method has one."""
+    step, beside = learner.step, 0.0
+    with progress.task(f"step {step.index}: {step.domain.name}, {method.name}", step.config.train.iterations) as tick:
         trained = learner.train(tick.losses)
     began = time.perf_counter()
-    with progress.task(f"ending step {index}", None):
-        ended = end_step(step, terms, method, old, space=parent.feature_space, rows=run.rows)
-    beside = 0.0
+    with progress.task(f"ending step {step.index}", None):
+        ended = end_step(step, learner.terms, method, old, space=space, rows=rows)
     if method.adapter:
-        with progress.task(f"step {index}: adapter of {domain.name}", adapter_config(step).train.iterations) as tick:
-            ended, beside = adapted(step, ended, method.adapter, store, contract, work, tick.losses)
-    memory = {name: value.cpu().numpy() for name, value in ended.memory.items()}
-    model.cpu()
-    card = {
-        "method": method.model_dump(mode="json"),
-        "domains": [_domain_card(member) for member in members],
-        "classes": [domain.identities[pid] for pid in people],
-        "train": {
-            "config": config.learning(),
-            "precision": str(runtime.dtype).removeprefix("torch."),
-            **_speed(trained),
-            "seconds_ending": round(time.perf_counter() - began, 3),
-            "seconds_adapter": round(beside, 3),
-            "left_out": [missing.path for missing in store.left_out],
-        },
-        "bytes": _bytes(memory, teachers, old, ended, fuses=bool(applied(method.fusion, first=index == 1, random=config.model.weights == "none"))),
-        "figures": {name: round(value, 6) for name, value in ended.figures.items()},
-        "notes": [*domain.notes, *notes],
-    }
-    sealed = seal(folder, index, model, config.crop.spec(), card, memory, parent=parent.card["id"], ended=ended)
-    shutil.rmtree(work)
-    return sealed
+        with progress.task(f"step {step.index}: adapter of {step.domain.name}", adapter_config(step).train.iterations) as tick:
+            ended, beside = adapted(learner, ended, method.adapter, tick.losses)
+    return _Taught(trained, ended, time.perf_counter() - began, beside)
 
 
 def _what_to_learn(run: Steps, members: list[Domain], config: Config) -> tuple[Domain, Config]:
@@ -148,24 +186,31 @@ def _teachers(run: Steps, terms: Mapping[str, Term], old: ReidModel, kept: Mappi
     return teachers
 
 
-def _speed(trained: Trained) -> dict[str, float]:
+def _training_card(step: Step, taught: _Taught) -> dict[str, Any]:
+    """How the training went, and under which settings."""
+    trained = taught.trained
     return {
+        "config": step.config.learning(),
+        "precision": str(step.runtime.dtype).removeprefix("torch."),
         "seconds": round(trained.seconds, 3),
         "crops_per_second": round(trained.crops / max(trained.seconds, 1e-9), 2),
         "waiting": round(trained.waiting / max(trained.seconds, 1e-9), 5),
+        "seconds_ending": round(taught.seconds_ending, 3),
+        "seconds_adapter": round(taught.seconds_adapter, 3),
     }
 
 
-def _bytes(memory: Mapping[str, Any], teachers: Mapping[str, ReidModel], old: ReidModel, ended: Ended, *, fuses: bool) -> dict[str, int]:
+def _bytes(step: Step, method: Method, memory: Mapping[str, Any], old: ReidModel, ended: Ended) -> dict[str, int]:
     """What the step kept or needed beside its own model, in bytes."""
 
     def size(state: Mapping[str, Any]) -> int:
         return sum(int(value.nbytes) for value in state.values())
 
+    fuses = applied(method.fusion, first=step.index == 1, random=step.config.model.weights == "none")
     return {
         "memory": size(memory),
         "classifier_rows_of_old_identities": 4 * old.classes * old.dim,
-        "teachers": sum(size(frozen.state_dict()) for frozen in set(teachers.values())),
+        "teachers": sum(size(frozen.state_dict()) for frozen in set(step.teachers.values())),
         "fusion_partner": size(old.state_dict()) if fuses else 0,
         "transport": 2 * ended.transport.matrix.size if ended.transport else 0,
         "kept": sum(size(state) for state in ended.kept.values()),

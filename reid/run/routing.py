@@ -20,7 +20,7 @@ from prototypes.memory import Memory
 from reid.config import Method, validated
 from reid.network.adapter import find_slots
 from reid.network.model import ReidModel
-from reid.terms.hypernetwork import BASE, KIND, HyperNetworkTerm
+from reid.terms.hypernetwork import KIND, HyperNetworkTerm, hypernetwork
 
 REACH = 5.0
 """τ, in grey levels: a domain whose twelve numbers differ by this much (root mean square) weighs 0.6 of one that is the same."""
@@ -74,8 +74,8 @@ def routing_term(card: Mapping[str, Any]) -> HyperNetworkTerm | None:
     if not card.get("method"):
         return None
     method = validated(Method, card["method"], "method")
-    terms = [HyperNetworkTerm(**entry[KIND]) for entry in (*method.terms, *method.adapter) if KIND in entry]  # other terms may be a user's own
-    return next((term for term in terms if term.use in ("routed", "beside")), None)
+    terms = [hypernetwork(**entry[KIND]) for entry in (*method.terms, *method.adapter) if KIND in entry]  # other terms may be a user's own
+    return next((term for term in terms if term.routes), None)
 
 
 def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mapping[str, Tensor]], memories: Sequence[Memory]) -> Router | None:
@@ -89,16 +89,16 @@ def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mappi
     """
     if KIND not in kept:
         return None
-    slots = find_slots(model.backbone, rank=term.rank, where=term.places(model.backbone))
+    slots = find_slots(model.backbone, rank=term.adapter.rank, where=term.places(model.backbone))
     net = term.network(kept[KIND], slots)
-    base = kept[BASE] if term.use == "routed" else {slot.name: model.backbone.get_parameter(slot.name).detach().clone() for slot in slots}
+    base = term.below(model.backbone, kept, slots)
 
     def write(place: Tensor) -> Mapping[str, Tensor]:
-        return {name: base[name] + term.share * change for name, change in term.written(net, slots, place).items()}
+        return {name: base[name] + term.adapter.share * change for name, change in term.written(net, slots, place).items()}
 
     found = {memory.domain: memory.arrays for memory in memories}
     embeddings = {name: torch.from_numpy(np.asarray(arrays[f"{KIND}.embedding"])) for name, arrays in found.items() if f"{KIND}.embedding" in arrays}
     looks = {name: StyleStatistics.from_array(arrays["style.statistics"]) for name, arrays in found.items() if "style.statistics" in arrays}
     if not embeddings:  # all that was routed is erased
         return None
-    return Router(write, embeddings, looks, shared=term.use == "beside")
+    return Router(write, embeddings, looks, shared=term.beside)

@@ -7,13 +7,9 @@ the step's crops with everything that sites share held, and is used for that sit
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from domains.errors import ConfigError
-from reid.batches.loader import CropStore
 from reid.config import Config, Entry, Method
 from reid.step.ending import Ended
 from reid.step.learner import Learner, Tick
@@ -37,24 +33,19 @@ def check_adapter(method: Method) -> None:
         raise ConfigError(f"method {method.name}: its adapter list needs a hypernetwork, which writes the adapter")
 
 
-def adapted(
-    step: Step, ended: Ended, entries: tuple[Entry, ...], store: CropStore, contract: Mapping[str, Any], work: Path, tick: Tick | None = None
-) -> tuple[Ended, float]:
+def adapted(learner: Learner, ended: Ended, entries: tuple[Entry, ...], tick: Tick | None = None) -> tuple[Ended, float]:
     """Teach the step's adapter; returns what the step leaves with what these terms leave added, and the seconds of the loop.
 
     Args:
-        step: trained and ended; its model is copied, and not changed.
-        ended: what it leaves so far.
+        learner: has trained the step, which is ended; its model is copied, and not changed.
+        ended: what the step leaves so far.
         entries: the method's ``adapter`` list.
-        store: the domain's decodable train crops.
-        contract: as for :class:`reid.step.learner.Learner`.
-        work: folder of the step in progress; the adapter's own progress is kept below it.
         tick: told the iterations done and the losses of the last.
     """
-    every = build_terms(entries)
+    step, every = learner.step, build_terms(entries)
     terms = {name: term for name, term in every.items() if name not in idle_terms(every, step.index, step.memories)}
     beside = replace(step, config=adapter_config(step), model=copy.deepcopy(step.model), views={}, finished=True)
-    seconds = Learner(beside, terms, store, contract, work / FOLDER).train(tick).seconds
+    seconds = Learner(beside, terms, learner.store, learner.contract, learner.folder / FOLDER).train(tick).seconds
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(beside).items()}
     kept = {name: dict(state) for term in terms.values() for name, state in term.weights_for_next(beside).items()}
     return replace(ended, memory=ended.memory | memory, kept=ended.kept | kept), seconds

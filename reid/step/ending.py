@@ -22,7 +22,7 @@ from reid.config import Entry, Method, nearest
 from reid.network.checkpoint import State
 from reid.network.model import ReidModel
 from reid.step.fusion import Fusing, applied, check_fusions, check_parameters, fuse
-from reid.step.probe import learn_transport
+from reid.step.probe import TransportSettings, learn_transport
 from reid.step.repair import AFTER, BEFORE, check_repairs
 from reid.terms import Step, Term
 from reid.terms.survey import Survey
@@ -56,7 +56,7 @@ def check_parts(method: Method) -> None:
     for kind, parameters in (item for entry in method.transport for item in entry.items()):
         if kind not in KINDS:
             raise ConfigError(f"unknown transport {kind!r}{nearest(kind, KINDS)}")
-        check_parameters(f"transport {kind}", learn_transport, parameters, of=("shrinkage", "recoloured", "drawn"))
+        check_parameters(f"transport {kind}", TransportSettings, parameters, of=("shrinkage", "recoloured", "drawn"))
 
 
 def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidModel, *, space: str, rows: list[slice]) -> Ended:
@@ -91,7 +91,8 @@ def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidMod
         spec, seed = step.config.crop.spec(), step.config.seed
         target = model.feature_space(spec)
         old.to(step.runtime.device)
-        transport = learn_transport(survey, old, model, spec, kind=kind, source=space, target=target, seed=seed, **parameters)  # type: ignore[arg-type]
+        settings = TransportSettings(kind=kind, **parameters)  # type: ignore[arg-type]
+        transport = learn_transport(survey, old, model, spec, settings, source=space, target=target, seed=seed)
         figures |= {"transport.cosine": transport.cosine[0], "transport.cosine_without": transport.cosine[1]}
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(step).items()}
     model.eval()

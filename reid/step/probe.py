@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -28,9 +29,26 @@ OWN = 4000
 DRAWN, DRAWN_HEIGHT, DRAWN_WIDTH = 256, 128, 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransportSettings:
+    """What a method's transport is fitted on, and how.
+
+    Attributes:
+        kind: see :func:`prototypes.transport.fit_transport`.
+        shrinkage: likewise.
+        recoloured: how many of the five exchanges of colour channels are added, 0 to 5.
+        drawn: how many drawn people are added.
+    """
+
+    kind: TransportKind = "ridge"
+    shrinkage: float = SHRINKAGE
+    recoloured: int = 5
+    drawn: int = DRAWN
+
+
 def learn_transport(
-    survey: Survey, old: ReidModel, new: ReidModel, spec: CropSpec, *, kind: TransportKind = "ridge", shrinkage: float = SHRINKAGE,
-    recoloured: int = 5, drawn: int = DRAWN, source: str = "", target: str = "", seed: int = 0,
+    survey: Survey, old: ReidModel, new: ReidModel, spec: CropSpec, settings: TransportSettings | None = None, *,
+    source: str = "", target: str = "", seed: int = 0,
 ) -> Transport:  # fmt: skip
     """Fit the transport from the old model to the new.
 
@@ -39,18 +57,15 @@ def learn_transport(
         old: M_{t-1}, on the survey's device.
         new: M_t.
         spec: the run's crop rule.
-        kind: see :func:`prototypes.transport.fit_transport`.
-        shrinkage: likewise.
-        recoloured: how many of the five exchanges of colour channels are added, 0 to 5.
-        drawn: how many drawn people are added.
+        settings: how; as shipped by default.
         source: name of the old feature space.
         target: name of the new one.
         seed: of the sample.
     """
-    survey = survey.sample(OWN, seed, "transport")
-    probes = Probes(survey, spec, recoloured=recoloured, drawn=drawn)
+    fit = settings or TransportSettings()
+    probes = Probes(survey.sample(OWN, seed, "transport"), spec, recoloured=fit.recoloured, drawn=fit.drawn)
     before, after = embeddings(old, probes), embeddings(new, probes)
-    return fit_transport(before, after, kind=kind, shrinkage=shrinkage, sources=probes.sources, source=source, target=target)
+    return fit_transport(before, after, kind=fit.kind, shrinkage=fit.shrinkage, sources=probes.sources, source=source, target=target)
 
 
 class Probes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from domains.errors import ConfigError
 from prototypes.distribution import HeadKind
@@ -13,7 +13,7 @@ from reid.terms.averaging import MovingAverage
 from reid.terms.cross_entropy import CrossEntropy
 from reid.terms.distillation import EmbeddingDistillation, LogitDistillation, RectifiedDistillation, RelationDistillation, TwoTeacherDistillation
 from reid.terms.distribution import DistributionCrossEntropy, DistributionTriplet, JointTriplet, Prototypes
-from reid.terms.hypernetwork import HyperNetworkTerm
+from reid.terms.hypernetwork import hypernetwork
 from reid.terms.normalisation import FixedStatistics
 from reid.terms.style import StyleNetworkTerm, StyleStatisticsTerm
 from reid.terms.term import Batch, Step, Term
@@ -22,13 +22,13 @@ from reid.terms.triplet import Triplet
 
 __all__ = ["TERMS", "Batch", "Step", "Term", "build_terms", "head_of", "idle_terms"]
 
-TERMS: Mapping[str, type[Term]] = {
+TERMS: Mapping[str, Callable[..., Term]] = {
     "cross_entropy": CrossEntropy,
     "distribution_cross_entropy": DistributionCrossEntropy,
     "distribution_triplet": DistributionTriplet,
     "embedding_distillation": EmbeddingDistillation,
     "fixed_statistics": FixedStatistics,
-    "hypernetwork": HyperNetworkTerm,
+    "hypernetwork": hypernetwork,
     "joint_triplet": JointTriplet,
     "logit_distillation": LogitDistillation,
     "moving_average": MovingAverage,

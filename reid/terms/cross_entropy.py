@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domains.choice import check_choice
 from domains.errors import TrainingError
 from reid.terms import losses
 from reid.terms.term import Batch, Step, Term, View
 
 Start = Literal["centre", "random"]
+Classes = Literal["current", "all"]
 """Where new classifier rows begin."""
 
 
@@ -41,8 +43,7 @@ def start_at_centres(step: Step) -> None:
 
 def checked_start(start: str) -> bool:
     """Whether rows begin at their centres; raises ValueError for a word that says neither."""
-    if start not in ("centre", "random"):
-        raise ValueError(f'start must be "centre" or "random", got {start!r}')
+    check_choice("start", start, Start, ValueError)
     return start == "centre"
 
 
@@ -59,14 +60,13 @@ class CrossEntropy(Term):
     """
 
     def __init__(
-        self, weight: float = 1.0, view: View = "plain", smoothing: float = 0.1, classes: Literal["current", "all"] = "current",
+        self, weight: float = 1.0, view: View = "plain", smoothing: float = 0.1, classes: Classes = "current",
         start: Start = "random",
     ) -> None:  # fmt: skip
         super().__init__(weight, view)
         self.from_centres = checked_start(start)
         self.smoothing = smoothing
-        if classes not in ("current", "all"):
-            raise ValueError(f'classes must be "current" or "all", got {classes!r}')
+        check_choice("classes", classes, Classes, ValueError)
         self.current_only = classes == "current"
 
     def begin(self, step: Step) -> None:

@@ -7,9 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from domains.choice import check_choice
 from prototypes.distribution import affinity
 from reid.terms import losses
 from reid.terms.term import Batch, Term, View
+
+Direction = Literal["forward", "reverse"]
 
 
 class LogitDistillation(Term):
@@ -44,12 +47,9 @@ class RelationDistillation(Term):
 
     teachers = ("old",)
 
-    def __init__(
-        self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1, direction: Literal["forward", "reverse"] = "forward"
-    ) -> None:
+    def __init__(self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1, direction: Direction = "forward") -> None:
         super().__init__(weight, view)
-        if direction not in ("forward", "reverse"):
-            raise ValueError(f'direction must be "forward" or "reverse", got {direction!r}')
+        check_choice("direction", direction, Direction, ValueError)
         self.temperature = temperature
         self.reverse = direction == "reverse"
 

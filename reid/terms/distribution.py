@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from domains.choice import check_choice
 from prototypes.distribution import HeadKind
 from prototypes.prototype import PrototypeStream
 from reid.terms import losses
-from reid.terms.cross_entropy import Start, checked_start, start_at_centres
+from reid.terms.cross_entropy import Classes, Start, checked_start, start_at_centres
 from reid.terms.term import Batch, Step, Term, View
 
 
@@ -29,8 +29,7 @@ class DistributionTerm(Term):
         super().__init__(weight, view)
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
-        if head not in ("pooled", "convolution"):
-            raise ValueError(f'head must be "pooled" or "convolution", got {head!r}')
+        check_choice("head", head, HeadKind, ValueError)
         self.samples = samples
         self.head = head
 
@@ -50,12 +49,11 @@ class DistributionCrossEntropy(DistributionTerm):
 
     def __init__(
         self, weight: float = 1.0, view: View = "plain", samples: int = 6, head: HeadKind = "pooled", smoothing: float = 0.0,
-        classes: Literal["current", "all"] = "all", start: Start = "centre",
+        classes: Classes = "all", start: Start = "centre",
     ) -> None:  # fmt: skip
         super().__init__(weight, view, samples, head)
         self.from_centres = checked_start(start)
-        if classes not in ("current", "all"):
-            raise ValueError(f'classes must be "current" or "all", got {classes!r}')
+        check_choice("classes", classes, Classes, ValueError)
         self.smoothing = smoothing
         self.current_only = classes == "current"
 

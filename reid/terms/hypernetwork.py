@@ -7,16 +7,19 @@ one exported network in the place of a task that is known.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from domains.choice import check_choice
 from domains.errors import ConfigError
 from domains.transferability import h_embedding, h_score, relations
-from reid.config import learning_rate
+from prototypes.memory import Memory
+from reid.config import learning_rate, nearest
 from reid.network.adapter import Slot, changes, find_slots, has_attention, merge
 from reid.network.backbone import Backbone
 from reid.network.hypernetwork import CHUNK, EMBEDDING_DIM, HIDDEN, Guide, HyperNetwork, drift
@@ -30,18 +33,14 @@ SCORED = 1000
 """Crops that H-scores are computed on, as published."""
 
 Use = Literal["merged", "averaged", "routed", "beside"]
-USES = ("merged", "averaged", "routed", "beside")
+Guidance = Literal["h", "random", "none"]
 
 
-class HyperNetworkTerm(Term):
-    """From the second domain on the backbone learns through an adapter that a hypernetwork writes; L = β_c L_c + β_e L_e is added to the rest.
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What is adapted, by what, and how strongly older adapters are held.
 
-    The first domain trains the network itself; its adapter is none, and L_c keeps it so. What is kept of a domain is its embedding, 32 numbers.
-
-    Args:
-        use: ``merged``: the adapter is added to the weights when the step is trained, before fusion. ``averaged``: the weights are always those of
-            the first step with the adapter that the mean of all embeddings gives. ``routed``: likewise, but a site has its own. ``beside``, in a
-            method's ``adapter`` list: every learned site, the first too, has its own beside the weights that the method's other parts give.
+    Attributes:
         rank: of the low-rank changes.
         where: what is adapted, see :data:`reid.network.adapter.WHERE`; by default attention of a ViT, convolutions and BatchNorms of a CNN.
         frozen: whether the backbone below the adapter is held; always so where it is not merged.
@@ -52,33 +51,63 @@ class HyperNetworkTerm(Term):
         share: how much of an adapter that is ``beside`` is used when its site is served. Half of it keeps most of the gain, as half of a step does in
             fusion (Wortsman et al., CVPR 2022).
         chunk: weights written at a time.
-        hidden: width of its hidden layer.
+        hidden: width of the hypernetwork's hidden layer.
+    """
+
+    rank: int = 4
+    where: Sequence[str] = ()
+    frozen: bool = True
+    beta: float = 0.05
+    look_ahead: bool = False
+    guide: Guidance = "none"
+    gain: float = 1.0
+    share: float = 1.0
+    chunk: int = CHUNK
+    hidden: int = HIDDEN
+
+    def __post_init__(self) -> None:
+        """Check; raises ValueError."""
+        check_choice("guide", self.guide, Guidance, ValueError)
+        for name in ("beta", "gain", "share"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number of 0 or more, got {value!r}")
+        for name in ("rank", "chunk", "hidden"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+
+
+class HyperNetworkTerm(Term):
+    """The backbone learns through an adapter that a hypernetwork writes; L = β_c L_c + β_e L_e is added to the other losses.
+
+    What is kept of a domain is its embedding, 32 numbers. The uses of an adapter are the subclasses; :func:`hypernetwork` builds one by its name.
+    Unless a use says otherwise, the first domain trains the network itself: its adapter is none, and L_c keeps it so.
+
+    Args:
+        adapter: what is adapted, and how.
     """
 
     keeps = KIND
+    use: ClassVar[Use]
+    listed: ClassVar[str] = "among a method's terms, and not in its adapter list"
+    """Where in a method the use belongs."""
+    beside: ClassVar[bool] = False
+    """Whether it is taught once the step's model is finished, from the first domain on, and leaves that model as it is."""
+    routes: ClassVar[bool] = False
+    """Whether a learned site is served by the network that its own adapter gives (:mod:`reid.run.routing`)."""
+    moves_embedding: ClassVar[bool] = False
+    """Whether the linear embedding is trained along with the adapter."""
     others: Tensor
     before: Tensor
 
-    def __init__(
-        self, use: Use = "merged", rank: int = 4, where: Sequence[str] = (), *, frozen: bool = True, beta: float = 0.05, look_ahead: bool = False,
-        guide: Literal["h", "random", "none"] = "none", gain: float = 1.0, share: float = 1.0, chunk: int = CHUNK, hidden: int = HIDDEN,
-    ) -> None:  # fmt: skip
+    def __init__(self, adapter: AdapterSettings) -> None:
         super().__init__()
-        if use not in USES:
-            raise ValueError(f"use must be {', '.join(USES[:-1])} or {USES[-1]}, got {use!r}")
-        if guide not in ("h", "random", "none"):
-            raise ValueError(f"guide must be h, random or none, got {guide!r}")
-        for name, value in (("beta", beta), ("gain", gain), ("share", share)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number of 0 or more, got {value!r}")
-        if use != "merged" and not frozen:
-            raise ValueError(f"adapters that are {use} need the backbone below them frozen")
-        self.use, self.rank, self.where, self.frozen = use, rank, tuple(where), frozen
-        self.beta, self.look_ahead, self.guided, self.gain = beta, look_ahead, guide, gain
-        if use != "beside" and share != 1:
-            raise ValueError(f"share is for adapters beside the finished weights, and this one is {use}")
-        self.share = share
-        self.chunk, self.width = chunk, hidden
+        if not self.moves_embedding and not adapter.frozen:
+            raise ValueError(f"adapters that are {self.use} need the backbone below them frozen")
+        if not self.beside and adapter.share != 1:
+            raise ValueError(f"share is for adapters beside the finished weights, and this one is {self.use}")
+        self.adapter = adapter
         self.slots: list[Slot] = []
         self.net: HyperNetwork | None = None
         self.guide: Guide | None = None
@@ -88,34 +117,36 @@ class HyperNetworkTerm(Term):
     def begin(self, step: Step) -> None:
         """Take up the hypernetwork where the last step left it, place the new domain, and let the model learn through its adapter."""
         seed = (step.config.seed, step.index)
-        if (self.use == "beside") != step.finished:
-            where = "in a method's adapter list, and nowhere else" if self.use == "beside" else "among a method's terms, and not in its adapter list"
-            raise ConfigError(f"hypernetwork: {{use: {self.use}}} belongs {where}")
+        if self.beside != step.finished:
+            raise ConfigError(f"hypernetwork: {{use: {self.use}}} belongs {self.listed}")
         self.embedding = nn.Parameter(torch.randn(EMBEDDING_DIM, generator=torch_generator(*seed, "domain embedding")))
-        if step.index == 1 and self.use != "beside":
+        if step.index == 1 and not self.beside:
             self.embedding.requires_grad_(False)
             return
         backbone = step.model.backbone
-        self.slots = find_slots(backbone, rank=self.rank, where=self.places(backbone))
+        self.slots = find_slots(backbone, rank=self.adapter.rank, where=self.places(backbone))
         self.net = self.network(step.kept.get(KIND), self.slots, seed=torch_seed(*seed, KIND))
-        known = [memory.arrays[f"{KIND}.embedding"] for memory in step.memories if f"{KIND}.embedding" in memory.arrays]
-        if KIND not in step.kept and len(known) > (self.use != "beside"):
+        known = _embeddings(step.memories)
+        if KIND not in step.kept and len(known) > (not self.beside):
             raise ConfigError("the step before kept no hypernetwork, so older adapters can't be held; go on with the method of the step before it")
-        self.register_buffer("others", torch.from_numpy(np.stack(known)) if known else torch.zeros(0, EMBEDDING_DIM))
-        with torch.no_grad():
-            self.register_buffer("before", torch.stack([self.net(other) for other in self.others]) if known else torch.zeros(0, self.net.length))
-            if BASE in step.kept:
-                for name, weight in step.kept[BASE].items():
-                    backbone.get_parameter(name).copy_(weight)
+        self._hold(self.net, known)
+        for name, weight in step.kept.get(BASE, {}).items():
+            with torch.no_grad():
+                backbone.get_parameter(name).copy_(weight)
         self.to(step.runtime.device)
-        if self.guided != "none" and len(known) > 1:
-            target = self._target(step, known)
-            self.guide = Guide(self.net, target, seed=torch_seed(*seed, "guide")).to(step.runtime.device)
-        if self.frozen:
+        if self.adapter.guide != "none" and len(known) > 1:
+            self.guide = Guide(self.net, self._target(step, known), seed=torch_seed(*seed, "guide")).to(step.runtime.device)
+        if self.adapter.frozen:
             step.model.still = True
             backbone.requires_grad_(False)
-            step.model.embedding.requires_grad_(self.use == "merged")
+            step.model.embedding.requires_grad_(self.moves_embedding)
         step.model.changes = self._changes
+
+    @torch.no_grad()
+    def _hold(self, net: HyperNetwork, known: Sequence[NDArray[np.generic]]) -> None:
+        """Remember what the hypernetwork writes for the domains learned before."""
+        self.register_buffer("others", torch.from_numpy(np.stack(known)) if known else torch.zeros(0, EMBEDDING_DIM))
+        self.register_buffer("before", torch.stack([net(other) for other in self.others]) if known else torch.zeros(0, net.length))
 
     def loss(self, batch: Batch) -> Tensor | None:
         """β_c L_c, unless it looks ahead, and β_e L_e with the published weight min(0.05 t, 1)."""
@@ -123,15 +154,15 @@ class HyperNetworkTerm(Term):
             return None
         self._iteration = batch.iteration
         loss = self.net.last.bias.new_zeros(())
-        if not self.look_ahead and len(self.others):
-            loss = loss + self.beta * drift(torch.stack([self.net(other) for other in self.others]), self.before)
+        if not self.adapter.look_ahead and len(self.others):
+            loss = loss + self.adapter.beta * drift(torch.stack([self.net(other) for other in self.others]), self.before)
         if self.guide is not None:
             loss = loss + min(0.05 * batch.step.index, 1.0) * self.guide(self.net.hidden(self.embedding))
         return loss
 
     def after_backward(self, step: Step) -> None:
         """Look ahead: L_c's gradient where the weights would be after the step of the other losses, that step taken as given."""
-        if self.net is None or not self.look_ahead or not len(self.others):
+        if self.net is None or not self.adapter.look_ahead or not len(self.others):
             return
         rate = learning_rate(step.config.train, self._iteration)
         ahead = {
@@ -139,32 +170,26 @@ class HyperNetworkTerm(Term):
             for name, weight in self.net.named_parameters()
         }
         written = torch.stack([torch.func.functional_call(self.net, ahead, (other,)) for other in self.others])
-        found = torch.autograd.grad(self.beta * drift(written, self.before), list(ahead.values()))
+        found = torch.autograd.grad(self.adapter.beta * drift(written, self.before), list(ahead.values()))
         for weight, gradient in zip(self.net.parameters(), found, strict=True):
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
     @torch.no_grad()
     def after_training(self, step: Step) -> None:
-        """Add the adapter to the weights: this domain's, or that of the mean domain."""
+        """Give the network back as it serves: the adapter in its weights, or out of the way."""
         if self.net is None:
             return
-        backbone = step.model.backbone
         step.model.changes, step.model.still = None, False
-        if self.use == "beside":
-            return
-        if self.use != "merged":
-            self._base = {slot.name: backbone.get_parameter(slot.name).detach().cpu().clone() for slot in self.slots}
-        place = self.embedding if self.use == "merged" else torch.cat([self.others, self.embedding[None]]).mean(0)
-        merge(backbone, self.written(self.net, self.slots, place))
-        step.model.requires_grad_(True)
-        step.model.neck.bias.requires_grad_(False)
+        self.settle(step.model, self.net)
+
+    def settle(self, model: ReidModel, net: HyperNetwork) -> None:
+        """Put the adapter where this use has it; by default nowhere: the model stays as it is."""
 
     def weights_for_next(self, step: Step) -> Mapping[str, Mapping[str, Tensor]]:
-        """The hypernetwork, and the weights below the adapter where they are not the model's own."""
+        """The hypernetwork; a use may add the weights below the adapter."""
         if self.net is None:
             return {}
-        kept = {KIND: {name: value.detach().cpu() for name, value in self.net.state_dict().items()}}
-        return kept if self.use in ("merged", "beside") else {**kept, BASE: self._base}
+        return {KIND: {name: value.detach().cpu() for name, value in self.net.state_dict().items()}}
 
     def end(self, step: Step) -> Mapping[str, Tensor]:
         """``embedding``, ``[32]`` float32."""
@@ -174,15 +199,15 @@ class HyperNetworkTerm(Term):
 
     def places(self, backbone: Backbone) -> tuple[str, ...]:
         """What is adapted in this backbone."""
-        return self.where or (("attention",) if has_attention(backbone) else ("convolution", "norm"))
+        return tuple(self.adapter.where) or (("attention",) if has_attention(backbone) else ("convolution", "norm"))
 
     def check(self, model: ReidModel) -> None:
         """Raise ConfigError if the backbone has nothing to adapt in these places."""
-        find_slots(model.backbone, rank=self.rank, where=self.places(model.backbone))
+        find_slots(model.backbone, rank=self.adapter.rank, where=self.places(model.backbone))
 
     def network(self, state: Mapping[str, Tensor] | None, slots: Sequence[Slot], *, seed: int = 0) -> HyperNetwork:
         """Build the hypernetwork of these slots, with the weights that an earlier step kept if there are any; raises ConfigError if they misfit."""
-        net = HyperNetwork(sum(slot.length for slot in slots), chunk=self.chunk, hidden=self.width, seed=seed)
+        net = HyperNetwork(sum(slot.length for slot in slots), chunk=self.adapter.chunk, hidden=self.adapter.hidden, seed=seed)
         if state is not None:
             try:
                 net.load_state_dict(dict(state))
@@ -192,17 +217,21 @@ class HyperNetworkTerm(Term):
 
     def written(self, net: HyperNetwork, slots: Sequence[Slot], place: Tensor) -> dict[str, Tensor]:
         """Changes of the backbone's weights for an embedding ``[32]``, by parameter."""
-        return changes(slots, self.gain * net(place))
+        return changes(slots, self.adapter.gain * net(place))
+
+    def below(self, backbone: Backbone, kept: Mapping[str, Mapping[str, Tensor]], slots: Sequence[Slot]) -> Mapping[str, Tensor]:
+        """Weights below the adapters of a sealed step, by parameter: the network's own, or those that the step kept."""
+        return kept[BASE] if BASE in kept else {slot.name: backbone.get_parameter(slot.name).detach().clone() for slot in slots}
 
     def _changes(self) -> dict[str, Tensor]:
         if self.net is None:
             raise RuntimeError("changes are asked for before the step has begun")
         return self.written(self.net, self.slots, self.embedding)
 
-    def _target(self, step: Step, known: list[NDArray[np.generic]]) -> Tensor:
+    def _target(self, step: Step, known: Sequence[NDArray[np.generic]]) -> Tensor:
         """ê: from the H-scores of each learned domain's network on the new crops, or a random place."""
         seed = (step.config.seed, step.index)
-        if self.guided == "random":
+        if self.adapter.guide == "random":
             return torch.randn(EMBEDDING_DIM, generator=torch_generator(*seed, "random guide"))
         if step.survey is None or self.net is None:
             raise ValueError("H-scores are computed on a survey of the step's crops, and the step has none")
@@ -216,3 +245,75 @@ class HyperNetworkTerm(Term):
             scores.append(max(h_score(part.embeddings(model), part.labels).value, 1e-6))
         found = h_embedding(np.stack(known), relations(scores), seed=torch_seed(*seed, "H-embedding") % 2**31)
         return torch.from_numpy(found.vector)
+
+
+class Merged(HyperNetworkTerm):
+    """The adapter is added to the weights when the step is trained, before fusion; the linear embedding is trained along with it."""
+
+    use = "merged"
+    moves_embedding = True
+
+    def settle(self, model: ReidModel, net: HyperNetwork) -> None:
+        """Add this domain's adapter to the weights."""
+        merge(model.backbone, self.written(net, self.slots, self.embedding))
+        _trainable(model)
+
+
+class _OverFirst(HyperNetworkTerm):
+    """The weights are always those of the first step, with the adapter that the mean of all embeddings gives."""
+
+    def settle(self, model: ReidModel, net: HyperNetwork) -> None:
+        """Keep the weights below the adapter, and add the mean domain's to them."""
+        self._base = {slot.name: model.backbone.get_parameter(slot.name).detach().cpu().clone() for slot in self.slots}
+        merge(model.backbone, self.written(net, self.slots, torch.cat([self.others, self.embedding[None]]).mean(0)))
+        _trainable(model)
+
+    def weights_for_next(self, step: Step) -> Mapping[str, Mapping[str, Tensor]]:
+        """The hypernetwork, and the weights below the adapter."""
+        kept = super().weights_for_next(step)
+        return {**kept, BASE: self._base} if kept else kept
+
+
+class Averaged(_OverFirst):
+    """Every site is served by the network of the mean embedding."""
+
+    use = "averaged"
+
+
+class Routed(_OverFirst):
+    """A learned site is served by the network that its own adapter gives; any other by a mixture, see :mod:`reid.run.routing`."""
+
+    use = "routed"
+    routes = True
+
+
+class Beside(HyperNetworkTerm):
+    """In a method's ``adapter`` list: every learned site, the first too, has an adapter of its own beside the weights that the other parts give."""
+
+    use = "beside"
+    listed = "in a method's adapter list, and nowhere else"
+    beside = True
+    routes = True
+
+
+USES: Mapping[str, type[HyperNetworkTerm]] = {made.use: made for made in (Merged, Averaged, Routed, Beside)}
+
+
+def hypernetwork(use: Use = "merged", **settings: object) -> HyperNetworkTerm:
+    """Build the term from a method's entry: its use, and the fields of :class:`AdapterSettings`; raises ValueError."""
+    check_choice("use", use, Use, ValueError)
+    known = [field.name for field in fields(AdapterSettings)]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"unknown parameter {unknown[0]!r}{nearest(unknown[0], known)}")
+    return USES[use](AdapterSettings(**settings))  # type: ignore[arg-type]
+
+
+def _embeddings(memories: Sequence[Memory]) -> list[NDArray[np.generic]]:
+    """Of the domains that have one, in order."""
+    return [memory.arrays[f"{KIND}.embedding"] for memory in memories if f"{KIND}.embedding" in memory.arrays]
+
+
+def _trainable(model: ReidModel) -> None:
+    """Undo the freezing, but for the neck's bias, which no method trains."""
+    model.requires_grad_(True)
+    model.neck.bias.requires_grad_(False)

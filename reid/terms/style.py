@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from domains.choice import check_choice
 from domains.style import StyleNetwork, StyleStatistics, restyle
 from prototypes.memory import Memory
 from reid.randomness import torch_generator
 from reid.terms.survey import Survey
-from reid.terms.term import Step, Term
+from reid.terms.term import LearnedDomains, Step, Term
 
 PREFIX = "network."
 
@@ -26,10 +27,9 @@ class Aligner(Term):
 
     look: ClassVar[str]
 
-    def __init__(self, domains: Literal["last", "all"] = "last") -> None:
+    def __init__(self, domains: LearnedDomains = "last") -> None:
         super().__init__()
-        if domains not in ("last", "all"):
-            raise ValueError(f'domains must be "last" or "all", got {domains!r}')
+        check_choice("domains", domains, LearnedDomains, ValueError)
         self.every = domains == "all"
 
     def makes(self, memories: Sequence[Memory]) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class StyleNetworkTerm(Aligner):
     keeps = "style"
     look = f"style.{PREFIX}"
 
-    def __init__(self, domains: Literal["last", "all"] = "last", iterations: int = 300, batch: int = 64, lr: float = 2e-4) -> None:
+    def __init__(self, domains: LearnedDomains = "last", iterations: int = 300, batch: int = 64, lr: float = 2e-4) -> None:
         super().__init__(domains)
         self.iterations, self.batch, self.lr = iterations, batch, lr
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from domains.choice import check_choice
 from domains.domain import Domain
 from prototypes.distribution import Gaussians, HeadKind, sample, unit
 from prototypes.memory import Memory
@@ -21,7 +22,8 @@ from reid.terms.survey import Survey
 View = Literal["plain", "aligned"]
 """``plain``: the augmented crop; ``aligned``: the same crop in the look of a domain learned before."""
 
-VIEWS = ("plain", "aligned")
+LearnedDomains = Literal["last", "all"]
+"""Which of the domains learned before a term looks at: the last one, or all of them."""
 
 MakeView = Callable[[Tensor, torch.Generator], Tensor]
 """Augmented crops ``[B, H, W, 3]`` → another view of them."""
@@ -146,8 +148,7 @@ class Term(nn.Module):
         super().__init__()
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise TypeError(f"weight must be a number, got {weight!r}")
-        if view not in VIEWS:
-            raise ValueError(f'view must be "plain" or "aligned", got {view!r}')
+        check_choice("view", view, View, ValueError)
         self.weight = weight
         self.view = view
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from domains.choice import check_choice
 from domains.errors import ConfigError
 from prototypes.distribution import draw, unit
 from prototypes.prototype import DistributionPrototypes
 from prototypes.transfer import prototype_transfer
-from reid.terms.term import Batch, Step, Term, View
+from reid.terms.term import Batch, LearnedDomains, Step, Term, View
 
 
 class PrototypeTransfer(Term):
@@ -29,12 +28,11 @@ class PrototypeTransfer(Term):
     reads = ("prototypes",)
 
     def __init__(
-        self, weight: float = 1.0, view: View = "plain", domains: Literal["last", "all"] = "last", assign: float = 0.1, relate: float = 0.1,
+        self, weight: float = 1.0, view: View = "plain", domains: LearnedDomains = "last", assign: float = 0.1, relate: float = 0.1,
         detach: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(weight, view)
-        if domains not in ("last", "all"):
-            raise ValueError(f'domains must be "last" or "all", got {domains!r}')
+        check_choice("domains", domains, LearnedDomains, ValueError)
         self.every = domains == "all"
         self.assign, self.relate, self.detach = assign, relate, detach
         self.mean = self.spread = torch.empty(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import DIM, HEIGHT, WIDTH, body, embed, graph
 
-from deploy.bundle import Bundle, write_bundle
+from deploy.bundle import Bundle, Golden, write_bundle
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +29,7 @@ def make_bundle(tmp_path, projection, golden_crops):
         return write_bundle(
             tmp_path / name,
             model_onnx=graph(projection, **options) if model is None else model,
-            golden_crops=crops,
-            golden_embeddings=embed(golden_crops, projection) if embeddings is None else embeddings,
+            golden=Golden(crops, embed(golden_crops, projection) if embeddings is None else embeddings),
             card="# Tiny\n",
             body=body(**(changes or {})),
             parent="12" * 32,

@@ -41,8 +41,8 @@ def test_encoder_gallery_query_and_picture_without_torch(bundle, people, tmp_pat
 from pathlib import Path
 from deploy import Encoder, Gallery
 from deploy.gallery import open_or_create
-from deploy.picture import draw_matches, stack, write_picture
-from deploy.sources import fill, read_sources
+from deploy.answers.picture import draw_matches, stack, write_picture
+from deploy.gallery.sources import fill, read_sources
 from domains.crops import read_crop
 
 bundle, people, out = map(Path, sys.argv[1:])

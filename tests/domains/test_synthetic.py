@@ -182,7 +182,7 @@ def test_a_domain_reads_back_as_it_was_made(tmp_path, style):
 
 @pytest.mark.parametrize(("cameras", "per_camera"), [(1, 1), (1, 3), (3, 1), (3, 2)])
 def test_splits_are_sane(tmp_path, cameras, per_camera):
-    made = make_domain(tmp_path / "park", "park", identities=12, cameras=cameras, per_camera=per_camera, height=64, width=32)
+    made = make_domain(tmp_path / "park", "park", identities=12, cameras=cameras, per_camera=per_camera, size=(64, 32))
     train, query, gallery = (set(split.pids.tolist()) for _, split in made.splits())
     assert not train & (query | gallery)
     assert len(made.query) == len(query), "one query per person"
@@ -198,7 +198,7 @@ def test_splits_are_sane(tmp_path, cameras, per_camera):
 
 
 def test_some_are_seen_by_one_camera_only(tmp_path):
-    made = make_domain(tmp_path / "park", "park", identities=120, cameras=2, per_camera=1, height=32, width=16)
+    made = make_domain(tmp_path / "park", "park", identities=120, cameras=2, per_camera=1, size=(32, 16))
     distractors = set(made.gallery.pids.tolist()) - set(made.query.pids.tolist())
     assert len(distractors) == 6
     seen = [len(set(made.train.camids[made.train.pids == pid].tolist())) for pid in set(made.train.pids.tolist())]
@@ -250,9 +250,9 @@ def test_golden_crops_are_fixed_and_different():
         ({"train_fraction": 1.0}, "between 0 and 1"),
         ({"train_fraction": math.nan}, "between 0 and 1"),
         ({"train_fraction": "half"}, "between 0 and 1"),
-        ({"height": 8}, "32×16"),
-        ({"width": 2000}, "32×16"),
-        ({"height": 64.5}, "32×16"),
+        ({"size": (8, 64)}, "32×16"),
+        ({"size": (128, 2000)}, "32×16"),
+        ({"size": (64.5, 64)}, "32×16"),
     ],
 )
 def test_wrong_arguments_are_one_clear_line_and_leave_nothing(tmp_path, change, said):

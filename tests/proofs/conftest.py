@@ -23,7 +23,7 @@ def bundles(tmp_path_factory):
     """Write a bundle for each of three spaces; each one's transport leads on from the space before."""
     import numpy as np
 
-    from deploy.bundle import write_bundle
+    from deploy.bundle import Golden, write_bundle
     from prototypes.transport import Transport
 
     root = tmp_path_factory.mktemp("bundles")
@@ -32,7 +32,7 @@ def bundles(tmp_path_factory):
     for number, space in enumerate(SPACES):
         transport = Transport(SPACES[number - 1], space, TURNS[number - 1], "ridge", (0.9, 0.5))
         write_bundle(
-            root / str(number), model_onnx=graph(projection), golden_crops=crops, golden_embeddings=embed(crops, projection), card="# Tiny\n",
+            root / str(number), model_onnx=graph(projection), golden=Golden(crops, embed(crops, projection)), card="# Tiny\n",
             body=body(feature_space=space), parent=None, transport=transport.to_bytes(),
         )  # fmt: skip
     return [root / str(number) for number in range(len(SPACES))]

@@ -26,7 +26,7 @@ from oracle import SPACES, TURNS, raw  # noqa: E402
 from tiny import DIM, HEIGHT, WIDTH, body, embed, graph, unit  # noqa: E402
 
 from deploy import Gallery  # noqa: E402
-from deploy.bundle.bundle import Bundle, write_bundle  # noqa: E402
+from deploy.bundle import Bundle, Golden, write_bundle  # noqa: E402
 from domains.errors import ReidError  # noqa: E402
 from prototypes.transport import Transport  # noqa: E402
 
@@ -190,7 +190,7 @@ def tiny_bundles(folder, first=0, count=3):
     for number in range(first, count):
         transport = Transport(SPACES[number - 1], SPACES[number], TURNS[number - 1], "ridge", (0.9, 0.5))
         write_bundle(
-            folder / str(number), model_onnx=graph(projection), golden_crops=crops, golden_embeddings=embed(crops, projection), card="# Tiny\n",
+            folder / str(number), model_onnx=graph(projection), golden=Golden(crops, embed(crops, projection)), card="# Tiny\n",
             body=body(feature_space=SPACES[number]), parent=None, transport=transport.to_bytes(),
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from oracle import SPACES
 from tiny import DIM, HEIGHT, WIDTH, body, embed, graph, unit
 
 from deploy import Encoder, Gallery
-from deploy.bundle import write_bundle
+from deploy.bundle import Golden, write_bundle
 from domains.artefact import content_id, sha256_file
 from domains.crops import decode_crop, read_crop
 from domains.errors import DataError, GalleryError
@@ -51,7 +51,7 @@ def two_bundles(tmp_path_factory):
     for seed in (7, 17):
         projection = np.random.default_rng(seed).normal(size=(HEIGHT * WIDTH // 16 * 3, DIM))
         crops = np.random.default_rng(8).integers(0, 256, (4, HEIGHT, WIDTH, 3), np.uint8)
-        parts = {"model_onnx": graph(projection), "golden_crops": crops, "golden_embeddings": embed(crops, projection)}
+        parts = {"model_onnx": graph(projection), "golden": Golden(crops, embed(crops, projection))}
         made.append(write_bundle(root / str(seed), **parts, card="# Tiny\n", body=body(), parent=None).folder)
     asked = np.random.default_rng(9).integers(0, 256, (3, HEIGHT, WIDTH, 3), np.uint8)
     return *made, asked, embed(asked, np.random.default_rng(7).normal(size=(HEIGHT * WIDTH // 16 * 3, DIM)))

@@ -230,7 +230,7 @@ def test_a_slow_client_is_told_and_its_place_is_given_away(serve):
 
 def held(client):
     """Make searches wait; returns the event that lets them go."""
-    go, engine = threading.Event(), client.app.state.engine
+    go, engine = threading.Event(), client.app.state.backend
     search = engine.gallery.search
 
     def slow(*arguments, **options):
@@ -278,7 +278,7 @@ def test_a_busy_gallery_does_not_stop_the_probes(serve):
 
     client, done = serve(), threading.Event()
     for _ in range(STORE_THREADS):
-        client.app.state.engine._store.submit(done.wait, 20)
+        client.app.state.backend._store.submit(done.wait, 20)
     try:
         assert client.get("/livez").status_code == 200
         assert client.get("/readyz").json()["entries"] == 6  # the last known

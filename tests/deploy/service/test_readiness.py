@@ -7,6 +7,7 @@ import pytest
 from asking import ask, code
 
 from deploy import Encoder, Gallery
+from deploy.service.backend import Backend
 from deploy.service.logs import JsonFormatter
 from domains.errors import GalleryError
 
@@ -23,7 +24,7 @@ def test_readiness_and_life(serve, bundle):
         "entries": 6,
     }
     state = client.app.state
-    state.engine.warm = False
+    state.backend.warm = False
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["state"]) == (503, "warming")
     assert int(answer.headers["retry-after"]) > 0
@@ -60,7 +61,7 @@ def test_rules_run_though_nobody_asks_anything(serve, filled, monkeypatch):
     with Gallery.open(filled) as gallery:
         gallery.keep(36500)
     client = serve()
-    engine = client.app.state.engine
+    engine = client.app.state.backend
     engine.gallery._store.change("UPDATE entry SET added = -9e15, utc = NULL WHERE id = 2")
     end = time.monotonic() + 20
     while 2 in engine.gallery.ids() and time.monotonic() < end:
@@ -83,10 +84,10 @@ def test_what_goes_wrong_unasked_is_logged_by_type_and_place_alone(serve, monkey
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("deploy.service.backend.Engine.warm_up", fails)
+    monkeypatch.setattr("deploy.service.backend.Backend.warm_up", fails)
     serve(wait=False)
     monkeypatch.setattr("deploy.gallery.gallery.Gallery.retain", fail)
-    monkeypatch.setattr("deploy.service.audit_log.Journal.erase", fail)
+    monkeypatch.setattr("deploy.service.audit_log.AuditLog.erase", fail)
     events = {"the service can't get ready; it tries again", "expired entries could not be erased", "the audit log could not be kept in order"}
     end, found = time.monotonic() + 20, {}
     while set(found) != events and time.monotonic() < end:
@@ -102,9 +103,7 @@ def test_what_goes_wrong_unasked_is_logged_by_type_and_place_alone(serve, monkey
 
 def test_a_service_that_could_not_get_ready_tries_again(serve, monkeypatch):
     monkeypatch.setattr("deploy.service.app.WARM_AGAIN", 0.05)
-    from deploy.service.backend import Engine
-
-    real, calls = Engine.warm_up, []
+    real, calls = Backend.warm_up, []
 
     async def fails_first(self):
         calls.append(1)
@@ -112,7 +111,7 @@ def test_a_service_that_could_not_get_ready_tries_again(serve, monkeypatch):
             raise RuntimeError("the device is busy")
         await real(self)
 
-    monkeypatch.setattr(Engine, "warm_up", fails_first)
+    monkeypatch.setattr(Backend, "warm_up", fails_first)
     client = serve(wait=False)
     end = time.monotonic() + 20
     while client.get("/readyz").status_code != 200 and time.monotonic() < end:

@@ -291,7 +291,7 @@ def test_the_audit_is_checked_and_a_broken_one_is_told(serve, image):
     ask(client, image)
     body = client.get("/v1/audit", params={"verify": True}).json()
     assert (body["intact"], body["head"]) == (True, body["records"][-1]["hash"])
-    sqlite3.connect(client.app.state.journal.file, isolation_level=None).execute("UPDATE audit SET what = replace(what, 'test', 'best')")
+    sqlite3.connect(client.app.state.audit_log.file, isolation_level=None).execute("UPDATE audit SET what = replace(what, 'test', 'best')")
     body = client.get("/v1/audit", params={"verify": True}).json()
     assert body["intact"] is False
     assert "record 1" in body["message"]
@@ -300,10 +300,10 @@ def test_the_audit_is_checked_and_a_broken_one_is_told(serve, image):
 
 def test_without_its_record_no_query_is_answered(serve, image):
     client = serve()
-    client.app.state.journal._db.execute("PRAGMA query_only = 1")
+    client.app.state.audit_log._db.execute("PRAGMA query_only = 1")
     answer = ask(client, image)
     assert (answer.status_code, code(answer)) == (503, "audit")
-    client.app.state.journal._db.execute("PRAGMA query_only = 0")
+    client.app.state.audit_log._db.execute("PRAGMA query_only = 0")
     assert ask(client, image).status_code == 200
 
 
@@ -394,7 +394,7 @@ def test_a_mistake_of_ours_says_nothing_of_itself(serve, image, monkeypatch, cap
     def fail(*_, **__):
         raise RuntimeError("person 3 at /secret/place")
 
-    monkeypatch.setattr(client.app.state.engine.gallery, "search", fail)
+    monkeypatch.setattr(client.app.state.backend.gallery, "search", fail)
     with caplog.at_level("INFO", logger="deploy.service"):
         answer = ask(client, image)
     assert (answer.status_code, code(answer)) == (500, "internal")

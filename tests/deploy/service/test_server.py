@@ -17,7 +17,7 @@ import pytest
 from asking import multipart
 
 from deploy import Gallery
-from deploy.service.audit_log import Journal
+from deploy.service.audit_log import AuditLog
 from deploy.service.server import Listening, find_tokens, open_to_serve, run_service
 from deploy.service.settings import Settings
 from deploy.service.tokens import Tokens, default_file
@@ -84,7 +84,7 @@ def test_a_life_from_start_to_stop(service, image, filled, tmp_path):
     assert httpx.post(f"{one.address}/v1/query", headers=headers, **query(image)).status_code == 401
     assert one.stop() == 0
     stopped = next(line for line in one.lines() if line["event"] == "stopped")
-    journal = Journal(filled.with_name("gallery.audit.db"))
+    journal = AuditLog(filled.with_name("gallery.audit.db"))
     assert (journal.check(), journal.head().hash) == (1, stopped["audit_head"])
     journal.close()
     assert token not in one.log.read_text()

@@ -65,7 +65,7 @@ def test_what_can_not_be_loaded_leaves_the_old_one_serving(serve, bundles, image
     answer = ask(client, images[0], top=1)
     assert answer.json()["feature_space"] == SPACE
     assert client.get("/readyz").status_code == 200
-    assert len(client.app.state.engine._lanes) == 1
+    assert len(client.app.state.backend._lanes) == 1
     assert client.post("/v1/upgrade", json={"bundle": "new"}).status_code == 202  # and another may be tried
     assert finished(client)["state"] == "done"
 
@@ -117,7 +117,7 @@ def test_a_stop_in_the_middle_leaves_the_old_state(serve, bundles, filled, monke
     monkeypatch.setattr(
         "deploy.service.upgrading.Gallery.upgrade", lambda self, bundle, via, *, tick: ([tick(1), time.sleep(0.05)] and tick(1)) or self
     )
-    client.app.state.engine.closing.set()
+    client.app.state.backend.closing.set()
     client.post("/v1/upgrade", json={"bundle": "new"})
     state = finished(client)
     assert state["state"] == "failed"

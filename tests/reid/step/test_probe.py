@@ -11,7 +11,7 @@ from reid.batches.loader import CropStore
 from reid.config import Method, build_config
 from reid.network.build import build_model
 from reid.step.ending import check_parts
-from reid.step.probe import Probes, learn_transport
+from reid.step.probe import Probes, TransportSettings, learn_transport
 from reid.terms.survey import Survey
 
 SETTINGS = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 16}, "crop": {"height": 32, "width": 16}}
@@ -41,21 +41,25 @@ def test_probes_are_the_crops_the_same_with_their_colours_exchanged_and_drawn_pe
 def test_without_further_probes_it_is_the_map_fitted_on_the_steps_crops(survey):
     config = build_config(SETTINGS)
     old, new = (build_model(config.model, config.crop.spec(), seed=seed).eval() for seed in (0, 1))
-    found = learn_transport(survey, old, new, config.crop.spec(), recoloured=0, drawn=0, shrinkage=1.0)
+    found = learn_transport(survey, old, new, config.crop.spec(), TransportSettings(recoloured=0, drawn=0, shrinkage=1.0))
     np.testing.assert_array_equal(found.matrix, fit_transport(survey.embeddings(old), survey.embeddings(new), shrinkage=1.0).matrix)
-    assert not np.array_equal(learn_transport(survey, old, new, config.crop.spec(), recoloured=5, drawn=0, shrinkage=1.0).matrix, found.matrix)
+    assert not np.array_equal(
+        learn_transport(survey, old, new, config.crop.spec(), TransportSettings(recoloured=5, drawn=0, shrinkage=1.0)).matrix, found.matrix
+    )
 
 
 def test_of_a_large_domain_a_sample_of_the_crops_is_mapped(survey, monkeypatch):
     config = build_config(SETTINGS)
     old, new = (build_model(config.model, config.crop.spec(), seed=seed).eval() for seed in (0, 1))
-    whole = learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=3)
+    whole = learn_transport(survey, old, new, config.crop.spec(), TransportSettings(recoloured=1, drawn=2), seed=3)
     monkeypatch.setattr("reid.step.probe.OWN", len(survey))
-    np.testing.assert_array_equal(learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=4).matrix, whole.matrix)
+    np.testing.assert_array_equal(
+        learn_transport(survey, old, new, config.crop.spec(), TransportSettings(recoloured=1, drawn=2), seed=4).matrix, whole.matrix
+    )
     monkeypatch.setattr("reid.step.probe.OWN", 9)
     embedded, embed = [], reid.step.probe.embeddings
     monkeypatch.setattr("reid.step.probe.embeddings", lambda model, probes: embedded.append(embed(model, probes)) or embedded[-1])
-    found = learn_transport(survey, old, new, config.crop.spec(), recoloured=1, drawn=2, seed=3)
+    found = learn_transport(survey, old, new, config.crop.spec(), TransportSettings(recoloured=1, drawn=2), seed=3)
     assert [len(vectors) for vectors in embedded] == [2 * 9 + 2] * 2
     some = Probes(survey.sample(9, 3, "transport"), config.crop.spec(), recoloured=1, drawn=2)
     np.testing.assert_array_equal(found.matrix, fit_transport(embed(old, some), embed(new, some), sources=some.sources).matrix)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from deploy import Bundle
-from deploy.bundle import revise_bundle, write_bundle
+from deploy.bundle import Golden, revise_bundle, write_bundle
 from deploy.bundle.manifest import MANIFEST
 from deploy.bundle.signature import ENVIRONMENT, SIGNATURE, Signature, key_id, make_key, read_signatures, sign, trusted_keys, write_signatures
 from domains.artefact import content_id
@@ -79,7 +79,7 @@ def test_export_signs_as_it_seals(make_bundle, key, tmp_path):
     golden = made.golden()
     body = {name: value for name, value in made.manifest.items() if name not in ("id", "kind", "schema", "code", "parent", "files")}
     again = write_bundle(
-        tmp_path / "signed", model_onnx=made.model(), golden_crops=golden.crops, golden_embeddings=golden.embeddings, card="#", body=body,
+        tmp_path / "signed", model_onnx=made.model(), golden=Golden(golden.crops, golden.embeddings), card="#", body=body,
         parent=None, key=key,
     )  # fmt: skip
     assert again.signers == Bundle.load(tmp_path / "signed", trusted=public(key)).signers != ()

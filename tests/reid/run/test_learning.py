@@ -25,7 +25,7 @@ SETTINGS = {
     "train": {"iterations": 3, "identities": 4, "instances": 2},
     "method": "fusion",
 }
-DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[3] / "docs" / "methods.md"
 
 
 @pytest.fixture

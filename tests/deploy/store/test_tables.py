@@ -11,7 +11,7 @@ from deploy.store.tables import APPLICATION, SCHEMA
 from domains.errors import GalleryError
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
-DUMP = Path(__file__).parent / "data" / "schema2.sql"
+DUMP = Path(__file__).parent / "schema2.sql"
 """A gallery of schema 2 as it was written: upgraded once, entry 2 forgotten, a rule for camera a."""
 
 

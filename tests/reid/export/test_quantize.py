@@ -11,7 +11,7 @@ from domains.crops import CropSpec
 from domains.errors import ExportError, UsageError
 from domains.synthetic import golden_crops
 from reid.config import ModelConfig, build_config
-from reid.export import export_run
+from reid.export import Provenance, export_run
 from reid.export.equalise import constants, equalise
 from reid.export.export import export_graph
 from reid.export.half import to_half
@@ -230,7 +230,7 @@ def run(tmp_path_factory):
     settings = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32},
                 "train": {"iterations": 3, "identities": 4, "instances": 2}}  # fmt: skip
     run = Run.create(folder / "run", build_config(settings))
-    run.learn(make_domain(folder / "site", next(iter(STYLES)), identities=12, height=48, width=24), method="fine_tune")
+    run.learn(make_domain(folder / "site", next(iter(STYLES)), identities=12, size=(48, 24)), method="fine_tune")
     run.fill_scores()
     return run
 
@@ -248,7 +248,7 @@ def test_int8_bundle(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reid.export.lowering, "quantise", functools.partial(quantise, loss=100.0))
     domain = next(iter(run.known_domains().values()))
-    made = export_run(run, tmp_path / "bundle", lowering=Lowering(int8=domain), licences={"weights": "CC0", "data": "drawn | by us"})
+    made = export_run(run, tmp_path / "bundle", lowering=Lowering(int8=domain), provenance=Provenance("CC0", "drawn | by us"))
     found = made.manifest["quantisation"]
     assert (made.manifest["precision"], found["domain"], found["left_out"]) == ("int8", "site", [])
     assert found["own_space"] == (made.feature_space != run.steps[-1].feature_space)

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deploy.service.audit_log import Journal, journal_of
+from deploy.service.audit_log import AuditLog, audit_log_of
 from domains.errors import GalleryError
 
 
 @pytest.fixture
 def journal(tmp_path):
-    made = Journal(tmp_path / "a.audit.db")
+    made = AuditLog(tmp_path / "a.audit.db")
     yield made
     made.close()
 
@@ -97,7 +97,7 @@ def test_old_records_are_erased_and_the_chain_goes_on(journal):
 
 def test_it_goes_on_after_it_was_closed(tmp_path):
     for round_ in range(3):
-        journal = Journal(tmp_path / "a.db")
+        journal = AuditLog(tmp_path / "a.db")
         fill(journal, 2)
         assert journal.check() == 2 * (round_ + 1)
         journal.close()
@@ -106,10 +106,10 @@ def test_it_goes_on_after_it_was_closed(tmp_path):
 def test_what_is_no_audit_log(tmp_path):
     (tmp_path / "x").write_text("something else that is long enough to be looked at" * 100)
     with pytest.raises(GalleryError, match="can't be opened"):
-        Journal(tmp_path / "x")
+        AuditLog(tmp_path / "x")
     sqlite3.connect(tmp_path / "y").execute("CREATE TABLE t(a)")
     with pytest.raises(GalleryError, match="no audit log"):
-        Journal(tmp_path / "y")
+        AuditLog(tmp_path / "y")
 
 
 def test_a_full_disk_is_an_error_for_each_caller_and_not_the_end(journal):
@@ -125,12 +125,12 @@ def test_a_full_disk_is_an_error_for_each_caller_and_not_the_end(journal):
 
 
 def test_it_lies_beside_the_gallery(tmp_path):
-    assert journal_of(tmp_path / "gallery") == tmp_path / "gallery.audit.db"
-    assert journal_of(tmp_path / "gallery" / "") == tmp_path / "gallery.audit.db"
+    assert audit_log_of(tmp_path / "gallery") == tmp_path / "gallery.audit.db"
+    assert audit_log_of(tmp_path / "gallery" / "") == tmp_path / "gallery.audit.db"
 
 
 def _write(path, pipe):
-    journal = Journal(path)
+    journal = AuditLog(path)
     number = 0
     while True:
         pipe.send(journal.submit("query", n=number).result())
@@ -150,7 +150,7 @@ def test_what_was_acknowledged_outlives_a_kill(tmp_path, rounds):
         child.join()
         while ours.poll():
             acknowledged = max(acknowledged, ours.recv())
-    journal = Journal(tmp_path / "a.db")
+    journal = AuditLog(tmp_path / "a.db")
     assert journal.check() >= acknowledged > 0
     journal.close()
 
