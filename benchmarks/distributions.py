@@ -1,10 +1,11 @@
 """The training step of instance-level distribution modelling, as its authors' formulas read and as it is here.
 
-    python -m benchmarks.distributions              # ResNet-50 to its third stage, 8x8 variance convolution, 256x128, batches of 64
-    python -m benchmarks.distributions --save
+    python -m benchmarks.distributions              # ResNet-50 to its third stage, 8x8 variance convolution, 256x128,
+    batches of 64 python -m benchmarks.distributions --save
 
-The reference follows DKP's description to the letter: a full-covariance Gaussian object per crop (B x D x D floats), float32, plain layout. Here
-a draw is c + v*e. Both compute the same two losses over the same layers; each case runs in a process of its own, so that its peak memory is its own.
+The reference follows DKP's description to the letter: a full-covariance Gaussian object per crop (B x D x D floats),
+float32, plain layout. Here a draw is c + v*e. Both compute the same two losses over the same layers; each case runs in
+a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -65,12 +66,18 @@ def reference(config: Config, crops: Tensor, labels: Tensor, steps: int) -> list
 
 
 def ours(config: Config, crops: Tensor, labels: Tensor, steps: int, precision: str, method: str) -> list[float]:
-    """Seconds of each step here: one view without a teacher, or the whole of DKP++ with both views and the old model."""
+    """Seconds of each step here: one view without a teacher, or the whole of DKP++ with both views and the old
+    model.
+    """
     model = build_model(config.model, config.crop.spec(), classes=CLASSES)
     model.add_distribution("convolution")
     runtime = Runtime.choose("cpu", precision, model)
     entries = read_method(method).terms
-    terms = {name: term for name, term in build_terms(entries).items() if method != "dkp-published" or name.startswith("distribution")}
+    terms = {
+        name: term
+        for name, term in build_terms(entries).items()
+        if method != "dkp-published" or name.startswith("distribution")
+    }
     terms = {name: term for name, term in terms.items() if not term.keeps and not term.reads}
     old = build_model(config.model, config.crop.spec(), classes=CLASSES)
     step = Step(2, None, config, runtime, model, {"old": old.eval().requires_grad_(False)}, 0)  # type: ignore[arg-type]
@@ -98,7 +105,9 @@ def measure(case: str, batch: int, steps: int) -> dict[str, Any]:
     train = {"optimiser": "sgd", "lr": 0.008, "weight_decay": 1e-4, "recompute": BLOCKS * case.endswith("recomputed")}
     config = build_config({"model": model, "train": train})
     with tempfile.TemporaryDirectory() as folder:
-        domain = make_domain(Path(folder) / "plaza", "plaza", identities=2 * (batch // 4), cameras=2, per_camera=2, size=(256, 128))
+        domain = make_domain(
+            Path(folder) / "plaza", "plaza", identities=2 * (batch // 4), cameras=2, per_camera=2, size=(256, 128)
+        )
         store = CropStore.decode(domain, domain.train, config.crop.spec())
     crops = torch.from_numpy(store.crops[:batch].copy())
     labels = torch.arange(len(crops)) // 4
@@ -130,18 +139,34 @@ def main() -> None:
         return
     rows: dict[str, Any] = {}
     for case in CASES:
-        command = [sys.executable, "-m", "benchmarks.distributions", "--case", case, "--batch", str(options.batch), "--steps", str(options.steps)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.distributions",
+            "--case",
+            case,
+            "--batch",
+            str(options.batch),
+            "--steps",
+            str(options.steps),
+        ]
         rows[case] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
         ratio = rows[case]["crops_per_second"] / rows["reference"]["crops_per_second"]
         share = rows[case]["peak_gib"] / rows["reference"]["peak_gib"]
         print(
-            f"{case:15} {rows[case]['crops_per_second']:6.2f} crops/s ({ratio:.2f}x)  peak {rows[case]['peak_gib']:.2f} GiB ({share:.2f}x)",
+            f"{case:15} {rows[case]['crops_per_second']:6.2f} crops/s ({ratio:.2f}x)  peak "
+            f"{rows[case]['peak_gib']:.2f} GiB ({share:.2f}x)",
             flush=True,
         )
     if options.save:
         record(
             "distributions",
-            {"command": "python -m benchmarks.distributions --save", "batch": options.batch, "torch": torch.__version__, "rows": rows},
+            {
+                "command": "python -m benchmarks.distributions --save",
+                "batch": options.batch,
+                "torch": torch.__version__,
+                "rows": rows,
+            },
         )
 
 

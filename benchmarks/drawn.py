@@ -19,7 +19,10 @@ from reid.run.stream import learn_stream
 def main() -> None:
     """Print one line per method and step."""
     with tempfile.TemporaryDirectory() as folder:
-        sites = [make_domain(Path(folder) / style, style, identities=PEOPLE, seed=number) for number, style in enumerate((*STYLES, UNSEEN))]
+        sites = [
+            make_domain(Path(folder) / style, style, identities=PEOPLE, seed=number)
+            for number, style in enumerate((*STYLES, UNSEEN))
+        ]
         for method in ("fine_tune", "default"):
             run = Run.create(Path(folder) / method, build_config(SETTINGS, {"method": method}))
             learn_stream(run, sites[:-1], sites[-1:], progress=Progress())

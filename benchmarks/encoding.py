@@ -1,9 +1,11 @@
-"""What embedding costs above bare ONNX Runtime on the same graph: from decoded crops, from image files, and through the batcher.
+"""What embedding costs above bare ONNX Runtime on the same graph: from decoded crops, from image files, and through the
+batcher.
 
-Run with ``python -m benchmarks.encoding [--threads N]``. Weights are random (they do not matter for time), graphs exported as ``reid export`` does,
-crops and JPEG files are drawn. The ways take turns in one process, so that whatever else the machine does falls on all of them; what is given is the
-median over turns, and the median over turns of the ratio to bare ONNX Runtime in the same turn, of the time that passed and of the processor's time
-(the latter means something with ``--threads 1``: threads that wait for work burn it too). A way that gives other embeddings is no result.
+Run with ``python -m benchmarks.encoding [--threads N]``. Weights are random (they do not matter for time), graphs
+exported as ``reid export`` does, crops and JPEG files are drawn. The ways take turns in one process, so that whatever
+else the machine does falls on all of them; what is given is the median over turns, and the median over turns of the
+ratio to bare ONNX Runtime in the same turn, of the time that passed and of the processor's time (the latter means
+something with ``--threads 1``: threads that wait for work burn it too). A way that gives other embeddings is no result.
 """
 
 import argparse
@@ -41,11 +43,24 @@ def make_bundle(backbone, folder):
     with torch.inference_mode():
         embeddings = model.embed(torch.from_numpy(crops)).numpy()
     body = {
-        "feature_space": model.feature_space(spec), "dim": DIM, "crop": spec.to_dict(), "backbone": backbone, "precision": "fp32", "step": 0,
-        "domains": [], "method": "none", "parity": {}, "licences": {"weights": "none", "data": "none"},
-    }  # fmt: skip
+        "feature_space": model.feature_space(spec),
+        "dim": DIM,
+        "crop": spec.to_dict(),
+        "backbone": backbone,
+        "precision": "fp32",
+        "step": 0,
+        "domains": [],
+        "method": "none",
+        "parity": {},
+        "licences": {"weights": "none", "data": "none"},
+    }
     return write_bundle(
-        folder, model_onnx=export_graph(model, crops[:2]), golden=Golden(crops, embeddings), card="# random\n", body=body, parent=None
+        folder,
+        model_onnx=export_graph(model, crops[:2]),
+        golden=Golden(crops, embeddings),
+        card="# random\n",
+        body=body,
+        parent=None,
     )
 
 
@@ -59,7 +74,9 @@ def measure(backbone, repeats, batch, threads, batches, folder):
     session = onnxruntime.InferenceSession(bundle.model(), options, providers=["CPUExecutionProvider"])
     count = batches * batch
     crops = np.resize(golden_crops(16, height=HEIGHT, width=WIDTH), (count, HEIGHT, WIDTH, 3))
-    detections = [cv2.resize(crop, None, fx=1.3, fy=1.3) for crop in crops[:16]]  # a detector's boxes are not the model's size
+    detections = [
+        cv2.resize(crop, None, fx=1.3, fy=1.3) for crop in crops[:16]
+    ]  # a detector's boxes are not the model's size
     boxes = [detections[row % 16] for row in range(count)]
     files = []
     for row, crop in enumerate(detections):
@@ -68,7 +85,9 @@ def measure(backbone, repeats, batch, threads, batches, folder):
     paths = [files[row % 16] for row in range(count)]
 
     def bare():
-        return np.concatenate([session.run(None, {"crops": crops[at : at + batch]})[0] for at in range(0, count, batch)])
+        return np.concatenate(
+            [session.run(None, {"crops": crops[at : at + batch]})[0] for at in range(0, count, batch)]
+        )
 
     def merged(batcher, pool):
         return np.stack(list(pool.map(batcher.embed, crops)))
@@ -95,7 +114,9 @@ def measure(backbone, repeats, batch, threads, batches, folder):
 
 
 def summary(taken, base):
-    """Medians of one way's turns ``[turns, 2]`` (time that passed, processor's time), and of their ratios to the bare turns."""
+    """Medians of one way's turns ``[turns, 2]`` (time that passed, processor's time), and of their ratios to the bare
+    turns.
+    """
     ratios = taken / base
     return {
         "ms_per_crop": round(1000 * float(np.median(taken[:, 0])), 3),
@@ -118,14 +139,27 @@ def main():
     results = {}
     for backbone in options.backbones:
         with tempfile.TemporaryDirectory() as folder:
-            results[backbone] = measure(backbone, options.repeats, options.batch, options.threads, options.batches, Path(folder))
-        print(f"\n{backbone}, {HEIGHT}×{WIDTH}, batches of {options.batch}, {options.repeats} turns, ONNX Runtime {onnxruntime.__version__}")
+            results[backbone] = measure(
+                backbone, options.repeats, options.batch, options.threads, options.batches, Path(folder)
+            )
+        print(
+            f"\n{backbone}, {HEIGHT}×{WIDTH}, batches of {options.batch}, {options.repeats} turns, ONNX Runtime "
+            f"{onnxruntime.__version__}"
+        )
         print(f"  {'way':32} {'ms/crop':>8} {'to bare':>8} {'processor':>10}   (turns)")
         for name, found in results[backbone].items():
             spread = f"{min(found['ratios']):.2f}–{max(found['ratios']):.2f}"
-            print(f"  {name:32} {found['ms_per_crop']:8.2f} {found['ratio']:8.3f} {found['ratio_processor']:10.3f}   {spread}")
+            print(
+                f"  {name:32} {found['ms_per_crop']:8.2f} {found['ratio']:8.3f} {found['ratio_processor']:10.3f}   "
+                f"{spread}"
+            )
     if not options.dry:
-        settings = {"batch": options.batch, "batches": options.batches, "repeats": options.repeats, "threads": options.threads}
+        settings = {
+            "batch": options.batch,
+            "batches": options.batches,
+            "repeats": options.repeats,
+            "threads": options.threads,
+        }
         kept = recorded("encoding").get("backbones", {})
         record("encoding", {"onnxruntime": onnxruntime.__version__, "settings": settings, "backbones": kept | results})
 

@@ -42,12 +42,16 @@ def svg(name: str, width: int, height: int, parts: list[str]) -> None:
     """Write a picture of lines and dots on white."""
     style = "<style>text{font:13px system-ui,sans-serif;fill:#333}</style>"
     paper = '<rect width="100%" height="100%" fill="#fff"/>'
-    body = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{paper}{style}{"".join(parts)}</svg>'
+    body = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{paper}{style}{"".join(parts)}</svg>'
+    )
     (IMAGES / f"{name}.svg").write_text(body + "\n", "utf-8")
 
 
 def distributions(run: Run, domain: Domain) -> None:
-    """Crops of a few people as Gaussians, and their prototypes, on the two directions in which these people differ most."""
+    """Crops of a few people as Gaussians, and their prototypes, on the two directions in which these people differ
+    most.
+    """
     model, _ = run.model(1)
     store = CropStore.decode(domain, domain.train, run.config.crop.spec())
     people = np.unique(store.split.pids)[:PEOPLE]
@@ -71,16 +75,22 @@ def distributions(run: Run, domain: Domain) -> None:
         hue = HUES[number]
         for c, v in zip(centre[owners == person], spread[owners == person], strict=True):
             parts += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.3" fill="{hue}" opacity=".35"/>' for x, y in place(c + v * rng.standard_normal((25, len(c))))
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.3" fill="{hue}" opacity=".35"/>'
+                for x, y in place(c + v * rng.standard_normal((25, len(c))))
             ]
             x, y = place(c[None])[0]
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{hue}"/>')
         values, vectors = np.linalg.eigh(axes.T @ np.diag(kept.spread[number] ** 2) @ axes)
         turn = np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1]))
         (x, y), (small, large) = place(mean[number][None])[0], np.sqrt(values) * scale
-        ellipse = f'<ellipse rx="{large:.1f}" ry="{small:.1f}" transform="translate({x:.1f} {y:.1f}) rotate({turn:.1f})"'
+        ellipse = (
+            f'<ellipse rx="{large:.1f}" ry="{small:.1f}" transform="translate({x:.1f} {y:.1f}) rotate({turn:.1f})"'
+        )
         parts.append(ellipse + f' fill="none" stroke="{hue}" stroke-width="2"/>')
-    parts.append('<text x="12" y="508">large: crops · small: draws from each · ellipses: what is kept, a Gaussian per person (1 σ)</text>')
+    parts.append(
+        '<text x="12" y="508">large: crops · small: draws from each · ellipses: what is kept, a Gaussian per person '
+        "(1 σ)</text>"
+    )
     svg("distributions", 680, 520, parts)
 
 
@@ -91,7 +101,10 @@ def transports(run: Run, domain: Domain) -> None:
     carried = compose([found for step in run.steps[2:] if (found := step.transport())], first)
     scores = run.evaluate_without_reindexing([domain])[domain.name]
     bins = np.linspace(-0.2, 1, 49)
-    parts, names = [], (("left as it was", first, HUES[1], "as_it_was"), ("carried by the transports", carried, HUES[0], "carried"))
+    parts, names = (
+        [],
+        (("left as it was", first, HUES[1], "as_it_was"), ("carried by the transports", carried, HUES[0], "carried")),
+    )
     top = 0
     counts = []
     for _, vectors, _, _ in names:
@@ -100,26 +113,46 @@ def transports(run: Run, domain: Domain) -> None:
     for (name, _, hue, key), count in zip(names, counts, strict=True):
         step = 560 / len(count)
         tall = 200 * count / top
-        bars = "".join(f'<rect x="{60 + step * at:.1f}" y="{250 - h:.1f}" width="{step - 1:.1f}" height="{h:.1f}"/>' for at, h in enumerate(tall))
+        bars = "".join(
+            f'<rect x="{60 + step * at:.1f}" y="{250 - h:.1f}" width="{step - 1:.1f}" height="{h:.1f}"/>'
+            for at, h in enumerate(tall)
+        )
         value = scores[key]
         parts.append(f'<g fill="{hue}" opacity=".65">{bars}</g>')
         line = 22 if key == "carried" else 42
         parts.append(f'<text x="70" y="{line}" style="fill:{hue}">{name}: {domain.name} {value:.1f} % mAP</text>')
     parts.append(f'<text x="70" y="62">embedded again by the last model: {scores["reindexed"]:.1f} % mAP</text>')
-    parts += [f'<text x="{60 + 560 * (tick + 0.2) / 1.2:.0f}" y="270" text-anchor="middle">{tick:.1f}</text>' for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-    parts.append('<text x="340" y="292" text-anchor="middle">cosine to the last model\'s own embedding of the same crop</text>')
+    parts += [
+        f'<text x="{60 + 560 * (tick + 0.2) / 1.2:.0f}" y="270" text-anchor="middle">{tick:.1f}</text>'
+        for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)
+    ]
+    parts.append(
+        '<text x="340" y="292" text-anchor="middle">cosine to the last model\'s own embedding of the same crop</text>'
+    )
     svg("transport", 680, 300, parts)
 
 
-def lines(name: str, across: str, places: list[float], series: list[tuple[str, list[float]]], *, dashed: int = 1) -> None:
-    """Curves of percent mAP over 0..1, each named at its right end; ``dashed`` of them share a colour, all but the first dashed."""
-    low, high = (10 * round(end / 10) for end in (min(min(ys) for _, ys in series) - 5, max(max(ys) for _, ys in series) + 5))
+def lines(
+    name: str, across: str, places: list[float], series: list[tuple[str, list[float]]], *, dashed: int = 1
+) -> None:
+    """Curves of percent mAP over 0..1, each named at its right end; ``dashed`` of them share a colour, all but the
+    first dashed.
+    """
+    low, high = (
+        10 * round(end / 10) for end in (min(min(ys) for _, ys in series) - 5, max(max(ys) for _, ys in series) + 5)
+    )
 
     def place(x: float, y: float) -> tuple[float, float]:
         return 60 + 440 * x, 240 - 220 * (y - low) / (high - low)
 
-    parts = [f'<line x1="60" x2="500" y1="{place(0, tick)[1]:.1f}" y2="{place(0, tick)[1]:.1f}" stroke="#ddd"/>' for tick in range(low, high + 1, 10)]
-    parts += [f'<text x="52" y="{place(0, tick)[1] + 4:.1f}" text-anchor="end">{tick}</text>' for tick in range(low, high + 1, 10)]
+    parts = [
+        f'<line x1="60" x2="500" y1="{place(0, tick)[1]:.1f}" y2="{place(0, tick)[1]:.1f}" stroke="#ddd"/>'
+        for tick in range(low, high + 1, 10)
+    ]
+    parts += [
+        f'<text x="52" y="{place(0, tick)[1] + 4:.1f}" text-anchor="end">{tick}</text>'
+        for tick in range(low, high + 1, 10)
+    ]
     parts += [f'<text x="{place(x, low)[0]:.1f}" y="258" text-anchor="middle">{x:g}</text>' for x in places]
     ends: list[float] = []
     for at, (label, ys) in enumerate(series):
@@ -141,7 +174,9 @@ def scores(run: Run, model: ReidModel, sites: list[Domain]) -> list[float]:
 
 
 def fusions(name: str, plain: Run, other: Run, how: str, sites: list[Domain]) -> None:
-    """Scores on each site along the line from the model after the first domain to that after the second, of two methods."""
+    """Scores on each site along the line from the model after the first domain to that after the second, of two
+    methods.
+    """
     series = []
     for run, label in ((plain, ""), (other, f", {how}")):
         old, new = (run.model(step)[0].state_dict() for step in (1, 2))
@@ -166,7 +201,9 @@ def repairs(run: Run, sites: list[Domain]) -> None:
 
 
 def adapters(run: Run, sites: list[Domain]) -> None:
-    """Scores of each site as more of its own adapter is added to what all sites share, and as more of another site's is."""
+    """Scores of each site as more of its own adapter is added to what all sites share, and as more of another site's
+    is.
+    """
     shared = dict(run.model()[0].backbone.named_parameters())
     own = {site.name: dict(run.route(site).backbone.named_parameters()) for site in sites}  # type: ignore[union-attr]
 
@@ -185,17 +222,24 @@ def adapters(run: Run, sites: list[Domain]) -> None:
 
 
 def relations(run: Run, site: Domain) -> None:
-    """Who is like whom in a batch of the second site: through the old model, through draws of old people, and through the new model."""
+    """Who is like whom in a batch of the second site: through the old model, through draws of old people, and through
+    the new model.
+    """
     store = CropStore.decode(site, site.train, run.config.crop.spec())
     people = np.unique(store.split.pids)[:PEOPLE]
     rows = np.concatenate([np.flatnonzero(store.split.pids == person)[:6] for person in people])
-    old, new = (torch.from_numpy(embedder(run.model(step)[0], torch.device("cpu"))(store.crops[rows])) for step in (1, 2))
+    old, new = (
+        torch.from_numpy(embedder(run.model(step)[0], torch.device("cpu"))(store.crops[rows])) for step in (1, 2)
+    )
     kept = DistributionPrototypes.from_arrays(run.memories()[0].arrays)
     if kept is None:
         raise SystemExit("the run kept no prototypes")
     people_before = draw(torch.from_numpy(kept.mean), torch.from_numpy(kept.spread), torch.Generator().manual_seed(0))
     assigned = torch.softmax(old @ people_before.T / 0.1, 1)
-    panels = [(name, affinity(vectors).exp().numpy()) for name, vectors in (("old model", old), ("through old people", assigned), ("new model", new))]
+    panels = [
+        (name, affinity(vectors).exp().numpy())
+        for name, vectors in (("old model", old), ("through old people", assigned), ("new model", new))
+    ]
     side, gap = 240, 16
     canvas = np.full((side + 34, len(panels) * (side + gap) - gap, 3), 255, np.uint8)
     for at, (name, values) in enumerate(panels):
@@ -215,9 +259,18 @@ def triplets(raw: Run, unit: Run, site: Domain) -> None:
         values = (vectors @ vectors.T)[~np.eye(len(vectors), dtype=bool)]
         count = np.histogram(values, np.linspace(-0.6, 1, 65))[0]
         tall = 200 * count / count.max()
-        bars = "".join(f'<rect x="{60 + 8.75 * x:.1f}" y="{250 - h:.1f}" width="7.75" height="{h:.1f}"/>' for x, h in enumerate(tall))
-        parts.append(f'<g fill="{HUES[at]}" opacity=".65">{bars}</g><text x="70" y="{22 + 20 * at}" style="fill:{HUES[at]}">{name}</text>')
-    parts += [f'<text x="{60 + 560 * (tick + 0.6) / 1.6:.0f}" y="270" text-anchor="middle">{tick:.1f}</text>' for tick in (-0.6, -0.2, 0.2, 0.6, 1)]
+        bars = "".join(
+            f'<rect x="{60 + 8.75 * x:.1f}" y="{250 - h:.1f}" width="7.75" height="{h:.1f}"/>'
+            for x, h in enumerate(tall)
+        )
+        parts.append(
+            f'<g fill="{HUES[at]}" opacity=".65">{bars}</g><text x="70" y="{22 + 20 * at}" '
+            f'style="fill:{HUES[at]}">{name}</text>'
+        )
+    parts += [
+        f'<text x="{60 + 560 * (tick + 0.6) / 1.6:.0f}" y="270" text-anchor="middle">{tick:.1f}</text>'
+        for tick in (-0.6, -0.2, 0.2, 0.6, 1)
+    ]
     parts.append('<text x="340" y="292" text-anchor="middle">cosine between two different people</text>')
     svg("triplet", 680, 300, parts)
 
@@ -246,7 +299,10 @@ def looks(sites: list[Domain]) -> None:
         with torch.no_grad():
             rows.append(network.eval()(crops).clamp(0, 255).byte().numpy())
         rows.append(store.crops[np.linspace(0, len(store) - 1, 8).astype(int)])
-    names = [sites[0].name, *(f"{how}{site.name}" for site in sites[1:] for how in ("numbers: ", "network: ", "crops of "))]
+    names = [
+        sites[0].name,
+        *(f"{how}{site.name}" for site in sites[1:] for how in ("numbers: ", "network: ", "crops of ")),
+    ]
     canvas = np.full((len(rows) * 132, 150 + 8 * 68, 3), 255, np.uint8)
     for at, (name, row) in enumerate(zip(names, rows, strict=True)):
         cv2.putText(canvas, name, (4, at * 132 + 70), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (60, 60, 60), 1, cv2.LINE_AA)
@@ -260,13 +316,21 @@ def main() -> None:
     dkp = read_method("dkp").model_copy(update={"transport": ({"ridge": {}},)})
     fine_tune = read_method("fine_tune")
     plain, averaged, held, centred, raw = (
-        fine_tune.model_copy(update={"terms": ({"cross_entropy": rows}, {"triplet": triplet}, *({name: {}} for name in more))})
-        for rows, triplet, more in (
-            ({}, {}, ()), ({}, {}, ("moving_average",)), ({}, {}, ("fixed_statistics",)), ({"start": "centre"}, {}, ()), ({}, {"unit": False}, ())
+        fine_tune.model_copy(
+            update={"terms": ({"cross_entropy": rows}, {"triplet": triplet}, *({name: {}} for name in more))}
         )
-    )  # fmt: skip
+        for rows, triplet, more in (
+            ({}, {}, ()),
+            ({}, {}, ("moving_average",)),
+            ({}, {}, ("fixed_statistics",)),
+            ({"start": "centre"}, {}, ()),
+            ({}, {"unit": False}, ()),
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
-        sites = [make_domain(Path(folder) / name, name, identities=72, seed=number) for number, name in enumerate(SITES)]
+        sites = [
+            make_domain(Path(folder) / name, name, identities=72, seed=number) for number, name in enumerate(SITES)
+        ]
 
         def learned(name: str, method: Method, domains: list[Domain]) -> Run:
             config = build_config(SETTINGS)
@@ -288,7 +352,8 @@ def main() -> None:
         repairs(tuned, pair)
         beside = read_method("hyper_default")
         whole_adapter = tuple(
-            {name: {**given, **({"share": 1.0} if name == "hypernetwork" else {})} for name, given in part.items()} for part in beside.adapter
+            {name: {**given, **({"share": 1.0} if name == "hypernetwork" else {})} for name, given in part.items()}
+            for part in beside.adapter
         )
         adapters(learned("beside", beside.model_copy(update={"adapter": whole_adapter}), sites), sites)
         triplets(learned("raw", raw, pair), tuned, pair[1])

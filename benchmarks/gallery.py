@@ -1,12 +1,12 @@
 """The gallery beside bare FAISS on the same index, and beside milvus-lite, LanceDB and Chroma on the same vectors.
 
-Run with ``OMP_NUM_THREADS=1 python -m benchmarks.gallery [--sizes 100000,1000000] [--peers milvus,lancedb,chroma] [--minutes 15]``; the peers need
-``pip install 'lifelong-reid[bench]'``. Every part has a process of its own, so that its memory is its own. Figures go to
-``benchmarks/results/gallery.json``.
+Run with ``OMP_NUM_THREADS=1 python -m benchmarks.gallery [--sizes 100000,1000000] [--peers milvus,lancedb,chroma]
+[--minutes 15]``; the peers need ``pip install 'lifelong-reid[bench]'``. Every part has a process of its own, so that
+its memory is its own. Figures go to ``benchmarks/results/gallery.json``.
 
-Vectors are drawn: people are clusters in 512 dimensions, with the share of variance between and within people, the common part and the effective
-number of dimensions (about 25 and 90) that embeddings of some 6,500 real crops have by a person-trained network. Queries are further crops of stored
-people.
+Vectors are drawn: people are clusters in 512 dimensions, with the share of variance between and within people, the
+common part and the effective number of dimensions (about 25 and 90) that embeddings of some 6,500 real crops have by a
+person-trained network. Queries are further crops of stored people.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ DAY = "2026-03-{:02d}T00:00:00Z"
 
 
 def side_by_side(bare: Callable[[int], Any], ours: Callable[[int], Any], repeats: int = QUERIES) -> dict[str, float]:
-    """Both for the same queries, in turns: median ms and ratio, of the time on the wall and of this thread's own, which other work disturbs less."""
+    """Both for the same queries, in turns: median ms and ratio, of the time on the wall and of this thread's own, which
+    other work disturbs less.
+    """
     wall: tuple[list[float], list[float]] = ([], [])
     cpu: tuple[list[float], list[float]] = ([], [])
     for number in range(-3, repeats):
@@ -46,7 +48,11 @@ def side_by_side(bare: Callable[[int], Any], ours: Callable[[int], Any], repeats
     found: dict[str, float] = {}
     for kind, times in (("", wall), ("cpu_", cpu)):
         one, two = (1000 * statistics.median(part) for part in times)
-        found |= {f"{kind}faiss_ms": round(one, 3), f"{kind}gallery_ms": round(two, 3), f"{kind}ratio": round(two / one, 3)}
+        found |= {
+            f"{kind}faiss_ms": round(one, 3),
+            f"{kind}gallery_ms": round(two, 3),
+            f"{kind}ratio": round(two / one, 3),
+        }
     return found
 
 
@@ -132,7 +138,9 @@ def opened(folder: Path, count: int, report: Any) -> None:
         def bare(number: int, allowed: Any = allowed, probes: int | None = probes) -> None:
             chosen = None if allowed.bits is None else faiss.IDSelectorBitmap(allowed.bits)
             if lists is None:
-                index.codes.index.search(queries[number : number + 1], K, params=faiss.SearchParameters(sel=chosen) if chosen else None)
+                index.codes.index.search(
+                    queries[number : number + 1], K, params=faiss.SearchParameters(sel=chosen) if chosen else None
+                )
             else:
                 parameters = faiss.SearchParametersIVF(nprobe=probes or lists.lists, sel=chosen)
                 index.codes.index.search(queries[number : number + 1], K, params=parameters)
@@ -145,7 +153,9 @@ def opened(folder: Path, count: int, report: Any) -> None:
         row: dict[str, Any] = side_by_side(bare, gallery_search, 60 if count > 300_000 else QUERIES)
         row |= {"candidates": allowed.size, "exact": probes is None}
         if filters and remembered:
-            row["recall"] = round(overlap(gallery.search(some, k=K, **options), gallery.search(some, k=K, exact=True, **filters)), 4)
+            row["recall"] = round(
+                overlap(gallery.search(some, k=K, **options), gallery.search(some, k=K, exact=True, **filters)), 4
+            )
         found.setdefault("searches", {})[name] = row
         print(f"  {name}: {row}", flush=True)
     found["disk_bytes"] = folder_bytes(place)
@@ -172,14 +182,20 @@ def opened(folder: Path, count: int, report: Any) -> None:
 def overlap(found: list[Any], wanted: list[Any]) -> float:
     """Mean share of the wanted ids that were found."""
     pairs = zip(found, wanted, strict=True)
-    return statistics.mean(len({match.id for match in one} & {match.id for match in two}) / max(1, len(two)) for one, two in pairs)
+    return statistics.mean(
+        len({match.id for match in one} & {match.id for match in two}) / max(1, len(two)) for one, two in pairs
+    )
 
 
 def main(arguments: list[str]) -> None:
     """Measure, print, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="100000,1000000", help="entries, separated by commas; none with an empty text")
-    parser.add_argument("--peers", default="ours,milvus,lancedb,chroma", help="which stores to compare; none with an empty text")
+    parser.add_argument(
+        "--sizes", default="100000,1000000", help="entries, separated by commas; none with an empty text"
+    )
+    parser.add_argument(
+        "--peers", default="ours,milvus,lancedb,chroma", help="which stores to compare; none with an empty text"
+    )
     parser.add_argument("--peer-sizes", default="100000", help="entries of the comparison")
     parser.add_argument("--minutes", type=float, default=15, help="a peer that loads for longer is given up")
     parser.add_argument("--folder", type=Path, help="where to work, some GB free; a temporary folder by default")

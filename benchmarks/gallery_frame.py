@@ -50,7 +50,9 @@ def drawn(folder: Path, count: int) -> dict[str, np.ndarray]:
         for name, values in draw(count).items():
             np.save(folder / f"{count}-{name}.npy", values)
         file.touch()
-    return {name: np.load(folder / f"{count}-{name}.npy", mmap_mode="r") for name in ("vectors", "who", "camera", "queries")}
+    return {
+        name: np.load(folder / f"{count}-{name}.npy", mmap_mode="r") for name in ("vectors", "who", "camera", "queries")
+    }
 
 
 def memory_mb() -> float:

@@ -1,4 +1,6 @@
-"""milvus-lite, LanceDB, Chroma and this gallery in one frame: loading, searching, filters, and whether the bytes of what was erased are gone."""
+"""milvus-lite, LanceDB, Chroma and this gallery in one frame: loading, searching, filters, and whether the bytes of
+what was erased are gone.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Milvus:
 
     def add(self, ids: list[int], vectors: np.ndarray, cameras: list[str]) -> None:
         rows = zip(ids, vectors.tolist(), cameras, strict=True)
-        self.client.insert("people", [{"id": number, "vector": vector, "camera": camera} for number, vector, camera in rows])
+        self.client.insert(
+            "people", [{"id": number, "vector": vector, "camera": camera} for number, vector, camera in rows]
+        )
 
     def finish(self) -> None:
         self.client.flush("people")
@@ -44,7 +48,11 @@ class Milvus:
     def search(self, query: np.ndarray, camera: str | None) -> list[int]:
         extra = {} if camera is None else {"filter": f'camera == "{camera}"'}
         found = self.client.search(
-            "people", data=[query.tolist()], limit=K, search_params={"metric_type": "COSINE", "params": {"nprobe": self.effort}}, **extra
+            "people",
+            data=[query.tolist()],
+            limit=K,
+            search_params={"metric_type": "COSINE", "params": {"nprobe": self.effort}},
+            **extra,
         )
         return [hit["id"] for hit in found[0]]
 
@@ -78,14 +86,18 @@ class Lance:
 
     def add(self, ids: list[int], vectors: np.ndarray, cameras: list[str]) -> None:
         flat = self.arrow.FixedSizeListArray.from_arrays(self.arrow.array(vectors.ravel()), DIM)
-        self.table.add(self.arrow.Table.from_arrays([self.arrow.array(ids), flat, self.arrow.array(cameras)], schema=self.schema))
+        self.table.add(
+            self.arrow.Table.from_arrays([self.arrow.array(ids), flat, self.arrow.array(cameras)], schema=self.schema)
+        )
 
     def finish(self) -> None:
         self.table.optimize()
         self.table.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_FLAT", num_partitions=256)
 
     def search(self, query: np.ndarray, camera: str | None) -> list[int]:
-        asked = self.table.search(query).distance_type("cosine").nprobes(self.effort).limit(K).select(["id", "_distance"])
+        asked = (
+            self.table.search(query).distance_type("cosine").nprobes(self.effort).limit(K).select(["id", "_distance"])
+        )
         if camera is not None:
             asked = asked.where(f"camera = '{camera}'", prefilter=True)
         return [row["id"] for row in asked.to_list()]
@@ -112,18 +124,29 @@ class Chroma:
         from chromadb.config import Settings
 
         self.client = chromadb.PersistentClient(str(folder / "chroma"), settings=Settings(anonymized_telemetry=False))
-        self.collection = self.client.create_collection("people", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+        self.collection = self.client.create_collection(
+            "people", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+        )
         self.effort = 100
 
     def add(self, ids: list[int], vectors: np.ndarray, cameras: list[str]) -> None:
-        self.collection.add(ids=[str(number) for number in ids], embeddings=vectors, metadatas=[{"camera": camera} for camera in cameras])
+        self.collection.add(
+            ids=[str(number) for number in ids],
+            embeddings=vectors,
+            metadatas=[{"camera": camera} for camera in cameras],
+        )
 
     def finish(self) -> None:
         pass
 
     def search(self, query: np.ndarray, camera: str | None) -> list[int]:
         where = {} if camera is None else {"where": {"camera": camera}}
-        return [int(number) for number in self.collection.query(query_embeddings=query[None], n_results=K, include=[], **where)["ids"][0]]
+        return [
+            int(number)
+            for number in self.collection.query(query_embeddings=query[None], n_results=K, include=[], **where)["ids"][
+                0
+            ]
+        ]
 
     def erase(self, number: int) -> None:
         self.collection.delete(ids=[str(number)])
@@ -209,11 +232,16 @@ def peer(folder: Path, which: str, count: int, minutes: float, report: Any) -> N
             return
     loaded = time.perf_counter() - start
     store.finish()
-    found: dict[str, Any] = {"name": store.name, "load_s": round(loaded, 1), "index_s": round(time.perf_counter() - start - loaded, 1)}
+    found: dict[str, Any] = {
+        "name": store.name,
+        "load_s": round(loaded, 1),
+        "index_s": round(time.perf_counter() - start - loaded, 1),
+    }
 
     def recall(camera: str | None, right: np.ndarray) -> float:
         return statistics.mean(
-            len(set(store.search(query, camera)) & set(row.tolist())) / K for query, row in zip(queries[:100], right[:100], strict=True)
+            len(set(store.search(query, camera)) & set(row.tolist())) / K
+            for query, row in zip(queries[:100], right[:100], strict=True)
         )
 
     found["recall"] = round(recall(None, wanted), 4)
@@ -239,18 +267,26 @@ def peer(folder: Path, which: str, count: int, minutes: float, report: Any) -> N
 
 
 def remains(folder: Path, vector: np.ndarray) -> bool:
-    """Whether 16 values in a row of a vector lie in any file below a folder, as fp32 or fp16, up to the rounding of a store that rescales them."""
+    """Whether 16 values in a row of a vector lie in any file below a folder, as fp32 or fp16, up to the rounding of a
+    store that rescales them.
+    """
     wanted = vector[32:48].astype(np.float32)
     allowed = 2e-3 * np.abs(wanted) + 1e-7
     for file in folder.rglob("*"):
         data = file.read_bytes() if file.is_file() else b""
         for kind in (np.dtype(np.float32), np.dtype(np.float16)):
             for offset in range(kind.itemsize):
-                values = np.frombuffer(data, kind, (len(data) - offset) // kind.itemsize, offset) if len(data) > offset + 64 else np.empty(0, kind)
+                values = (
+                    np.frombuffer(data, kind, (len(data) - offset) // kind.itemsize, offset)
+                    if len(data) > offset + 64
+                    else np.empty(0, kind)
+                )
                 with np.errstate(all="ignore"):
                     places = np.flatnonzero(np.abs(values[: len(values) - 15] - wanted[0].astype(kind)) <= allowed[0])
                     for step in range(1, 16):
-                        places = places[np.abs(values[places + step].astype(np.float32) - wanted[step]) <= allowed[step]]
+                        places = places[
+                            np.abs(values[places + step].astype(np.float32) - wanted[step]) <= allowed[step]
+                        ]
                 if places.size:
                     return True
     return False

@@ -2,16 +2,20 @@
 
     python -m benchmarks.leakage [--save] [--picture docs/images/prototypes.jpg]
 
-Drawn domains; with LIFELONG_REID_DATA set also i-LIDS, from a person-trained start whose weights lie in ``weights`` beside that folder.
+Drawn domains; with LIFELONG_REID_DATA set also i-LIDS, from a person-trained start whose weights lie in ``weights``
+beside that folder.
 
 Three tests on one learned domain whose method keeps distribution prototypes (dkp: μ and σ per person, fp16):
 
-* **membership**: an attacker who has a crop of somebody asks whether that person was in the training set. Score: the crop's likeness to the nearest
-  prototype. Compared with the model alone, as a run without a memory has it (the classifier's confidence) and as a bundle has it (how little the
-  embedding of a crop changes when it is mirrored). Members are shown by the very crops that were trained on, and by others of the same people.
-* **likeness**: whether a prototype finds its person among everybody remembered, by crops that were not trained on. 100 % would be a perfect template.
-* **reconstruction**: a decoder from embeddings to small pictures, taught on other people of other domains, is given the prototypes. How much nearer
-  to the person is the picture than a picture made of another remembered person's prototype, and does it find its person?
+* **membership**: an attacker who has a crop of somebody asks whether that person was in the training set. Score: the
+  crop's likeness to the nearest prototype. Compared with the model alone, as a run without a memory has it (the
+  classifier's confidence) and as a bundle has it (how little the embedding of a crop changes when it is mirrored).
+  Members are shown by the very crops that were trained on, and by others of the same people.
+* **likeness**: whether a prototype finds its person among everybody remembered, by crops that were not trained on. 100
+  % would be a perfect template.
+* **reconstruction**: a decoder from embeddings to small pictures, taught on other people of other domains, is given the
+  prototypes. How much nearer to the person is the picture than a picture made of another remembered person's prototype,
+  and does it find its person?
 """
 
 from __future__ import annotations
@@ -42,13 +46,18 @@ from reid.config import build_config
 from reid.run import Run
 
 DRAWN = {
-    "model": {"backbone": "resnet10t", "weights": "none", "dim": 256}, "crop": {"height": 64, "width": 32},
-    "train": {"iterations": 80, "lr": 2e-3, "identities": 12, "instances": 4}, "augment": {"erase": 0.0}, "method": "dkp",
-}  # fmt: skip
+    "model": {"backbone": "resnet10t", "weights": "none", "dim": 256},
+    "crop": {"height": 64, "width": 32},
+    "train": {"iterations": 80, "lr": 2e-3, "identities": 12, "instances": 4},
+    "augment": {"erase": 0.0},
+    "method": "dkp",
+}
 REAL = {
-    "model": {"backbone": "mobilenetv2_100"}, "crop": {"height": 128, "width": 64}, "method": "dkp",
+    "model": {"backbone": "mobilenetv2_100"},
+    "crop": {"height": 128, "width": 64},
+    "method": "dkp",
     "train": {"iterations": 40, "identities": 12, "instances": 3},
-}  # fmt: skip
+}
 WEIGHTS = "mobilenetv2_100.person.fp16.safetensors"
 SMALL = (32, 16)
 """Rows and columns of the reconstructed pictures."""
@@ -57,11 +66,13 @@ DECODED = 1500
 BOOTSTRAP = 1000
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- the parts
+# ------------------------------------------------------------------------------------------------------------ the parts
 
 
 def held_back(domain: Domain) -> tuple[Domain, Domain]:
-    """The domain with the last crop of each train identity that has three or more taken out of train, and one whose train split is what was taken."""
+    """The domain with the last crop of each train identity that has three or more taken out of train, and one whose
+    train split is what was taken.
+    """
     pids = domain.train.pids
     last = np.array([np.flatnonzero(pids == pid)[-1] for pid in np.unique(pids[pids >= 0]) if (pids == pid).sum() >= 3])
     mask = np.isin(np.arange(len(pids)), last)
@@ -78,7 +89,10 @@ def auc(inside: Float32s, outside: Float32s) -> dict[str, Any]:
 
     draw = np.random.default_rng(26)
     samples = [area(draw.choice(inside, len(inside)), draw.choice(outside, len(outside))) for _ in range(BOOTSTRAP)]
-    return {"auc": round(area(inside, outside), 1), "interval": [round(float(bound), 1) for bound in np.percentile(samples, (2.5, 97.5))]}
+    return {
+        "auc": round(area(inside, outside), 1),
+        "interval": [round(float(bound), 1) for bound in np.percentile(samples, (2.5, 97.5))],
+    }
 
 
 def unit(vectors: Float32s) -> Float32s:
@@ -88,13 +102,19 @@ def unit(vectors: Float32s) -> Float32s:
 def likelihood(vectors: Float32s, found: DistributionPrototypes) -> Float32s:
     """Log-likelihood of each vector under the nearest stored Gaussian, ``[N]``."""
     spread = np.maximum(found.spread, 1e-3)
-    return np.asarray([(-0.5 * np.square((vector - found.mean) / spread) - np.log(spread)).sum(1).max() for vector in vectors], np.float32)
+    return np.asarray(
+        [(-0.5 * np.square((vector - found.mean) / spread) - np.log(spread)).sum(1).max() for vector in vectors],
+        np.float32,
+    )
 
 
 def membership(run: Run, taught: Domain, other: Domain, outside: CropStore) -> dict[str, Any]:
     """AUC of every attack, for the very crops that were trained on and for other crops of the same people."""
     spec = run.config.crop.spec()
-    stores = {"trained crops": CropStore.decode(taught, taught.train, spec), "other crops": CropStore.decode(other, other.train, spec)}
+    stores = {
+        "trained crops": CropStore.decode(taught, taught.train, spec),
+        "other crops": CropStore.decode(other, other.train, spec),
+    }
     found = DistributionPrototypes.from_arrays(run.memories()[0].arrays)
     assert found is not None
     embed, (model, _) = run.embedder(1), run.model(1)
@@ -107,11 +127,14 @@ def membership(run: Run, taught: Domain, other: Domain, outside: CropStore) -> d
         "memory: cosine to the nearest prototype": lambda crops: (embed(crops) @ unit(found.mean).T).max(1),
         "memory: likelihood under the nearest Gaussian": lambda crops: likelihood(embed(crops), found),
         "run without memory: confidence of the classifier": confidence,
-        "bundle: likeness of a crop and its mirror image": lambda crops: (embed(crops) * embed(np.ascontiguousarray(crops[:, :, ::-1]))).sum(1),
+        "bundle: likeness of a crop and its mirror image": lambda crops: (
+            embed(crops) * embed(np.ascontiguousarray(crops[:, :, ::-1]))
+        ).sum(1),
     }
     strangers = {name: attack(outside.crops) for name, attack in attacks.items()}
     return {
-        shown: {name: auc(attack(store.crops), strangers[name]) for name, attack in attacks.items()} | {"crops": len(store)}
+        shown: {name: auc(attack(store.crops), strangers[name]) for name, attack in attacks.items()}
+        | {"crops": len(store)}
         for shown, store in stores.items()
     } | {"crops of people outside": len(outside)}
 
@@ -127,10 +150,13 @@ def by_count(run: Run, taught: Domain, other: Domain, outside: CropStore) -> lis
     for count in [n for n in (1, 2, 3, 5) if n <= most]:
         means = unit(np.stack([vectors[pids == pid][:count].mean(0) for pid in people]))
         nearest = people[(asked @ means.T).argmax(1)]
-        rows.append({
-            "crops": count, "rank1": round(100 * float((nearest == fresh.split.pids).mean()), 1),
-            "membership": auc((asked @ means.T).max(1), (away @ means.T).max(1)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "crops": count,
+                "rank1": round(100 * float((nearest == fresh.split.pids).mean()), 1),
+                "membership": auc((asked @ means.T).max(1), (away @ means.T).max(1)),
+            }
+        )
     return rows
 
 
@@ -142,7 +168,12 @@ class Decoder(nn.Module):
         self.start = nn.Sequential(nn.Linear(dim, 128 * 4 * 2), nn.ReLU())
         parts: list[nn.Module] = []
         for wide, narrow in ((128, 96), (96, 64), (64, 32)):
-            parts += [nn.Upsample(scale_factor=2), nn.Conv2d(wide, narrow, 3, padding=1), nn.BatchNorm2d(narrow), nn.ReLU()]
+            parts += [
+                nn.Upsample(scale_factor=2),
+                nn.Conv2d(wide, narrow, 3, padding=1),
+                nn.BatchNorm2d(narrow),
+                nn.ReLU(),
+            ]
         self.grow = nn.Sequential(*parts, nn.Conv2d(32, 3, 3, padding=1), nn.Sigmoid())
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -175,7 +206,9 @@ def taught_decoder(vectors: Float32s, pictures: Float32s) -> Decoder:
 
 
 def ssim(left: Float32s, right: Float32s) -> Float32s:
-    """Structural similarity of pictures ``[N, 3, h, w]`` in 0..1, windows of 7×7 (Wang et al., TIP 2004); mean over each picture."""
+    """Structural similarity of pictures ``[N, 3, h, w]`` in 0..1, windows of 7×7 (Wang et al., TIP 2004); mean over
+    each picture.
+    """
     one, two = (torch.from_numpy(np.ascontiguousarray(part)) for part in (left, right))
 
     def mean(values: Tensor) -> Tensor:
@@ -188,9 +221,13 @@ def ssim(left: Float32s, right: Float32s) -> Float32s:
 
 
 def colours(pictures: Float32s) -> Float32s:
-    """Mean colour of six stripes from head to foot, middle columns: what a witness would say of clothes; ``[N, 18]``."""
+    """Mean colour of six stripes from head to foot, middle columns: what a witness would say of clothes; ``[N,
+    18]``.
+    """
     middle = pictures[:, :, 1:-1, 4:-4]
-    return np.asarray(np.stack([stripe.mean((2, 3)) for stripe in np.array_split(middle, 6, axis=2)], 1).reshape(len(pictures), -1))
+    return np.asarray(
+        np.stack([stripe.mean((2, 3)) for stripe in np.array_split(middle, 6, axis=2)], 1).reshape(len(pictures), -1)
+    )
 
 
 def show(crops: NDArray[np.uint8], pictures: list[Float32s], path: Path) -> None:
@@ -204,8 +241,12 @@ def show(crops: NDArray[np.uint8], pictures: list[Float32s], path: Path) -> None
     cv2.imwrite(str(path), sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
-def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[CropStore], picture: Path | None = None) -> dict[str, Any]:
-    """Teach a decoder on other people, and give it the prototypes; all measures are taken against crops that were not trained on."""
+def reconstruction(
+    run: Run, taught: Domain, other: Domain, elsewhere: list[CropStore], picture: Path | None = None
+) -> dict[str, Any]:
+    """Teach a decoder on other people, and give it the prototypes; all measures are taken against crops that were not
+    trained on.
+    """
     embed, spec = run.embedder(1), run.config.crop.spec()
     found = DistributionPrototypes.from_arrays(run.memories()[0].arrays)
     assert found is not None
@@ -226,7 +267,10 @@ def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[Crop
 
     def measured(pictures: Float32s) -> dict[str, float]:
         away = np.abs(colours(pictures) - colours(true)).mean(1)
-        return {"ssim": round(float(ssim(pictures, true).mean()), 3), "colour_error": round(255 * float(away.mean()), 1)}
+        return {
+            "ssim": round(float(ssim(pictures, true).mean()), 3),
+            "colour_error": round(255 * float(away.mean()), 1),
+        }
 
     def rank1(given: Float32s, held: Float32s) -> float:
         nearest = np.square(given[:, None] - held[None]).sum(2).argmin(1)
@@ -244,24 +288,44 @@ def reconstruction(run: Run, taught: Domain, other: Domain, elsewhere: list[Crop
 
     centred = colours(true).mean(0)
     return {
-        "people": len(seen), "decoder taught on crops": len(crops), "chance_rank1": chance,
+        "people": len(seen),
+        "decoder taught on crops": len(crops),
+        "chance_rank1": chance,
         "from the prototype": measured(drawn[rows]),
         "from another person's prototype": measured(drawn[shift]),
         "the mean picture of the decoder's own people": measured(plain),
         "from the crop's own embedding": measured(best),
         "rank1 of the prototype itself": finds(unit(found.mean[seen]), embed(fresh.crops)),
         "rank1 of the picture, by the model": finds(again, embed(fresh.crops)),
-        "rank1 of the picture, by colours": round(100 * float(
-            (owner[np.square((colours(drawn[seen]) - colours(drawn[seen]).mean(0))[:, None] - (colours(true) - centred)[None]).sum(2).argmin(1)]
-             == np.arange(len(seen))).mean()), 1),
-        "nearer to the person than another's, by SSIM": round(100 * float((ssim(drawn[rows], true) > ssim(drawn[shift], true)).mean()), 1),
-    }  # fmt: skip
+        "rank1 of the picture, by colours": round(
+            100
+            * float(
+                (
+                    owner[
+                        np.square(
+                            (colours(drawn[seen]) - colours(drawn[seen]).mean(0))[:, None]
+                            - (colours(true) - centred)[None]
+                        )
+                        .sum(2)
+                        .argmin(1)
+                    ]
+                    == np.arange(len(seen))
+                ).mean()
+            ),
+            1,
+        ),
+        "nearer to the person than another's, by SSIM": round(
+            100 * float((ssim(drawn[rows], true) > ssim(drawn[shift], true)).mean()), 1
+        ),
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- the studies
+# ---------------------------------------------------------------------------------------------------------- the studies
 
 
-def study(folder: Path, domain: Domain, settings: dict[str, Any], elsewhere: list[Domain], picture: Path | None = None) -> dict[str, Any]:
+def study(
+    folder: Path, domain: Domain, settings: dict[str, Any], elsewhere: list[Domain], picture: Path | None = None
+) -> dict[str, Any]:
     """Learn one domain and attack it."""
     taught, other = held_back(domain)
     run = Run.create(folder, build_config(settings))
@@ -272,12 +336,16 @@ def study(folder: Path, domain: Domain, settings: dict[str, Any], elsewhere: lis
     stores = [CropStore.decode(site, split, spec) for site in elsewhere for _, split in site.splits() if len(split)]
     memory = run.memories()[0]
     return {
-        "domain": domain.name, "people": len(run.steps[1].card["classes"]), "train_crops": len(taught.train), "memory_bytes": memory.bytes,
-        "settings": settings["method"], "iterations": run.config.train.iterations,
+        "domain": domain.name,
+        "people": len(run.steps[1].card["classes"]),
+        "train_crops": len(taught.train),
+        "memory_bytes": memory.bytes,
+        "settings": settings["method"],
+        "iterations": run.config.train.iterations,
         "membership": membership(run, taught, other, outside),
         "by_count": by_count(run, taught, other, outside),
         "reconstruction": reconstruction(run, taught, other, stores, picture),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -295,7 +363,8 @@ def main() -> None:
         root = Path(scratch)
         site = make_domain(root / "plaza", "plaza", identities=120, cameras=3, per_camera=2, seed=3)
         others = [
-            make_domain(root / style, style, identities=150, cameras=2, per_camera=2, seed=40 + n) for n, style in enumerate(("corridor", "station"))
+            make_domain(root / style, style, identities=150, cameras=2, per_camera=2, seed=40 + n)
+            for n, style in enumerate(("corridor", "station"))
         ]
         results["drawn"] = study(root / "drawn", site, DRAWN, others, options.picture)
         print(json.dumps(results["drawn"], indent=1), flush=True)

@@ -1,10 +1,11 @@
-"""Twenty drawn domains in a row through one hypernetwork: what each adds in bytes and seconds, and whether old adapters hold.
+"""Twenty drawn domains in a row through one hypernetwork: what each adds in bytes and seconds, and whether old adapters
+hold.
 
     python -m benchmarks.many_domains [--domains 20] [--method hyper_default] [--look-ahead] [--save]
     python -m benchmarks.many_domains --run runs/site      # the curves of a run that is there
 
-For every learned domain and every later step: how far its adapter is from what it was when just learned, relative to its length, and percent mAP
-through its own route. Drawn sites: a style, other people and other cameras each time.
+For every learned domain and every later step: how far its adapter is from what it was when just learned, relative to
+its length, and percent mAP through its own route. Drawn sites: a style, other people and other cameras each time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ SHORT = {"train": {"iterations": 60, "identities": 8}}
 def drawn_sites(folder: Path, count: int) -> list[Domain]:
     """Sites of 40 people each."""
     styles = list(STYLES)
-    return [make_domain(folder / f"site{at:02d}", styles[at % len(styles)], identities=40, seed=100 + at) for at in range(count)]
+    return [
+        make_domain(folder / f"site{at:02d}", styles[at % len(styles)], identities=40, seed=100 + at)
+        for at in range(count)
+    ]
 
 
 def adapters(run: Run, step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -47,7 +51,10 @@ def adapters(run: Run, step: int) -> dict[str, dict[str, torch.Tensor]]:
         return {}
     base = sealed.kept().get(BASE) or dict(model.backbone.named_parameters())
     with torch.no_grad():
-        return {name: {key: weight - base[key] for key, weight in router.write(place).items()} for name, place in router.embeddings.items()}
+        return {
+            name: {key: weight - base[key] for key, weight in router.write(place).items()}
+            for name, place in router.embeddings.items()
+        }
 
 
 def flat(change: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -66,7 +73,9 @@ def through(run: Run, step: int, site: Domain, change: dict[str, torch.Tensor]) 
 
 
 def curves(run: Run, sites: list[Domain]) -> list[dict[str, Any]]:
-    """A row for each learned domain and each step from its own on; ``held`` is its mAP had its adapter stayed as it was first written."""
+    """A row for each learned domain and each step from its own on; ``held`` is its mAP had its adapter stayed as it was
+    first written.
+    """
     rows: list[dict[str, Any]] = []
     first: dict[str, dict[str, torch.Tensor]] = {}
     for step in range(1, len(run.steps)):
@@ -88,7 +97,8 @@ def curves(run: Run, sites: list[Domain]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]], run: Run) -> str:
     """Markdown: by step, mean over the domains learned before it."""
     lines = [
-        "| step | seconds | bytes for the domain | mean drift, % | largest, % | older domains, mAP | adapters as first written | when just learned |",
+        "| step | seconds | bytes for the domain | mean drift, % | largest, % | older domains, mAP | adapters as "
+        "first written | when just learned |",
         "|---" * 8 + "|",
     ]
     own = {row["domain"]: row["mAP"] for row in rows if row["step"] == row["learned"]}
@@ -99,15 +109,23 @@ def table(rows: list[dict[str, Any]], run: Run) -> str:
         for score in ([row["mAP"] for row in old], [row["held"] for row in old], [own[row["domain"]] for row in old]):
             cells.append(f"{np.mean(score):.2f}" if score else "–")
         train = step.card["train"]
-        lines.append(f"| {step.index} | {train['seconds'] + train['seconds_ending']:.0f} | {step.card['bytes']['memory']} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {step.index} | {train['seconds'] + train['seconds_ending']:.0f} | {step.card['bytes']['memory']} | "
+            f"{' | '.join(cells)} |"
+        )
     return "\n".join(lines)
 
 
 def looking_ahead(method: Method) -> Method:
-    """The method with a hypernetwork that holds older adapters after the step that the other losses alone would take."""
+    """The method with a hypernetwork that holds older adapters after the step that the other losses alone would
+    take.
+    """
 
     def changed(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-        return tuple({name: {**given, "look_ahead": True} if name == "hypernetwork" else given for name, given in entry.items()} for entry in entries)
+        return tuple(
+            {name: {**given, "look_ahead": True} if name == "hypernetwork" else given for name, given in entry.items()}
+            for entry in entries
+        )
 
     return method.model_copy(update={"terms": changed(method.terms), "adapter": changed(method.adapter)})
 
@@ -117,7 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", type=int, default=20)
     parser.add_argument("--method", default="hyper_default")
-    parser.add_argument("--look-ahead", action="store_true", help="hold older adapters after the step that the other losses would take")
+    parser.add_argument(
+        "--look-ahead", action="store_true", help="hold older adapters after the step that the other losses would take"
+    )
     parser.add_argument("--run", type=Path)
     parser.add_argument("--save", action="store_true", help="keep the curves in benchmarks/results/many_domains.json")
     options = parser.parse_args()
@@ -137,8 +157,19 @@ def main() -> None:
         print(table(rows, run))
         if options.save:
             name = "many_domains_look_ahead" if options.look_ahead else "many_domains"
-            record(name, {"method": method.model_dump(mode="json"), "domains": len(sites), "rows": rows, "steps": [dict(step.card["bytes"]) | {
-                "seconds": step.card["train"]["seconds"] + step.card["train"]["seconds_ending"]} for step in run.steps[1:]]})  # fmt: skip
+            record(
+                name,
+                {
+                    "method": method.model_dump(mode="json"),
+                    "domains": len(sites),
+                    "rows": rows,
+                    "steps": [
+                        dict(step.card["bytes"])
+                        | {"seconds": step.card["train"]["seconds"] + step.card["train"]["seconds_ending"]}
+                        for step in run.steps[1:]
+                    ],
+                },
+            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """How well transferability foretells what one domain's model does on another, over ordered pairs of domains.
 
-    python -m benchmarks.pairs [--real]        # real train domains and drawn ones; goes on where it stopped
-    python -m benchmarks.pairs table           # rank correlations, the plain H-score beside the shrunk one, the line that reid domain relate uses
-    python -m benchmarks.pairs ship            # that line into reid/pair_study.json
+    python -m benchmarks.pairs [--real]        # real train domains and drawn ones; goes on where it stopped python -m
+    benchmarks.pairs table           # rank correlations, the plain H-score beside the shrunk one, the line that reid
+    domain relate uses python -m benchmarks.pairs ship            # that line into reid/pair_study.json
 
-For every source a model is trained from the stream's start; for every other domain its H-score on the train crops, its mAP among them and on held-out
-people (small-5-dev's for the real domains) are measured, then 40 iterations of fine-tuning from it, and the same 40 from the untrained start.
-``gain`` is the difference of the two.
+For every source a model is trained from the stream's start; for every other domain its H-score on the train crops, its
+mAP among them and on held-out people (small-5-dev's for the real domains) are measured, then 40 iterations of
+fine-tuning from it, and the same 40 from the untrained start. ``gain`` is the difference of the two.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def domains_of_study(*, real_only: bool = False) -> dict[str, Domain]:
     drawn = {}
     for number, style in enumerate(list(STYLES)[:DRAWN]):
         folder = SCRATCH / "drawn" / style
-        drawn[style] = make_domain(folder, style, identities=120, seed=number) if not folder.exists() else open_drawn(folder)
+        drawn[style] = (
+            make_domain(folder, style, identities=120, seed=number) if not folder.exists() else open_drawn(folder)
+        )
     return real | drawn
 
 
@@ -89,20 +91,34 @@ def measure(found: list[Pair], keep: Callable[[list[Pair]], None], *, real_only:
             if other == name or (name, other) in done:
                 continue
             store = run.stores.get(target, target.train)
-            known = np.isin(store.split.pids, [pid for pid, count in zip(*np.unique(store.split.pids, return_counts=True), strict=True) if count > 1])
+            known = np.isin(
+                store.split.pids,
+                [pid for pid, count in zip(*np.unique(store.split.pids, return_counts=True), strict=True) if count > 1],
+            )
             features, people = run.embedder(-1)(store.crops[known]), store.split.pids[known]
             among = target.with_held_out(set(target.identities))
             if other not in from_start:
                 from_start[other] = tuned(untrained, target, config)
             pair = {
-                "source": name, "target": other, "classes": len(np.unique(people)), "crops": len(people),
-                "h_share": h_score(features, people).share, "h_plain_share": h_score(features, people, shrunk=False).share,
-                "among": evaluate(among, run.embedder(-1), run.stores).mAP, "zero_shot": float(run.evaluate(target)["mAP"]),
-                "tuned": tuned(run, target, config), "from_start": from_start[other],
-            }  # fmt: skip
+                "source": name,
+                "target": other,
+                "classes": len(np.unique(people)),
+                "crops": len(people),
+                "h_share": h_score(features, people).share,
+                "h_plain_share": h_score(features, people, shrunk=False).share,
+                "among": evaluate(among, run.embedder(-1), run.stores).mAP,
+                "zero_shot": float(run.evaluate(target)["mAP"]),
+                "tuned": tuned(run, target, config),
+                "from_start": from_start[other],
+            }
             found.append(pair)
             keep(found)
-            print(name, other, {key: round(value, 3) for key, value in pair.items() if isinstance(value, float)}, flush=True)
+            print(
+                name,
+                other,
+                {key: round(value, 3) for key, value in pair.items() if isinstance(value, float)},
+                flush=True,
+            )
 
 
 def ranks(values: list[float]) -> Float64s:
@@ -117,7 +133,9 @@ def spearman(left: list[float], right: list[float]) -> float:
 
 
 def line(found: list[Pair]) -> dict[str, Any]:
-    """The line from H-score and mAP among train crops to zero-shot mAP; its error with the pair left out, and with the target left out."""
+    """The line from H-score and mAP among train crops to zero-shot mAP; its error with the pair left out, and with the
+    target left out.
+    """
     inputs = np.array([regressors(pair["h_share"], pair["among"]) for pair in found])
     wanted = np.array([pair["zero_shot"] for pair in found])
 
@@ -144,12 +162,19 @@ def real_pairs(found: list[Pair]) -> list[Pair]:
 
 def table(found: list[Pair]) -> str:
     """Markdown."""
-    lines = ["| pairs | number | what foretells | with gain | with zero-shot mAP | with gain, within a target |", "|---" * 6 + "|"]
+    lines = [
+        "| pairs | number | what foretells | with gain | with zero-shot mAP | with gain, within a target |",
+        "|---" * 6 + "|",
+    ]
     for name, wanted in (("all", found), ("real", real_pairs(found))):
         if len(wanted) < 4:
             continue
         gain = [pair["tuned"] - pair["from_start"] for pair in wanted]
-        for key, title in (("h_share", "H-score, shrunk"), ("h_plain_share", "H-score, plain"), ("among", "mAP among train crops")):
+        for key, title in (
+            ("h_share", "H-score, shrunk"),
+            ("h_plain_share", "H-score, plain"),
+            ("among", "mAP among train crops"),
+        ):
             values = [pair[key] for pair in wanted]
             within = []
             for target in sorted({pair["target"] for pair in wanted}):

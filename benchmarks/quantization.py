@@ -3,9 +3,10 @@
     python -m benchmarks.quantization                      # ResNet-50 and ViT-tiny at 256x128, MobileNetV2 at 128x64
     python -m benchmarks.quantization --backbones resnet50 --batch 32 --repeats 15
 
-Runs alternate, and each ratio is of the medians within this one process. Weights are drawn at random and crops are drawn people: neither changes how
-long a graph takes. The processor should have VNNI (`avx512_vnni` or `avx_vnni` among its flags). MobileNetV2 is measured once more with the eight
-layers in float32 that cost most, which is what `reid export --int8` may have to do for it.
+Runs alternate, and each ratio is of the medians within this one process. Weights are drawn at random and crops are
+drawn people: neither changes how long a graph takes. The processor should have VNNI (`avx512_vnni` or `avx_vnni` among
+its flags). MobileNetV2 is measured once more with the eight layers in float32 that cost most, which is what `reid
+export --int8` may have to do for it.
 """
 
 from __future__ import annotations
@@ -77,21 +78,38 @@ def main() -> None:
         graphs, left = {"fp32": full, "int8": quantiser.quantised()}, {"int8": 0}
         if backbone in LEFT_OUT:
             name = f"int8, {LEFT_OUT[backbone]} left out"
-            graphs[name] = quantiser.quantised([item.layer for item in quantiser.blame(crops[:8])[: LEFT_OUT[backbone]]])
+            graphs[name] = quantiser.quantised(
+                [item.layer for item in quantiser.blame(crops[:8])[: LEFT_OUT[backbone]]]
+            )
             left[name] = LEFT_OUT[backbone]
         for batch in (1, options.batch):
             seconds = compare(graphs, np.ascontiguousarray(crops[:batch]), options.repeats, options.threads)
             for name, count in left.items():
-                cosine = float(np.einsum("nd,nd->n", answers(session(graphs[name], options.threads), crops[:16]), wanted).min())
-                rows.append({
-                    "backbone": backbone, "crop": [height, width], "batch": batch, "layers": len(quantiser.layers), "left_out": count,
-                    "fp32_per_second": round(batch / seconds["fp32"], 1), "int8_per_second": round(batch / seconds[name], 1),
-                    "ratio": round(seconds["fp32"] / seconds[name], 2), "cosine": round(cosine, 5),
-                    "megabytes": [round(len(graphs[which]) / 1e6, 1) for which in ("fp32", name)],
-                })  # fmt: skip
+                cosine = float(
+                    np.einsum("nd,nd->n", answers(session(graphs[name], options.threads), crops[:16]), wanted).min()
+                )
+                rows.append(
+                    {
+                        "backbone": backbone,
+                        "crop": [height, width],
+                        "batch": batch,
+                        "layers": len(quantiser.layers),
+                        "left_out": count,
+                        "fp32_per_second": round(batch / seconds["fp32"], 1),
+                        "int8_per_second": round(batch / seconds[name], 1),
+                        "ratio": round(seconds["fp32"] / seconds[name], 2),
+                        "cosine": round(cosine, 5),
+                        "megabytes": [round(len(graphs[which]) / 1e6, 1) for which in ("fp32", name)],
+                    }
+                )
                 row = rows[-1]
-                speeds = f"fp32 {row['fp32_per_second']:8.1f}/s  int8 {row['int8_per_second']:8.1f}/s  x{row['ratio']:.2f}"
-                print(f"{backbone:22} {height}x{width} batch {batch:2} {name:18} {speeds}  cosine {cosine:.4f}", flush=True)
+                speeds = (
+                    f"fp32 {row['fp32_per_second']:8.1f}/s  int8 {row['int8_per_second']:8.1f}/s  x{row['ratio']:.2f}"
+                )
+                print(
+                    f"{backbone:22} {height}x{width} batch {batch:2} {name:18} {speeds}  cosine {cosine:.4f}",
+                    flush=True,
+                )
     record("quantization", {"flags": vnni(), "threads": options.threads, "repeats": options.repeats, "rows": rows})
 
 

@@ -1,8 +1,9 @@
-"""Time and memory of ranking scores: Market-1501's size with similarities given, MSMT17's size from features, and k-reciprocal re-ranking.
+"""Time and memory of ranking scores: Market-1501's size with similarities given, MSMT17's size from features, and
+k-reciprocal re-ranking.
 
-Run with ``OMP_NUM_THREADS=1 python benchmarks/ranking.py [--rerank]``. The data are random, with labels distributed as in those sets. Each part has a
-process of its own, so that its peak memory is its own. torchreid's compiled ranker is not run here: its time is the one given on the command line, to
-be measured on the same machine.
+Run with ``OMP_NUM_THREADS=1 python benchmarks/ranking.py [--rerank]``. The data are random, with labels distributed as
+in those sets. Each part has a process of its own, so that its peak memory is its own. torchreid's compiled ranker is
+not run here: its time is the one given on the command line, to be measured on the same machine.
 """
 
 import argparse
@@ -75,7 +76,10 @@ def msmt17():
     held = peak_mb()
     seconds, scores = best(lambda: score_domain(left, right, query, gallery), 1)
     print(f"\nMSMT17's size, {len(query)} × {len(gallery)}, 512-d features: {seconds:.1f} s, mAP {scores.mAP:.2f}")
-    print(f"  peak memory above the start: {peak_mb() - before:.0f} MB, of which scoring itself {peak_mb() - held:.0f} MB (allowed: 1000 MB)")
+    print(
+        f"  peak memory above the start: {peak_mb() - before:.0f} MB, of which scoring itself {peak_mb() - held:.0f} "
+        "MB (allowed: 1000 MB)"
+    )
 
 
 def market(repeats, torchreid):
@@ -123,7 +127,9 @@ def alone(part, *arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of the fast ranker (default 5)")
-    parser.add_argument("--torchreid", type=float, default=3.5, help="seconds torchreid's Cython ranker takes here (default 3.5)")
+    parser.add_argument(
+        "--torchreid", type=float, default=3.5, help="seconds torchreid's Cython ranker takes here (default 3.5)"
+    )
     parser.add_argument("--rerank", action="store_true", help="time re-ranking too")
     options = parser.parse_args()
     alone(market, options.repeats, options.torchreid)

@@ -1,14 +1,17 @@
 """What refinements at query time bring, what they cost, and whether calibrated thresholds hold, on real domains.
 
-    python -m benchmarks.refining [--save]        # needs LIFELONG_REID_DATA, and the two ready-made encoders in ../weights beside it
+    python -m benchmarks.refining [--save]        # needs LIFELONG_REID_DATA, and the two ready-made encoders in
+    ../weights beside it
 
-Two person encoders as they can be had, never trained here: retail-0277 (strong) and OSNet x0.25 from MSMT17 (an edge model). The test splits are used
-for measuring alone; all parameters are the published ones: k-reciprocal k1 = 20, k2 = 6, λ = 0.3; expansion by 5 matches with α = 3. ``closed set``
-is re-ranking as papers do it, over all queries and the whole gallery at once, which a live gallery can't do.
+Two person encoders as they can be had, never trained here: retail-0277 (strong) and OSNet x0.25 from MSMT17 (an edge
+model). The test splits are used for measuring alone; all parameters are the published ones: k-reciprocal k1 = 20, k2 =
+6, λ = 0.3; expansion by 5 matches with α = 3. ``closed set`` is re-ranking as papers do it, over all queries and the
+whole gallery at once, which a live gallery can't do.
 
-Times are processor time of one query for ten matches in a gallery of that domain, embedding aside: the median of 50. "Covered" counts over 20 seeds
-of the halves how often the interval of the measured rate holds the chosen one; it speaks of the half that measures alone, while the threshold
-itself varies with the half that chose it, so fewer than 19 are to be expected.
+Times are processor time of one query for ten matches in a gallery of that domain, embedding aside: the median of 50.
+"Covered" counts over 20 seeds of the halves how often the interval of the measured rate holds the chosen one; it speaks
+of the half that measures alone, while the threshold itself varies with the half that chose it, so fewer than 19 are to
+be expected.
 """
 
 from __future__ import annotations
@@ -50,11 +53,19 @@ FLOOR_DOMAIN = "prid2011"
 """Where the least score of an expansion is calibrated: a domain that is not measured here."""
 
 ENCODERS: dict[str, dict[str, Any]] = {
-    "retail-0277": {"file": "person-reidentification-retail-0277.onnx", "bgr": True, "mean": [0, 0, 0], "scale": [1, 1, 1]},
-    "OSNet x0.25": {
-        "file": "osnet_x0_25_msmt17.onnx", "bgr": False, "mean": [123.675, 116.28, 103.53], "scale": [1 / 58.395, 1 / 57.12, 1 / 57.375],
+    "retail-0277": {
+        "file": "person-reidentification-retail-0277.onnx",
+        "bgr": True,
+        "mean": [0, 0, 0],
+        "scale": [1, 1, 1],
     },
-}  # fmt: skip
+    "OSNet x0.25": {
+        "file": "osnet_x0_25_msmt17.onnx",
+        "bgr": False,
+        "mean": [123.675, 116.28, 103.53],
+        "scale": [1 / 58.395, 1 / 57.12, 1 / 57.375],
+    },
+}
 DOMAINS = ("viper", "3dpes", "caviar4reid")
 
 
@@ -79,21 +90,29 @@ def bundle_of(name: str, folder: Path) -> Path:
     dim = graph.output[0].type.tensor_type.shape.dim[1].dim_value
     after = helper.make_node("LpNormalization", [graph.output[0].name], ["embeddings"], axis=1, p=2)
     whole = helper.make_graph(
-        [*before, *graph.node, after], "encoder",
+        [*before, *graph.node, after],
+        "encoder",
         [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["N", HEIGHT, WIDTH, 3])],
         [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["N", dim])],
         [*graph.initializer, *(numpy_helper.from_array(value, key) for key, value in constants.items())],
-    )  # fmt: skip
+    )
     data = helper.make_model(whole, opset_imports=model.opset_import, ir_version=model.ir_version).SerializeToString()
     golden = golden_crops(16, height=HEIGHT, width=WIDTH)
     import onnxruntime
 
     embeddings = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"crops": golden})[0]
     body = {
-        "feature_space": content_id(spec), "dim": dim, "crop": {"height": HEIGHT, "width": WIDTH, "resize": "area"}, "backbone": name,
-        "precision": "fp32", "step": 0, "domains": [], "method": "none", "parity": {"16": 1.0},
+        "feature_space": content_id(spec),
+        "dim": dim,
+        "crop": {"height": HEIGHT, "width": WIDTH, "resize": "area"},
+        "backbone": name,
+        "precision": "fp32",
+        "step": 0,
+        "domains": [],
+        "method": "none",
+        "parity": {"16": 1.0},
         "licences": {"weights": "see origin", "data": "see origin"},
-    }  # fmt: skip
+    }
     write_bundle(folder, model_onnx=data, golden=Golden(golden, embeddings), card=f"# {name}\n", body=body, parent=None)
     return folder
 
@@ -107,7 +126,9 @@ class Remembering:
         self._known: dict[Path, Float32s] = {}
         if self._kept.is_file():
             with np.load(self._kept, allow_pickle=False) as kept:
-                self._known = {Path(name): vector for name, vector in zip(kept["paths"].tolist(), kept["vectors"], strict=True)}
+                self._known = {
+                    Path(name): vector for name, vector in zip(kept["paths"].tolist(), kept["vectors"], strict=True)
+                }
 
     def files(self, paths: list[Path]) -> tuple[Float32s, list[Skipped]]:
         """As the encoder's; every image must be readable."""
@@ -117,7 +138,11 @@ class Remembering:
             if skipped:
                 raise DataError(skipped[0].reason)
             self._known.update(zip(new, np.asarray(vectors), strict=True))
-            np.savez(self._kept, paths=np.array([str(path) for path in self._known]), vectors=np.stack(list(self._known.values())))
+            np.savez(
+                self._kept,
+                paths=np.array([str(path) for path in self._known]),
+                vectors=np.stack(list(self._known.values())),
+            )
         return np.stack([self._known[path] for path in paths]), []
 
 
@@ -129,9 +154,13 @@ class Site:
         self.query, self.held = (encoder.files(domain.files(split))[0] for split in (domain.query, domain.gallery))
         self.labels = Labels.from_split(domain.query), Labels.from_split(domain.gallery)
         self.gallery = Gallery.create(folder, self.held.shape[1], encoder.encoder.feature_space)
-        self.gallery.add(self.held, [domain.cameras[camera] for camera in domain.gallery.camids], list(domain.gallery.paths))
+        self.gallery.add(
+            self.held, [domain.cameras[camera] for camera in domain.gallery.camids], list(domain.gallery.paths)
+        )
 
-    def ranking(self, vectors: Float32s, refinement: Refinement, groups: list[NDArray[np.intp]] | None = None) -> tuple[Float32s, float]:
+    def ranking(
+        self, vectors: Float32s, refinement: Refinement, groups: list[NDArray[np.intp]] | None = None
+    ) -> tuple[Float32s, float]:
         """Minus the ranks ``[Q, G]`` of all entries, and median milliseconds per query."""
         queries = [vectors[group] for group in groups] if groups else list(vectors)
         places, times = np.empty((len(queries), len(self.held)), np.float32), []
@@ -146,7 +175,9 @@ class Site:
 
     def scores(self, places: Float32s, queries: Labels | None = None) -> Scores:
         """Score a ranking under the domain's camera rule."""
-        return score_similarities(places, queries or self.labels[0], self.labels[1], same_camera=self.domain.same_camera)
+        return score_similarities(
+            places, queries or self.labels[0], self.labels[1], same_camera=self.domain.same_camera
+        )
 
 
 def refinements(floor: float) -> dict[str, Refinement]:
@@ -170,7 +201,8 @@ def single(site: Site, floor: float) -> Iterator[dict[str, Any]]:
 
 
 def several(site: Site, count: int) -> list[dict[str, Any]]:
-    """Groups of ``count`` query images of one person and camera, each image in one group: alone, by the mean, by the greatest cosine.
+    """Groups of ``count`` query images of one person and camera, each image in one group: alone, by the mean, by the
+    greatest cosine.
 
     ``fpr`` is the share of impostor pairs that reach the score which 1 % of single images' impostor pairs reach.
     """
@@ -186,18 +218,36 @@ def several(site: Site, count: int) -> list[dict[str, Any]]:
     similarity = site.query @ site.held.T
     level = impostor_levels(
         lambda: pair_blocks(site.query, site.held, *site.labels, same_camera=site.domain.same_camera),
-        count_pairs(*site.labels, same_camera=site.domain.same_camera).impostor, [0.01],
-    )[0]  # fmt: skip
+        count_pairs(*site.labels, same_camera=site.domain.same_camera).impostor,
+        [0.01],
+    )[0]
     strangers = who.pids[:, None] != site.labels[1].pids
-    merged: dict[str, Callable[[Float32s], Float32s]] = {"mean": lambda rows: rows.mean(axis=0), "max": lambda rows: rows.max(axis=0)}
+    merged: dict[str, Callable[[Float32s], Float32s]] = {
+        "mean": lambda rows: rows.mean(axis=0),
+        "max": lambda rows: rows.max(axis=0),
+    }
     alone, milliseconds = site.ranking(site.query[members], Refinement())
-    found = [{"query": f"each of {count} images alone", "groups": len(groups), "ms": milliseconds, "fpr": 0.01,
-              **_both(site.scores(alone, Labels(query.pids[members], query.camids[members])))}]  # fmt: skip
+    found = [
+        {
+            "query": f"each of {count} images alone",
+            "groups": len(groups),
+            "ms": milliseconds,
+            "fpr": 0.01,
+            **_both(site.scores(alone, Labels(query.pids[members], query.camids[members]))),
+        }
+    ]
     for how, merge in merged.items():
         places, milliseconds = site.ranking(site.query, Refinement(together=how), groups)  # type: ignore[arg-type]
         reached = np.stack([merge(similarity[group]) for group in groups])[strangers] > level
-        found.append({"query": f"{count} images by their {how}", "groups": len(groups), "ms": milliseconds, "fpr": float(reached.mean()),
-                      **_both(site.scores(places, who))})  # fmt: skip
+        found.append(
+            {
+                "query": f"{count} images by their {how}",
+                "groups": len(groups),
+                "ms": milliseconds,
+                "fpr": float(reached.mean()),
+                **_both(site.scores(places, who)),
+            }
+        )
     return found
 
 
@@ -209,9 +259,12 @@ def calibrated(encoder: Remembering, site: Site, fpr: float, seeds: int = 20) ->
         return {"fpr": fpr, "refused": str(error)}
     rates, scores = [one.measured_fpr for one in found], [one.score for one in found]
     return {
-        **found[0].to_dict(), "seeds": seeds, "mean_measured_fpr": float(np.mean([rate.value for rate in rates])),
-        "covered": sum(rate.low <= fpr <= rate.high for rate in rates), "scores": [min(scores), max(scores)],
-    }  # fmt: skip
+        **found[0].to_dict(),
+        "seeds": seeds,
+        "mean_measured_fpr": float(np.mean([rate.value for rate in rates])),
+        "covered": sum(rate.low <= fpr <= rate.high for rate in rates),
+        "scores": [min(scores), max(scores)],
+    }
 
 
 def carried(sites: dict[str, Site], thresholds: dict[str, float]) -> list[dict[str, Any]]:
@@ -220,7 +273,9 @@ def carried(sites: dict[str, Site], thresholds: dict[str, float]) -> list[dict[s
     for chosen, score in thresholds.items():
         for name, site in sites.items():
             reached = pairs = 0
-            for _, similarity, _, strangers in pair_blocks(site.query, site.held, *site.labels, same_camera=site.domain.same_camera):
+            for _, similarity, _, strangers in pair_blocks(
+                site.query, site.held, *site.labels, same_camera=site.domain.same_camera
+            ):
                 reached, pairs = reached + int((similarity[strangers] >= score).sum()), pairs + int(strangers.sum())
             rows.append({"calibrated_on": chosen, "used_on": name, "score": score, "fpr": reached / pairs})
     return rows
@@ -235,13 +290,21 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     encoder = Remembering(Encoder.load(bundle_of(name, folder / "bundle"), threads=1))
     sites = {each: Site(domains.open(DATA / each), encoder, folder / each) for each in (*DOMAINS, FLOOR_DOMAIN)}
     thresholds = {each: calibrate(encoder, site.domain).score for each, site in sites.items()}  # type: ignore[arg-type]
-    result: dict[str, Any] = {"single": {}, "several": {}, "calibrated": {}, "open_set": {}, "carried": carried(sites, thresholds)}
+    result: dict[str, Any] = {
+        "single": {},
+        "several": {},
+        "calibrated": {},
+        "open_set": {},
+        "carried": carried(sites, thresholds),
+    }
     for each in DOMAINS:
         site = sites[each]
         result["single"][each] = list(single(site, thresholds[FLOOR_DOMAIN]))
         result["several"][each] = [row for count in (2, 5) for row in several(site, count)]
         result["calibrated"][each] = [calibrated(encoder, site, fpr) for fpr in (1e-2, 1e-3)]
-        result["open_set"][each] = open_set(site.query, site.held, *site.labels, same_camera=site.domain.same_camera).to_dict()
+        result["open_set"][each] = open_set(
+            site.query, site.held, *site.labels, same_camera=site.domain.same_camera
+        ).to_dict()
     for site in sites.values():
         site.gallery.close()
     return result
@@ -260,7 +323,10 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
         ]
         for number, row in enumerate(result["single"][DOMAINS[0]]):
             cells = [result["single"][each][number] for each in DOMAINS]
-            shown = [f"{cell['mAP']:.1f} / {cell['rank1']:.1f}" + (f", {cell['ms']:.1f}" if cell["ms"] else "") for cell in cells]
+            shown = [
+                f"{cell['mAP']:.1f} / {cell['rank1']:.1f}" + (f", {cell['ms']:.1f}" if cell["ms"] else "")
+                for cell in cells
+            ]
             lines.append(f"| {row['ranking']} | {' | '.join(shown)} |")
         lines += ["", "| domain | query | groups | mAP | rank-1 | ms | FPR |", "|---" * 7 + "|"]
         for each in DOMAINS:
@@ -275,13 +341,20 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
                     f"{100 * row['fpr']:.2f} %",
                 ]
                 lines.append(f"| {' | '.join(map(str, cells))} |")
-        lines += ["", "| domain | FPR chosen | score | FPR measured | TPR measured | mean over seeds | covered |", "|---" * 7 + "|"]
+        lines += [
+            "",
+            "| domain | FPR chosen | score | FPR measured | TPR measured | mean over seeds | covered |",
+            "|---" * 7 + "|",
+        ]
         for each in DOMAINS:
             for row in result["calibrated"][each]:
                 if "refused" in row:
                     lines.append(f"| {each} | {100 * row['fpr']:g} % | refused: {row['refused']} | | | | |")
                     continue
-                rates = ["{:.2f} ({:.2f} to {:.2f})".format(*(100 * value for value in row[key])) for key in ("measured_fpr", "measured_tpr")]
+                rates = [
+                    "{:.2f} ({:.2f} to {:.2f})".format(*(100 * value for value in row[key]))
+                    for key in ("measured_fpr", "measured_tpr")
+                ]
                 cells = [
                     each,
                     f"{100 * row['fpr']:g} %",
@@ -292,10 +365,16 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
                 ]
                 lines.append(f"| {' | '.join(cells)} |")
         names = [*DOMAINS, FLOOR_DOMAIN]
-        lines += ["", f"| calibrated at 0.1 % on | score | FPR (%) on {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+        lines += [
+            "",
+            f"| calibrated at 0.1 % on | score | FPR (%) on {' | '.join(names)} |",
+            "|---" * (2 + len(names)) + "|",
+        ]
         for chosen in names:
             rows = [row for row in result["carried"] if row["calibrated_on"] == chosen]
-            lines.append(f"| {chosen} | {rows[0]['score']:.3f} | {' | '.join(format(100 * row['fpr'], '.3f') for row in rows)} |")
+            lines.append(
+                f"| {chosen} | {rows[0]['score']:.3f} | {' | '.join(format(100 * row['fpr'], '.3f') for row in rows)} |"
+            )
         for each in DOMAINS:
             lines += ["", f"{each} {result['open_set'][each]}"]
     return "\n".join(lines)

@@ -1,9 +1,11 @@
-"""A real ``reid serve`` under mixed load at 80 % of what it can do: latencies, errors, memory at the start and at the end.
+"""A real ``reid serve`` under mixed load at 80 % of what it can do: latencies, errors, memory at the start and at the
+end.
 
-Run with ``python -m benchmarks.serving --seconds 60`` (1800 for the long soak). The model is untrained, for its speed does not depend on training;
-the gallery holds random vectors; the queries are blocks of colour. Capacity is measured first, by callers who ask again as soon as they are
-answered. Then requests come at random times at 80 % of it, whether the service keeps up or not, and a latency counts from the time that a request
-was due. Client and server share the machine: on few cores the client costs the server some of its capacity.
+Run with ``python -m benchmarks.serving --seconds 60`` (1800 for the long soak). The model is untrained, for its speed
+does not depend on training; the gallery holds random vectors; the queries are blocks of colour. Capacity is measured
+first, by callers who ask again as soon as they are answered. Then requests come at random times at 80 % of it, whether
+the service keeps up or not, and a latency counts from the time that a request was due. Client and server share the
+machine: on few cores the client costs the server some of its capacity.
 """
 
 import argparse
@@ -47,13 +49,20 @@ def prepare(folder, backbone, entries):
         for start in range(0, entries, 4096):
             vectors = rng.normal(size=(min(4096, entries - start), bundle.dim)).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            gallery.add(vectors, camera=[f"c{row % 8}" for row in range(len(vectors))], source=[f"s{start + row}" for row in range(len(vectors))])
+            gallery.add(
+                vectors,
+                camera=[f"c{row % 8}" for row in range(len(vectors))],
+                source=[f"s{start + row}" for row in range(len(vectors))],
+            )
 
 
 def pictures():
     """JPEG files of coloured blocks; as costly to decode and embed as people are."""
     rng = np.random.default_rng(1)
-    return [cv2.imencode(".jpg", cv2.resize(rng.integers(0, 256, (16, 8, 3), np.uint8), (128, 256)))[1].tobytes() for _ in range(64)]
+    return [
+        cv2.imencode(".jpg", cv2.resize(rng.integers(0, 256, (16, 8, 3), np.uint8), (128, 256)))[1].tobytes()
+        for _ in range(64)
+    ]
 
 
 class Caller:
@@ -74,8 +83,15 @@ class Caller:
             else:
                 return self.send("DELETE", "/v1/entries?" + "&".join(f"ids={number}" for number in ids))[0]
         fields = {"reason": "benchmark", "top": "10"} if kind == "query" else {"camera": "c1"}
-        parts = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
-        parts.append(b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n' + random.choice(self.images) + b"\r\n--x--\r\n")
+        parts = [
+            f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+            for name, value in fields.items()
+        ]
+        parts.append(
+            b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+            + random.choice(self.images)
+            + b"\r\n--x--\r\n"
+        )
         status, body = self.send("POST", "/v1/query" if kind == "query" else "/v1/entries", b"".join(parts))
         if kind == "enrol" and status == 201:
             self.enrolled.extend(json.loads(body)["ids"])
@@ -156,7 +172,9 @@ def resident(process):
 def main():
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seconds", type=float, default=60)
-    options.add_argument("--warm", type=float, default=20, help="seconds of measuring capacity, which also warms the service up")
+    options.add_argument(
+        "--warm", type=float, default=20, help="seconds of measuring capacity, which also warms the service up"
+    )
     options.add_argument("--entries", type=int, default=20_000)
     options.add_argument("--backbone", default="mobilenetv2_100")
     options.add_argument("--save", action="store_true", help="write benchmarks/results/serving.json")
@@ -210,13 +228,25 @@ def main():
         stopped = next((line for line in lines if line["event"] == "stopped"), {})
     everything = sorted(value for values in found.values() for value in values)
     body = {
-        "seconds": round(took, 1), "backbone": chosen.backbone, "entries": chosen.entries, "mix": MIX, "cores": len(os.sched_getaffinity(0)),
-        "capacity_per_second": round(most, 1), "load_per_second": round(len(everything) / took, 1), "statuses": dict(statuses),
+        "seconds": round(took, 1),
+        "backbone": chosen.backbone,
+        "entries": chosen.entries,
+        "mix": MIX,
+        "cores": len(os.sched_getaffinity(0)),
+        "capacity_per_second": round(most, 1),
+        "load_per_second": round(len(everything) / took, 1),
+        "statuses": dict(statuses),
         "errors": sum(count for status, count in statuses.items() if status not in ("200", "201")),
         "milliseconds": {kind: centiles(values) for kind, values in {**found, "all": everything}.items()},
-        "resident_mib": {"start": round(start, 1), "end": round(end, 1), "most": round(max(sampled, default=end), 1), **quarters(sampled)},
-        "audit_records": stopped.get("audit_number"), "exit_code": code,
-    }  # fmt: skip
+        "resident_mib": {
+            "start": round(start, 1),
+            "end": round(end, 1),
+            "most": round(max(sampled, default=end), 1),
+            **quarters(sampled),
+        },
+        "audit_records": stopped.get("audit_number"),
+        "exit_code": code,
+    }
     print(json.dumps(body, indent=1))
     if chosen.save:
         record("serving", body)
@@ -229,7 +259,11 @@ def watch(process, sampled, stop):
 
 def quarters(sampled):
     """Mean of each quarter of the time: what grows shows here."""
-    return {f"quarter_{number}": round(float(np.mean(part)), 1) for number, part in enumerate(np.array_split(sampled, 4), 1) if len(part)}
+    return {
+        f"quarter_{number}": round(float(np.mean(part)), 1)
+        for number, part in enumerate(np.array_split(sampled, 4), 1)
+        if len(part)
+    }
 
 
 def centiles(values):

@@ -1,16 +1,17 @@
 """The small-5 study: every method on five small real domains, resumable across days.
 
-    python -m benchmarks.small5 dev --trial fine_tune:train.lr=0.0007      # one trial on small-5-dev; choices are made here only
-    python -m benchmarks.small5 test                                       # every frozen method on the test splits, each run once
-    python -m benchmarks.small5 strong                                     # the same from a person-trained start
-    python -m benchmarks.small5 parts                                      # default without each of its parts in turn, on small-5-dev, two seeds
-    python -m benchmarks.small5 guides                                     # hyper_default with a guide, three seeds; without one: test
-    python -m benchmarks.small5 heads                                      # dkp with either distribution head, on small-5-dev, three seeds
-    python -m benchmarks.small5 recheck [--methods A,B]                    # after a change that should move no figure of these: prove it on one run
-    python -m benchmarks.small5 table                                      # the tables, as Markdown; document: into docs/methods.md and README.md
+    python -m benchmarks.small5 dev --trial fine_tune:train.lr=0.0007      # one trial on small-5-dev; choices are made
+    here only python -m benchmarks.small5 test                                       # every frozen method on the test
+    splits, each run once python -m benchmarks.small5 strong                                     # the same from a
+    person-trained start python -m benchmarks.small5 parts                                      # default without each
+    of its parts in turn, on small-5-dev, two seeds python -m benchmarks.small5 guides
+    # hyper_default with a guide, three seeds; without one: test python -m benchmarks.small5 heads
+    # dkp with either distribution head, on small-5-dev, three seeds python -m benchmarks.small5 recheck [--methods A,B]
+    # after a change that should move no figure of these: prove it on one run python -m benchmarks.small5 table
+    # the tables, as Markdown; document: into docs/methods.md and README.md
 
-A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not run again, and a run
-that was cut short goes on where it was.
+A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not
+run again, and a run that was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -45,38 +46,79 @@ DEV_LIST = HERE / "small5_dev.json"
 SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
 DEV_SEED, DEV_SHARE = 20261121, 0.3
 LEARNING_PATH = (
-    "domains/crops.py", "domains/domain.py", "reid/network/hypernetwork.py", "domains/scoring.py", "domains/style.py", "domains/synthetic",
-    "domains/transferability.py", "prototypes", "reid/network/adapter.py", "reid/step/adapting.py", "reid/batches/augment.py", "reid/network/backbone.py", "reid/step/ending.py",
-    "reid/scores/evaluate.py", "reid/step/fusion.py", "reid/step/learner.py", "reid/run/learning.py", "reid/batches/loader.py", "reid/terms/losses.py", "reid/scores/matrix.py",
-    "reid/network/model.py", "reid/network/onnx_backbone.py", "reid/step/optim.py", "reid/step/probe.py", "reid/randomness.py", "reid/network/recompute.py", "reid/step/repair.py",
-    "reid/run/routing.py", "reid/batches/sampler.py", "reid/terms/survey.py", "reid/terms",
-)  # fmt: skip
+    "domains/crops.py",
+    "domains/domain.py",
+    "reid/network/hypernetwork.py",
+    "domains/scoring.py",
+    "domains/style.py",
+    "domains/synthetic",
+    "domains/transferability.py",
+    "prototypes",
+    "reid/network/adapter.py",
+    "reid/step/adapting.py",
+    "reid/batches/augment.py",
+    "reid/network/backbone.py",
+    "reid/step/ending.py",
+    "reid/scores/evaluate.py",
+    "reid/step/fusion.py",
+    "reid/step/learner.py",
+    "reid/run/learning.py",
+    "reid/batches/loader.py",
+    "reid/terms/losses.py",
+    "reid/scores/matrix.py",
+    "reid/network/model.py",
+    "reid/network/onnx_backbone.py",
+    "reid/step/optim.py",
+    "reid/step/probe.py",
+    "reid/randomness.py",
+    "reid/network/recompute.py",
+    "reid/step/repair.py",
+    "reid/run/routing.py",
+    "reid/batches/sampler.py",
+    "reid/terms/survey.py",
+    "reid/terms",
+)
 THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "hyper_routed", "hyper_default", "joint")
 STARTS = {
     "strong": ["model.weights=${WEIGHTS}/mobilenetv2_100.person.fp16.safetensors"],
     "heads": [
-        "model.backbone=onnx:${WEIGHTS}/osnet_x0_25_msmt17.onnx", "model.weights=none", "model.channels=rgb", "model.mean=[123.675, 116.28, 103.53]",
-        "model.std=[58.395, 57.12, 57.375]", "crop.height=256", "crop.width=128",
+        "model.backbone=onnx:${WEIGHTS}/osnet_x0_25_msmt17.onnx",
+        "model.weights=none",
+        "model.channels=rgb",
+        "model.mean=[123.675, 116.28, 103.53]",
+        "model.std=[58.395, 57.12, 57.375]",
+        "crop.height=256",
+        "crop.width=128",
     ],
-}  # fmt: skip
-"""Settings of studies that begin elsewhere; the published distribution head needs maps of 8×8 and more, and OSNet's are 16×8."""
+}
+"""Settings of studies that begin elsewhere; the published distribution head needs maps of 8×8 and more, and OSNet's are
+16×8.
+"""
 ON_DEV = ("dev", "parts", "heads")
 HEADED = ("distribution_cross_entropy", "distribution_triplet", "joint_triplet", "prototypes")
 STRONG_SEEDS = {"fine_tune": (0,), "fusion": (0,), "dkp++": (0, 1, 2), "default": (0, 1, 2)}
 RECHECKED = ("default", "fusion")
 THREADS = 1
-"""Of every run, so that figures do not hang on a machine's cores; two runs side by side use two cores better than one run does."""
+"""Of every run, so that figures do not hang on a machine's cores; two runs side by side use two cores better than one
+run does.
+"""
 BEFORE_THREADS = 2
 """Of results that do not say."""
 ROUNDING = 0.05
-"""Percent by which single scores may differ in a recheck: another processor rounds otherwise, and one query in fifty may change places."""
+"""Percent by which single scores may differ in a recheck: another processor rounds otherwise, and one query in fifty
+may change places.
+"""
 CHOSEN_ON_DEV = {"joint": ["train.sampling=domain"]}
-"""What small-5-dev decided for one method alone: two samplings were tried with joint. The rates in the stream's file serve all methods."""
+"""What small-5-dev decided for one method alone: two samplings were tried with joint. The rates in the stream's file
+serve all methods.
+"""
 
 
 @cache
 def code_hash() -> str:
-    """Hash the learning path's syntax trees without docstrings: a reworded comment leaves figures valid, a changed line does not."""
+    """Hash the learning path's syntax trees without docstrings: a reworded comment leaves figures valid, a changed line
+    does not.
+    """
     root = HERE.parent
     trees = []
     for name in LEARNING_PATH:
@@ -86,7 +128,11 @@ def code_hash() -> str:
             for node in ast.walk(tree):
                 body = getattr(node, "body", None)
                 if isinstance(body, list):
-                    node.body = [item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+                    node.body = [
+                        item
+                        for item in body
+                        if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+                    ]
             trees.append(f"{file.relative_to(root)} {ast.dump(tree)}")
     return content_id(trees)[:16]
 
@@ -98,7 +144,9 @@ def start_of(kind: str) -> list[str]:
 
 
 def dev_domain(domain: Domain) -> Domain:
-    """Hold 30 % of the train identities with two or more images out as query and gallery; the test splits are not touched."""
+    """Hold 30 % of the train identities with two or more images out as query and gallery; the test splits are not
+    touched.
+    """
     return domain.with_held_out(set(json.loads(DEV_LIST.read_text())[domain.name]))
 
 
@@ -121,16 +169,23 @@ def without_parts(method: Method) -> dict[str, Method]:
         for at, entry in enumerate(entries):
             ((part, _),) = entry.items()
             if part not in ("cross_entropy", "triplet"):
-                found[f"{method.name} without {part}"] = method.model_copy(update={where: entries[:at] + entries[at + 1 :]})
+                found[f"{method.name} without {part}"] = method.model_copy(
+                    update={where: entries[:at] + entries[at + 1 :]}
+                )
     return found
 
 
 def with_guides(method: Method) -> dict[str, Method]:
-    """A method whose hypernetwork is guided by transferability, and to a random place; as it is shipped it is not guided at all."""
+    """A method whose hypernetwork is guided by transferability, and to a random place; as it is shipped it is not
+    guided at all.
+    """
     found = {}
     for guide in ("h", "random"):
         lists = {
-            where: tuple({name: {**given, "guide": guide} if name == "hypernetwork" else given for name, given in entry.items()} for entry in entries)
+            where: tuple(
+                {name: {**given, "guide": guide} if name == "hypernetwork" else given for name, given in entry.items()}
+                for entry in entries
+            )
             for where, entries in (("terms", method.terms), ("adapter", method.adapter))
         }
         found[f"{method.name}, guide {guide}"] = method.model_copy(update=lists)
@@ -141,15 +196,26 @@ def with_heads(method: Method) -> dict[str, Method]:
     """A method of distributions with the published head, and with the small one."""
     found = {}
     for head in ("convolution", "pooled"):
-        terms = tuple({name: {**given, "head": head} if name in HEADED else given for name, given in entry.items()} for entry in method.terms)
+        terms = tuple(
+            {name: {**given, "head": head} if name in HEADED else given for name, given in entry.items()}
+            for entry in method.terms
+        )
         found[f"{method.name}, head {head}"] = method.model_copy(update={"terms": terms})
     return found
 
 
 def study(
-    kind: str, method: str, seed: int, order: int, sets: list[str], results: dict[str, Any], *, chosen: Method | None = None, keep: bool = True,
+    kind: str,
+    method: str,
+    seed: int,
+    order: int,
+    sets: list[str],
+    results: dict[str, Any],
+    *,
+    chosen: Method | None = None,
+    keep: bool = True,
     threads: int = THREADS,
-) -> None:  # fmt: skip
+) -> None:
     """Run one stream unless its result is there; keep the whole matrix, its summary and the costs.
 
     Args:
@@ -173,7 +239,9 @@ def study(
     chosen = chosen or read_method(method)
     config = build_config(stream.config, {"seed": seed, "method": chosen.name}, overrides=[*start_of(kind), *sets])
     data = content_id([domain.fingerprint for domain in [*learned, *unseen]])[:16]
-    settings = {key: value for key, value in config.learning().items() if key != "model.weights"} | {"weights": Path(config.model.weights).name}
+    settings = {key: value for key, value in config.learning().items() if key != "model.weights"} | {
+        "weights": Path(config.model.weights).name
+    }
     if config.model.backbone.startswith("onnx:"):
         settings["model.backbone"] = f"onnx:{Path(config.model.backbone).name}"
     key = result_key(kind, order, settings, chosen.model_dump(mode="json"), data)
@@ -184,8 +252,16 @@ def study(
     learn_stream(run, learned, unseen, method=chosen, config=config, progress=Progress(Console(stderr=True)))
     steps = run.steps[1:]
     results[key] = {
-        "kind": kind, "method": method, "seed": seed, "order": order, "sets": sets, "data": data, "code": code_hash(), "threads": threads,
-        "about": chosen.model_dump(mode="json"), "settings": settings,
+        "kind": kind,
+        "method": method,
+        "seed": seed,
+        "order": order,
+        "sets": sets,
+        "data": data,
+        "code": code_hash(),
+        "threads": threads,
+        "about": chosen.model_dump(mode="json"),
+        "settings": settings,
         "matrix": {f"{row}/{name}": dict(cell.scores) for (row, name), cell in run.scores.cells.items()},
         "summary": run.scores.summary(),
         "seconds": [step.card["train"]["seconds"] for step in steps],
@@ -195,7 +271,7 @@ def study(
         "bytes": [step.card["bytes"] for step in steps],
         "figures": [step.card["figures"] for step in steps],
         "without_reindexing": run.evaluate_without_reindexing(learned),
-    }  # fmt: skip
+    }
     if keep:
         write_json(RESULTS, results)
     shutil.rmtree(folder)
@@ -203,7 +279,9 @@ def study(
 
 
 def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str, Any], data: str) -> str:
-    """Name of a result under the code as it is now; settings at their defaults and a method's description have no part in it."""
+    """Name of a result under the code as it is now; settings at their defaults and a method's description have no part
+    in it.
+    """
     usual = Config().learning()
     essential = {key: value for key, value in settings.items() if key not in usual or value != usual[key]}
     parts = {key: about.get(key) for key in ("terms", "fusion", "repair", "transport", "needs_all_images")}
@@ -213,29 +291,52 @@ def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str,
 
 
 def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
-    """Repeat one stored test run with the code as it is now; if no figure of its matrix moved but by rounding, results of that code stand for this.
+    """Repeat one stored test run with the code as it is now; if no figure of its matrix moved but by rounding, results
+    of that code stand for this.
 
     ``methods``, unless it is all, leaves out those whose own parts have changed: one run says nothing about them.
     """
     stale = [key for key, result in results.items() if result["kind"] == "test" and result["code"] != code_hash()]
     stale.reverse()  # the newest results are those that may still stand
-    known = [results[key] for key in stale if (results[key]["seed"], results[key]["order"]) == (0, 1) and results[key]["method"] in RECHECKED]
+    known = [
+        results[key]
+        for key in stale
+        if (results[key]["seed"], results[key]["order"]) == (0, 1) and results[key]["method"] in RECHECKED
+    ]
     if not known:
-        print(f"nothing to recheck: no test result of {' or '.join(RECHECKED)}, seed 0, order 1, is older than the code")
+        print(
+            f"nothing to recheck: no test result of {' or '.join(RECHECKED)}, seed 0, order 1, is older than the code"
+        )
         return
     old = known[0]
     again: dict[str, Any] = {}
     study("test", old["method"], 0, 1, old["sets"], again, keep=False, threads=old.get("threads", BEFORE_THREADS))
     (new,) = again.values()
-    moves = {key: max(abs(value - old["matrix"][key][name]) for name, value in cell.items()) for key, cell in new["matrix"].items()}
+    moves = {
+        key: max(abs(value - old["matrix"][key][name]) for name, value in cell.items())
+        for key, cell in new["matrix"].items()
+    }
     worst = max(moves, key=lambda key: moves[key])
-    print(f"{sum(move > 0 for move in moves.values())} of {len(moves)} cells moved, the most by {moves[worst]:.4f} ({worst})")
+    print(
+        f"{sum(move > 0 for move in moves.values())} of {len(moves)} cells moved, the most by {moves[worst]:.4f} "
+        f"({worst})"
+    )
     if moves[worst] > ROUNDING:
         raise SystemExit("figures moved: the results are stale: run the tests again")
-    for key in [key for key, result in results.items() if result["code"] == old["code"] and (methods is METHODS or result["method"] in methods)]:
+    for key in [
+        key
+        for key, result in results.items()
+        if result["code"] == old["code"] and (methods is METHODS or result["method"] in methods)
+    ]:
         result = results.pop(key)
-        result |= {"code": code_hash(), "moved": max(result.get("moved", 0.0), moves[worst]), "carried": [*result.get("carried", []), result["code"]]}
-        results[result_key(result["kind"], result["order"], result["settings"], result["about"], result["data"])] = result
+        result |= {
+            "code": code_hash(),
+            "moved": max(result.get("moved", 0.0), moves[worst]),
+            "carried": [*result.get("carried", []), result["code"]],
+        }
+        results[result_key(result["kind"], result["order"], result["settings"], result["about"], result["data"])] = (
+            result
+        )
     write_json(RESULTS, results)
     print("the stored results stand for the code as it is now")
 
@@ -245,9 +346,12 @@ def line(result: dict[str, Any]) -> str:
     last = result["summary"]["rows"][-1]
     unseen = last["unseen"]["mAP"]
     return (
-        f"{result['kind']:4} {result['method']:10} order {result['order']} seed {result['seed']} {' '.join(result['sets'])}: "
-        f"Seen {last['seen']['mAP']:.2f}/{last['seen']['rank1']:.2f} Unseen {'-' if unseen is None else f'{unseen:.2f}'} "
-        f"plasticity {result['summary']['plasticity']['mAP']:.2f} forgetting {result['summary']['forgetting_since_learned']['mAP']} "
+        f"{result['kind']:4} {result['method']:10} order {result['order']} seed {result['seed']} "
+        f"{' '.join(result['sets'])}: "
+        f"Seen {last['seen']['mAP']:.2f}/{last['seen']['rank1']:.2f} Unseen "
+        f"{'-' if unseen is None else f'{unseen:.2f}'} "
+        f"plasticity {result['summary']['plasticity']['mAP']:.2f} forgetting "
+        f"{result['summary']['forgetting_since_learned']['mAP']} "
         f"({sum(result['seconds']):.0f} s)"
     )
 
@@ -260,9 +364,13 @@ def frozen(results: dict[str, Any]) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("dev", "test", "strong", "parts", "guides", "heads", "recheck", "table", "document"))
+    parser.add_argument(
+        "what", choices=("dev", "test", "strong", "parts", "guides", "heads", "recheck", "table", "document")
+    )
     parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=METHODS, help="A,B for test, strong, recheck; all")
+    parser.add_argument(
+        "--methods", type=lambda text: text.split(","), default=METHODS, help="A,B for test, strong, recheck; all"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -288,7 +396,9 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.what == "recheck":
         recheck(results, options.methods)
     elif options.what in ("test", "strong"):
-        plan = [(method, seed, 1) for seed in (0, 1, 2) for method in options.methods if seed == 0 or method in THREE_SEEDS]
+        plan = [
+            (method, seed, 1) for seed in (0, 1, 2) for method in options.methods if seed == 0 or method in THREE_SEEDS
+        ]
         plan += [(method, 0, 2) for method in options.methods if method in THREE_SEEDS]
         if options.what == "strong":
             plan = [(method, seed, 1) for method in options.methods for seed in STRONG_SEEDS.get(method, ())]

@@ -28,19 +28,34 @@ def table(results: list[Result], kind: str = "test") -> str:
             group = [result for result in found if result["method"] == method and result["order"] == order]
             if not group:
                 continue
-            cells = _cells(group, ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer"))
-            rows.append(f"| {method} | {order} | {len(group)} | " + " | ".join(_spread(values) for values in cells) + " |")
+            cells = _cells(
+                group, ("plasticity", "forgetting_all_rows", "forgetting_since_learned", "backward_transfer")
+            )
+            rows.append(
+                f"| {method} | {order} | {len(group)} | " + " | ".join(_spread(values) for values in cells) + " |"
+            )
     return "\n".join(rows)
 
 
 def summary(results: list[Result]) -> str:
     """Markdown: order 1 from both starts, in the columns that tell most."""
-    columns = ("method", "seeds", "Seen mAP", "Seen R1", "Unseen mAP", "Unseen R1", "when just learned", "forgotten since")
+    columns = (
+        "method",
+        "seeds",
+        "Seen mAP",
+        "Seen R1",
+        "Unseen mAP",
+        "Unseen R1",
+        "when just learned",
+        "forgotten since",
+    )
     parts = []
     for kind, title in TITLES:
         rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for method in METHODS:
-            group = [result for result in results if (result["kind"], result["method"], result["order"]) == (kind, method, 1)]
+            group = [
+                result for result in results if (result["kind"], result["method"], result["order"]) == (kind, method, 1)
+            ]
             if group:
                 cells = _cells(group, ("plasticity", "forgetting_since_learned"))
                 rows.append(f"| `{method}` | {len(group)} | {' | '.join(_spread(values) for values in cells)} |")
@@ -50,19 +65,38 @@ def summary(results: list[Result]) -> str:
 
 
 def costs(results: list[Result], kind: str = "test") -> str:
-    """Markdown: what the last step of order 1, seed 0 needed and kept, and how retrieval does on a gallery that is not embedded again."""
-    columns = ("method", "memory per domain, KB", "transport, KB", "further weights, MB", "teachers, MB", "seconds per step", "of that at its end")
+    """Markdown: what the last step of order 1, seed 0 needed and kept, and how retrieval does on a gallery that is not
+    embedded again.
+    """
+    columns = (
+        "method",
+        "memory per domain, KB",
+        "transport, KB",
+        "further weights, MB",
+        "teachers, MB",
+        "seconds per step",
+        "of that at its end",
+    )
     columns += ("reindexed", "carried", "as it was")
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for method in METHODS:
-        group = [result for result in results if (result["kind"], result["method"], result["order"], result["seed"]) == (kind, method, 1, 0)]
+        group = [
+            result
+            for result in results
+            if (result["kind"], result["method"], result["order"], result["seed"]) == (kind, method, 1, 0)
+        ]
         for result in group:
             size, steps = result["bytes"][-1], len(result["seconds"])
             ending = result.get("seconds_ending") or [0.0]
-            carried = [[entry[name] for entry in result.get("without_reindexing", {}).values()] for name in ("reindexed", "carried", "as_it_was")]
+            carried = [
+                [entry[name] for entry in result.get("without_reindexing", {}).values()]
+                for name in ("reindexed", "carried", "as_it_was")
+            ]
             rows.append(
-                f"| {method} | {statistics.mean(step['memory'] for step in result['bytes']) / 1e3:.1f} | {size.get('transport', 0) / 1e3:.0f} | "
-                f"{size.get('kept', 0) / 1e6:.1f} | {size['teachers'] / 1e6:.1f} | {(sum(result['seconds']) + sum(ending)) / steps:.0f} | "
+                f"| {method} | {statistics.mean(step['memory'] for step in result['bytes']) / 1e3:.1f} | "
+                f"{size.get('transport', 0) / 1e3:.0f} | "
+                f"{size.get('kept', 0) / 1e6:.1f} | {size['teachers'] / 1e6:.1f} | "
+                f"{(sum(result['seconds']) + sum(ending)) / steps:.0f} | "
                 f"{statistics.mean(ending):.0f} | "
                 + " | ".join(_spread([statistics.mean(v)]) if v and None not in v else "–" for v in carried)
                 + " |"
@@ -73,16 +107,36 @@ def costs(results: list[Result], kind: str = "test") -> str:
 def paired_table(results: list[Result], kind: str, against: str) -> str:
     """Markdown: variants of a method, and how each differs from one of them, paired over seeds."""
     found = [result for result in results if result["kind"] == kind]
-    columns = ("method", "seeds", "Seen mAP", f"against {against}", "Unseen mAP", "plasticity", "forgetting (since learned)", "seconds per step")
+    columns = (
+        "method",
+        "seeds",
+        "Seen mAP",
+        f"against {against}",
+        "Unseen mAP",
+        "plasticity",
+        "forgetting (since learned)",
+        "seconds per step",
+    )
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     seen = {(result["method"], result["seed"]): result["summary"]["rows"][-1]["seen"]["mAP"] for result in found}
     for method in dict.fromkeys(result["method"] for result in found):
         group = [result for result in found if result["method"] == method]
-        paired = [seen[method, result["seed"]] - seen[against, result["seed"]] for result in group if (against, result["seed"]) in seen]
-        cells = [[result["summary"]["rows"][-1]["seen"]["mAP"] for result in group], [] if method == against else paired]
+        paired = [
+            seen[method, result["seed"]] - seen[against, result["seed"]]
+            for result in group
+            if (against, result["seed"]) in seen
+        ]
+        cells = [
+            [result["summary"]["rows"][-1]["seen"]["mAP"] for result in group],
+            [] if method == against else paired,
+        ]
         cells += [[result["summary"]["rows"][-1]["unseen"]["mAP"] for result in group]]
-        cells += [[result["summary"][name]["mAP"] for result in group] for name in ("plasticity", "forgetting_since_learned")]
-        seconds = statistics.mean((sum(result["seconds"]) + sum(result["seconds_ending"])) / len(result["seconds"]) for result in group)
+        cells += [
+            [result["summary"][name]["mAP"] for result in group] for name in ("plasticity", "forgetting_since_learned")
+        ]
+        seconds = statistics.mean(
+            (sum(result["seconds"]) + sum(result["seconds_ending"])) / len(result["seconds"]) for result in group
+        )
         rows.append(f"| {method} | {len(group)} | {' | '.join(_spread(values) for values in cells)} | {seconds:.0f} |")
     return "\n".join(rows)
 
@@ -93,7 +147,11 @@ def matrix(result: Result) -> str:
     lines = [f"| after | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for row in result["summary"]["rows"]:
         cells = [result["matrix"][f"{row['step']}/{name}"] for name in names]
-        lines.append(f"| {'+'.join(row['learned']) or 'start'} | " + " | ".join(f"{cell['mAP']:.1f} / {cell['rank1']:.1f}" for cell in cells) + " |")
+        lines.append(
+            f"| {'+'.join(row['learned']) or 'start'} | "
+            + " | ".join(f"{cell['mAP']:.1f} / {cell['rank1']:.1f}" for cell in cells)
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -109,16 +167,36 @@ def whole(results: list[Result]) -> str:
                 costs(results, kind),
             ]
     if any(result["kind"] == "parts" for result in results):
-        parts += ["### Each part of `default` taken away (small-5-dev, order 1)", paired_table(results, "parts", "default")]
+        parts += [
+            "### Each part of `default` taken away (small-5-dev, order 1)",
+            paired_table(results, "parts", "default"),
+        ]
     if any(result["kind"] == "guides" for result in results):
-        tested = [result for result in results if (result["kind"], result["method"], result["order"]) == ("test", "hyper_default", 1)]
-        guided = [{**result, "kind": "guides"} for result in tested] + [result for result in results if result["kind"] == "guides"]
-        parts += ["### What guides the hypernetwork (test splits, order 1)", paired_table(guided, "guides", "hyper_default")]
+        tested = [
+            result
+            for result in results
+            if (result["kind"], result["method"], result["order"]) == ("test", "hyper_default", 1)
+        ]
+        guided = [{**result, "kind": "guides"} for result in tested] + [
+            result for result in results if result["kind"] == "guides"
+        ]
+        parts += [
+            "### What guides the hypernetwork (test splits, order 1)",
+            paired_table(guided, "guides", "hyper_default"),
+        ]
     if any(result["kind"] == "heads" for result in results):
         parts += ["### Which head models the distribution (small-5-dev, order 1, from an OSNet x0.25 of MSMT17)"]
         parts += [paired_table(results, "heads", "dkp, head convolution")]
-    shown = [result for result in results if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0) and result["method"] in METHODS]
-    parts += ["<details><summary>The whole matrix of every method (order 1, seed 0; mAP / rank-1)</summary>"] if shown else []
+    shown = [
+        result
+        for result in results
+        if (result["kind"], result["order"], result["seed"]) == ("test", 1, 0) and result["method"] in METHODS
+    ]
+    parts += (
+        ["<details><summary>The whole matrix of every method (order 1, seed 0; mAP / rank-1)</summary>"]
+        if shown
+        else []
+    )
     for result in shown:
         parts += [f"`{result['method']}`:", matrix(result)]
     parts += ["</details>"] if shown else []

@@ -1,10 +1,12 @@
-"""End-to-end training throughput against a plain loop: eager float32, every image decoded and augmented by itself, torch's own loader.
+"""End-to-end training throughput against a plain loop: eager float32, every image decoded and augmented by itself,
+torch's own loader.
 
     python -m benchmarks.training                       # ResNet-50 and ViT-small at 256x128, MobileNetV2 at 128x64
     python -m benchmarks.training --backbones mobilenetv2_100 --repeats 5
 
-Both train the same network on the same crops with the same losses and optimiser; runs alternate, and the ratio is of medians within this one process.
-Also prints both precisions of our loop, which is how `train.precision=auto` was decided.
+Both train the same network on the same crops with the same losses and optimiser; runs alternate, and the ratio is of
+medians within this one process. Also prints both precisions of our loop, which is how `train.precision=auto` was
+decided.
 """
 
 from __future__ import annotations
@@ -45,11 +47,17 @@ class PlainCrops(Dataset):
         pad = round(config.augment.shift * height)
         self.files = domain.files(domain.train)
         self.labels = np.unique(domain.train.pids, return_inverse=True)[1]
-        self.transform = transforms.Compose([
-            transforms.Resize((height, width)), transforms.RandomHorizontalFlip(config.augment.flip), transforms.Pad(pad),
-            transforms.RandomCrop((height, width)), transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), transforms.RandomErasing(config.augment.erase, (0.02, 0.4)),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((height, width)),
+                transforms.RandomHorizontalFlip(config.augment.flip),
+                transforms.Pad(pad),
+                transforms.RandomCrop((height, width)),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+                transforms.RandomErasing(config.augment.erase, (0.02, 0.4)),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -120,7 +128,9 @@ def main() -> None:
         domain = make_domain(Path(folder) / "plaza", "plaza", identities=64, cameras=2, per_camera=3, size=(256, 128))
         for backbone in options.backbones.split(","):
             height, width = SIZES[backbone]
-            config = build_config({"model": {"backbone": backbone, "weights": "none"}, "crop": {"height": height, "width": width}})
+            config = build_config(
+                {"model": {"backbone": backbone, "weights": "none"}, "crop": {"height": height, "width": width}}
+            )
             runs: dict[str, list[float]] = {"plain": [], "auto": [], "fp32": [], "bf16": []}
             waiting, chosen = [], ""
             for repeat in range(options.repeats):
@@ -133,10 +143,12 @@ def main() -> None:
                         chosen = dtype
             middle = {name: statistics.median(values) for name, values in runs.items()}
             rows[backbone] = {
-                "crop": f"{height}x{width}", "auto_precision": chosen, "waiting": round(statistics.median(waiting), 4),
+                "crop": f"{height}x{width}",
+                "auto_precision": chosen,
+                "waiting": round(statistics.median(waiting), 4),
                 "ratio": round(middle["auto"] / middle["plain"], 2),
                 "crops_per_second": {name: [round(value, 1) for value in values] for name, values in runs.items()},
-            }  # fmt: skip
+            }
             print(
                 f"{backbone:24} {height}x{width}  plain {middle['plain']:6.1f}  ours {middle['auto']:6.1f} ({chosen})  "
                 f"ratio {rows[backbone]['ratio']:.2f}  [fp32 {middle['fp32']:.1f}, bf16 {middle['bf16']:.1f}]  "
@@ -146,7 +158,12 @@ def main() -> None:
     if options.save:
         record(
             "training",
-            {"command": "python -m benchmarks.training --save", "threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows},
+            {
+                "command": "python -m benchmarks.training --save",
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "rows": rows,
+            },
         )
 
 

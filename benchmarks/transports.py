@@ -1,12 +1,14 @@
-"""Which map carries old embeddings best: every form of transport on one run over small-5-dev, without storing an old image.
+"""Which map carries old embeddings best: every form of transport on one run over small-5-dev, without storing an old
+image.
 
-    python -m benchmarks.transports                     # learns the stream with `default` first (kept in the temporary folder), then compares
-    python -m benchmarks.transports --method fusion --save
+    python -m benchmarks.transports                     # learns the stream with `default` first (kept in the temporary
+    folder), then compares python -m benchmarks.transports --method fusion --save
 
-Each gallery is embedded by the model that learned its domain and carried, step by step, to the last; queries are the last model's. A map is fitted at
-its own step, on the crops that are named; ``probes`` are all three kinds (``reid/step/probe.py``). ``the old crops`` breaks the rule: what could be had if
-they were kept. ``drift`` adds the mean drift of the step's crops near a vector (Yu et al., CVPR 2020), for which they must be kept
-as embeddings; ``residual`` is a small network, x + f(x); ``rank`` keeps the largest singular values of what a ridge changes.
+Each gallery is embedded by the model that learned its domain and carried, step by step, to the last; queries are the
+last model's. A map is fitted at its own step, on the crops that are named; ``probes`` are all three kinds
+(``reid/step/probe.py``). ``the old crops`` breaks the rule: what could be had if they were kept. ``drift`` adds the
+mean drift of the step's crops near a vector (Yu et al., CVPR 2020), for which they must be kept as embeddings;
+``residual`` is a small network, x + f(x); ``rank`` keeps the largest singular values of what a ridge changes.
 """
 
 from __future__ import annotations
@@ -124,19 +126,27 @@ def compare(run: Run, domains: list[Domain]) -> list[dict[str, Any]]:
         store = run.stores.get(domain, domain.train)
         surveys.append(Survey(store, np.arange(len(store)), store.split.pids, torch.device("cpu")))
 
-    def pairs(surveyed: list[Survey], recoloured: int, drawn: int, steps: Iterable[int]) -> list[tuple[Float32s, Float32s]]:
+    def pairs(
+        surveyed: list[Survey], recoloured: int, drawn: int, steps: Iterable[int]
+    ) -> list[tuple[Float32s, Float32s]]:
         probes = [Probes(survey, run.config.crop.spec(), recoloured=recoloured, drawn=drawn) for survey in surveyed]
         return [
-            tuple(np.concatenate([embedders[step + late](batch.numpy()) for batch in probes[at]]) for late in (0, 1)) for at, step in enumerate(steps)
+            tuple(np.concatenate([embedders[step + late](batch.numpy()) for batch in probes[at]]) for late in (0, 1))
+            for at, step in enumerate(steps)
         ]  # type: ignore[misc]
 
     later = range(1, len(domains))
-    queries, galleries = ([run.stores.get(domain, getattr(domain, split)) for domain in domains] for split in ("query", "gallery"))
+    queries, galleries = (
+        [run.stores.get(domain, getattr(domain, split)) for domain in domains] for split in ("query", "gallery")
+    )
     asked = [embedders[-1](query.crops) for query in queries]
     held = [embedders[step](gallery.crops) for step, gallery in enumerate(galleries, 1)]
 
     def scores(vectors: list[Float32s]) -> list[float]:
-        people = [(Labels.from_split(query.split), Labels.from_split(gallery.split)) for query, gallery in zip(queries, galleries, strict=True)]
+        people = [
+            (Labels.from_split(query.split), Labels.from_split(gallery.split))
+            for query, gallery in zip(queries, galleries, strict=True)
+        ]
         return [
             score_domain(ask, hold, *who, same_camera=domain.same_camera).mAP
             for ask, hold, who, domain in zip(asked, vectors, people, domains, strict=True)
@@ -177,7 +187,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| transport | fitted on | KB a step | Seen mAP | lost | by domain |", "|---" * 6 + "|"]
     for row in rows:
         mean, each = np.mean(row["mAP"]), " ".join(f"{score:.1f}" for score in row["mAP"])
-        lines.append(f"| {row['transport']} | {row['crops']} | {row['bytes'] / 1e3:.0f} | {mean:.1f} | {best - mean:.1f} | {each} |")
+        lines.append(
+            f"| {row['transport']} | {row['crops']} | {row['bytes'] / 1e3:.0f} | {mean:.1f} | {best - mean:.1f} | "
+            f"{each} |"
+        )
     return "\n".join(lines)
 
 
@@ -198,15 +211,22 @@ def main() -> None:
     else:
         started = start_of("strong") if options.strong else []
         config = build_config(stream.config, {"seed": options.seed, "method": options.method}, overrides=started)
-        folder = Path(tempfile.gettempdir()) / f"lifelong-reid-transports-{options.method}-{options.seed}-{options.order}{'-strong' * options.strong}"
+        folder = (
+            Path(tempfile.gettempdir())
+            / f"lifelong-reid-transports-{options.method}-{options.seed}-{options.order}{'-strong' * options.strong}"
+        )
         run, config = Run.open_or_create(folder, [config.model_dump(mode="json")])
-        learn_stream(run, domains, [], method=read_method(options.method), config=config, progress=Progress(Console(stderr=True)))
+        learn_stream(
+            run, domains, [], method=read_method(options.method), config=config, progress=Progress(Console(stderr=True))
+        )
     rows = compare(run, domains)
     start = "person-trained" if options.strong else "ImageNet"
     print(f"{options.method}, small-5-dev, {start} start, order {options.order}, seed {options.seed}\n\n{table(rows)}")
     if options.save:
         name = f"transports{'_reverse' * (options.order == 2)}{'_strong' * options.strong}"
-        record(name, {"method": options.method, "seed": options.seed, "order": options.order, "start": start, "rows": rows})
+        record(
+            name, {"method": options.method, "seed": options.seed, "order": options.order, "start": start, "rows": rows}
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Embeddings that know which feature space they live in, so that vectors of two models are never compared by mistake."""
+"""Embeddings that know which feature space they live in, so that vectors of two models are never compared by
+mistake.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ COLLAPSED = 0.9999
 class Embeddings(np.ndarray):
     """Unit-length float32 vectors ``[N, D]`` with the name of their feature space.
 
-    Slices, copies, and combinations with plain arrays or with the same space keep the name; combining two spaces gives ``None``, which a
-    gallery refuses. Scores (``a @ b.T``) and comparisons are plain arrays.
+    Slices, copies, and combinations with plain arrays or with the same space keep the name; combining two spaces gives
+    ``None``, which a gallery refuses. Scores (``a @ b.T``) and comparisons are plain arrays.
 
     Attributes:
         feature_space: name of the space, or ``None`` where vectors of different spaces were mixed.
@@ -49,8 +51,12 @@ class Embeddings(np.ndarray):
             return out[0] if len(out) == 1 else out
         return result if ufunc is np.matmul else _named(result, space)
 
-    def __array_function__(self, func: Callable[..., Any], types: Iterable[type], args: Iterable[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Name the space that all inputs share where NumPy joins arrays, which it does without asking; it must not be lost, nor guessed."""
+    def __array_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Iterable[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Name the space that all inputs share where NumPy joins arrays, which it does without asking; it must not be
+        lost, nor guessed.
+        """
         result = super().__array_function__(func, types, args, kwargs)
         space = _shared_space([*args, *kwargs.values()])
         if isinstance(result, Embeddings):

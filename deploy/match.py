@@ -15,16 +15,19 @@ class Match:
 
     Attributes:
         rank: 1 is the best.
-        score: cosine similarity, in [-1, 1], whatever the ranking is by; with several images as one query, the mean of their cosines.
+        score: cosine similarity, in [-1, 1], whatever the ranking is by; with several images as one query, the mean of
+            their cosines.
         id: the gallery's id of the crop; never used again once it is forgotten.
         source: where the crop came from, as given when it was added.
         camera: the camera that saw it.
         time: ISO 8601 with zone, as given, or ``None``.
         label: optional name of the person, or ``None``.
-        verdict: what a calibrated threshold says of the score (:class:`deploy.answers.thresholds.Thresholds`), or ``None`` where there is none.
-        ranked_by: what the ranks are by; anything but ``cosine`` need not agree with the order of the scores (:mod:`deploy.answers.refine`).
-        possible: whether somebody could have got from the query's camera to this one in time (:mod:`deploy.answers.transitions`), or ``None`` where that
-            was not asked or is not known.
+        verdict: what a calibrated threshold says of the score (:class:`deploy.answers.thresholds.Thresholds`), or
+            ``None`` where there is none.
+        ranked_by: what the ranks are by; anything but ``cosine`` need not agree with the order of the scores
+            (:mod:`deploy.answers.refine`).
+        possible: whether somebody could have got from the query's camera to this one in time
+            (:mod:`deploy.answers.transitions`), or ``None`` where that was not asked or is not known.
     """
 
     rank: int

@@ -2,8 +2,9 @@
 
 import os
 
-# ONNX Runtime from 1.29 on tells its makers about the machine, its sessions and their errors, unless this is set before it is first imported.
-# Every room imports this one, so it is set here. An operator who has set it to another value has decided otherwise.
+# ONNX Runtime from 1.29 on tells its makers about the machine, its sessions and their errors, unless this is set before
+# it is first imported. Every room imports this one, so it is set here. An operator who has set it to another value has
+# decided otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from domains.crops import CropSpec

@@ -1,7 +1,8 @@
 """Sealed files and folders: written whole or not at all, and checked when read.
 
-Every artefact folder holds a manifest (JSON) with its kind, schema version, the sha256 of its files, its parent's id and the code version. Files are
-written under a temporary name, fsynced, renamed, and their directory fsynced, so that a power cut leaves the old state or the new one.
+Every artefact folder holds a manifest (JSON) with its kind, schema version, the sha256 of its files, its parent's id
+and the code version. Files are written under a temporary name, fsynced, renamed, and their directory fsynced, so that a
+power cut leaves the old state or the new one.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def fsync_tree(folder: Path) -> None:
 
 @contextmanager
 def sealing(folder: Path) -> Iterator[Path]:
-    """Build an artefact folder: yields a temporary sibling that becomes ``folder`` when the block ends without an error.
+    """Build an artefact folder: yields a temporary sibling that becomes ``folder`` when the block ends without an
+    error.
 
     Raises:
         ArtefactError: ``folder`` exists already (a sealed artefact never changes).
@@ -135,9 +137,18 @@ def sealing(folder: Path) -> Iterator[Path]:
 
 
 def write_manifest(
-    folder: Path, name: str, *, kind: str, schema: int, files: Iterable[str], parent: str | None, body: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    *,
+    kind: str,
+    schema: int,
+    files: Iterable[str],
+    parent: str | None,
+    body: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write ``folder/name``: the manifest of an artefact whose other files are already there. Its ``id`` hashes all the rest."""
+    """Write ``folder/name``: the manifest of an artefact whose other files are already there. Its ``id`` hashes all the
+    rest.
+    """
     manifest = {
         "kind": kind,
         "schema": schema,
@@ -164,7 +175,9 @@ def read_manifest(folder: Path, name: str, *, kind: str, schemas: range, check_f
 
 
 def check_hashes(folder: Path, name: str, files: Mapping[str, str]) -> None:
-    """Compare files with the sha256 that the manifest ``name`` gives; raises ArtefactError naming the first that differs."""
+    """Compare files with the sha256 that the manifest ``name`` gives; raises ArtefactError naming the first that
+    differs.
+    """
     for file, digest in files.items():
         if sha256_file(folder / file) != digest:
             raise ArtefactError(f"{folder / file} was changed after it was sealed: its sha256 is not the one in {name}")
@@ -181,7 +194,9 @@ def check_manifest(manifest: Any, path: Path, *, kind: str, schemas: range) -> d
     schema = manifest.get("schema")
     if not isinstance(schema, int) or isinstance(schema, bool) or schema not in schemas:
         known = f"{schemas.start} to {schemas.stop - 1}"
-        raise ArtefactError(f"{path} has schema {schema!r}; this version reads {known}. Install a matching lifelong-reid")
+        raise ArtefactError(
+            f"{path} has schema {schema!r}; this version reads {known}. Install a matching lifelong-reid"
+        )
     files = manifest.get("files")
     if not isinstance(files, dict) or manifest.get("id") != _id_of(manifest, path):
         raise ArtefactError(f"{path} was changed after it was written: its id does not fit its content")
@@ -200,12 +215,16 @@ def _id_of(manifest: Mapping[str, Any], path: Path) -> str:
 
 def content_id(value: Any) -> str:
     """Sha256 (hex) of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    ).hexdigest()
 
 
 @cache
 def code_version() -> str:
-    """Distribution version and a hash of the four packages' sources, ``0.1.0+1a2b3c4d5e6f``: what every result is recorded with."""
+    """Distribution version and a hash of the four packages' sources, ``0.1.0+1a2b3c4d5e6f``: what every result is
+    recorded with.
+    """
     try:
         release = version(DISTRIBUTION)
     except PackageNotFoundError:
@@ -214,7 +233,9 @@ def code_version() -> str:
 
 
 def source_hash(rooms: Iterable[str]) -> str:
-    """Sha256 (hex) of the Python sources below the named packages, or single modules such as ``reid/step/learner.py``."""
+    """Sha256 (hex) of the Python sources below the named packages, or single modules such as
+    ``reid/step/learner.py``.
+    """
     base = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for room in rooms:

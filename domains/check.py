@@ -1,6 +1,7 @@
 """What is in a domain, what is wrong with it, and what training on it takes, before an hour is spent on it.
 
-Every image is read and decoded once, by the same code that training and the edge use, so that what passes here passes there.
+Every image is read and decoded once, by the same code that training and the edge use, so that what passes here passes
+there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from domains.scoring import JUNK_QUERY, NOT_IN_GALLERY, OWN_CAMERA, Labels, drop
 THREADS = 4
 CHUNK = 256
 TINY = 4
-"""A crop is tiny if a side is shorter than the model's input divided by this: what is enlarged so much holds little to learn."""
+"""A crop is tiny if a side is shorter than the model's input divided by this: what is enlarged so much holds little to
+learn.
+"""
 SHOWN = 8
 """How many entries of a list ``lines`` spells out."""
 
@@ -93,7 +96,8 @@ class DomainReport:
         crop: the crop rule that the check was made for.
         splits: sizes of train, query and gallery.
         identities_per_camera: for each camera, the number of identities it saw in train and in query or gallery.
-        singletons: train identities with a single readable image: they can't be matched with themselves, so they train the classifier only.
+        singletons: train identities with a single readable image: they can't be matched with themselves, so they train
+            the classifier only.
         shared: identities both in train and in query or gallery, where a test would be too easy.
         unreadable: images left out.
         tiny: crops much smaller than the input.
@@ -252,11 +256,15 @@ def _per_camera(domain: Domain) -> dict[str, dict[str, int]]:
             people = seen[camid]["train" if name == "train" else "test"]
             if pid != JUNK:
                 people.add(pid)
-    return {domain.cameras[camid]: {side: len(people) for side, people in seen[camid].items()} for camid in sorted(seen)}
+    return {
+        domain.cameras[camid]: {side: len(people) for side, people in seen[camid].items()} for camid in sorted(seen)
+    }
 
 
 def _duplicates(domain: Domain, images: dict[str, _Image]) -> Iterator[Duplicate]:
-    """Each image whose bytes occur in an earlier split (train, query, gallery in this order), with its first occurrence there."""
+    """Each image whose bytes occur in an earlier split (train, query, gallery in this order), with its first occurrence
+    there.
+    """
     first: dict[str, dict[str, tuple[str, int]]] = {name: {} for name in SPLITS}
     for number, (name, split) in enumerate(domain.splits()):
         for path, pid in zip(split.paths, split.pids.tolist(), strict=True):
@@ -274,7 +282,10 @@ def _dropped(domain: Domain, readable: dict[str, NDArray[np.bool_]]) -> tuple[li
     usable = np.flatnonzero(readable["query"])
     query, gallery = domain.query.take(usable), domain.gallery.take(readable["gallery"])
     rules = {
-        int(usable[row]): rule for row, rule in dropped_queries(Labels.from_split(query), Labels.from_split(gallery), same_camera=domain.same_camera)
+        int(usable[row]): rule
+        for row, rule in dropped_queries(
+            Labels.from_split(query), Labels.from_split(gallery), same_camera=domain.same_camera
+        )
     }
     present = set(domain.gallery.pids.tolist())
     dropped = []
@@ -289,7 +300,8 @@ def _dropped(domain: Domain, readable: dict[str, NDArray[np.bool_]]) -> tuple[li
             reason = f"no {'readable ' if pid in present else ''}gallery crop of identity {identity}"
         elif rule == OWN_CAMERA:
             reason = (
-                f"identity {identity} is in the gallery only under the query's own camera {camera} (rule: drop same camera); use same_camera=keep"
+                f"identity {identity} is in the gallery only under the query's own camera {camera} (rule: drop same "
+                "camera); use same_camera=keep"
             )
         else:
             reason = rule if rule != JUNK_QUERY else "the query is junk: it has no identity"
@@ -305,18 +317,24 @@ def _lines(report: DomainReport) -> Iterator[str]:
     yield from (f"note: {note}" for note in report.notes)
     yield from _camera_lines(report.identities_per_camera)
     if report.singletons:
-        yield f"{len(report.singletons)} of {report.train_identities} train identities have a single image: {_cut(report.singletons)}"
+        alone = f"{len(report.singletons)} of {report.train_identities} train identities"
+        yield f"{alone} have a single image: {_cut(report.singletons)}"
     if report.shared:
-        yield f"{len(report.shared)} identities are both in train and in query or gallery, so a score says little: {_cut(report.shared)}"
-    yield from _listed("unreadable images, left out", [f"{item.split}: {item.path}: {item.reason}" for item in report.unreadable])
+        both = f"{len(report.shared)} identities are both in train and in query or gallery"
+        yield f"{both}, so a score says little: {_cut(report.shared)}"
+    yield from _listed(
+        "unreadable images, left out", [f"{item.split}: {item.path}: {item.reason}" for item in report.unreadable]
+    )
     limit = f"{report.crop['height'] / TINY:g}×{report.crop['width'] / TINY:g}"
     yield from _listed(
-        f"tiny crops (a side below {limit}, height×width)", [f"{item.split}: {item.path}: {item.height}×{item.width}" for item in report.tiny]
+        f"tiny crops (a side below {limit}, height×width)",
+        [f"{item.split}: {item.path}: {item.height}×{item.width}" for item in report.tiny],
     )
     yield from _listed(
         "exact duplicates across splits",
         [
-            f"{item.path} ({item.split}) and {item.other_path} ({item.other_split}){'' if item.same_identity else ', under two identities'}"
+            f"{item.path} ({item.split}) and {item.other_path} "
+            f"({item.other_split}){'' if item.same_identity else ', under two identities'}"
             for item in report.duplicates
         ],
     )
@@ -328,7 +346,8 @@ def _lines(report: DomainReport) -> Iterator[str]:
     )
     yield from _listed("queries dropped", [f"{item.path}: {item.reason}" for item in report.dropped])
     if report.train_identities < 2:
-        yield f"training: not possible, there are {report.train_identities} usable identities in train and at least 2 are needed"
+        usable = f"there are {report.train_identities} usable identities in train"
+        yield f"training: not possible, {usable} and at least 2 are needed"
         return
     took = "" if report.train_seconds is None else f", about {_duration(report.train_seconds)}"
     size = f"{report.crop['height']}×{report.crop['width']}"
@@ -338,13 +357,15 @@ def _lines(report: DomainReport) -> Iterator[str]:
 def _camera_lines(cameras: dict[str, dict[str, int]]) -> Iterator[str]:
     if len(cameras) <= SHOWN:
         yield from (
-            f"camera {label}: {people['train']} identities in train, {people['test']} in query or gallery" for label, people in cameras.items()
+            f"camera {label}: {people['train']} identities in train, {people['test']} in query or gallery"
+            for label, people in cameras.items()
         )
         return
     for side, where in (("train", "train"), ("test", "query or gallery")):
         counts = sorted(people[side] for people in cameras.values() if people[side])
         if counts:
-            yield f"{len(counts)} cameras in {where}: {counts[0]} to {counts[-1]} identities each, median {counts[len(counts) // 2]}"
+            median = counts[len(counts) // 2]
+            yield f"{len(counts)} cameras in {where}: {counts[0]} to {counts[-1]} identities each, median {median}"
 
 
 def _listed(title: str, entries: list[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The one place that decodes and resizes a crop: for training, export and edge alike.
 
-A crop is uint8 RGB ``[H, W, 3]``. Channel order and normalisation are *not* done here: they are the model's first layer, in training
-and in the exported graph, so that no caller can get them wrong.
+A crop is uint8 RGB ``[H, W, 3]``. Channel order and normalisation are *not* done here: they are the model's first
+layer, in training and in the exported graph, so that no caller can get them wrong.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class CropSpec:
     Attributes:
         height: rows of the resized crop, in pixels.
         width: columns of the resized crop, in pixels.
-        resize: ``area`` averages where the crop shrinks and is bilinear where it grows (no aliasing); ``linear`` and ``cubic`` are OpenCV's.
+        resize: ``area`` averages where the crop shrinks and is bilinear where it grows (no aliasing); ``linear`` and
+            ``cubic`` are OpenCV's.
     """
 
     height: int = 256
@@ -60,7 +61,9 @@ class CropSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> CropSpec:
         """Inverse of :meth:`to_dict`; raises DataError on unknown or missing keys."""
         if set(values) != {"height", "width", "resize"}:
-            raise DataError(f"a crop rule has the keys height, width and resize, got {', '.join(sorted(map(str, values)))}")
+            raise DataError(
+                f"a crop rule has the keys height, width and resize, got {', '.join(sorted(map(str, values)))}"
+            )
         return cls(**values)
 
     def resized(self, crop: Crop) -> Crop:
@@ -71,7 +74,7 @@ class CropSpec:
         rule = self.resize
         if rule == "area" and (crop.shape[0] < self.height or crop.shape[1] < self.width):
             rule = "linear"
-        return cv2.resize(crop, (self.width, self.height), interpolation=_INTERPOLATION[rule]).astype(np.uint8, copy=False)  # type: ignore[no-any-return]
+        return np.asarray(cv2.resize(crop, (self.width, self.height), interpolation=_INTERPOLATION[rule]), np.uint8)
 
     def batch(self, crops: Sequence[Crop]) -> Crop:
         """Resize crops of any size into one uint8 array ``[N, height, width, 3]``."""
@@ -87,7 +90,13 @@ class CropSpec:
 
 def check_crop(crop: Any) -> None:
     """Raise DataError unless ``crop`` is a non-empty uint8 array ``[H, W, 3]``."""
-    if not isinstance(crop, np.ndarray) or crop.dtype != np.uint8 or crop.ndim != 3 or crop.shape[2] != 3 or 0 in crop.shape:
+    if (
+        not isinstance(crop, np.ndarray)
+        or crop.dtype != np.uint8
+        or crop.ndim != 3
+        or crop.shape[2] != 3
+        or 0 in crop.shape
+    ):
         found = f"{crop.dtype} {crop.shape}" if isinstance(crop, np.ndarray) else type(crop).__name__
         raise DataError(f"a crop must be a uint8 RGB array [H, W, 3], got {found}")
 
@@ -111,7 +120,9 @@ def read_crop(path: str | PathLike[str]) -> Crop:
 
 
 def decode_crop(data: bytes) -> Crop:
-    """Decode PNG, JPEG, BMP, WebP or PPM bytes to uint8 RGB at their own size; raises DataError as :func:`read_crop` does."""
+    """Decode PNG, JPEG, BMP, WebP or PPM bytes to uint8 RGB at their own size; raises DataError as :func:`read_crop`
+    does.
+    """
     if not data:
         raise DataError("the file is empty")
     if len(data) > MAX_BYTES:
@@ -132,7 +143,8 @@ def image_size(data: bytes) -> tuple[int, int]:
     """Height and width from an image file's header alone, so that a limit can be checked before anything is decoded.
 
     Raises:
-        DataError: not a PNG, JPEG, BMP, WebP or PPM file, or its header is cut off or says one thing to us and another to a decoder.
+        DataError: not a PNG, JPEG, BMP, WebP or PPM file, or its header is cut off or says one thing to us and another
+            to a decoder.
     """
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -172,7 +184,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             at += 1
         marker = data[at]
         at += 1
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # these have no length: a decoder would go on where we skip, to another size
+        if (
+            marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9
+        ):  # these have no length: a decoder would go on where we skip, to another size
             raise ValueError("a marker that does not belong before the frame header")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", data[at + 3 : at + 7])

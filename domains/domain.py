@@ -16,7 +16,9 @@ from domains.choice import check_choice
 from domains.errors import DataError
 
 JUNK = -1
-"""Identity code of a crop that shows no usable person: it is neither a match nor a miss when ranked (Market-1501's ``-1``)."""
+"""Identity code of a crop that shows no usable person: it is neither a match nor a miss when ranked (Market-1501's
+``-1``).
+"""
 
 SameCamera = Literal["drop", "keep"]
 SPLITS = ("train", "query", "gallery")
@@ -45,9 +47,13 @@ class Split:
             values.setflags(write=False)
             object.__setattr__(self, name, values)
             if values.shape != (len(self.paths),):
-                raise DataError(f"{name} must have one value per path: {len(self.paths)} paths, got shape {values.shape}")
+                raise DataError(
+                    f"{name} must have one value per path: {len(self.paths)} paths, got shape {values.shape}"
+                )
         if self.times and len(self.times) != len(self.paths):
-            raise DataError(f"times must have one value per path or none: {len(self.paths)} paths, got {len(self.times)}")
+            raise DataError(
+                f"times must have one value per path or none: {len(self.paths)} paths, got {len(self.times)}"
+            )
 
     def __len__(self) -> int:
         """Return the number of crops."""
@@ -70,8 +76,8 @@ class Domain:
         format: name of the layout it was read from.
         identities: the labels of people as their files give them; ``pids`` index them.
         cameras: the labels of cameras; ``camids`` index them.
-        same_camera: how queries are scored. ``drop`` (the field's rule) ignores gallery crops of the query's identity from the query's own camera;
-            ``keep`` ranks them, for domains that know one camera only.
+        same_camera: how queries are scored. ``drop`` (the field's rule) ignores gallery crops of the query's identity
+            from the query's own camera; ``keep`` ranks them, for domains that know one camera only.
         notes: what a user should know about how the folder was read.
         groups: for a union, the member that each identity comes from; else empty.
     """
@@ -113,15 +119,18 @@ class Domain:
         return replace(self, same_camera=same_camera)
 
     def first_identities(self, count: int) -> Domain:
-        """The same domain with the train crops of its first ``count`` train identities only (junk goes too); query and gallery stay."""
+        """The same domain with the train crops of its first ``count`` train identities only (junk goes too); query and
+        gallery stay.
+        """
         people = np.unique(self.train.pids[self.train.pids != JUNK])[:count]
         return replace(self, train=self.train.take(np.isin(self.train.pids, people)))
 
     def with_held_out(self, people: Collection[str]) -> Domain:
-        """The same domain with some train identities held out: the first crop of each as query, its others as gallery, in the place of those splits.
+        """The same domain with some train identities held out: the first crop of each as query, its others as gallery,
+        in the place of those splits.
 
-        Where a query would find nothing before another camera, crops of its own camera are ranked too (``same_camera=keep``). Whoever has a single
-        crop finds nothing under either rule, and has no say in it.
+        Where a query would find nothing before another camera, crops of its own camera are ranked too
+        (``same_camera=keep``). Whoever has a single crop finds nothing under either rule, and has no say in it.
         """
         train = self.train
         named = {code for code, label in enumerate(self.identities) if label in people}
@@ -130,20 +139,30 @@ class Domain:
         query = rows[np.sort(np.unique(train.pids[rows], return_index=True)[1])]
         gallery = np.setdiff1d(rows, query)
         crops = np.unique(train.pids[rows], return_counts=True)[1]
-        seen = np.unique(np.stack([train.pids[rows], train.camids[rows]]), axis=1)[0]  # each person once for each camera
+        seen = np.unique(np.stack([train.pids[rows], train.camids[rows]]), axis=1)[
+            0
+        ]  # each person once for each camera
         one_camera = bool(np.any((np.unique(seen, return_counts=True)[1] == 1) & (crops > 1)))
         return replace(
-            self, train=train.take(~held), query=train.take(query), gallery=train.take(gallery), same_camera="keep" if one_camera else "drop"
+            self,
+            train=train.take(~held),
+            query=train.take(query),
+            gallery=train.take(gallery),
+            same_camera="keep" if one_camera else "drop",
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sha256 (hex) over every row's split, path, identity, camera and file size: same fingerprint, same data. Missing files count as size -1."""
+        """Sha256 (hex) over every row's split, path, identity, camera and file size: same fingerprint, same data.
+        Missing files count as size -1.
+        """
         return self._hash("train", "query", "gallery")
 
     @cached_property
     def test_fingerprint(self) -> str:
-        """The same over query and gallery alone: what scores speak of, whether or not the train images are still there."""
+        """The same over query and gallery alone: what scores speak of, whether or not the train images are still
+        there.
+        """
         return self._hash("query", "gallery")
 
     def _hash(self, *names: str) -> str:
@@ -169,7 +188,8 @@ def from_rows(
 ) -> Domain:
     """Build a domain from rows ``(split, path, identity, camera)``; identity ``None`` is junk.
 
-    Rows are sorted by path within each split and labels by value (numbers as numbers), so that nothing depends on the file system's order.
+    Rows are sorted by path within each split and labels by value (numbers as numbers), so that nothing depends on the
+    file system's order.
 
     Raises:
         DataError: no row at all, or an unknown split.
@@ -192,7 +212,9 @@ def from_rows(
             np.array([camera_code[rows[i][3]] for i in picked], np.int64),
             tuple(times[i] for i in picked) if times else (),
         )
-    return Domain(name, root, layout, tuple(people), tuple(cameras), **splits, same_camera=same_camera, notes=tuple(notes))  # type: ignore[arg-type]
+    everyone, places = tuple(people), tuple(cameras)
+    made = Domain(name, root, layout, everyone, places, same_camera=same_camera, notes=tuple(notes))
+    return replace(made, **splits)  # type: ignore[arg-type]
 
 
 def natural_key(label: str) -> tuple[int, int, str]:

@@ -1,20 +1,25 @@
 """Open-set metrics: what a threshold does to people who are in the gallery, and to people who are not.
 
-A *pair* is a query crop with a gallery crop under the rules of :mod:`domains.scoring`: junk makes no pair; two crops of one person are a *genuine*
-pair, but under ``same_camera="drop"`` only if two cameras saw them; two crops of different people are an *impostor* pair, whatever the cameras.
-A gallery identity that no query has (a distractor) makes impostor pairs alone. A score is accepted if it lies **above** a threshold's highest
-refused score, so that equal scores share their fate and no rate is ever above the one that was asked for.
+A *pair* is a query crop with a gallery crop under the rules of :mod:`domains.scoring`: junk makes no pair; two crops of
+one person are a *genuine* pair, but under ``same_camera="drop"`` only if two cameras saw them; two crops of different
+people are an *impostor* pair, whatever the cameras. A gallery identity that no query has (a distractor) makes impostor
+pairs alone. A score is accepted if it lies **above** a threshold's highest refused score, so that equal scores share
+their fate and no rate is ever above the one that was asked for.
 
-**TPR at FPR f** (verification, also TAR at FAR): the share of genuine pairs above the score that at most a share f of the impostor pairs is above.
+**TPR at FPR f** (verification, also TAR at FAR): the share of genuine pairs above the score that at most a share f of
+the impostor pairs is above.
 
-**DIR at FPIR f** (open-set identification: Phillips, Grother and Micheals, "Evaluation Methods in Face Recognition", Handbook of Face Recognition,
-2nd edition 2011, chapter 21; as 1 - FNIR in Grother and Ngan, "Face Recognition Vendor Test: Performance of Face Identification Algorithms", NIST IR
-8009, 2014): the share of searches with a mate whose first answer is a mate and above the score that at most a share f of the searches without a mate
-returns anything above. The closed sets of the field have a mate for nearly every query, so **each query searches twice** (leave-mates-out): once as
-it is, and once with every crop of its person left out of the gallery, from whatever camera. Queries of people who are not in the gallery search
-without a mate anyhow. So there are as many searches without a mate as queries that are not junk, and DIR at FPIR 1 is rank-1.
+**DIR at FPIR f** (open-set identification: Phillips, Grother and Micheals, "Evaluation Methods in Face Recognition",
+Handbook of Face Recognition, 2nd edition 2011, chapter 21; as 1 - FNIR in Grother and Ngan, "Face Recognition Vendor
+Test: Performance of Face Identification Algorithms", NIST IR 8009, 2014): the share of searches with a mate whose first
+answer is a mate and above the score that at most a share f of the searches without a mate returns anything above. The
+closed sets of the field have a mate for nearly every query, so **each query searches twice** (leave-mates-out): once as
+it is, and once with every crop of its person left out of the gallery, from whatever camera. Queries of people who are
+not in the gallery search without a mate anyhow. So there are as many searches without a mate as queries that are not
+junk, and DIR at FPIR 1 is rank-1.
 
-A rate that is seen less than once in the pairs or searches at hand is not reported. No matrix of all pairs is ever held: two passes over blocks.
+A rate that is seen less than once in the pairs or searches at hand is not reported. No matrix of all pairs is ever
+held: two passes over blocks.
 """
 
 from __future__ import annotations
@@ -50,7 +55,9 @@ class PairCount(NamedTuple):
 
 
 class PairBlock(NamedTuple):
-    """Similarities of some queries to the whole gallery ``[n, G]``, overwritten by the next block, and which pairs are genuine or impostors."""
+    """Similarities of some queries to the whole gallery ``[n, G]``, overwritten by the next block, and which pairs are
+    genuine or impostors.
+    """
 
     start: int
     similarity: Float32s
@@ -89,12 +96,20 @@ class OpenSet:
 
 
 def open_set(
-    query: Float32s, gallery: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop",
-    fpr: Sequence[float] = FPR, fpir: Sequence[float] = FPIR, chunk: int | None = None,
-) -> OpenSet:  # fmt: skip
+    query: Float32s,
+    gallery: Float32s,
+    query_labels: Labels,
+    gallery_labels: Labels,
+    *,
+    same_camera: SameCamera = "drop",
+    fpr: Sequence[float] = FPR,
+    fpir: Sequence[float] = FPIR,
+    chunk: int | None = None,
+) -> OpenSet:
     """Measure TPR at FPR and DIR at FPIR, as the module defines them.
 
-    Time is that of two products ``query @ gallery.T``; memory one block of them with its masks, and the genuine similarities.
+    Time is that of two products ``query @ gallery.T``; memory one block of them with its masks, and the genuine
+    similarities.
 
     Args:
         query: float32 ``[Q, D]``, rows of unit length.
@@ -115,7 +130,10 @@ def open_set(
     check_features(query, gallery)
     count = count_pairs(query_labels, gallery_labels, same_camera=same_camera)
     if not count.genuine or not count.impostor:
-        raise DataError(f"open-set metrics need pairs of one person and of two, got {count.genuine} and {count.impostor}; check labels and cameras")
+        raise DataError(
+            f"open-set metrics need pairs of one person and of two, got {count.genuine} and {count.impostor}; check "
+            "labels and cameras"
+        )
 
     def blocks() -> Iterator[PairBlock]:
         return pair_blocks(query, gallery, query_labels, gallery_labels, same_camera=same_camera, chunk=chunk)
@@ -137,7 +155,11 @@ def open_set(
     levels = _levels(blocks, counts, count.impostor, shown)
     tpr: dict[float, float | None] = dict.fromkeys(fpr)
     tpr |= {rate: _percent(scores > level) for rate, level in zip(shown, levels, strict=True)}
-    refused = {rate: nearest[allowed] if allowed < len(nearest) else -np.inf for rate in fpir if (allowed := _allowed(rate, len(nearest)))}
+    refused = {
+        rate: nearest[allowed] if allowed < len(nearest) else -np.inf
+        for rate in fpir
+        if (allowed := _allowed(rate, len(nearest)))
+    }
     detected: dict[float, float | None] = dict.fromkeys(fpir)
     detected |= {rate: _percent(found > level) for rate, level in refused.items()}
     return OpenSet(tpr, detected, count, len(found), len(nearest))
@@ -157,12 +179,19 @@ def count_pairs(query: Labels, gallery: Labels, *, same_camera: SameCamera = "dr
 
 
 def pair_blocks(
-    query: Float32s, gallery: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop", chunk: int | None = None
+    query: Float32s,
+    gallery: Float32s,
+    query_labels: Labels,
+    gallery_labels: Labels,
+    *,
+    same_camera: SameCamera = "drop",
+    chunk: int | None = None,
 ) -> Iterator[PairBlock]:
     """Yield the pairs of a few queries at a time; arguments as for :func:`open_set`, which checks them."""
     if len(query) != len(query_labels) or len(gallery) != len(gallery_labels):
         raise DataError(
-            f"there must be one label per row, got {len(query_labels)} for {len(query)} queries and {len(gallery_labels)} for {len(gallery)} others"
+            f"there must be one label per row, got {len(query_labels)} for {len(query)} queries and "
+            f"{len(gallery_labels)} for {len(gallery)} others"
         )
     for start, similarity in similarity_blocks(query, gallery, chunk=chunk):
         rows = slice(start, start + len(similarity))
@@ -176,9 +205,11 @@ def pair_blocks(
 
 
 def impostor_levels(blocks: Callable[[], Iterator[PairBlock]], impostors: int, rates: Sequence[float]) -> list[float]:
-    """For each rate the highest score that must be refused, so that at most that share of the impostor pairs lies above it.
+    """For each rate the highest score that must be refused, so that at most that share of the impostor pairs lies above
+    it.
 
-    Exact, to the last bit, without holding the scores: the first pass counts them in bins, the second keeps those of the bins that matter.
+    Exact, to the last bit, without holding the scores: the first pass counts them in bins, the second keeps those of
+    the bins that matter.
 
     Args:
         blocks: begins a pass over the pairs.
@@ -191,7 +222,9 @@ def impostor_levels(blocks: Callable[[], Iterator[PairBlock]], impostors: int, r
     return _levels(blocks, counts, impostors, rates)
 
 
-def _levels(blocks: Callable[[], Iterator[PairBlock]], counts: NDArray[np.int64], impostors: int, rates: Sequence[float]) -> list[float]:
+def _levels(
+    blocks: Callable[[], Iterator[PairBlock]], counts: NDArray[np.int64], impostors: int, rates: Sequence[float]
+) -> list[float]:
     """The second pass of :func:`impostor_levels`, after the scores were counted."""
     above = np.cumsum(counts[::-1])[::-1]
     places = [_allowed(rate, impostors) for rate in rates]
@@ -214,13 +247,17 @@ def _levels(blocks: Callable[[], Iterator[PairBlock]], counts: NDArray[np.int64]
 
 
 def _allowed(rate: float, count: int) -> int:
-    """How many of ``count`` may be accepted at a rate; a product that rounding left just under a whole number counts as that number."""
+    """How many of ``count`` may be accepted at a rate; a product that rounding left just under a whole number counts as
+    that number.
+    """
     return min(count, int(rate * count + 1e-6))
 
 
 def _bins(scores: Float32s) -> NDArray[np.int32]:
     """A bin for every score, higher for higher ones."""
-    found: NDArray[np.int32] = np.clip((scores + np.float32(_LIMIT)) * np.float32(_BINS / (2 * _LIMIT)), 0, _BINS - 1).astype(np.int32)
+    found: NDArray[np.int32] = np.clip(
+        (scores + np.float32(_LIMIT)) * np.float32(_BINS / (2 * _LIMIT)), 0, _BINS - 1
+    ).astype(np.int32)
     return found
 
 
@@ -228,7 +265,9 @@ def _histogram(scores: Float32s) -> NDArray[np.int64]:
     return np.bincount(_bins(scores), minlength=_BINS)
 
 
-def _merged(one: tuple[Float32s, NDArray[np.int64]], other: tuple[Float32s, NDArray[np.int64]]) -> tuple[Float32s, NDArray[np.int64]]:
+def _merged(
+    one: tuple[Float32s, NDArray[np.int64]], other: tuple[Float32s, NDArray[np.int64]]
+) -> tuple[Float32s, NDArray[np.int64]]:
     values, inverse = np.unique(np.concatenate([one[0], other[0]]), return_inverse=True)
     return values, np.bincount(inverse, weights=np.concatenate([one[1], other[1]])).astype(np.int64)
 

@@ -1,13 +1,15 @@
 """k-reciprocal re-ranking: a person's neighbours vote, which lifts matches that one glance misses.
 
-Zhong, Zheng, Cao and Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017. It needs all queries and gallery crops at once
-and changes one query's answer when other queries come, so it belongs to scoring a closed set and not to a live gallery.
+Zhong, Zheng, Cao and Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017. It needs all
+queries and gallery crops at once and changes one query's answer when other queries come, so it belongs to scoring a
+closed set and not to a live gallery.
 
-Where the paper leaves room or differs from its authors' released program, the program is followed, because the published numbers come from it:
-queries and gallery are ranked as one set, in which each crop is at distance 0 from itself; the original distance is squared Euclidean, divided by
-the crop's largest; an expansion needs *more* than two thirds of the candidate's set (the paper: at least); k1 / 2 rounds half to even; the weights
-of a row sum to one; and query expansion averages the first ``k2`` neighbours with the crop itself among them, ``k2=1`` meaning none. The order of
-equal distances, which the program leaves to its sort, is row order here.
+Where the paper leaves room or differs from its authors' released program, the program is followed, because the
+published numbers come from it: queries and gallery are ranked as one set, in which each crop is at distance 0 from
+itself; the original distance is squared Euclidean, divided by the crop's largest; an expansion needs *more* than two
+thirds of the candidate's set (the paper: at least); k1 / 2 rounds half to even; the weights of a row sum to one; and
+query expansion averages the first ``k2`` neighbours with the crop itself among them, ``k2=1`` meaning none. The order
+of equal distances, which the program leaves to its sort, is row order here.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ SLAB = 8192
 
 
 def k_reciprocal(query: Float32s, gallery: Float32s, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Float32s:
-    """Re-rank: minus ``(1 - weight) · Jaccard distance + weight · original distance``, so that :func:`domains.scoring.score_similarities` takes it.
+    """Re-rank: minus ``(1 - weight) · Jaccard distance + weight · original distance``, so that
+    :func:`domains.scoring.score_similarities` takes it.
 
-    With N = Q + G it takes O(N² D) time for the neighbours, which dominates, and O(N k1²) for the sets. Memory is the returned matrix, 4·Q·G bytes,
-    plus a copy of the features, at most O(N k1² k2) sparse weights (about 1 kB a crop in practice) and one 64 MB block of distances; the N×N matrices
-    of the released program are never held.
+    With N = Q + G it takes O(N² D) time for the neighbours, which dominates, and O(N k1²) for the sets. Memory is the
+    returned matrix, 4·Q·G bytes, plus a copy of the features, at most O(N k1² k2) sparse weights (about 1 kB a crop in
+    practice) and one 64 MB block of distances; the N×N matrices of the released program are never held.
 
     Args:
         query: float32 ``[Q, D]``, rows of unit length.
@@ -51,10 +54,14 @@ def k_reciprocal(query: Float32s, gallery: Float32s, *, k1: int = 20, k2: int = 
         UsageError: k1 or k2 below 1, or a weight outside [0, 1].
     """
     if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
-        raise UsageError(f"re-ranking needs k1 and k2 of at least 1 and a weight from 0 to 1, got k1={k1}, k2={k2}, weight={weight}")
+        raise UsageError(
+            f"re-ranking needs k1 and k2 of at least 1 and a weight from 0 to 1, got k1={k1}, k2={k2}, weight={weight}"
+        )
     check_features(query, gallery)
     if not len(query) or not len(gallery):
-        raise DataError(f"re-ranking needs at least one query and one gallery feature, got {len(query)} and {len(gallery)}")
+        raise DataError(
+            f"re-ranking needs at least one query and one gallery feature, got {len(query)} and {len(gallery)}"
+        )
     features = np.concatenate([query, gallery])
     neighbours, farthest = _neighbours(features, max(k1 + 1, k2))
     weights = _weights(features, neighbours, farthest, k1)
@@ -70,7 +77,9 @@ def k_reciprocal(query: Float32s, gallery: Float32s, *, k1: int = 20, k2: int = 
 
 @dataclass(frozen=True, eq=False)
 class _Sparse:
-    """Rows of weights: row i holds ``values[bounds[i] : bounds[i + 1]]`` in the columns of the same slice, ascending."""
+    """Rows of weights: row i holds ``values[bounds[i] : bounds[i + 1]]`` in the columns of the same slice,
+    ascending.
+    """
 
     bounds: NDArray[np.int64]
     columns: Index
@@ -90,7 +99,9 @@ class _Sparse:
 
 
 class _Overlap:
-    """Jaccard distances of queries to all gallery crops; an inverted index visits only crops that share a neighbour with the query."""
+    """Jaccard distances of queries to all gallery crops; an inverted index visits only crops that share a neighbour
+    with the query.
+    """
 
     def __init__(self, weights: _Sparse, queries: int) -> None:
         crops = len(weights.bounds) - 1
@@ -118,9 +129,11 @@ def _squared(similarity: Float32s) -> Float32s:
 
 
 def _neighbours(features: Float32s, count: int) -> tuple[Index, Float32s]:
-    """The ``count`` nearest of each crop, itself included, nearest first and ties in row order, ``[N, count]``; and its largest distance ``[N]``.
+    """The ``count`` nearest of each crop, itself included, nearest first and ties in row order, ``[N, count]``; and its
+    largest distance ``[N]``.
 
-    A largest distance of 0 (all crops alike) is returned as 1: every normalised distance is then 0, where the released program divides by zero.
+    A largest distance of 0 (all crops alike) is returned as 1: every normalised distance is then 0, where the released
+    program divides by zero.
     """
     count = min(count, len(features))
     nearest = np.empty((len(features), count), np.int32)

@@ -1,13 +1,15 @@
-"""Ranking scores of a camera domain: mAP, CMC and mINP, exact, with the rules of the field and every unscored query accounted for.
+"""Ranking scores of a camera domain: mAP, CMC and mINP, exact, with the rules of the field and every unscored query
+accounted for.
 
-The rules, in order. A query of identity ``JUNK`` is not scored. Gallery crops of identity ``JUNK`` are removed: neither match nor miss. With
-``same_camera="drop"`` (Market-1501's protocol) gallery crops of the query's identity from the query's own camera are removed too; ``"keep"``
-ranks them, for domains that know one camera only. What is left is ranked by similarity, highest first, **equal similarities in gallery order**,
-as a stable sort would; a match is a crop of the query's identity. A query without a match is not scored either, and listed with the rule that
-dropped it.
+The rules, in order. A query of identity ``JUNK`` is not scored. Gallery crops of identity ``JUNK`` are removed: neither
+match nor miss. With ``same_camera="drop"`` (Market-1501's protocol) gallery crops of the query's identity from the
+query's own camera are removed too; ``"keep"`` ranks them, for domains that know one camera only. What is left is ranked
+by similarity, highest first, **equal similarities in gallery order**, as a stable sort would; a match is a crop of the
+query's identity. A query without a match is not scored either, and listed with the rule that dropped it.
 
-No ranking is ever sorted. A score needs only the ranks of the matches, and a match's rank is one plus the number of gallery crops before it: greater
-similarities anywhere, equal ones earlier in the gallery. Counting those is a few passes over one row, ten times cheaper than sorting it.
+No ranking is ever sorted. A score needs only the ranks of the matches, and a match's rank is one plus the number of
+gallery crops before it: greater similarities anywhere, equal ones earlier in the gallery. Counting those is a few
+passes over one row, ten times cheaper than sorting it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from domains.domain import JUNK, SameCamera, Split
 from domains.errors import DataError, UsageError
 
 TILE = 128
-"""Queries per matrix product. Fixed, and the last product is padded to it, because BLAS rounds differently for different numbers of rows."""
+"""Queries per matrix product. Fixed, and the last product is padded to it, because BLAS rounds differently for
+different numbers of rows.
+"""
 BLOCK_BYTES = 64 * 2**20
 UNIT_TOLERANCE = 1e-2
 """How far a squared length may be from one: half precision passes, a feature that was never normalised does not."""
@@ -56,7 +60,9 @@ class Labels:
     camids: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        """Check and freeze; raises DataError unless both are whole numbers, one-dimensional and equally long, and no identity is below -1."""
+        """Check and freeze; raises DataError unless both are whole numbers, one-dimensional and equally long, and no
+        identity is below -1.
+        """
         for name in ("pids", "camids"):
             values = np.asarray(getattr(self, name))
             if values.ndim != 1 or values.dtype.kind not in "iu":
@@ -65,9 +71,14 @@ class Labels:
             values.setflags(write=False)
             object.__setattr__(self, name, values)
         if len(self.pids) != len(self.camids):
-            raise DataError(f"there must be one camera per identity code, got {len(self.pids)} pids and {len(self.camids)} camids")
+            raise DataError(
+                f"there must be one camera per identity code, got {len(self.pids)} pids and {len(self.camids)} camids"
+            )
         if len(self) and self.pids.min() < JUNK:
-            raise DataError(f"identity codes start at 0, or are {JUNK} for junk; row {int(self.pids.argmin())} has {self.pids.min()}")
+            raise DataError(
+                f"identity codes start at 0, or are {JUNK} for junk; row {int(self.pids.argmin())} has "
+                f"{self.pids.min()}"
+            )
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -84,11 +95,12 @@ class Scores:
     """Scores of each query that could be scored, and the others with the reason. ``V`` is the number of scored queries.
 
     Attributes:
-        ap: float64 ``[V]`` in (0, 1], average precision as Market-1501 and torchreid define it: the mean over matches of (matches so far / rank). It
-            is not the interpolated area of the Oxford tool, which reads higher.
+        ap: float64 ``[V]`` in (0, 1], average precision as Market-1501 and torchreid define it: the mean over matches
+            of (matches so far / rank). It is not the interpolated area of the Oxford tool, which reads higher.
         rank: int64 ``[V]``, the rank of the first match, from 1.
-        inp: float64 ``[V]`` in (0, 1], inverse negative penalty: number of matches / rank of the last (hardest) match (Ye et al., "Deep Learning for
-            Person Re-identification: A Survey and Outlook", TPAMI 2021). It says how far one must scroll to see every match.
+        inp: float64 ``[V]`` in (0, 1], inverse negative penalty: number of matches / rank of the last (hardest) match
+            (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021). It says how far
+            one must scroll to see every match.
         scored: int64 ``[V]``, ascending: which query each row belongs to.
         dropped: ``(query, reason)`` of each query that was not scored.
     """
@@ -115,7 +127,9 @@ class Scores:
         return 100 * float(self.inp.mean())
 
     def cmc(self, k: int) -> float:
-        """Cumulative matching characteristic: percent of scored queries with a match among the first ``k``; raises UsageError if ``k`` < 1."""
+        """Cumulative matching characteristic: percent of scored queries with a match among the first ``k``; raises
+        UsageError if ``k`` < 1.
+        """
         if k < 1:
             raise UsageError(f"a rank is at least 1, got {k}")
         return 100 * float((self.rank <= k).mean())
@@ -137,15 +151,29 @@ class Scores:
 
     def to_dict(self) -> dict[str, float | int]:
         """Percentages and the number of scored queries, for JSON and tables."""
-        return {"mAP": self.mAP, "rank1": self.rank1, "rank5": self.rank5, "rank10": self.rank10, "mINP": self.mINP, "queries": self.queries}
+        return {
+            "mAP": self.mAP,
+            "rank1": self.rank1,
+            "rank5": self.rank5,
+            "rank10": self.rank10,
+            "mINP": self.mINP,
+            "queries": self.queries,
+        }
 
 
 def score_domain(
-    query: Float32s, gallery: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop", chunk: int | None = None
+    query: Float32s,
+    gallery: Float32s,
+    query_labels: Labels,
+    gallery_labels: Labels,
+    *,
+    same_camera: SameCamera = "drop",
+    chunk: int | None = None,
 ) -> Scores:
     """Score features by cosine similarity, holding the similarities of a few queries at a time.
 
-    On one machine the result depends on the inputs alone, to the last bit: each product has ``TILE`` rows, whatever the chunk.
+    On one machine the result depends on the inputs alone, to the last bit: each product has ``TILE`` rows, whatever the
+    chunk.
 
     Args:
         query: float32 ``[Q, D]``, rows of unit length.
@@ -153,10 +181,12 @@ def score_domain(
         query_labels: of the query rows.
         gallery_labels: of the gallery rows.
         same_camera: see the module.
-        chunk: queries whose similarities are held at once, rounded up to whole products; by default what fits in 64 MB. It takes 4·chunk·G bytes.
+        chunk: queries whose similarities are held at once, rounded up to whole products; by default what fits in 64 MB.
+            It takes 4·chunk·G bytes.
 
     Raises:
-        DataError: features of another type, shape or length, or not finite (the row is named); labels that do not fit; or no query can be scored.
+        DataError: features of another type, shape or length, or not finite (the row is named); labels that do not fit;
+            or no query can be scored.
         UsageError: an unknown rule, or a chunk below 1.
     """
     check_features(query, gallery)
@@ -166,7 +196,9 @@ def score_domain(
     return _score(blocks, query_labels, gallery_labels, same_camera)
 
 
-def score_similarities(similarity: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop") -> Scores:
+def score_similarities(
+    similarity: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop"
+) -> Scores:
     """Score a given similarity matrix, for example re-ranked; for distances pass ``-distance``.
 
     Args:
@@ -176,7 +208,8 @@ def score_similarities(similarity: Float32s, query_labels: Labels, gallery_label
         same_camera: see the module.
 
     Raises:
-        DataError: another type or shape, a value that is not finite (its place is named), labels that do not fit, or no query can be scored.
+        DataError: another type or shape, a value that is not finite (its place is named), labels that do not fit, or no
+            query can be scored.
         UsageError: an unknown rule.
     """
     _check_matrix(similarity, "similarity", "[Q, G]")
@@ -213,7 +246,8 @@ def similarity_blocks(rows: Float32s, columns: Float32s, *, chunk: int | None = 
     Args:
         rows: float32 ``[N, D]``.
         columns: float32 ``[G, D]``.
-        chunk: rows per block, rounded up to a multiple of ``TILE``; by default what fits in 64 MB, at least ``TILE``. No value depends on it.
+        chunk: rows per block, rounded up to a multiple of ``TILE``; by default what fits in 64 MB, at least ``TILE``.
+            No value depends on it.
 
     Raises:
         UsageError: a chunk below 1.
@@ -237,18 +271,26 @@ def _blocks(rows: Float32s, columns: Float32s, tiles: int) -> Iterator[tuple[int
 
 
 def check_features(query: Float32s, gallery: Float32s) -> None:
-    """Raise DataError unless both are finite float32 ``[N, D]`` of one D with rows of unit length (to half precision); the row is named."""
+    """Raise DataError unless both are finite float32 ``[N, D]`` of one D with rows of unit length (to half precision);
+    the row is named.
+    """
     _check_unit(query, "query")
     _check_unit(gallery, "gallery")
     if query.shape[1] != gallery.shape[1]:
-        raise DataError(f"query and gallery features must come from one model, got {query.shape[1]} and {gallery.shape[1]} values per row")
+        raise DataError(
+            f"query and gallery features must come from one model, got {query.shape[1]} and {gallery.shape[1]} values "
+            "per row"
+        )
 
 
-def bootstrap_interval(values: Float64s, *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of one value per query, in the values' own unit (``100 * scores.ap`` for mAP in percent).
+def bootstrap_interval(
+    values: Float64s, *, samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of one value per query, in the values' own unit (``100 * scores.ap``
+    for mAP in percent).
 
-    Queries are drawn, not gallery crops, so it answers: how much would the score move with other queries in these cameras? The values may be paired
-    differences, such as the AP of one query after two steps.
+    Queries are drawn, not gallery crops, so it answers: how much would the score move with other queries in these
+    cameras? The values may be paired differences, such as the AP of one query after two steps.
 
     Raises:
         DataError, UsageError: as :func:`bootstrap_mean`.
@@ -256,11 +298,14 @@ def bootstrap_interval(values: Float64s, *, samples: int = 1000, seed: int = 0, 
     return bootstrap_mean([values], samples=samples, seed=seed, level=level)
 
 
-def bootstrap_mean(per_domain: Sequence[Float64s], *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_mean(
+    per_domain: Sequence[Float64s], *, samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the plain mean over domains of each domain's mean (Seen-Avg, Unseen-Avg).
 
-    Queries are resampled within each domain independently, so that a small domain contributes its own, larger uncertainty (Efron and Tibshirani, "An
-    Introduction to the Bootstrap", 1993, chapters 8 and 13: one draw per sample of a several-sample statistic, and the percentile interval).
+    Queries are resampled within each domain independently, so that a small domain contributes its own, larger
+    uncertainty (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13: one draw per sample
+    of a several-sample statistic, and the percentile interval).
 
     Args:
         per_domain: one array ``[V]`` of finite per-query values per domain.
@@ -284,7 +329,9 @@ def bootstrap_mean(per_domain: Sequence[Float64s], *, samples: int = 1000, seed:
     for place, given in enumerate(per_domain):
         values = np.asarray(given, np.float64)
         if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-            raise DataError(f"a bootstrap interval needs finite values [V], at least one; domain {place} has shape {values.shape}")
+            raise DataError(
+                f"a bootstrap interval needs finite values [V], at least one; domain {place} has shape {values.shape}"
+            )
         step = max(1, 2**20 // len(values))
         for start in range(0, samples, step):
             draws = rng.integers(len(values), size=(min(step, samples - start), len(values)))
@@ -364,18 +411,29 @@ def _check_unit(features: Float32s, name: str) -> None:
         return
     row = int(bad[0])
     if not np.isfinite(features[row]).all():
-        raise DataError(f"{name} feature {row} holds NaN or infinity ({len(bad)} unusable rows in all); check the model and its input")
+        raise DataError(
+            f"{name} feature {row} holds NaN or infinity ({len(bad)} unusable rows in all); check the model and its "
+            "input"
+        )
     length = float(squared[row]) ** 0.5
-    raise DataError(f"{name} feature {row} has length {length:.4g} instead of 1 ({len(bad)} such rows); normalise the features first")
+    raise DataError(
+        f"{name} feature {row} has length {length:.4g} instead of 1 ({len(bad)} such rows); normalise the features "
+        "first"
+    )
 
 
 def _check_rows(matrix: Float32s, labels: Labels, name: str) -> None:
     if len(matrix) != len(labels):
-        raise DataError(f"there must be one {name} label per {name} row, got {len(matrix)} rows and {len(labels)} labels")
+        raise DataError(
+            f"there must be one {name} label per {name} row, got {len(matrix)} rows and {len(labels)} labels"
+        )
 
 
 def _check_finite(block: Float32s, start: int) -> None:
     finite = np.isfinite(block)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
-        raise DataError(f"the similarity of query {start + row} and gallery row {column} is {block[row, column]}; similarities must be finite")
+        raise DataError(
+            f"the similarity of query {start + row} and gallery row {column} is {block[row, column]}; similarities "
+            "must be finite"
+        )

@@ -1,7 +1,7 @@
 """The input side of a domain's distribution: how its pictures look, without a picture.
 
-Two aligners give a crop another domain's look: twelve numbers (``StyleStatistics``, 48 bytes), and a learned network (``StyleNetwork``, the
-distribution transfer network of DKP++, TPAMI 2025, which DASK, AAAI 2025, calls AKPNet).
+Two aligners give a crop another domain's look: twelve numbers (``StyleStatistics``, 48 bytes), and a learned network
+(``StyleNetwork``, the distribution transfer network of DKP++, TPAMI 2025, which DASK, AAAI 2025, calls AKPNet).
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ class StyleStatistics:
     """How channel means and deviations are spread over a domain's crops, in grey levels 0..255, RGB.
 
     Attributes:
-        numbers: float32 ``[4, 3]``: mean of the crops' means, deviation of their means, mean of their deviations, deviation of their deviations.
+        numbers: float32 ``[4, 3]``: mean of the crops' means, deviation of their means, mean of their deviations,
+            deviation of their deviations.
     """
 
     numbers: Float32s
 
     @classmethod
     def of(cls, batches: Iterable[NDArray[np.uint8]]) -> StyleStatistics:
-        """Gather them from batches of crops ``[n, H, W, 3]``, so that a store larger than the memory is read piece by piece."""
+        """Gather them from batches of crops ``[n, H, W, 3]``, so that a store larger than the memory is read piece by
+        piece.
+        """
         means, deviations = (np.concatenate(parts) for parts in zip(*map(_moments, batches), strict=True))
         return cls(np.stack([means.mean(0), means.std(0), deviations.mean(0), deviations.std(0)]).astype(np.float32))
 
@@ -47,7 +50,10 @@ class StyleStatistics:
         """Read what a memory kept; raises ArtefactError if it is no ``[4, 3]`` of finite numbers."""
         numbers = np.asarray(array, np.float32)
         if numbers.shape != NUMBERS or not np.isfinite(numbers).all():
-            raise ArtefactError(f"style statistics must be 12 finite numbers [4, 3], found shape {numbers.shape}; restore the memory from a backup")
+            raise ArtefactError(
+                f"style statistics must be 12 finite numbers [4, 3], found shape {numbers.shape}; restore the memory "
+                "from a backup"
+            )
         return cls(numbers)
 
 
@@ -56,7 +62,8 @@ def _moments(crops: NDArray[np.uint8]) -> tuple[Float64s, Float64s]:
 
 
 def restyle(crops: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
-    """Give crops another domain's colours: ``(x - m) / s · s̃ + m̃``, with m̃ and s̃ drawn from the domain's normal distributions.
+    """Give crops another domain's colours: ``(x - m) / s · s̃ + m̃``, with m̃ and s̃ drawn from the domain's normal
+    distributions.
 
     Args:
         crops: ``[B, H, W, 3]`` in 0..255.
@@ -75,7 +82,9 @@ def restyle(crops: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
 
 
 def _leaving_colours(width: int, mean: Tensor, std: Tensor) -> nn.Linear:
-    """The last layer, begun at the kernel that changes nothing: begun at random, a short training leaves everything grey."""
+    """The last layer, begun at the kernel that changes nothing: begun at random, a short training leaves everything
+    grey.
+    """
     layer = nn.Linear(width, KERNEL_WEIGHTS + 3)
     with torch.no_grad():
         layer.weight.mul_(0.1)
@@ -86,12 +95,14 @@ def _leaving_colours(width: int, mean: Tensor, std: Tensor) -> nn.Linear:
 
 
 class StyleNetwork(nn.Module):
-    """Predicts, for each picture, the 3×3 colour convolution that gives it one domain's look (DKP++ §DTNet; DASK's AKPNet).
+    """Predicts, for each picture, the 3×3 colour convolution that gives it one domain's look (DKP++ §DTNet; DASK's
+    AKPNet).
 
-    Features of a MobileNetV3-small, max-pooled, through 576 → 288 → 84: 81 kernel weights and 3 biases. 1.1 million weights, 2.2 MB in fp16.
+    Features of a MobileNetV3-small, max-pooled, through 576 → 288 → 84: 81 kernel weights and 3 biases. 1.1 million
+    weights, 2.2 MB in fp16.
 
-    It sees no look but its own domain's, changed at random, and what it predicts for a crop of far higher contrast is noise. Such a crop is brought
-    to the edge of what the network knows first (``looks``; not in the publications).
+    It sees no look but its own domain's, changed at random, and what it predicts for a crop of far higher contrast is
+    noise. Such a crop is brought to the edge of what the network knows first (``looks``; not in the publications).
 
     Args:
         mean: the re-ID model's channel means, RGB in 0..255; the output is what its normalisation would give.
@@ -107,7 +118,9 @@ class StyleNetwork(nn.Module):
         super().__init__()
         import timm
 
-        self.features = timm.create_model("mobilenetv3_small_100", pretrained=False, features_only=True, out_indices=(4,))
+        self.features = timm.create_model(
+            "mobilenetv3_small_100", pretrained=False, features_only=True, out_indices=(4,)
+        )
         width = int(self.features.feature_info.channels()[-1])
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), _leaving_colours(width // 2, mean, std))
         self.register_buffer("mean", mean.detach().clone().float())
@@ -123,11 +136,15 @@ class StyleNetwork(nn.Module):
         predicted = self.head(self.features(pixels)[-1].amax((2, 3)))
         kernels = predicted[:, :KERNEL_WEIGHTS].reshape(3 * batch, 3, 3, 3)
         biases = predicted[:, KERNEL_WEIGHTS:].reshape(3 * batch)
-        normalised = F.conv2d(pixels.reshape(1, batch * channels, height, width), kernels, biases, padding=1, groups=batch)
+        normalised = F.conv2d(
+            pixels.reshape(1, batch * channels, height, width), kernels, biases, padding=1, groups=batch
+        )
         return normalised.reshape(batch, 3, height, width).permute(0, 2, 3, 1) * self.std + self.mean
 
     def _known(self, pixels: Tensor) -> Tensor:
-        """Move channel means and deviations ``[B, H, W, 3]`` to within ``REACH`` of the domain's; crops that are there already stay as they are."""
+        """Move channel means and deviations ``[B, H, W, 3]`` to within ``REACH`` of the domain's; crops that are there
+        already stay as they are.
+        """
         mean, deviation = pixels.mean((1, 2)), pixels.std((1, 2), correction=0).clamp(min=FLOOR)
         low, high = self.looks[::2] - REACH * self.looks[1::2], self.looks[::2] + REACH * self.looks[1::2]
         target = torch.stack([mean, deviation], 1).clamp(low, high)
@@ -135,10 +152,14 @@ class StyleNetwork(nn.Module):
         return pixels * gain[:, None, None] + (target[:, 0] - mean * gain)[:, None, None]
 
     def loss(self, crops: Tensor, noise: Tensor) -> Tensor:
-        """L_DTT: undo a perturbation of the crops' channel statistics by ``noise`` ``[B, 2, 3]``; mean absolute difference in normalised colours."""
+        """L_DTT: undo a perturbation of the crops' channel statistics by ``noise`` ``[B, 2, 3]``; mean absolute
+        difference in normalised colours.
+        """
         pixels = crops.float()
         means, deviations = pixels.mean((1, 2)), pixels.std((1, 2), correction=0)
-        numbers = torch.stack([means.mean(0), means.std(0, correction=0), deviations.mean(0), deviations.std(0, correction=0)])
+        numbers = torch.stack(
+            [means.mean(0), means.std(0, correction=0), deviations.mean(0), deviations.std(0, correction=0)]
+        )
         perturbed = restyle(crops, numbers.expand(len(crops), *NUMBERS), noise)
         difference: Tensor = (self(perturbed) - pixels) / self.std
         return difference.abs().mean()
@@ -161,7 +182,10 @@ class StyleNetwork(nn.Module):
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise ArtefactError(
-                    f"the style network in the memory does not fit this version: {name} should be {wanted.get(name, 'absent')} "
+                    f"the style network in the memory does not fit this version: {name} should be "
+                    f"{wanted.get(name, 'absent')} "
                     f"and is {found.get(name, 'absent')}; restore the memory from a backup"
                 )
-        self.load_state_dict({name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()} | left_out)
+        self.load_state_dict(
+            {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()} | left_out
+        )

@@ -1,7 +1,8 @@
-"""How much a learned domain helps a new one: the H-score of its features, and where that puts the new domain among the learned.
+"""How much a learned domain helps a new one: the H-score of its features, and where that puts the new domain among the
+learned.
 
-H-score: Bao et al., ICIP 2019; shrunk as Ibrahim et al., ECML PKDD 2022. H-embedding: "Exploiting Task Relationships for Continual Learning Using
-Transferability-Aware Task Embeddings", NeurIPS 2025.
+H-score: Bao et al., ICIP 2019; shrunk as Ibrahim et al., ECML PKDD 2022. H-embedding: "Exploiting Task Relationships
+for Continual Learning Using Transferability-Aware Task Embeddings", NeurIPS 2025.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class HScore:
     """How well features tell a domain's identities apart, before any training on it.
 
     Attributes:
-        value: ``tr(Σ⁻¹ B)``, Σ the covariance of the features and B that of their class means; from 0 to ``classes - 1``.
+        value: ``tr(Σ⁻¹ B)``, Σ the covariance of the features and B that of their class means; from 0 to ``classes -
+            1``.
         classes: number of identities K.
         crops: number of crops N.
         shrinkage: α, how far Σ was pulled towards a multiple of the identity; 0 for the plain form.
@@ -48,8 +50,9 @@ class HScore:
 def h_score(features: ArrayLike, labels: ArrayLike, *, shrunk: bool = True) -> HScore:
     """H-score of labelled features.
 
-    With as many dimensions as crops the plain form gives K - 1 for pure noise, so the covariance is shrunk by Ledoit and Wolf's factor α (2004):
-    ``(1 - α) tr(((1 - α) S + α tr(S)/D I)⁻¹ B)``. Rows are read in chunks; above D > N the inverse is taken among the crops.
+    With as many dimensions as crops the plain form gives K - 1 for pure noise, so the covariance is shrunk by Ledoit
+    and Wolf's factor α (2004): ``(1 - α) tr(((1 - α) S + α tr(S)/D I)⁻¹ B)``. Rows are read in chunks; above D > N the
+    inverse is taken among the crops.
 
     Args:
         features: ``[N, D]``.
@@ -80,7 +83,9 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrunk: bool = True) -> H
     if trace == 0.0:
         return HScore(0.0, len(names), count, 0.0)
     wide = width > count
-    scatter = _gram(table - mean) / count if wide else sum((part - mean).T @ (part - mean) for part in _chunks(table)) / count
+    scatter = (
+        _gram(table - mean) / count if wide else sum((part - mean).T @ (part - mean) for part in _chunks(table)) / count
+    )
     if not shrunk:  # with more dimensions than crops α is never 0, so the division below is safe
         return HScore(_plain(table, mean, scatter, between, wide=wide), len(names), count, 0.0)
     square = float(np.square(scatter).sum())  # ‖S‖² is the same among the crops as among the dimensions
@@ -119,13 +124,20 @@ def _plain(table: NDArray[np.generic], mean: Float64s, scatter: Float64s, betwee
 def relations(scores: ArrayLike) -> Float64s:
     """H-scores of the learned domains' features on a new domain ``[n]`` → AHP's relative merits, which sum to 1.
 
-    The tournament matrix of ratios H_m / H_n has rank one, so its principal eigenvector is H itself. A domain whose features say nothing has merit 0.
+    The tournament matrix of ratios H_m / H_n has rank one, so its principal eigenvector is H itself. A domain whose
+    features say nothing has merit 0.
 
     Raises:
         DataError: a negative score, or none above 0.
     """
     values = np.asarray(scores, np.float64)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or (values < 0).any() or not values.sum() > 0:
+    if (
+        values.ndim != 1
+        or not len(values)
+        or not np.isfinite(values).all()
+        or (values < 0).any()
+        or not values.sum() > 0
+    ):
         raise DataError(f"relations need H-scores of 0 or more, one at least above 0, got {values.tolist()!r:.120}")
     return np.asarray(values / values.sum())
 
@@ -146,10 +158,11 @@ class HEmbedding:
 
 
 def h_embedding(learned: ArrayLike, merits: ArrayLike, *, seed: int, iterations: int = ITERATIONS) -> HEmbedding:
-    """Minimise ``Σ_n (‖ê - e_n‖ - γ exp(-r_n))²`` by Adam: the more a learned domain helps, the nearer the new one is put to it.
+    """Minimise ``Σ_n (‖ê - e_n‖ - γ exp(-r_n))²`` by Adam: the more a learned domain helps, the nearer the new one is
+    put to it.
 
-    With fewer learned domains than dimensions the solution is far from unique (a point on an intersection of spheres), so it depends on the seed;
-    with one learned domain it says nothing but a distance.
+    With fewer learned domains than dimensions the solution is far from unique (a point on an intersection of spheres),
+    so it depends on the seed; with one learned domain it says nothing but a distance.
 
     Args:
         learned: embeddings e_n of the learned domains, ``[n, E]``.
@@ -162,7 +175,9 @@ def h_embedding(learned: ArrayLike, merits: ArrayLike, *, seed: int, iterations:
     """
     known, share = torch.tensor(np.asarray(learned, np.float32)), torch.tensor(np.asarray(merits, np.float32))
     if known.ndim != 2 or share.shape != known.shape[:1] or not len(known):
-        raise DataError(f"an H-embedding needs embeddings [n, E] and n merits, got {tuple(known.shape)} and {tuple(share.shape)}")
+        raise DataError(
+            f"an H-embedding needs embeddings [n, E] and n merits, got {tuple(known.shape)} and {tuple(share.shape)}"
+        )
     vector = torch.rand(known.shape[1], generator=torch.Generator().manual_seed(seed)).requires_grad_()
     scale = torch.ones((), requires_grad=len(known) > 1)
     optimiser = torch.optim.Adam([vector, scale] if len(known) > 1 else [vector], lr=RATE)
@@ -178,7 +193,8 @@ def h_embedding(learned: ArrayLike, merits: ArrayLike, *, seed: int, iterations:
 
 
 def discriminant(features: ArrayLike, labels: ArrayLike) -> Float64s:
-    """Directions in which a domain's identities differ, by linear discriminant analysis with Ledoit and Wolf's shrinkage: ``[D, at most K - 1]``.
+    """Directions in which a domain's identities differ, by linear discriminant analysis with Ledoit and Wolf's
+    shrinkage: ``[D, at most K - 1]``.
 
     A stand-in for a network trained on the domain, for domains that nobody has trained on yet.
 
@@ -201,7 +217,8 @@ def discriminant(features: ArrayLike, labels: ArrayLike) -> Float64s:
 
 
 def transfer_table(domains: Sequence[tuple[ArrayLike, ArrayLike]]) -> Float64s:
-    """How much each domain helps each other, from all domains' features under one network: ``[n, n]`` shares of H-scores, row helps column.
+    """How much each domain helps each other, from all domains' features under one network: ``[n, n]`` shares of
+    H-scores, row helps column.
 
     Features of the column's crops are looked at in the directions in which the row's identities differ.
     """
@@ -214,7 +231,9 @@ def transfer_table(domains: Sequence[tuple[ArrayLike, ArrayLike]]) -> Float64s:
 
 
 def propose_order(table: ArrayLike) -> list[int]:
-    """An order in which to learn domains: first the one that helps the others most, then always the one that the learned help most."""
+    """An order in which to learn domains: first the one that helps the others most, then always the one that the
+    learned help most.
+    """
     helps = np.asarray(table, np.float64)
     count = len(helps)
     if helps.shape != (count, count) or not count or not np.isfinite(helps).all():

@@ -1,6 +1,8 @@
-"""Instance-level distribution modelling: a crop is a Gaussian in the embedding space, a mean and a deviation per dimension (DKP, CVPR 2024).
+"""Instance-level distribution modelling: a crop is a Gaussian in the embedding space, a mean and a deviation per
+dimension (DKP, CVPR 2024).
 
-The mean is the unit-length embedding. The standard deviation comes from a head beside it that trains with the model and is never exported.
+The mean is the unit-length embedding. The standard deviation comes from a head beside it that trains with the model and
+is never exported.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ class DistributionHead(nn.Module):
     Args:
         channels: C of the features.
         dim: D of the embedding.
-        kind: ``pooled`` maps the features' deviation over the picture through a bottleneck of 16 (some 30 thousand weights); ``convolution`` is the
-            published 8×8 convolution, C² · 64 weights, for maps of at least 8×8.
+        kind: ``pooled`` maps the features' deviation over the picture through a bottleneck of 16 (some 30 thousand
+            weights); ``convolution`` is the published 8×8 convolution, C² · 64 weights, for maps of at least 8×8.
         prefix_tokens: tokens before the grid of a ViT; below zero for maps.
     """
 
@@ -66,21 +68,31 @@ class DistributionHead(nn.Module):
         super().__init__()
         check_choice("the head", kind, HeadKind, ValueError)
         if kind == "convolution" and prefix_tokens >= 0:
-            raise ValueError("the published variance convolution needs a feature map and this backbone gives tokens; use head: pooled")
+            raise ValueError(
+                "the published variance convolution needs a feature map and this backbone gives tokens; use head: "
+                "pooled"
+            )
         self.kind = kind
         self.prefix_tokens = prefix_tokens
         if kind == "convolution":
             self.convolution = nn.Conv2d(channels, channels, KERNEL, bias=False)
             self.project: nn.Module = nn.Linear(channels, dim)
         else:
-            self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, RANK), nn.ReLU(), nn.Linear(RANK, dim))
+            self.project = nn.Sequential(
+                nn.LayerNorm(channels), nn.Linear(channels, RANK), nn.ReLU(), nn.Linear(RANK, dim)
+            )
 
     def forward(self, features: Tensor) -> Tensor:
         """``[B, C, h, w]`` or ``[B, N, C]`` → ``[B, D]``."""
         if self.kind == "convolution":
             if min(features.shape[2:]) < KERNEL:
-                raise ValueError(f"the variance convolution needs maps of at least {KERNEL}×{KERNEL}, got {features.shape[2]}×{features.shape[3]}")
-            response = _convolve(features, self.convolution.weight).float().clamp(min=1e-6).pow(3).mean(1).pow(1 / 3) + FLOOR
+                raise ValueError(
+                    f"the variance convolution needs maps of at least {KERNEL}×{KERNEL}, got "
+                    f"{features.shape[2]}×{features.shape[3]}"
+                )
+            response = (
+                _convolve(features, self.convolution.weight).float().clamp(min=1e-6).pow(3).mean(1).pow(1 / 3) + FLOOR
+            )
         else:
             grid = features.flatten(2).transpose(1, 2) if self.prefix_tokens < 0 else features[:, self.prefix_tokens :]
             response = (grid.float().var(1, unbiased=False) + FLOOR).sqrt()
@@ -88,9 +100,11 @@ class DistributionHead(nn.Module):
 
 
 def _convolve(features: Tensor, weight: Tensor) -> Tensor:
-    """Convolution without padding, ``[B, C, h, w]`` and ``[O, C, k, k]`` → ``[B, P, O]`` over the P places, as one matrix product.
+    """Convolution without padding, ``[B, C, h, w]`` and ``[O, C, k, k]`` → ``[B, P, O]`` over the P places, as one
+    matrix product.
 
-    A kernel nearly as large as the map has few places and many weights; CPUs' convolutions do that at an eighth of the speed.
+    A kernel nearly as large as the map has few places and many weights; CPUs' convolutions do that at an eighth of the
+    speed.
     """
     size, rows = weight.shape[2], features.permute(0, 2, 3, 1)
     places = [(top, left) for top in range(rows.shape[1] - size + 1) for left in range(rows.shape[2] - size + 1)]
@@ -99,7 +113,9 @@ def _convolve(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def affinity(vectors: Tensor, temperature: float = 0.1) -> Tensor:
-    """Log of the relations in a batch: log row-softmax of cosine/τ, ``[B, D]`` → ``[B, B]``, the diagonal kept (LSTKC, AAAI 2024)."""
+    """Log of the relations in a batch: log row-softmax of cosine/τ, ``[B, D]`` → ``[B, B]``, the diagonal kept (LSTKC,
+    AAAI 2024).
+    """
     rows = F.normalize(vectors, dim=1)
     return F.log_softmax(rows @ rows.T / temperature, 1)
 

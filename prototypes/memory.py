@@ -1,4 +1,6 @@
-"""The memory of one learned domain: named arrays, hashed by the step that seals them, measurable, and without a pixel."""
+"""The memory of one learned domain: named arrays, hashed by the step that seals them, measurable, and without a
+pixel.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from domains.artefact import write_atomic
 from domains.errors import ArtefactError
 
 PER_IDENTITY = "prototypes."
-"""Arrays of this kind have a row for each identity, in the order of the step's classifier rows; all others are of the domain as a whole."""
+"""Arrays of this kind have a row for each identity, in the order of the step's classifier rows; all others are of the
+domain as a whole.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +57,10 @@ class Memory:
                 arrays[name] = array
                 continue
             if array.ndim < 1 or len(array) != identities:
-                raise ArtefactError(f"{name} of the memory of {self.domain} has shape {array.shape}, not a row for each of {identities} identities")
+                raise ArtefactError(
+                    f"{name} of the memory of {self.domain} has shape {array.shape}, not a row for each of "
+                    f"{identities} identities"
+                )
             if kept:
                 arrays[name] = array[kept]
         return replace(self, arrays=arrays)
@@ -67,8 +74,12 @@ class Memory:
         from safetensors.numpy import save
 
         about = {"domain": self.domain, "feature_space": self.feature_space}
-        header = {"memory": json.dumps(about)}  # one entry: the library writes several in any order, and equal memories should be equal bytes
-        write_atomic(path, save({name: np.asarray(array, order="C") for name, array in self.arrays.items()}, metadata=header))
+        header = {
+            "memory": json.dumps(about)
+        }  # one entry: the library writes several in any order, and equal memories should be equal bytes
+        write_atomic(
+            path, save({name: np.asarray(array, order="C") for name, array in self.arrays.items()}, metadata=header)
+        )
 
     @classmethod
     def read(cls, path: Path) -> Memory:
@@ -78,7 +89,9 @@ class Memory:
         try:
             with safe_open(path, framework="numpy") as stored:
                 header = stored.metadata() or {}
-                header = json.loads(header["memory"]) if "memory" in header else header  # the first version wrote the two entries side by side
+                header = (
+                    json.loads(header["memory"]) if "memory" in header else header
+                )  # the first version wrote the two entries side by side
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(f"can't read memory {path}: {error}") from error

@@ -36,21 +36,29 @@ class DistributionPrototypes:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> DistributionPrototypes | None:
-        """Read from a memory's arrays; None where its method kept no prototypes. Raises ArtefactError if they are no such thing."""
+        """Read from a memory's arrays; None where its method kept no prototypes. Raises ArtefactError if they are no
+        such thing.
+        """
         if MEAN not in arrays and SPREAD not in arrays:
             return None
         mean, spread = arrays.get(MEAN), arrays.get(SPREAD)
         if mean is None or spread is None or mean.ndim != 2 or mean.shape != spread.shape:
             shapes = {name: getattr(array, "shape", None) for name, array in ((MEAN, mean), (SPREAD, spread))}
-            raise ArtefactError(f"prototypes must be two arrays [K, D], found {shapes}; restore the memory from a backup")
+            raise ArtefactError(
+                f"prototypes must be two arrays [K, D], found {shapes}; restore the memory from a backup"
+            )
         found = cls(mean.astype(np.float32), spread.astype(np.float32))
         if not (np.isfinite(found.mean).all() and np.isfinite(found.spread).all() and (found.spread >= 0).all()):
-            raise ArtefactError("prototypes hold values that are not finite, or a negative deviation; restore the memory from a backup")
+            raise ArtefactError(
+                "prototypes hold values that are not finite, or a negative deviation; restore the memory from a backup"
+            )
         return found
 
 
 class PrototypeStream:
-    """Gathers prototypes in one pass over crops, in any order and any chunks; keeps three sums per identity and nothing per image."""
+    """Gathers prototypes in one pass over crops, in any order and any chunks; keeps three sums per identity and nothing
+    per image.
+    """
 
     def __init__(self, identities: int, dim: int) -> None:
         self.count = np.zeros(identities, np.int64)
@@ -59,7 +67,9 @@ class PrototypeStream:
     def add(self, centre: Float32s, spread: Float32s, labels: NDArray[np.int64]) -> None:
         """Take crops in: centres and deviations ``[n, D]``, labels ``[n]`` below the number of identities."""
         np.add.at(self.count, labels, 1)
-        for total, values in zip(self.sums, (centre, np.square(centre, dtype=np.float64), np.square(spread, dtype=np.float64)), strict=True):
+        for total, values in zip(
+            self.sums, (centre, np.square(centre, dtype=np.float64), np.square(spread, dtype=np.float64)), strict=True
+        ):
             np.add.at(total, labels, values)
 
     def finish(self) -> DistributionPrototypes:

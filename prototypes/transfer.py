@@ -8,7 +8,9 @@ from torch import Tensor
 from prototypes.distribution import affinity
 
 
-def prototype_transfer(centre: Tensor, drawn: Tensor, *, assign: float = 0.1, relate: float = 0.1, detach: bool = False) -> Tensor:
+def prototype_transfer(
+    centre: Tensor, drawn: Tensor, *, assign: float = 0.1, relate: float = 0.1, detach: bool = False
+) -> Tensor:
     """How far the relations in a batch are from those seen through old identities.
 
     s_i = softmax_k(cos(c_i, g_k)/λ₁) assigns each crop to old identities;
@@ -23,4 +25,6 @@ def prototype_transfer(centre: Tensor, drawn: Tensor, *, assign: float = 0.1, re
     """
     soft = F.softmax(F.normalize(centre, dim=1) @ F.normalize(drawn, dim=1).T / assign, 1)
     target = affinity(soft, relate)
-    return F.kl_div(affinity(centre, relate), target.detach() if detach else target, reduction="batchmean", log_target=True)
+    return F.kl_div(
+        affinity(centre, relate), target.detach() if detach else target, reduction="batchmean", log_target=True
+    )

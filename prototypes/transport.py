@@ -35,7 +35,8 @@ class Transport:
         target: name of the one that it carries to.
         matrix: W ``[D, D']`` float32, exact in fp16.
         kind: how it was fitted.
-        cosine: mean cosine between carried and true embeddings of held-out crops, and without a transport, as (with, without).
+        cosine: mean cosine between carried and true embeddings of held-out crops, and without a transport, as (with,
+            without).
     """
 
     source: str
@@ -50,16 +51,26 @@ class Transport:
         return np.asarray(carried / np.maximum(np.linalg.norm(carried, axis=1, keepdims=True), 1e-12), np.float32)
 
     def then(self, later: Transport) -> Transport:
-        """This map and a later one as one, which is exact: bringing to unit length on the way changes no direction; raises ConfigError."""
+        """This map and a later one as one, which is exact: bringing to unit length on the way changes no direction;
+        raises ConfigError.
+        """
         if self.target != later.source or self.matrix.shape[1] != later.matrix.shape[0]:
             raise ConfigError(f"a transport to {self.target:.12} can't be followed by one from {later.source:.12}")
         cosine = (self.cosine[0] * later.cosine[0], self.cosine[1] * later.cosine[1])
-        return Transport(self.source, later.target, (self.matrix @ later.matrix).astype(np.float16).astype(np.float32), later.kind, cosine)
+        return Transport(
+            self.source,
+            later.target,
+            (self.matrix @ later.matrix).astype(np.float16).astype(np.float32),
+            later.kind,
+            cosine,
+        )
 
     def prototypes(self, old: DistributionPrototypes) -> DistributionPrototypes:
         """Carry Gaussians: mean μW brought back to its own length, variance diag(Wᵀ diag(σ²) W) scaled alike."""
         mean = old.mean @ self.matrix
-        scale = np.linalg.norm(old.mean, axis=1, keepdims=True) / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        scale = np.linalg.norm(old.mean, axis=1, keepdims=True) / np.maximum(
+            np.linalg.norm(mean, axis=1, keepdims=True), 1e-12
+        )
         spread = np.sqrt(np.square(old.spread) @ np.square(self.matrix))
         return DistributionPrototypes((mean * scale).astype(np.float32), (spread * scale).astype(np.float32))
 
@@ -71,7 +82,9 @@ class Transport:
         """As npz."""
         text = np.array([self.source, self.target, self.kind])
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, matrix=self.matrix.astype(np.float16), names=text, cosine=np.array(self.cosine, np.float64))
+        np.savez_compressed(
+            buffer, matrix=self.matrix.astype(np.float16), names=text, cosine=np.array(self.cosine, np.float64)
+        )
         return buffer.getvalue()
 
     @classmethod
@@ -90,10 +103,21 @@ class Transport:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 matrix, names = stored["matrix"].astype(np.float32), [str(name) for name in stored["names"]]
                 carried, plain = (float(value) for value in stored["cosine"])
-        except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            EOFError,
+            RuntimeError,
+            zlib.error,
+            zipfile.BadZipFile,
+        ) as error:
             raise ArtefactError(f"can't read transport {path}: {error}; restore it from a backup") from error
         if matrix.ndim != 2 or not np.isfinite(matrix).all() or len(names) != 3:
-            raise ArtefactError(f"{path} is no transport: it holds a matrix of shape {matrix.shape}; restore it from a backup")
+            raise ArtefactError(
+                f"{path} is no transport: it holds a matrix of shape {matrix.shape}; restore it from a backup"
+            )
         return cls(names[0], names[1], matrix, names[2], (carried, plain))
 
 
@@ -105,7 +129,9 @@ def compose(transports: Sequence[Transport], embeddings: Float32s) -> Float32s:
 
 
 def renewed(memory: Memory, transports: list[Transport]) -> Memory:
-    """Carry a memory's prototypes through transports, each from the feature space in which they are then; the rest is as it was."""
+    """Carry a memory's prototypes through transports, each from the feature space in which they are then; the rest is
+    as it was.
+    """
     found = DistributionPrototypes.from_arrays(memory.arrays)
     if found is None or not transports:
         return memory
@@ -115,22 +141,30 @@ def renewed(memory: Memory, transports: list[Transport]) -> Memory:
 
 
 def fit_transport(
-    old: Float32s, new: Float32s, *, kind: TransportKind = "ridge", shrinkage: float = SHRINKAGE, sources: NDArray[np.int64] | None = None,
-    source: str = "", target: str = "",
-) -> Transport:  # fmt: skip
+    old: Float32s,
+    new: Float32s,
+    *,
+    kind: TransportKind = "ridge",
+    shrinkage: float = SHRINKAGE,
+    sources: NDArray[np.int64] | None = None,
+    source: str = "",
+    target: str = "",
+) -> Transport:
     """Fit a transport on the same crops seen by both models.
 
-    Which crops matters more than how: these are of the newest domain or drawn, and the vectors to be carried are of others (:mod:`reid.step.probe`). The
-    map that predicts held-out crops best moves others too much, so the shrinkage is fixed (``benchmarks/transports.py`` compares) and not chosen by
-    cross-validation.
+    Which crops matters more than how: these are of the newest domain or drawn, and the vectors to be carried are of
+    others (:mod:`reid.step.probe`). The map that predicts held-out crops best moves others too much, so the shrinkage
+    is fixed (``benchmarks/transports.py`` compares) and not chosen by cross-validation.
 
     Args:
         old: unit vectors of the older model, ``[N, D]``.
         new: unit vectors of the newer one, ``[N, D']``.
-        kind: ``ridge`` minimises ‖XW - Y‖² + λ‖W - I‖², so that directions in which these crops say nothing are left as they are. ``procrustes``:
-            the rotation nearest to XᵀY + λI, which keeps all distances. ``identity``: none, for comparison.
+        kind: ``ridge`` minimises ‖XW - Y‖² + λ‖W - I‖², so that directions in which these crops say nothing are left as
+            they are. ``procrustes``: the rotation nearest to XᵀY + λI, which keeps all distances. ``identity``: none,
+            for comparison.
         shrinkage: λ towards no change, relative to the mean eigenvalue of XᵀX.
-        sources: which original each row shows, ``[N]``, each its own by default; agreement is measured on originals that were held out.
+        sources: which original each row shows, ``[N]``, each its own by default; agreement is measured on originals
+            that were held out.
         source: name of the older feature space.
         target: name of the newer one.
 
@@ -138,8 +172,16 @@ def fit_transport(
         ConfigError: an unknown kind, a shrinkage that is not above 0, or shapes that do not belong together.
     """
     check_choice("transport", kind, TransportKind, ConfigError)
-    if old.ndim != 2 or new.ndim != 2 or len(old) != len(new) or len(old) < 2 or (kind != "ridge" and old.shape != new.shape):
-        raise ConfigError(f"a transport needs the same two or more crops in both spaces, got {old.shape} and {new.shape}")
+    if (
+        old.ndim != 2
+        or new.ndim != 2
+        or len(old) != len(new)
+        or len(old) < 2
+        or (kind != "ridge" and old.shape != new.shape)
+    ):
+        raise ConfigError(
+            f"a transport needs the same two or more crops in both spaces, got {old.shape} and {new.shape}"
+        )
     if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 < shrinkage < float("inf"):
         raise ConfigError(f"transport {kind}: shrinkage must be a number above 0, got {shrinkage!r}")
     originals = np.arange(len(old)) if sources is None else np.unique(sources, return_inverse=True)[1]

@@ -1,6 +1,7 @@
 """The learner: a re-ID model that learns camera domains one after another.
 
-Importing this package loads no torch; its names are fetched when first asked for. They are what may be relied on; modules below may move.
+Importing this package loads no torch; its names are fetched when first asked for. They are what may be relied on;
+modules below may move.
 """
 
 from __future__ import annotations

@@ -13,7 +13,10 @@ from domains.errors import DeviceError, ReidError
 from reid.commands import bench, doctor, domain, evaluate, export, gallery, learn, query, run, serve
 from reid.commands.options import out, progress
 
-ABOUT = "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy ONNX at the edge."
+ABOUT = (
+    "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy "
+    "ONNX at the edge."
+)
 
 app = typer.Typer(name="reid", no_args_is_help=True, pretty_exceptions_enable=False, help=ABOUT)
 app.add_typer(domain.domain_app, name="domain")
@@ -40,7 +43,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options of every command."""
 
@@ -60,21 +65,31 @@ def main() -> NoReturn:
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"reid: {where}{error.strerror or error}; make room, or check the disk and your permissions, and run the command again\n")
+        sys.stderr.write(
+            f"reid: {where}{error.strerror or error}; make room, or check the disk and your permissions, and run the "
+            "command again\n"
+        )
         sys.exit(ReidError.exit_code)
     except ModuleNotFoundError as error:
         if debug or (error.name or "").split(".")[0] in ("reid", "domains", "prototypes", "deploy"):
             raise
         sys.stderr.write(
-            f"reid: {error.name} is not installed; training needs pip install 'lifelong-reid[cpu,train]', the edge 'lifelong-reid[cpu]'\n"
+            f"reid: {error.name} is not installed; training needs pip install 'lifelong-reid[cpu,train]', the edge "
+            "'lifelong-reid[cpu]'\n"
         )
         sys.exit(DeviceError.exit_code)
     sys.exit(0)
 
 
 @app.command()
-def demo(output: Annotated[Path, typer.Option("--output", "-o", help="Folder that everything is written to.")] = Path("demo")) -> None:
-    """Show the whole story on drawn people, in minutes on a CPU: learn three domains, export, fill a gallery, find a person, report."""
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder that everything is written to.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Show the whole story on drawn people, in minutes on a CPU: learn three domains, export, fill a gallery, find a
+    person, report.
+    """
     from reid.demo import run_demo
 
     run_demo(output, progress(), out)

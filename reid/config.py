@@ -1,7 +1,7 @@
 """The configuration of a run and of a method: strict, typed, and written beside every result.
 
-An unknown key is an error that names the nearest one. ``model.*``, ``crop.*``, ``data.*`` and ``seed`` are fixed for a run's life; ``train.*`` and
-the method are recorded per step.
+An unknown key is an error that names the nearest one. ``model.*``, ``crop.*``, ``data.*`` and ``seed`` are fixed for a
+run's life; ``train.*`` and the method are recorded per step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class ModelConfig(Strict):
     backbone: str = "resnet50"
     """A timm model name, or ``onnx:PATH`` to go on teaching an exported encoder."""
     weights: str = "timm"
-    """Start weights: ``timm`` (its own, downloaded), ``none`` (random), or a local ``.safetensors`` or ``.pth`` file."""
+    """Start weights: ``timm`` (its own, downloaded), ``none`` (random), or a local ``.safetensors`` or ``.pth`` file.
+    """
     dim: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Width of the embedding; unset: 512, or an ONNX graph's own."""
     stages: Annotated[int, Field(ge=1)] | None = None
@@ -54,7 +55,9 @@ class ModelConfig(Strict):
     embedding: Literal["linear", "none"] = "linear"
     """``none``: the pooled features are the embedding, as wide as the backbone."""
     pooling: Literal["auto", "gem", "average", "token"] = "auto"
-    """``auto``: for a map GeM, or the average where values can be negative; for tokens what the family does (class token, or mean and its norm)."""
+    """``auto``: for a map GeM, or the average where values can be negative; for tokens what the family does (class
+    token, or mean and its norm).
+    """
     channels: Literal["auto", "rgb", "bgr"] = "auto"
     """Channel order the backbone was trained with; ``auto``: RGB for timm, must be declared for ONNX."""
     mean: tuple[float, float, float] | None = None
@@ -92,7 +95,9 @@ class DataConfig(Strict):
     """Which of a domain's train crops are learned: fixed for a run's life."""
 
     identities: Annotated[int, Field(ge=2)] | None = None
-    """Learn only the first so many identities of each domain, in the order of their names, as the published protocol does with 500; unset: all."""
+    """Learn only the first so many identities of each domain, in the order of their names, as the published protocol
+    does with 500; unset: all.
+    """
 
 
 class TrainConfig(Strict):
@@ -100,7 +105,9 @@ class TrainConfig(Strict):
 
     iterations: Annotated[int, Field(ge=1)] = 1200
     epochs: Annotated[int, Field(ge=1)] | None = None
-    """Set: the iterations are this times the crops of the domain divided by those of a batch, rounded down, in place of ``iterations``."""
+    """Set: the iterations are this times the crops of the domain divided by those of a batch, rounded down, in place of
+    ``iterations``.
+    """
     first_epochs: Annotated[int, Field(ge=1)] | None = None
     """The same for the first domain of a run; unset: ``epochs``."""
     identities: Annotated[int, Field(ge=2)] = 16
@@ -111,7 +118,9 @@ class TrainConfig(Strict):
     """What a joint batch is uniform over; the same thing unless several domains are learned at once."""
     lr: Positive = 3.5e-4
     later_lr: Positive = 1.0
-    """Factor on ``lr`` from the second step of a run on: a network that knows people needs smaller steps than one that does not."""
+    """Factor on ``lr`` from the second step of a run on: a network that knows people needs smaller steps than one that
+    does not.
+    """
     backbone_lr: Positive = 1.0
     """Factor on ``lr`` for the backbone's parameters."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
@@ -132,7 +141,9 @@ class TrainConfig(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     recompute: Annotated[int, Field(ge=0)] = 0
-    """So many of the backbone's first blocks are computed again for the gradient instead of being kept: less memory, more time, the same numbers."""
+    """So many of the backbone's first blocks are computed again for the gradient instead of being kept: less memory,
+    more time, the same numbers.
+    """
     adapter: Annotated[float, Field(gt=0, le=10)] = 0.6
     """Iterations in which a method's adapter is taught once the step is finished, as a fraction of ``iterations``."""
     adapter_lr: Positive = 1.0
@@ -184,11 +195,17 @@ class Config(Strict):
 
     def fixed(self) -> dict[str, Any]:
         """Return what no later step may change."""
-        return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if key.split(".")[0] in ("seed", "model", "crop", "data")}
+        return {
+            key: value
+            for key, value in flatten(self.model_dump(mode="json")).items()
+            if key.split(".")[0] in ("seed", "model", "crop", "data")
+        }
 
     def learning(self) -> dict[str, Any]:
         """Every key that changes learned weights, so everything but storage."""
-        return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if not key.startswith("storage.")}
+        return {
+            key: value for key, value in flatten(self.model_dump(mode="json")).items() if not key.startswith("storage.")
+        }
 
 
 class Method(Strict):
@@ -202,7 +219,9 @@ class Method(Strict):
     repair: tuple[Entry, ...] = ()
     transport: tuple[Entry, ...] = ()
     adapter: tuple[Entry, ...] = ()
-    """Terms of a second training, beside the finished model, which they leave as it is: what one site needs and no other."""
+    """Terms of a second training, beside the finished model, which they leave as it is: what one site needs and no
+    other.
+    """
     needs_all_images: bool = False
     """Breaks the rule that old images are not kept: only the joint upper bound may."""
 
@@ -230,7 +249,9 @@ class Stream(Strict):
 
     about: str = ""
     root: str = "."
-    """Folder that domain paths start from, itself relative to the stream's file; ``${NAME}`` stands for an environment variable."""
+    """Folder that domain paths start from, itself relative to the stream's file; ``${NAME}`` stands for an environment
+    variable.
+    """
     domains: tuple[str, ...] = Field(min_length=1)
     unseen: tuple[UnseenEntry, ...] = ()
     config: dict[str, Any] = {}
@@ -239,7 +260,11 @@ class Stream(Strict):
     @field_validator("unseen", mode="before")
     @classmethod
     def _paths(cls, value: Any) -> Any:
-        return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list | tuple) else value
+        return (
+            [{"path": item} if isinstance(item, str) else item for item in value]
+            if isinstance(value, list | tuple)
+            else value
+        )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -303,7 +328,9 @@ def validated(kind: type[T], tree: Any, what: str) -> T:
 def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` or nothing."""
     known = list(known)
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [
+        key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]
+    ]
     return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(sorted(known))}"
 
 
@@ -367,5 +394,8 @@ def expanded(tree: Any) -> Any:
 def _variable(found: re.Match[str]) -> str:
     value = os.environ.get(found[1])
     if value is None:
-        raise ConfigError(f"the environment variable {found[1]} is not set; set it to the folder that the configuration means by {found[0]}")
+        raise ConfigError(
+            f"the environment variable {found[1]} is not set; set it to the folder that the configuration means by "
+            f"{found[0]}"
+        )
     return value

@@ -69,7 +69,9 @@ def _learn(folder: Path, learned: list[Domain], unseen: Domain, progress: Progre
 
     def after(sealed: Any) -> None:
         row = sealed.index
-        changes = ", ".join(f"{item['domain']} {item['before']:.1f} → {item['after']:.1f}" for item in run.scores.effect(row))
+        changes = ", ".join(
+            f"{item['domain']} {item['before']:.1f} → {item['after']:.1f}" for item in run.scores.effect(row)
+        )
         say(f"step {row} sealed in {sealed.card['train']['seconds']:.0f} s; mAP: {changes}")
 
     learn_stream(run, learned, [unseen], progress=progress, after=after)

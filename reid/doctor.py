@@ -12,12 +12,17 @@ from typing import Any
 from domains.artefact import DISTRIBUTION, ROOMS, code_version
 
 NEEDED = {
-    "numpy": "the base install", "cv2": "the base install", "pydantic": "the base install",
+    "numpy": "the base install",
+    "cv2": "the base install",
+    "pydantic": "the base install",
     "onnxruntime": "the cpu or gpu extra: query, serve, export",
-    "faiss": "the cpu or gpu extra: galleries", "fastapi": "the serve extra: serve",
-    "torch": "the train extra: learning", "timm": "the train extra: learning",
-    "safetensors": "the train extra: learning", "onnx": "the train extra: export",
-}  # fmt: skip
+    "faiss": "the cpu or gpu extra: galleries",
+    "fastapi": "the serve extra: serve",
+    "torch": "the train extra: learning",
+    "timm": "the train extra: learning",
+    "safetensors": "the train extra: learning",
+    "onnx": "the train extra: export",
+}
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,40 @@ def examine() -> list[Finding]:
     for room in ROOMS:
         others = sorted({owner for owner in owners.get(room, []) if owner.lower().replace("_", "-") != DISTRIBUTION})
         if others:
-            remedy = f"{', '.join(others)} also installs a package called {room}: use an environment of one's own, reinstall lifelong-reid there"
+            remedy = (
+                f"{', '.join(others)} also installs a package called {room}: use an environment of one's own, "
+                "reinstall lifelong-reid there"
+            )
             findings.append(Finding(f"package {room}", "clash", False, remedy))
     for module, use in NEEDED.items():
         there = importlib.util.find_spec(module) is not None
         base = use.startswith("the base")
-        findings.append(Finding(module, _version(module, owners) if there else f"not installed ({use})", there or not base, "" if there else use))
+        findings.append(
+            Finding(
+                module,
+                _version(module, owners) if there else f"not installed ({use})",
+                there or not base,
+                "" if there else use,
+            )
+        )
         rivals = sorted(set(owners.get(module) or []))
         if len(rivals) > 1:
-            remedy = f"they overwrite each other's files: pip uninstall {' '.join(rivals)}, then install the one you need"
+            remedy = (
+                f"they overwrite each other's files: pip uninstall {' '.join(rivals)}, then install the one you need"
+            )
             findings.append(Finding(f"package {module}", " and ".join(rivals), False, remedy))
     asked = {
         "engines": ("onnxruntime", lambda module: ", ".join(module.get_available_providers())),
         "CUDA in torch": ("torch", lambda module: f"{module.cuda.device_count()} devices"),
     }
-    return [*findings, *(_asked(what, module, say) for what, (module, say) in asked.items() if importlib.util.find_spec(module) is not None)]
+    return [
+        *findings,
+        *(
+            _asked(what, module, say)
+            for what, (module, say) in asked.items()
+            if importlib.util.find_spec(module) is not None
+        ),
+    ]
 
 
 def _asked(what: str, module: str, say: Callable[[Any], str]) -> Finding:
@@ -63,7 +87,12 @@ def _asked(what: str, module: str, say: Callable[[Any], str]) -> Finding:
     try:
         return Finding(what, say(importlib.import_module(module)), True)
     except (ImportError, OSError) as error:
-        return Finding(what, f"{module} can't be loaded: {error}", False, f"install {module} again, and the libraries that it names")
+        return Finding(
+            what,
+            f"{module} can't be loaded: {error}",
+            False,
+            f"install {module} again, and the libraries that it names",
+        )
 
 
 def _version(module: str, owners: Any) -> str:

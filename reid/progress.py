@@ -24,7 +24,9 @@ class Tick:
     def losses(self, done: int, losses: Mapping[str, float]) -> None:
         """``done`` in all, with the last losses."""
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=done, note=" ".join(f"{name} {value:.2f}" for name, value in losses.items()))
+            self._bars.update(
+                self._task, completed=done, note=" ".join(f"{name} {value:.2f}" for name, value in losses.items())
+            )
 
 
 class Progress:

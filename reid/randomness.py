@@ -1,7 +1,7 @@
 """Counter-based randomness: every draw is a function of (seed, step, iteration, purpose).
 
-No generator carries state from one iteration to the next, so a step can be resumed at any iteration with the same bits, and asking for a
-further view or switching a term on changes nobody else's draws.
+No generator carries state from one iteration to the next, so a step can be resumed at any iteration with the same bits,
+and asking for a further view or switching a term on changes nobody else's draws.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_tokens_of_ones_own(tmp_path_factory):
-    """Whoever runs the tests may have made tokens with ``reid token``; services started here, in processes of their own too, must not see them."""
+    """Whoever runs the tests may have made tokens with ``reid token``; services started here, in processes of their own
+    too, must not see them.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REID_TOKENS", str(tmp_path_factory.mktemp("tokens") / "tokens.json"))
         yield

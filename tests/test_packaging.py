@@ -1,4 +1,6 @@
-"""What is handed to operators: container files, the systemd unit, the wheelhouse. Read, not run: an image needs a container engine."""
+"""What is handed to operators: container files, the systemd unit, the wheelhouse. Read, not run: an image needs a
+container engine.
+"""
 
 import configparser
 import json
@@ -19,8 +21,12 @@ DOCKERFILES = sorted(PACKAGING.glob("Dockerfile.*"))
 
 def instructions(file):
     """Return (INSTRUCTION, rest) of a Dockerfile, comments gone and lines joined."""
-    text = re.sub(r"\\\n", " ", "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith("#")))
-    return [(line.split(None, 1)[0].upper(), line.split(None, 1)[1].strip()) for line in text.splitlines() if line.strip()]
+    text = re.sub(
+        r"\\\n", " ", "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith("#"))
+    )
+    return [
+        (line.split(None, 1)[0].upper(), line.split(None, 1)[1].strip()) for line in text.splitlines() if line.strip()
+    ]
 
 
 def unit(name):
@@ -58,10 +64,14 @@ def test_a_container_file_is_small_pinned_and_not_root(file):
     base = dict(rest.split("=", 1) for step, rest in steps if step == "ARG")["BASE"]
     assert re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+-slim-\w+", base), "a full version, not a moving tag"
     assert not [rest for step, rest in steps if step == "ADD"], "ADD fetches and unpacks; COPY does not"
-    assert not [rest for step, rest in steps if step == "RUN" and re.search(r"curl|wget|https?://|apt-get|chmod 777|sudo", rest)]
+    assert not [
+        rest for step, rest in steps if step == "RUN" and re.search(r"curl|wget|https?://|apt-get|chmod 777|sudo", rest)
+    ]
     users = [rest for step, rest in steps if step == "USER"]
     assert users == ["10001:10001"]
-    assert steps.index(("USER", users[0])) > max(number for number, (step, _) in enumerate(steps) if step in ("RUN", "COPY"))
+    assert steps.index(("USER", users[0])) > max(
+        number for number, (step, _) in enumerate(steps) if step in ("RUN", "COPY")
+    )
     (health,) = [rest for step, rest in steps if step == "HEALTHCHECK"]
     assert "/livez" in health
     (command,) = [json.loads(rest) for step, rest in steps if step == "CMD"]
@@ -98,9 +108,17 @@ def test_the_compose_example_gives_as_little_as_it_can():
 def test_the_unit_may_write_two_folders_and_gain_nothing():
     found = {key: values for section in unit("reid.service").values() for key, values in section.items()}
     for key, value in {
-        "User": "reid", "ProtectSystem": "strict", "ReadWritePaths": "/var/lib/reid /var/cache/reid", "NoNewPrivileges": "yes",
-        "CapabilityBoundingSet": "", "MemoryMax": "2G", "Restart": "on-failure", "ProtectHome": "yes", "PrivateTmp": "yes", "LimitCORE": "0",
-    }.items():  # fmt: skip
+        "User": "reid",
+        "ProtectSystem": "strict",
+        "ReadWritePaths": "/var/lib/reid /var/cache/reid",
+        "NoNewPrivileges": "yes",
+        "CapabilityBoundingSet": "",
+        "MemoryMax": "2G",
+        "Restart": "on-failure",
+        "ProtectHome": "yes",
+        "PrivateTmp": "yes",
+        "LimitCORE": "0",
+    }.items():
         assert found[key] == [value]
     assert found["ExecStart"][0].startswith("/opt/reid/bin/reid ")
     serve_command(found["ExecStart"][0].split()[1:])
@@ -113,12 +131,19 @@ def test_the_unit_may_write_two_folders_and_gain_nothing():
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 def test_systemd_understands_the_unit(tmp_path):
     text = (PACKAGING / "reid.service").read_text()
-    here = re.sub(r"^(User|Group)=reid$", r"\1=daemon", text.replace("/opt/reid/bin/reid", "/bin/true"), flags=re.MULTILINE)
+    here = re.sub(
+        r"^(User|Group)=reid$", r"\1=daemon", text.replace("/opt/reid/bin/reid", "/bin/true"), flags=re.MULTILINE
+    )
     (tmp_path / "reid.service").write_text(here)
     (tmp_path / "reid.service.d").mkdir()
     gpu = (PACKAGING / "reid-gpu.conf").read_text().replace("/opt/reid/bin/reid", "/bin/true")
     (tmp_path / "reid.service.d" / "gpu.conf").write_text(gpu)
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(tmp_path / "reid.service")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "reid.service")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -128,10 +153,17 @@ def test_the_scripts_parse_and_can_be_run(script, shell):
     assert (PACKAGING / script).stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize(("settings", "code", "said"), [({"PLATFORM": "riscv64"}, 2, "x86_64 or aarch64"), ({"OUT": "docs"}, 1, "is there already")])
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [({"PLATFORM": "riscv64"}, 2, "x86_64 or aarch64"), ({"OUT": "docs"}, 1, "is there already")],
+)
 def test_the_wheelhouse_refuses_before_it_begins(settings, code, said):
     done = subprocess.run(
-        ["bash", str(PACKAGING / "wheelhouse.sh")], env={"PATH": "/usr/bin:/bin", **settings}, cwd=ROOT, capture_output=True, text=True
+        ["bash", str(PACKAGING / "wheelhouse.sh")],
+        env={"PATH": "/usr/bin:/bin", **settings},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == code
     assert said in done.stderr
@@ -139,9 +171,15 @@ def test_the_wheelhouse_refuses_before_it_begins(settings, code, said):
 
 @pytest.mark.nightly
 def test_a_wheelhouse_installs_without_network(tmp_path):
-    """Made here, carried elsewhere, installed with no network at all where the kernel lets us take it away; a flipped byte is noticed before."""
+    """Made here, carried elsewhere, installed with no network at all where the kernel lets us take it away; a flipped
+    byte is noticed before.
+    """
     made = subprocess.run(
-        ["make", "wheelhouse", f"PYTHON={sys.executable}", f"OUT={tmp_path / 'wheelhouse'}"], cwd=ROOT, capture_output=True, text=True, timeout=600
+        ["make", "wheelhouse", f"PYTHON={sys.executable}", f"OUT={tmp_path / 'wheelhouse'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     if made.returncode and "No matching distribution" in made.stderr:
         pytest.skip("the package index can't be reached")
@@ -152,21 +190,38 @@ def test_a_wheelhouse_installs_without_network(tmp_path):
     with tarfile.open(tmp_path / "house.tar") as archive:
         archive.extractall(tmp_path, filter="data")
     alone = ["unshare", "--map-root-user", "--net"]
-    prefix = alone if shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True).returncode == 0 else []
+    prefix = (
+        alone
+        if shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True).returncode == 0
+        else []
+    )
     environment = {"PATH": "/usr/bin:/bin:/usr/local/bin", "PYTHON": sys.executable, "HOME": str(tmp_path)}
     install = [*prefix, "sh", str(carried / "install.sh")]
-    done = subprocess.run([*install, str(tmp_path / "reid")], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*install, str(tmp_path / "reid")], env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert subprocess.run([str(tmp_path / "reid" / "bin" / "python"), "-c", "import torch"], capture_output=True).returncode == 1
+    assert (
+        subprocess.run(
+            [str(tmp_path / "reid" / "bin" / "python"), "-c", "import torch"], capture_output=True
+        ).returncode
+        == 1
+    )
     (tmp_path / "reid" / "lib").rglob("deploy/__init__.py").__next__().write_text("old = True\n")
-    done = subprocess.run([*install, str(tmp_path / "reid")], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*install, str(tmp_path / "reid")], env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "old" not in next((tmp_path / "reid" / "lib").rglob("deploy/__init__.py")).read_text(), "an update of the same number counts"
+    assert "old" not in next((tmp_path / "reid" / "lib").rglob("deploy/__init__.py")).read_text(), (
+        "an update of the same number counts"
+    )
     wheel = next(carried.glob("typer-*.whl"))
     data = bytearray(wheel.read_bytes())
     data[len(data) // 2] ^= 1
     wheel.write_bytes(data)
-    done = subprocess.run([*install, str(tmp_path / "again")], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*install, str(tmp_path / "again")], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert "damaged" in done.stderr
     assert not (tmp_path / "again").exists()

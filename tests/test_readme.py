@@ -18,12 +18,16 @@ BLOCKS = re.findall(r"<!-- runs[^>]*-->\n```sh\n(.*?)```", README, re.DOTALL)
 def test_the_commands_run_in_their_order(tmp_path):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     quick = tmp_path / "configs" / "quick.yaml"
-    quick.write_text(re.sub(r"iterations: \d+", "iterations: 4", quick.read_text()))  # the commands are under test here, not the training
+    quick.write_text(
+        re.sub(r"iterations: \d+", "iterations: 4", quick.read_text())
+    )  # the commands are under test here, not the training
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     commands = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
     assert len(commands) >= 9
     for command in commands:
-        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "out.png").is_file()
     assert (tmp_path / "runs" / "site" / "scores.json").is_file()

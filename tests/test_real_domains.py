@@ -32,8 +32,11 @@ def test_learn_two_real_domains_export_and_find_people(real_data, tmp_path):
         pytest.skip(f"{weights} is not there")
     for name in ("ilids", "prid2011"):
         shutil.copytree(real_data / name, tmp_path / "sites" / name)
-    settings = {"model": {"backbone": "mobilenetv2_100", "weights": str(weights)}, "crop": {"height": 128, "width": 64},
-                "train": {"iterations": 6, "identities": 8, "instances": 2}}  # fmt: skip
+    settings = {
+        "model": {"backbone": "mobilenetv2_100", "weights": str(weights)},
+        "crop": {"height": 128, "width": 64},
+        "train": {"iterations": 6, "identities": 8, "instances": 2},
+    }
     run = Run.create(tmp_path / "run", build_config(settings))
     ilids, prid = (domains.open(tmp_path / "sites" / name) for name in ("ilids", "prid2011"))
     run.learn(ilids)

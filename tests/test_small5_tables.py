@@ -16,13 +16,21 @@ def test_every_committed_result_has_its_place_in_a_table():
     rows = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in text.splitlines() if line.startswith("|")}
     for result in found:
         if result["method"] in small5_tables.METHODS and result["kind"] in ("test", "strong"):
-            seeds = sum((other["kind"], other["method"], other["order"]) == (result["kind"], result["method"], result["order"]) for other in found)
+            seeds = sum(
+                (other["kind"], other["method"], other["order"]) == (result["kind"], result["method"], result["order"])
+                for other in found
+            )
             assert (result["method"], str(result["order"]), str(seeds)) in rows
 
 
 def test_a_mean_is_given_with_the_deviation_over_seeds():
-    one = next(result for result in committed() if result["kind"] == "test" and result["method"] in small5_tables.METHODS)
-    more = [one | {"seed": seed, "summary": {**one["summary"], "plasticity": {"mAP": value}}} for seed, value in enumerate((30.0, 32.0, 34.0))]
+    one = next(
+        result for result in committed() if result["kind"] == "test" and result["method"] in small5_tables.METHODS
+    )
+    more = [
+        one | {"seed": seed, "summary": {**one["summary"], "plasticity": {"mAP": value}}}
+        for seed, value in enumerate((30.0, 32.0, 34.0))
+    ]
     assert "| 32.0 ± 2.0 |" in small5_tables.table(more)
 
 

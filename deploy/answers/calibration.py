@@ -1,21 +1,24 @@
 """Which cosine means "same person": found on one half of a domain's test people, checked on the other.
 
-The people of a domain's query and gallery splits are parted in two by a hash of their labels and a seed: those that have queries, and apart from them
-the distractors (gallery identities without a query), so that both halves have their share of each. Junk is left out. Pairs between the halves
-are not used, or the halves would not be independent. Pairs and the camera rule are those of :mod:`domains.openset`.
+The people of a domain's query and gallery splits are parted in two by a hash of their labels and a seed: those that
+have queries, and apart from them the distractors (gallery identities without a query), so that both halves have their
+share of each. Junk is left out. Pairs between the halves are not used, or the halves would not be independent. Pairs
+and the camera rule are those of :mod:`domains.openset`.
 
-**Same person** begins at the lowest score that at most the chosen share of the first half's impostor pairs reaches. **Unsure** begins where a hundred
-times that share reaches it, but at most one in ten: so all three answers are statements about strangers, of whom there are many pairs to measure on.
-The other rule at hand, to call it "no match" only below nearly every true pair, hangs on the one or two worst pairs of a small test set, which
-are often mislabelled, and leaves "unsure" to half of all strangers where the model is weak. What an operator wants of "no match" is instead
+**Same person** begins at the lowest score that at most the chosen share of the first half's impostor pairs reaches.
+**Unsure** begins where a hundred times that share reaches it, but at most one in ten: so all three answers are
+statements about strangers, of whom there are many pairs to measure on. The other rule at hand, to call it "no match"
+only below nearly every true pair, hangs on the one or two worst pairs of a small test set, which are often mislabelled,
+and leaves "unsure" to half of all strangers where the model is weak. What an operator wants of "no match" is instead
 reported: the share of true pairs that it loses.
 
 A rate is per pair: against a gallery of N strangers one query meets about N times the rate of them as "same person".
 
-Intervals come from drawing **people** again, not pairs. One person in the commonest coat makes hundreds of false matches, and the pairs of one person
-succeed or fail together: a bootstrap over pairs would take them for independent and be far too narrow. A draw gives every person a weight; a pair
-of two people counts with the product of theirs (Snijders and Borgatti, "Non-parametric standard errors and tests for network statistics",
-Connections 22, 1999; for biometrics the subsets bootstrap of Bolle, Ratha and Pankanti, CVIU 93, 2004). Two draws of the same person make no
+Intervals come from drawing **people** again, not pairs. One person in the commonest coat makes hundreds of false
+matches, and the pairs of one person succeed or fail together: a bootstrap over pairs would take them for independent
+and be far too narrow. A draw gives every person a weight; a pair of two people counts with the product of theirs
+(Snijders and Borgatti, "Non-parametric standard errors and tests for network statistics", Connections 22, 1999; for
+biometrics the subsets bootstrap of Bolle, Ratha and Pankanti, CVIU 93, 2004). Two draws of the same person make no
 impostor pair. Where not one false match was seen, the upper end is that of the rule of three, 3 / pairs.
 """
 
@@ -46,7 +49,9 @@ MAX_FPR = 0.05
 UNSURE_TIMES = 100
 MAX_UNSURE = 0.1
 SEEN = 10
-"""False matches to be expected in each half at the chosen rate: fewer, and the threshold would hang on a handful of pairs."""
+"""False matches to be expected in each half at the chosen rate: fewer, and the threshold would hang on a handful of
+pairs.
+"""
 
 MIN_PEOPLE = 10
 """People with a pair of their own in each half: fewer can't be drawn again."""
@@ -131,13 +136,15 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float = FPR, seed: int =
 
     Raises:
         UsageError: a rate outside the range.
-        DataError: too few people or pairs to see the rate (says how many are needed); none of the images can be read; or the model gives strangers
-            the score 1.
+        DataError: too few people or pairs to see the rate (says how many are needed); none of the images can be read;
+            or the model gives strangers the score 1.
     """
     if not 0 < fpr <= MAX_FPR:
         raise UsageError(f"the false-positive rate must lie above 0 and up to {MAX_FPR}, got {fpr}; 0.001 is usual")
     _check(domain, domain.query, domain.gallery, fpr, seed)  # before minutes are spent on embeddings
-    (asked, query, lost), (held, gallery, gone) = (_embedded(encoder, domain, split) for split in (domain.query, domain.gallery))
+    (asked, query, lost), (held, gallery, gone) = (
+        _embedded(encoder, domain, split) for split in (domain.query, domain.gallery)
+    )
     counts = _check(domain, query, gallery, fpr, seed)
     chooses, checks = (
         Half(asked[one], held[other], Labels.from_split(query.take(one)), Labels.from_split(gallery.take(other)))
@@ -147,20 +154,40 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float = FPR, seed: int =
     levels = impostor_levels(chooses.blocks(domain.same_camera), counts[0].impostor, (fpr, unsure_fpr))
     score, unsure = (float(np.nextafter(np.float32(level), np.float32(2))) for level in levels)
     if score > 1:
-        raise DataError(f"the model gives more than {fpr:g} of the pairs of different people in {domain.name} the score 1; it can't tell them apart")
+        raise DataError(
+            f"the model gives more than {fpr:g} of the pairs of different people in {domain.name} the score 1; it "
+            "can't tell them apart"
+        )
     tallies = [Tally.of(checks, domain.same_camera, level) for level in (score, unsure)]
     (same_fpr, same_tpr), (far_fpr, far_tpr) = (tally.rates(seed=seed) for tally in tallies)
     people = [len(np.unique(half.query_labels.pids)) for half in (chooses, checks)]
     others = [len(np.setdiff1d(half.gallery_labels.pids, half.query_labels.pids)) for half in (chooses, checks)]
     return Calibration(
-        domain.name, domain.fingerprint, fpr, score, unsure_fpr, unsure, same_fpr, same_tpr, far_fpr, far_tpr, (people[0], people[1]),
-        (others[0], others[1]), (counts[0].genuine, counts[1].genuine), (counts[0].impostor, counts[1].impostor), seed, domain.same_camera,
+        domain.name,
+        domain.fingerprint,
+        fpr,
+        score,
+        unsure_fpr,
+        unsure,
+        same_fpr,
+        same_tpr,
+        far_fpr,
+        far_tpr,
+        (people[0], people[1]),
+        (others[0], others[1]),
+        (counts[0].genuine, counts[1].genuine),
+        (counts[0].impostor, counts[1].impostor),
+        seed,
+        domain.same_camera,
         len(lost) + len(gone),
-    )  # fmt: skip
+    )
 
 
-def store(bundle: Bundle, found: Calibration, *, key: str | PathLike[str] | None = None, unsign: bool = False) -> Bundle:
-    """Write the thresholds into the bundle's manifest, in the place of earlier ones of the same domain; neither model nor golden file is touched.
+def store(
+    bundle: Bundle, found: Calibration, *, key: str | PathLike[str] | None = None, unsign: bool = False
+) -> Bundle:
+    """Write the thresholds into the bundle's manifest, in the place of earlier ones of the same domain; neither model
+    nor golden file is touched.
 
     Args:
         bundle: that the thresholds were measured with.
@@ -175,8 +202,11 @@ def store(bundle: Bundle, found: Calibration, *, key: str | PathLike[str] | None
     return revise_bundle(bundle.folder, {"thresholds": {found.domain: entry}}, key=key, unsign=unsign)
 
 
-def rows_of_halves(domain: Domain, query: Split, gallery: Split, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Rows of the two halves' people in the query and the gallery split, or in what could be read of them; junk is in neither.
+def rows_of_halves(
+    domain: Domain, query: Split, gallery: Split, seed: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows of the two halves' people in the query and the gallery split, or in what could be read of them; junk is in
+    neither.
 
     The order of a seeded hash decides, so that adding people moves few of the others.
     """
@@ -187,13 +217,20 @@ def rows_of_halves(domain: Domain, query: Split, gallery: Split, seed: int) -> l
         return hashlib.sha256(f"{seed}\0{domain.identities[pid]}".encode()).digest()
 
     ordered = [sorted(group, key=order) for group in (asked, others)]
-    halves = ([pid for group in ordered for pid in group[: len(group) // 2]], [pid for group in ordered for pid in group[len(group) // 2 :]])
-    return [(np.flatnonzero(np.isin(query.pids, people)), np.flatnonzero(np.isin(gallery.pids, people))) for people in halves]
+    halves = (
+        [pid for group in ordered for pid in group[: len(group) // 2]],
+        [pid for group in ordered for pid in group[len(group) // 2 :]],
+    )
+    return [
+        (np.flatnonzero(np.isin(query.pids, people)), np.flatnonzero(np.isin(gallery.pids, people)))
+        for people in halves
+    ]
 
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Pairs of one half that reach a score, by person. ``P`` people have queries, ``C`` have gallery crops; the first P are those with queries.
+    """Pairs of one half that reach a score, by person. ``P`` people have queries, ``C`` have gallery crops; the first P
+    are those with queries.
 
     Attributes:
         false: ``[P, C]`` impostor pairs that reach it, int64.
@@ -215,7 +252,10 @@ class Tally:
         asking = np.unique(half.query_labels.pids)
         everyone = np.concatenate([asking, np.setdiff1d(half.gallery_labels.pids, asking)])
         code = {pid: number for number, pid in enumerate(everyone.tolist())}
-        rows, columns = (np.array([code[pid] for pid in labels.pids.tolist()], np.int64) for labels in (half.query_labels, half.gallery_labels))
+        rows, columns = (
+            np.array([code[pid] for pid in labels.pids.tolist()], np.int64)
+            for labels in (half.query_labels, half.gallery_labels)
+        )
         count, size = len(asking), len(everyone)
         false, true, genuine = np.zeros(count * size, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64)
         for start, similarity, mates, strangers in half.blocks(rule)():
@@ -224,7 +264,13 @@ class Tally:
             np.add.at(false, rows[start + who] * size + columns[whom], 1)
             np.add.at(true, rows[start + np.nonzero(reached & mates)[0]], 1)
             np.add.at(genuine, rows[start : start + len(similarity)], mates.sum(axis=1))
-        return cls(false.reshape(count, size), np.bincount(rows, minlength=count), np.bincount(columns, minlength=size), true, genuine)
+        return cls(
+            false.reshape(count, size),
+            np.bincount(rows, minlength=count),
+            np.bincount(columns, minlength=size),
+            true,
+            genuine,
+        )
 
     def rates(self, *, seed: int = 0, samples: int = 1000) -> tuple[Rate, Rate]:
         """False-positive and true-positive rate, with 95 % intervals over people (see the module)."""
@@ -233,27 +279,41 @@ class Tally:
         weights = np.ones((samples + 1, size))
         for start, stop in ((0, count), (count, size)):  # people and distractors are drawn each among themselves
             if stop > start:
-                weights[1:, start:stop] = rng.multinomial(stop - start, np.full(stop - start, 1 / (stop - start)), samples)
+                weights[1:, start:stop] = rng.multinomial(
+                    stop - start, np.full(stop - start, 1 / (stop - start)), samples
+                )
         false, true = self.shares(weights)
-        rates = [Rate(float(values[0]), *map(float, np.nanquantile(values[1:], [0.025, 0.975]))) for values in (false, true)]
+        rates = [
+            Rate(float(values[0]), *map(float, np.nanquantile(values[1:], [0.025, 0.975]))) for values in (false, true)
+        ]
         if not self.false.any():
-            rates[0] = Rate(0.0, 0.0, min(1.0, 3 / float(self.asked.sum() * self.held.sum() - (self.asked * self.held[:count]).sum())))
+            rates[0] = Rate(
+                0.0,
+                0.0,
+                min(1.0, 3 / float(self.asked.sum() * self.held.sum() - (self.asked * self.held[:count]).sum())),
+            )
         return rates[0], rates[1]
 
     def shares(self, weights: Float64s) -> tuple[Float64s, Float64s]:
-        """False-positive and true-positive rates ``[S]``, each person counted as often as its weight ``[S, C]`` says; NaN where there is no pair."""
+        """False-positive and true-positive rates ``[S]``, each person counted as often as its weight ``[S, C]`` says;
+        NaN where there is no pair.
+        """
         asking = weights[:, : len(self.asked)]
         wrong = np.einsum("sp,sp->s", asking, weights @ self.false.T)
         own = np.square(asking) @ (self.asked * self.held[: len(self.asked)])
         with np.errstate(invalid="ignore"):
-            return wrong / ((asking @ self.asked) * (weights @ self.held) - own), (asking @ self.true) / (asking @ self.genuine)
+            return wrong / ((asking @ self.asked) * (weights @ self.held) - own), (asking @ self.true) / (
+                asking @ self.genuine
+            )
 
 
 def _embedded(encoder: Encoder, domain: Domain, split: Split) -> tuple[Float32s, Split, list[Skipped]]:
     """Embeddings of the readable images of a split, and its rows."""
     vectors, skipped = encoder.files(domain.files(split))
     if len(skipped) == len(split):
-        raise DataError(f"domain {domain.name}: none of its {len(split)} images can be read; the first: {skipped[0].reason}")
+        raise DataError(
+            f"domain {domain.name}: none of its {len(split)} images can be read; the first: {skipped[0].reason}"
+        )
     readable = np.setdiff1d(np.arange(len(split)), [item.position for item in skipped])
     return np.asarray(vectors), split.take(readable), skipped
 
@@ -261,7 +321,10 @@ def _embedded(encoder: Encoder, domain: Domain, split: Split) -> tuple[Float32s,
 def _check(domain: Domain, query: Split, gallery: Split, fpr: float, seed: int) -> list[PairCount]:
     """Pairs of both halves; raises DataError where they are too few."""
     if not len(query) or not len(gallery):
-        raise DataError(f"domain {domain.name} has no query and gallery splits; calibration needs people that the model was not trained on")
+        raise DataError(
+            f"domain {domain.name} has no query and gallery splits; calibration needs people that the model was not "
+            "trained on"
+        )
     counts, people = [], []
     for one, other in rows_of_halves(domain, query, gallery, seed):
         asked, held = query.take(one), gallery.take(other)
@@ -270,23 +333,32 @@ def _check(domain: Domain, query: Split, gallery: Split, fpr: float, seed: int) 
     if min(people) < MIN_PEOPLE:
         rule = " by two cameras" if domain.same_camera == "drop" else ""
         raise DataError(
-            f"calibration needs {MIN_PEOPLE} people seen at least twice{rule} in each half of {domain.name}'s test people, "
+            f"calibration needs {MIN_PEOPLE} people seen at least twice{rule} in each half of {domain.name}'s test "
+            "people, "
             f"there are {people[0]} and {people[1]}; use a domain with more people"
         )
     needed, fewest = SEEN / fpr, min(count.impostor for count in counts)
     if fewest < needed * (1 - 1e-9):
         coarse = f"ask for --fpr {_rounded_up(SEEN / fewest):g} or more, or " if fewest * MAX_FPR >= SEEN else ""
         raise DataError(
-            f"a false-positive rate of {fpr:g} needs {needed:,.0f} pairs of different people in each half to be seen {SEEN} times, "
-            f"{domain.name} gives {counts[0].impostor:,} and {counts[1].impostor:,}; {coarse}use a domain with more people"
+            f"a false-positive rate of {fpr:g} needs {needed:,.0f} pairs of different people in each half to be seen "
+            f"{SEEN} times, "
+            f"{domain.name} gives {counts[0].impostor:,} and {counts[1].impostor:,}; {coarse}use a domain with more "
+            "people"
         )
     return counts
 
 
 def _people_with_pairs(query: Split, gallery: Split, rule: SameCamera) -> int:
     """How many people have a genuine pair."""
-    seen: Mapping[int, set[int]] = {pid: set(gallery.camids[gallery.pids == pid].tolist()) for pid in np.unique(query.pids).tolist()}
-    able = {pid for pid, camid in zip(query.pids.tolist(), query.camids.tolist(), strict=True) if seen[pid] - ({camid} if rule == "drop" else set())}
+    seen: Mapping[int, set[int]] = {
+        pid: set(gallery.camids[gallery.pids == pid].tolist()) for pid in np.unique(query.pids).tolist()
+    }
+    able = {
+        pid
+        for pid, camid in zip(query.pids.tolist(), query.camids.tolist(), strict=True)
+        if seen[pid] - ({camid} if rule == "drop" else set())
+    }
     return len(able)
 
 

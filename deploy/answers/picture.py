@@ -42,15 +42,22 @@ _WRONG = (200, 48, 44)
 
 
 def draw_matches(
-    query: Crop, matches: Sequence[Match], *, known_label: str | None = None, kept: Callable[[int], Crop | None] | None = None
-) -> Crop:  # fmt: skip
+    query: Crop,
+    matches: Sequence[Match],
+    *,
+    known_label: str | None = None,
+    kept: Callable[[int], Crop | None] | None = None,
+) -> Crop:
     """Draw the query and its matches in reading order, each with rank, score, camera and time.
 
     Args:
         query: uint8 RGB ``[H, W, 3]``.
-        matches: best first; at most 100 are drawn, ten in a row. Crops are read from ``source``; what can't be read gets a placeholder.
-        known_label: the true label of the query; then right matches get a green frame and others a red one. Matches without a label get neither.
-        kept: gives the small picture that a gallery kept of an entry (``gallery.crop``), shown where the source can't be read.
+        matches: best first; at most 100 are drawn, ten in a row. Crops are read from ``source``; what can't be read
+            gets a placeholder.
+        known_label: the true label of the query; then right matches get a green frame and others a red one. Matches
+            without a label get neither.
+        kept: gives the small picture that a gallery kept of an entry (``gallery.crop``), shown where the source can't
+            be read.
 
     Returns:
         uint8 RGB picture.
@@ -81,7 +88,9 @@ def stack(pictures: Sequence[Crop]) -> Crop:
     if not pictures:
         raise DataError("there is no picture to stack; draw at least one")
     width = max(picture.shape[1] for picture in pictures)
-    return np.concatenate([np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255) for picture in pictures])
+    return np.concatenate(
+        [np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255) for picture in pictures]
+    )
 
 
 def write_picture(path: str | PathLike[str], image: Crop) -> None:
@@ -99,9 +108,13 @@ def write_picture(path: str | PathLike[str], image: Crop) -> None:
     try:
         done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error as error:
-        raise DataError(f"a picture of {image.shape[1]}×{image.shape[0]} pixels can't be written as {suffix}; draw fewer matches") from error
+        raise DataError(
+            f"a picture of {image.shape[1]}×{image.shape[0]} pixels can't be written as {suffix}; draw fewer matches"
+        ) from error
     if not done:
-        raise DataError(f"a picture of {image.shape[1]}×{image.shape[0]} pixels can't be written as {suffix}; draw fewer matches")
+        raise DataError(
+            f"a picture of {image.shape[1]}×{image.shape[0]} pixels can't be written as {suffix}; draw fewer matches"
+        )
     try:
         write_atomic(file, data.tobytes())
     except OSError as error:
@@ -113,13 +126,17 @@ def _cell(crop: Crop, lines: Sequence[str], frame: tuple[int, int, int] | None) 
     inner = CELL_WIDTH - _MARGIN
     cell = np.full((CROP_HEIGHT + 2 * _BORDER + _LINES * _LINE + _MARGIN, CELL_WIDTH, 3), 255, np.uint8)
     left = (inner - CROP_WIDTH) // 2
-    cv2.rectangle(cell, (left - _BORDER, 0), (left + CROP_WIDTH + _BORDER - 1, CROP_HEIGHT + 2 * _BORDER - 1), frame or _WHITE, -1)
+    cv2.rectangle(
+        cell, (left - _BORDER, 0), (left + CROP_WIDTH + _BORDER - 1, CROP_HEIGHT + 2 * _BORDER - 1), frame or _WHITE, -1
+    )
     cell[_BORDER : _BORDER + CROP_HEIGHT, left : left + CROP_WIDTH] = _fitted(crop)
     for number, line in enumerate(lines[:_LINES]):
         text = _shortened(line, inner)
         (width, _), _ = cv2.getTextSize(text, _FONT, _SIZE, 1)
         baseline = CROP_HEIGHT + 2 * _BORDER + (number + 1) * _LINE - 3
-        cv2.putText(cell, text, ((inner - width) // 2, baseline), _FONT, _SIZE, _INK if number < 2 else _FAINT, 1, cv2.LINE_AA)
+        cv2.putText(
+            cell, text, ((inner - width) // 2, baseline), _FONT, _SIZE, _INK if number < 2 else _FAINT, 1, cv2.LINE_AA
+        )
     return cell
 
 
@@ -135,12 +152,18 @@ def _fitted(crop: Crop) -> Crop:
 
 def _caption(match: Match) -> list[str]:
     day, _, clock = (match.time or "no time").replace(" ", "T", 1).partition("T") if match.time else ("no time", "", "")
-    said = f"{match.rank}.   {match.score:.3f}" if match.verdict is None else f"{match.rank}. {match.score:.3f} {match.verdict.split(' person')[0]}"
+    said = (
+        f"{match.rank}.   {match.score:.3f}"
+        if match.verdict is None
+        else f"{match.rank}. {match.score:.3f} {match.verdict.split(' person')[0]}"
+    )
     return [said, match.camera, day, clock]
 
 
 def _crop_of(match: Match, kept: Callable[[int], Crop | None] | None) -> Crop:
-    """The match's crop, or what the gallery kept of it, or a placeholder; only plain files are opened, for a source may name anything."""
+    """The match's crop, or what the gallery kept of it, or a placeholder; only plain files are opened, for a source may
+    name anything.
+    """
     reason = "not here"
     try:
         if Path(match.source).is_file():
@@ -164,7 +187,9 @@ def _placeholder(text: str) -> Crop:
 
 
 def _shortened(text: str, width: int) -> str:
-    """``text`` in the letters that OpenCV can draw, cut in the middle until it fits ``width`` pixels: beginnings and ends tell names apart."""
+    """``text`` in the letters that OpenCV can draw, cut in the middle until it fits ``width`` pixels: beginnings and
+    ends tell names apart.
+    """
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     plain = "".join(letter if 32 <= ord(letter) < 127 else "?" for letter in plain[:200])
     shown, keep = plain, len(plain)

@@ -1,19 +1,21 @@
-"""Better answers at query time: several images as one query, query expansion, k-reciprocal re-ranking, and what cameras and times rule out.
+"""Better answers at query time: several images as one query, query expansion, k-reciprocal re-ranking, and what cameras
+and times rule out.
 
-Everything works on the best candidates of a gallery's ordinary search (``depth`` of them) and on one query at a time, so that no answer depends on
-who else asks. A match's ``score`` stays the cosine to the query as it was given, which is what thresholds were calibrated on; ``ranked_by`` says
-when ranks go by something else.
+Everything works on the best candidates of a gallery's ordinary search (``depth`` of them) and on one query at a time,
+so that no answer depends on who else asks. A match's ``score`` stays the cosine to the query as it was given, which is
+what thresholds were calibrated on; ``ranked_by`` says when ranks go by something else.
 
-**Several images as one query.** ``mean``: candidates are ranked by the mean of the unit vectors; a score is the mean of the cosines, which is never
-above the greatest of them, so that a threshold for one image stays on the safe side. ``max``: by the greatest cosine; then n images have up to n
-times the false matches of one.
+**Several images as one query.** ``mean``: candidates are ranked by the mean of the unit vectors; a score is the mean of
+the cosines, which is never above the greatest of them, so that a threshold for one image stays on the safe side.
+``max``: by the greatest cosine; then n images have up to n times the false matches of one.
 
-**Query expansion.** The query is replaced by the average of itself and its first matches, with weights s^α of their cosines s, and asked again (α-QE:
-Radenović, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019; α = 0 is the plain average of Chum et al.,
-"Total Recall", ICCV 2007). Only matches from a least score on take part: a stranger in the average draws more strangers.
+**Query expansion.** The query is replaced by the average of itself and its first matches, with weights s^α of their
+cosines s, and asked again (α-QE: Radenović, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human
+Annotation", TPAMI 2019; α = 0 is the plain average of Chum et al., "Total Recall", ICCV 2007). Only matches from a
+least score on take part: a stranger in the average draws more strangers.
 
-**k-reciprocal re-ranking** (:mod:`domains.reranking`) within the candidates. The rest of the gallery is not looked at, so a candidate's neighbours
-are its neighbours among the candidates.
+**k-reciprocal re-ranking** (:mod:`domains.reranking`) within the candidates. The rest of the gallery is not looked at,
+so a candidate's neighbours are its neighbours among the candidates.
 
 **Impossible matches** (:mod:`deploy.answers.transitions`) are moved behind all others, or removed.
 """
@@ -49,7 +51,8 @@ class Refinement:
     """What is to be done to a query and its candidates; nothing by default.
 
     Attributes:
-        together: all images are one person: one answer, by the mean of their vectors or by the greatest cosine. None: one answer for each.
+        together: all images are one person: one answer, by the mean of their vectors or by the greatest cosine. None:
+            one answer for each.
         expand: how many first matches are averaged into the query; 0 for none.
         alpha: exponent of their weights.
         least: least cosine of a match that is averaged into it.
@@ -84,13 +87,20 @@ class Refinement:
             raise UsageError('expansion and re-ranking need one query vector: use together="mean" with them')
         if self.expand < 0 or self.depth < 1 or not self.alpha >= 0 or not -1 <= self.least <= 1:
             raise UsageError(
-                "refinement needs expand of at least 0, depth of at least 1, alpha of at least 0 and least from -1 to 1, got "
+                "refinement needs expand of at least 0, depth of at least 1, alpha of at least 0 and least from -1 to "
+                "1, got "
                 f"expand={self.expand}, depth={self.depth}, alpha={self.alpha}, least={self.least}"
             )
         if (self.transitions is None) != (self.seen is None):
-            raise UsageError("which matches are possible depends on the query's camera and time and on a file of transitions: give both or neither")
+            raise UsageError(
+                "which matches are possible depends on the query's camera and time and on a file of transitions: give "
+                "both or neither"
+            )
         if self.remove_impossible and self.transitions is None:
-            raise UsageError("impossible matches can be removed only where a file of transitions says what is impossible; give one, with --seen-at")
+            raise UsageError(
+                "impossible matches can be removed only where a file of transitions says what is impossible; give "
+                "one, with --seen-at"
+            )
 
     @property
     def is_plain(self) -> bool:
@@ -98,7 +108,9 @@ class Refinement:
         return self.together is None and not self.expand and not self.rerank and self.transitions is None
 
 
-def search(gallery: Gallery, vectors: ArrayLike, k: int = 10, refinement: Refinement | None = None, **filters: Any) -> list[list[Match]]:
+def search(
+    gallery: Gallery, vectors: ArrayLike, k: int = 10, refinement: Refinement | None = None, **filters: Any
+) -> list[list[Match]]:
     """Search a gallery with refinements.
 
     Args:
@@ -109,7 +121,8 @@ def search(gallery: Gallery, vectors: ArrayLike, k: int = 10, refinement: Refine
         filters: ``camera``, ``after``, ``before``, ``label``, ``source``, ``exact``, as the gallery takes them.
 
     Returns:
-        One list of matches per query, or one in all with ``together``. Where impossible matches are removed there may be fewer than k.
+        One list of matches per query, or one in all with ``together``. Where impossible matches are removed there may
+        be fewer than k.
 
     Raises:
         GalleryError: as for the gallery's search; or it was upgraded meanwhile.
@@ -141,14 +154,17 @@ def mean_query(vectors: Float32s) -> Float32s:
     """
     mean = np.asarray(vectors, np.float32).mean(axis=0)
     if np.linalg.norm(mean) < 1e-3:
-        raise DataError(f"the {len(vectors)} images have nothing in common, so they do not show one person; ask for each alone")
+        raise DataError(
+            f"the {len(vectors)} images have nothing in common, so they do not show one person; ask for each alone"
+        )
     return np.asarray(mean, np.float32)
 
 
 def best_of(found: Sequence[Sequence[Match]]) -> list[Match]:
     """Merge the answers of several images: each entry once with its greatest score, the greatest first, ties by id.
 
-    The first k of it are exact if every list holds at least k, for an entry with k better ones in its own list has k better ones in all.
+    The first k of it are exact if every list holds at least k, for an entry with k better ones in its own list has k
+    better ones in all.
     """
     best: dict[int, Match] = {}
     for match in (match for matches in found for match in matches):
@@ -158,7 +174,9 @@ def best_of(found: Sequence[Sequence[Match]]) -> list[Match]:
 
 
 def expanded(query: Float32s, matches: Float32s, *, alpha: float = ALPHA) -> Float32s:
-    """The unit query ``[D]`` in the place of ``query``: its average with unit matches ``[n, D]``, weighted by s^α; a cosine s below 0 counts as 0."""
+    """The unit query ``[D]`` in the place of ``query``: its average with unit matches ``[n, D]``, weighted by s^α; a
+    cosine s below 0 counts as 0.
+    """
     unit = query / np.linalg.norm(query)
     total = unit + np.maximum(matches @ unit, 0) ** alpha @ matches
     return np.asarray(total / np.linalg.norm(total), np.float32)
@@ -192,17 +210,28 @@ class _Asked:
             return candidates
         judged = [replace(match, possible=transitions.possible(seen, match)) for match in candidates]
         left = [match for match in judged if match.possible is not False]
-        return left if self.wanted.remove_impossible else [*left, *(match for match in judged if match.possible is False)]
+        return (
+            left if self.wanted.remove_impossible else [*left, *(match for match in judged if match.possible is False)]
+        )
 
     def _expanded(self, query: Float32s, candidates: list[Match]) -> tuple[Float32s, list[Match]]:
-        """The average of the query and its first matches, and the candidates that it finds, with their scores to the query itself."""
-        vectors = self._vectors([match.id for match in candidates[: self.wanted.expand] if match.score >= self.wanted.least])
+        """The average of the query and its first matches, and the candidates that it finds, with their scores to the
+        query itself.
+        """
+        vectors = self._vectors(
+            [match.id for match in candidates[: self.wanted.expand] if match.score >= self.wanted.least]
+        )
         if not vectors:
             return query, candidates
         better = expanded(query, np.stack(list(vectors.values())), alpha=self.wanted.alpha)
         found, scores = self.nearest(better), {match.id: match.score for match in candidates}
-        scores |= {number: float(vector @ query) for number, vector in self._vectors([m.id for m in found if m.id not in scores]).items()}
-        return better, [replace(match, score=scores[match.id], ranked_by="expansion") for match in found if match.id in scores]
+        scores |= {
+            number: float(vector @ query)
+            for number, vector in self._vectors([m.id for m in found if m.id not in scores]).items()
+        }
+        return better, [
+            replace(match, score=scores[match.id], ranked_by="expansion") for match in found if match.id in scores
+        ]
 
     def _reranked(self, query: Float32s, candidates: list[Match]) -> list[Match]:
         """The first ``depth`` candidates by k-reciprocal distance, and the others behind them as they are."""
@@ -214,13 +243,18 @@ class _Asked:
         held = np.stack([vectors[match.id] for match in first])
         closeness = k_reciprocal(unit, held, k1=self.wanted.k1, k2=self.wanted.k2, weight=self.wanted.weight)[0]
         order = np.argsort(-closeness, kind="stable").tolist()
-        return [replace(match, ranked_by="k-reciprocal") for match in (*(first[at] for at in order), *candidates[self.wanted.depth :])]
+        return [
+            replace(match, ranked_by="k-reciprocal")
+            for match in (*(first[at] for at in order), *candidates[self.wanted.depth :])
+        ]
 
     def _vectors(self, ids: list[int]) -> dict[int, Float32s]:
         """Unit vectors of entries; one that was forgotten since it was found is missing."""
         numbers, vectors = self.gallery.vectors(ids)
         if vectors.feature_space != self.space:
-            raise GalleryError(f"the gallery {self.gallery.path} was upgraded meanwhile; embed with its new bundle and ask again")
+            raise GalleryError(
+                f"the gallery {self.gallery.path} was upgraded meanwhile; embed with its new bundle and ask again"
+            )
         return dict(zip(numbers, np.asarray(vectors), strict=True))
 
 

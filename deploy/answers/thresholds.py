@@ -21,7 +21,8 @@ class Thresholds:
         same: from this cosine on, "same person".
         unsure: from this cosine on, "unsure"; below it, "no match". At most ``same``.
         name: the domain that they were calibrated on, or how they were given.
-        fpr: share of pairs of two people that reach ``same``, as chosen when it was calibrated; None where the score was given.
+        fpr: share of pairs of two people that reach ``same``, as chosen when it was calibrated; None where the score
+            was given.
     """
 
     same: float
@@ -31,8 +32,14 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         """Check both scores; raises UsageError."""
-        if not all(math.isfinite(score) and -1 <= score <= 1 for score in (self.same, self.unsure)) or self.unsure > self.same:
-            raise UsageError(f"a threshold is a cosine from -1 to 1, the one for unsure at most the other, got {self.same} and {self.unsure}")
+        if (
+            not all(math.isfinite(score) and -1 <= score <= 1 for score in (self.same, self.unsure))
+            or self.unsure > self.same
+        ):
+            raise UsageError(
+                f"a threshold is a cosine from -1 to 1, the one for unsure at most the other, got {self.same} and "
+                f"{self.unsure}"
+            )
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, choice: str | float | None = None) -> Thresholds | None:
@@ -40,25 +47,33 @@ class Thresholds:
 
         Args:
             bundle: of the model that gave the scores.
-            choice: a domain that the bundle was calibrated on, or a score, which then parts "same person" from "no match". By default the most
-                conservative calibrated domain: the one with the highest score for "same person".
+            choice: a domain that the bundle was calibrated on, or a score, which then parts "same person" from "no
+                match". By default the most conservative calibrated domain: the one with the highest score for "same
+                person".
 
         Returns:
             None if nothing was chosen and the bundle was never calibrated.
 
         Raises:
-            UsageError: a domain that it was not calibrated on (those that it was are named), or a score outside [-1, 1].
+            UsageError: a domain that it was not calibrated on (those that it was are named), or a score outside [-1,
+                1].
             ArtefactError: the manifest's entry makes no sense.
         """
         known = bundle.thresholds
         if choice is None:
-            return max((cls._of(bundle, name) for name in known), key=lambda found: (found.same, found.name), default=None)
+            return max(
+                (cls._of(bundle, name) for name in known), key=lambda found: (found.same, found.name), default=None
+            )
         if choice in known:
             return cls._of(bundle, str(choice))
         try:
             score = float(choice)
         except ValueError:
-            there = f"it is calibrated on {', '.join(sorted(known))}" if known else "it is not calibrated on any domain; run reid calibrate"
+            there = (
+                f"it is calibrated on {', '.join(sorted(known))}"
+                if known
+                else "it is not calibrated on any domain; run reid calibrate"
+            )
             raise UsageError(f"{bundle.folder} has no threshold {choice!r}: {there}, or give a score") from None
         return cls(score, score, f"a score of {score:g}")
 
@@ -68,7 +83,9 @@ class Thresholds:
         try:
             return cls(float(entry["score"]), float(entry.get("unsure", entry["score"])), name, float(entry["fpr"]))
         except (UsageError, TypeError, ValueError) as error:
-            raise ArtefactError(f"{bundle.folder}: the threshold of {name!r:.80} can't be used: {error}; run reid calibrate again") from error
+            raise ArtefactError(
+                f"{bundle.folder}: the threshold of {name!r:.80} can't be used: {error}; run reid calibrate again"
+            ) from error
 
     def verdict(self, score: float) -> Verdict:
         """What a cosine means."""
@@ -80,8 +97,12 @@ class Thresholds:
 
 
 def answer(matches: Sequence[Match]) -> Verdict | None:
-    """The verdict on a whole query: the best of its matches', impossible ones aside; "no match" if there is none, None if nothing was judged."""
+    """The verdict on a whole query: the best of its matches', impossible ones aside; "no match" if there is none, None
+    if nothing was judged.
+    """
     if any(match.verdict is None for match in matches):
         return None
-    found = [_ORDER.index(match.verdict) for match in matches if match.verdict is not None and match.possible is not False]
+    found = [
+        _ORDER.index(match.verdict) for match in matches if match.verdict is not None and match.possible is not False
+    ]
     return _ORDER[max(found, default=0)]

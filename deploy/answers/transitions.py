@@ -8,9 +8,9 @@ A file of windows, CSV or YAML:
     gate,yard,20,600         - {from: yard, to: gate, min: 20}
     yard,gate,20,
 
-``min`` and ``max`` are seconds; an empty or missing ``min`` is 0, an empty or missing ``max`` no limit. A window holds in its direction alone.
-Several windows of one pair mean any of them. What is not known never speaks against a match: a pair of cameras without a window, or an entry
-without a time, is neither possible nor impossible.
+``min`` and ``max`` are seconds; an empty or missing ``min`` is 0, an empty or missing ``max`` no limit. A window holds
+in its direction alone. Several windows of one pair mean any of them. What is not known never speaks against a match: a
+pair of cameras without a window, or an entry without a time, is neither possible nor impossible.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Transitions:
         except UnicodeDecodeError as error:
             raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
         if len(data) > MAX_BYTES:
-            raise DataError(f"{file} is larger than {MAX_BYTES // 2**10} KiB; it should hold a line for each pair of cameras")
+            raise DataError(
+                f"{file} is larger than {MAX_BYTES // 2**10} KiB; it should hold a line for each pair of cameras"
+            )
         found: dict[tuple[str, str], tuple[tuple[float, float], ...]] = {}
         for place, row in (_yaml_rows if file.suffix.lower() in (".yaml", ".yml") else _csv_rows)(text, file):
             pair, window = _window(row, place)
@@ -83,7 +85,8 @@ class Transitions:
     def possible(self, seen: Sighting, match: Match) -> bool | None:
         """Whether one person can have been at both places; None where that is not known.
 
-        The match may be before or after the sighting. At the very same moment, windows of both directions are looked at.
+        The match may be before or after the sighting. At the very same moment, windows of both directions are looked
+        at.
         """
         if match.time is None:
             return None
@@ -100,7 +103,9 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         names = [name.strip() for name in next(reader, [])]
         if sorted(names) != sorted(COLUMNS):
-            raise DataError(f"{file} must have the columns {','.join(COLUMNS)}; its first line has {','.join(names)!r:.150}")
+            raise DataError(
+                f"{file} must have the columns {','.join(COLUMNS)}; its first line has {','.join(names)!r:.150}"
+            )
         for values in reader:
             place = f"{file}, line {reader.line_num}"
             if values and len(values) != len(names):

@@ -1,6 +1,7 @@
 """What the edge gets: one ONNX graph, its manifest, and golden embeddings that prove that it still works where it runs.
 
-The graph takes ``crops`` uint8 ``[N, H, W, 3]`` RGB (N dynamic) and returns ``embeddings`` float32 ``[N, D]`` of unit length.
+The graph takes ``crops`` uint8 ``[N, H, W, 3]`` RGB (N dynamic) and returns ``embeddings`` float32 ``[N, D]`` of unit
+length.
 """
 
 from __future__ import annotations
@@ -22,10 +23,36 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from deploy.bundle.manifest import GOLDEN_COSINE, MANIFEST, MAX_DIM, REVISABLE, SCHEMA, check_folder, is_temporary, parse_manifest
-from deploy.bundle.signature import MAX_SIGNATURES, SIGNATURE, check, read_signatures, sign, trusted_keys, write_signatures
+from deploy.bundle.manifest import (
+    GOLDEN_COSINE,
+    MANIFEST,
+    MAX_DIM,
+    REVISABLE,
+    SCHEMA,
+    check_folder,
+    is_temporary,
+    parse_manifest,
+)
+from deploy.bundle.signature import (
+    MAX_SIGNATURES,
+    SIGNATURE,
+    check,
+    read_signatures,
+    sign,
+    trusted_keys,
+    write_signatures,
+)
 from domains.arrays import Float32s
-from domains.artefact import check_hashes, content_id, encode_json, fsync_folder, read_bytes, sealing, write_atomic, write_manifest
+from domains.artefact import (
+    check_hashes,
+    content_id,
+    encode_json,
+    fsync_folder,
+    read_bytes,
+    sealing,
+    write_atomic,
+    write_manifest,
+)
 from domains.crops import CropSpec
 from domains.errors import ArtefactError, UsageError
 from prototypes.transport import Transport
@@ -72,11 +99,13 @@ class Bundle:
         Args:
             path: its folder.
             verify: also compare every file with its sha256, and look into the golden embeddings.
-            trusted: files of public keys, of which one must have signed the bundle; by default those that LIFELONG_REID_TRUSTED_KEYS names. Where
-                none are named, unsigned bundles are loaded too, but a signature that is there must still fit.
+            trusted: files of public keys, of which one must have signed the bundle; by default those that
+                LIFELONG_REID_TRUSTED_KEYS names. Where none are named, unsigned bundles are loaded too, but a signature
+                that is there must still fit.
 
         Raises:
-            ArtefactError: no bundle, one that nobody trusted has signed, or one with missing, unknown or changed files, or an impossible manifest.
+            ArtefactError: no bundle, one that nobody trusted has signed, or one with missing, unknown or changed files,
+                or an impossible manifest.
             UsageError: ``trusted`` names no keys.
             DeviceError: there is a signature to check and the package for it is not installed.
         """
@@ -112,16 +141,22 @@ class Bundle:
 
     @property
     def thresholds(self) -> Mapping[str, Mapping[str, Any]]:
-        """By calibrated domain: ``fpr`` that was asked for, ``score`` (cosine) that gives it, and what else was measured; empty if none was."""
+        """By calibrated domain: ``fpr`` that was asked for, ``score`` (cosine) that gives it, and what else was
+        measured; empty if none was.
+        """
         found: Mapping[str, Mapping[str, Any]] = self.manifest.get("thresholds", {})
         return found
 
     def model(self) -> bytes:
-        """The ONNX graph, read once and checked, so that the bytes that are run are the bytes that were sealed; raises ArtefactError."""
+        """The ONNX graph, read once and checked, so that the bytes that are run are the bytes that were sealed; raises
+        ArtefactError.
+        """
         return self._read("model.onnx", MAX_MODEL)
 
     def golden_cosine(self, engine: str) -> float:
-        """How near the bundle must come to its golden embeddings on an engine: what the manifest says of all, or of this one, else the default."""
+        """How near the bundle must come to its golden embeddings on an engine: what the manifest says of all, or of
+        this one, else the default.
+        """
         said = self.manifest.get("golden_cosine", GOLDEN_COSINE)
         return float(said.get(engine, GOLDEN_COSINE) if isinstance(said, dict) else said)
 
@@ -131,20 +166,34 @@ class Bundle:
         try:
             with zipfile.ZipFile(io.BytesIO(self._read("golden.npz", MAX_GOLDEN))) as archive:
                 if sorted(archive.namelist()) != ["crops.npy", "embeddings.npy"]:
-                    raise ArtefactError(f"{where} must hold crops and embeddings, found {sorted(archive.namelist())!r:.80}")
+                    raise ArtefactError(
+                        f"{where} must hold crops and embeddings, found {sorted(archive.namelist())!r:.80}"
+                    )
                 with archive.open("crops.npy") as stream:
                     crops = _read_npy(stream, (self.crop.height, self.crop.width, 3), "|u1")
                 with archive.open("embeddings.npy") as stream:
                     embeddings = _read_npy(stream, (self.dim,), "<f4").astype(np.float32)
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            ValueError,
+            EOFError,
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
         lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
         if len(crops) != len(embeddings) or not (np.abs(lengths - 1) < UNIT).all():
-            raise ArtefactError(f"{where} must hold one unit-length embedding for each of {len(crops)} crops; export the bundle again")
+            raise ArtefactError(
+                f"{where} must hold one unit-length embedding for each of {len(crops)} crops; export the bundle again"
+            )
         return Golden(crops, embeddings)
 
     def transport(self) -> Transport | None:
-        """The map into this bundle's feature space from an older one, where it has one; raises ArtefactError if it was changed or does not fit."""
+        """The map into this bundle's feature space from an older one, where it has one; raises ArtefactError if it was
+        changed or does not fit.
+        """
         if "transport.npz" not in self.manifest["files"]:
             return None
         where, data = self.folder / "transport.npz", self._read("transport.npz", MAX_TRANSPORT)
@@ -157,7 +206,9 @@ class Bundle:
             raise ArtefactError(f"{where} unpacks to {size // 2**20} MiB, so it is no file of ours")
         found = Transport.from_bytes(data, where)
         if found.target != self.feature_space or found.matrix.shape[1] != self.dim:
-            raise ArtefactError(f"{where} leads to feature space {found.target:.12}…, not to the bundle's; export the bundle again")
+            raise ArtefactError(
+                f"{where} leads to feature space {found.target:.12}…, not to the bundle's; export the bundle again"
+            )
         return found
 
     def _read(self, name: str, limit: int) -> bytes:
@@ -170,7 +221,10 @@ class Bundle:
         if len(data) > limit:
             raise ArtefactError(f"{file} is larger than {limit // 2**20} MiB, so it is no file of ours")
         if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]:
-            raise ArtefactError(f"{file} was changed after it was sealed: its sha256 is not the one in {MANIFEST}; copy the bundle again")
+            raise ArtefactError(
+                f"{file} was changed after it was sealed: its sha256 is not the one in {MANIFEST}; copy the bundle "
+                "again"
+            )
         return data
 
 
@@ -202,7 +256,9 @@ def write_bundle(
         UsageError: the key can't be used.
     """
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, crops=np.ascontiguousarray(golden.crops), embeddings=np.ascontiguousarray(golden.embeddings))
+    np.savez_compressed(
+        buffer, crops=np.ascontiguousarray(golden.crops), embeddings=np.ascontiguousarray(golden.embeddings)
+    )
     files = {"model.onnx": model_onnx, "golden.npz": buffer.getvalue(), "CARD.md": card.encode()}
     if transport is not None:
         files["transport.npz"] = transport
@@ -237,31 +293,41 @@ def revise_bundle(
     unsign: bool = False,
     trusted: Trusted = None,
 ) -> Bundle:
-    """Change what ``bundle.json`` says, atomically: a reader sees the old manifest or the new one. The id changes, the other files do not.
+    """Change what ``bundle.json`` says, atomically: a reader sees the old manifest or the new one. The id changes, the
+    other files do not.
 
     Args:
         folder: the bundle's.
-        changes: new values by key. ``thresholds`` are merged by domain, and None takes a domain's away; ``licences`` are merged by name.
+        changes: new values by key. ``thresholds`` are merged by domain, and None takes a domain's away; ``licences``
+            are merged by name.
         key: file of the private key to sign the new manifest with; no changes and a key sign a bundle as it is.
         unsign: take the signature away from a signed bundle, where there is no key.
         trusted: as in :meth:`Bundle.load`.
 
     Raises:
-        UsageError: a key that the files' content determines, a signed bundle without a key to sign it again, or a signing key that can't be used.
+        UsageError: a key that the files' content determines, a signed bundle without a key to sign it again, or a
+            signing key that can't be used.
         ArtefactError: a damaged bundle, or values that no manifest may hold; nothing is changed.
     """
     if fixed := sorted(set(changes) - REVISABLE):
-        raise UsageError(f"{fixed[0]!r:.80} of a bundle follows from its files and can't be revised, only {' and '.join(sorted(REVISABLE))} can")
+        raise UsageError(
+            f"{fixed[0]!r:.80} of a bundle follows from its files and can't be revised, only "
+            f"{' and '.join(sorted(REVISABLE))} can"
+        )
     folder, anchors = Path(folder), trusted_keys(trusted)
     with _revising(folder):
         bundle = Bundle._open(folder, verify=True, trusted=anchors)
         if bundle.signers and key is None and not unsign:
-            raise UsageError(f"{folder} is signed by key {bundle.signers[0]}: name a key to sign what you change, or give the signature up")
+            raise UsageError(
+                f"{folder} is signed by key {bundle.signers[0]}: name a key to sign what you change, or give the "
+                "signature up"
+            )
         data = _revised(folder, bundle.manifest, changes)
         new = [] if key is None else [sign(data, key)]
         check(data, new or None, anchors, folder)
         old = read_signatures(folder / SIGNATURE) or []
-        # Whatever is killed here leaves a bundle that loads: with both signatures, or unsigned where it was to be unsigned or never was signed.
+        # Whatever is killed here leaves a bundle that loads: with both signatures, or unsigned where it was to be
+        # unsigned or never was signed.
         if old and new:
             write_atomic(folder / SIGNATURE, write_signatures([*new, *old[: MAX_SIGNATURES - 1]]))
         elif old:
@@ -276,7 +342,9 @@ def revise_bundle(
 def _revised(folder: Path, old: Mapping[str, Any], changes: Mapping[str, Any]) -> bytes:
     """The bytes of the revised manifest, checked as a reader would."""
     revised = dict(old) | {name: {**old.get(name, {}), **_mapping(name, value)} for name, value in changes.items()}
-    revised["thresholds"] = {domain: entry for domain, entry in revised.get("thresholds", {}).items() if entry is not None}
+    revised["thresholds"] = {
+        domain: entry for domain, entry in revised.get("thresholds", {}).items() if entry is not None
+    }
     revised["schema"] = SCHEMA
     revised.pop("id")
     try:
@@ -310,11 +378,19 @@ def _mapping(key: str, value: Any) -> Mapping[str, Any]:
 
 
 def _read_npy(stream: IO[bytes], row: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Read an array ``[n, *row]`` whose header is believed only once it says what is expected: nothing large is allocated for a forged one."""
+    """Read an array ``[n, *row]`` whose header is believed only once it says what is expected: nothing large is
+    allocated for a forged one.
+    """
     if npy.read_magic(cast(Any, stream)) != (1, 0):
         raise ValueError("an array is not in NumPy's format 1.0")
     shape, fortran, found = npy.read_array_header_1_0(cast(Any, stream), max_header_size=1024)
-    if fortran or found != np.dtype(dtype) or len(shape) != len(row) + 1 or tuple(shape[1:]) != row or not 2 <= shape[0] <= MAX_GOLDEN_ROWS:
+    if (
+        fortran
+        or found != np.dtype(dtype)
+        or len(shape) != len(row) + 1
+        or tuple(shape[1:]) != row
+        or not 2 <= shape[0] <= MAX_GOLDEN_ROWS
+    ):
         raise ValueError(f"an array is {found} {shape}, expected {np.dtype(dtype)} {('2…64', *row)}")
     size = int(np.prod(shape)) * found.itemsize
     data = stream.read(size + 1)

@@ -31,9 +31,17 @@ GOLDEN_COSINE = 0.999
 
 _TEMPORARY = re.compile(r"\.bundle\.(json|sig)\.[0-9a-f]{8}\.tmp")
 _BODY: dict[str, type | tuple[type, ...]] = {
-    "feature_space": str, "dim": int, "crop": dict, "backbone": str, "precision": str, "step": int, "domains": list, "method": str, "parity": dict,
+    "feature_space": str,
+    "dim": int,
+    "crop": dict,
+    "backbone": str,
+    "precision": str,
+    "step": int,
+    "domains": list,
+    "method": str,
+    "parity": dict,
     "licences": dict,
-}  # fmt: skip
+}
 
 
 def parse_manifest(data: bytes, path: Path) -> tuple[dict[str, Any], CropSpec]:
@@ -52,13 +60,17 @@ def parse_manifest(data: bytes, path: Path) -> tuple[dict[str, Any], CropSpec]:
 
 
 def check_folder(folder: Path, listed: set[str]) -> None:
-    """Compare the folder's files with the manifest's; nothing else may lie there to be loaded by mistake. Raises ArtefactError."""
+    """Compare the folder's files with the manifest's; nothing else may lie there to be loaded by mistake. Raises
+    ArtefactError.
+    """
     try:
         found = {item.name: item.is_file() and not item.is_symlink() for item in folder.iterdir()}
     except OSError as error:
         raise ArtefactError(f"can't read {folder}: {error.strerror or error}") from error
     if extra := sorted(name for name in set(found) - listed - {MANIFEST, SIGNATURE} if not is_temporary(name)):
-        raise ArtefactError(f"{folder} holds {extra[0]!r:.80}, which its manifest does not list; remove it, or copy the bundle again")
+        raise ArtefactError(
+            f"{folder} holds {extra[0]!r:.80}, which its manifest does not list; remove it, or copy the bundle again"
+        )
     for name in (MANIFEST, *sorted(listed)):
         if name not in found:
             raise ArtefactError(f"{folder / name} is missing; copy the bundle again")
@@ -76,7 +88,9 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
     for key, kind in _BODY.items():
         value = manifest.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ArtefactError(f"{path}: {key} is {'missing' if key not in manifest else f'{value!r:.80}'}; export the bundle again")
+            raise ArtefactError(
+                f"{path}: {key} is {'missing' if key not in manifest else f'{value!r:.80}'}; export the bundle again"
+            )
     space = manifest["feature_space"]
     if not space or len(space) > 128 or set(space) - set("0123456789abcdef"):
         raise ArtefactError(f"{path}: feature_space must be a hash in hexadecimal, got {space!r:.80}")
@@ -87,12 +101,17 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
     if not all(_is_number(cosine) for cosine in manifest["parity"].values()):
         raise ArtefactError(f"{path}: parity must give a cosine for each batch size")
     licences = manifest["licences"]
-    if set(licences) != {"weights", "data"} or not all(isinstance(text, str) and text.strip() and text.isprintable() for text in licences.values()):
+    if set(licences) != {"weights", "data"} or not all(
+        isinstance(text, str) and text.strip() and text.isprintable() for text in licences.values()
+    ):
         raise ArtefactError(f"{path}: licences must name those of weights and data, each in one line of text")
     least = manifest.get("golden_cosine", GOLDEN_COSINE)
-    if not all(_is_number(value) and 0.9 <= value <= 1 for value in (least.values() if isinstance(least, dict) else [least])):
+    if not all(
+        _is_number(value) and 0.9 <= value <= 1 for value in (least.values() if isinstance(least, dict) else [least])
+    ):
         raise ArtefactError(
-            f"{path}: golden_cosine must be a cosine from 0.9 to 1, or one for each engine, got {least!r:.80}; export the bundle again"
+            f"{path}: golden_cosine must be a cosine from 0.9 to 1, or one for each engine, got {least!r:.80}; export "
+            "the bundle again"
         )
     check_thresholds(path, manifest.get("thresholds", {}))
     try:
@@ -102,7 +121,8 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
 
 
 def check_thresholds(path: Path, thresholds: Any) -> None:
-    """Thresholds by domain: each has ``fpr`` in 0..1 and ``score`` (a cosine), and what else of numbers, texts and lists of them it likes.
+    """Thresholds by domain: each has ``fpr`` in 0..1 and ``score`` (a cosine), and what else of numbers, texts and
+    lists of them it likes.
 
     Raises:
         ArtefactError: they do not; says which.
@@ -116,11 +136,17 @@ def check_thresholds(path: Path, thresholds: Any) -> None:
         for key, low, high in (("fpr", 0, 1), ("score", -1, 1)):
             value = entry.get(key)
             if not _is_number(value) or not low <= value <= high:
-                raise ArtefactError(f"{where}: {key} must be a number from {low} to {high}, got {value!r:.80}; run reid calibrate again")
+                raise ArtefactError(
+                    f"{where}: {key} must be a number from {low} to {high}, got {value!r:.80}; run reid calibrate again"
+                )
         for key, value in entry.items():
             plain = value if isinstance(value, list) else [value]
-            if len(plain) > MAX_LIST or not all(item is None or _is_number(item) or isinstance(item, (str, bool)) for item in plain):
-                raise ArtefactError(f"{where}: {key!r:.80} must be a number, a text or a list of such, got {value!r:.80}")
+            if len(plain) > MAX_LIST or not all(
+                item is None or _is_number(item) or isinstance(item, (str, bool)) for item in plain
+            ):
+                raise ArtefactError(
+                    f"{where}: {key!r:.80} must be a number, a text or a list of such, got {value!r:.80}"
+                )
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

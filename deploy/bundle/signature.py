@@ -1,8 +1,8 @@
 """Who made a bundle: Ed25519 signatures over ``bundle.json``, which holds the hashes of all its other files.
 
-``bundle.sig`` is text: a header line, then for each signature ``ed25519``, the public key and the signature, in hexadecimal. A key's id is the first
-32 digits of the SHA-256 of its 32 raw bytes. Needs the package ``cryptography`` (``pip install 'lifelong-reid[sign]'``), but only where there is
-something to sign or to check.
+``bundle.sig`` is text: a header line, then for each signature ``ed25519``, the public key and the signature, in
+hexadecimal. A key's id is the first 32 digits of the SHA-256 of its 32 raw bytes. Needs the package ``cryptography``
+(``pip install 'lifelong-reid[sign]'``), but only where there is something to sign or to check.
 """
 
 from __future__ import annotations
@@ -36,11 +36,18 @@ _CONTEXT = b"lifelong-reid bundle manifest\n"
 _SMALL_ORDER = frozenset(
     bytes.fromhex(text)
     for text in (
-        "00" * 32, "01" + "00" * 31, "ec" + "ff" * 30 + "7f", "ed" + "ff" * 30 + "7f", "ee" + "ff" * 30 + "7f",
-        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "00" * 32,
+        "01" + "00" * 31,
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
     )
-)  # fmt: skip
-"""Encodings, sign bit aside, of the points of order 1 to 8: as public keys they accept signatures that nobody made, of bytes that nobody chose."""
+)
+"""Encodings, sign bit aside, of the points of order 1 to 8: as public keys they accept signatures that nobody made, of
+bytes that nobody chose.
+"""
 
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
@@ -58,7 +65,8 @@ def key_id(public: bytes) -> str:
 
 
 def make_key(path: str | PathLike[str]) -> str:
-    """Make a signing key: the private half at ``path`` (PEM, mode 0600), the public half beside it with the ending ``.pub``.
+    """Make a signing key: the private half at ``path`` (PEM, mode 0600), the public half beside it with the ending
+    ``.pub``.
 
     Returns:
         The key's id.
@@ -74,7 +82,9 @@ def make_key(path: str | PathLike[str]) -> str:
         raise UsageError(f"{public} exists already; choose another name, since a key that is lost can't be made again")
     key = ed25519.Ed25519PrivateKey.generate()
     half = key.public_key()
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     shown = half.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for file, data, mode in ((path, private, 0o600), (public, shown, 0o644)):
         try:
@@ -83,7 +93,9 @@ def make_key(path: str | PathLike[str]) -> str:
                 stream.flush()
                 os.fsync(stream.fileno())
         except FileExistsError as error:
-            raise UsageError(f"{file} exists already; choose another name, since a key that is lost can't be made again") from error
+            raise UsageError(
+                f"{file} exists already; choose another name, since a key that is lost can't be made again"
+            ) from error
         except OSError as error:
             raise UsageError(f"can't write {file}: {error.strerror or error}") from error
     fsync_folder(path.parent)
@@ -108,7 +120,9 @@ def write_signatures(signatures: Iterable[Signature]) -> bytes:
 
 
 def read_signatures(path: Path) -> list[Signature] | None:
-    """What ``bundle.sig`` holds, none of it checked; None if there is no such file. Raises ArtefactError if it is not of this form."""
+    """What ``bundle.sig`` holds, none of it checked; None if there is no such file. Raises ArtefactError if it is not
+    of this form.
+    """
     if not path.is_symlink() and not path.exists():
         return None
     if path.is_symlink() or not path.is_file():
@@ -124,13 +138,16 @@ def read_signatures(path: Path) -> list[Signature] | None:
     return [Signature(bytes.fromhex(match[1]), bytes.fromhex(match[2])) for match in found if match]
 
 
-def check(manifest: bytes, signatures: list[Signature] | None, trusted: frozenset[bytes] | None, folder: Path) -> tuple[str, ...]:
+def check(
+    manifest: bytes, signatures: list[Signature] | None, trusted: frozenset[bytes] | None, folder: Path
+) -> tuple[str, ...]:
     """Ids of the keys that signed the manifest.
 
     Args:
         manifest: bytes of ``bundle.json``.
         signatures: what lies beside it.
-        trusted: the keys of which one must have signed; None asks for none, and then only a signature that is there must be whole.
+        trusted: the keys of which one must have signed; None asks for none, and then only a signature that is there
+            must be whole.
         folder: for messages.
 
     Raises:
@@ -140,12 +157,18 @@ def check(manifest: bytes, signatures: list[Signature] | None, trusted: frozense
     if signatures is None:
         if trusted is None:
             return ()
-        raise ArtefactError(f"{folder} is not signed, and only bundles of trusted keys are loaded here; export it with --key")
+        raise ArtefactError(
+            f"{folder} is not signed, and only bundles of trusted keys are loaded here; export it with --key"
+        )
     right = [item.key for item in signatures if _fits(item, manifest)]
     if not right:
-        raise ArtefactError(f"{folder} was changed after it was signed: {SIGNATURE} does not fit its manifest; copy the bundle again")
+        raise ArtefactError(
+            f"{folder} was changed after it was signed: {SIGNATURE} does not fit its manifest; copy the bundle again"
+        )
     if trusted is not None and not trusted & set(right):
-        raise ArtefactError(f"{folder} is signed by key {key_id(right[0])}, which is not trusted here; ask its maker, or trust that key")
+        raise ArtefactError(
+            f"{folder} is signed by key {key_id(right[0])}, which is not trusted here; ask its maker, or trust that key"
+        )
     return tuple(key_id(key) for key in right)
 
 
@@ -153,14 +176,15 @@ def trusted_keys(paths: str | PathLike[str] | Iterable[str | PathLike[str]] | No
     """Public keys (32 raw bytes each) that an operator trusts.
 
     Args:
-        paths: files of public keys in PEM, one or more in each, or folders of such files (``*.pub``, ``*.pem``); by default those that the
-            environment variable LIFELONG_REID_TRUSTED_KEYS names.
+        paths: files of public keys in PEM, one or more in each, or folders of such files (``*.pub``, ``*.pem``); by
+            default those that the environment variable LIFELONG_REID_TRUSTED_KEYS names.
 
     Returns:
         None if no keys were named: then any bundle is loaded.
 
     Raises:
-        UsageError: a named file that is missing or holds no Ed25519 public key. Nobody is trusted by mistake, and nothing is let through by one.
+        UsageError: a named file that is missing or holds no Ed25519 public key. Nobody is trusted by mistake, and
+            nothing is let through by one.
     """
     if paths is None:
         named = os.environ.get(ENVIRONMENT, "")
@@ -170,7 +194,9 @@ def trusted_keys(paths: str | PathLike[str] | Iterable[str | PathLike[str]] | No
     files = [Path(paths)] if isinstance(paths, (str, PathLike)) else [Path(path) for path in paths]
     keys = {key for file in files for inner in _inside(file) for key in _public(inner)}
     if not keys:
-        raise UsageError(f"no trusted key was named; give a file of public keys, or unset {ENVIRONMENT} to load any bundle")
+        raise UsageError(
+            f"no trusted key was named; give a file of public keys, or unset {ENVIRONMENT} to load any bundle"
+        )
     return frozenset(keys)
 
 
@@ -187,7 +213,9 @@ def _public(path: Path) -> list[bytes]:
     ed25519, serialization = _cryptography()
     data = _read(path)
     if b"PRIVATE KEY" in data:
-        raise UsageError(f"{path} holds a private key; name its public half, {path.name}.pub, and keep this one off the edge")
+        raise UsageError(
+            f"{path} holds a private key; name its public half, {path.name}.pub, and keep this one off the edge"
+        )
     blocks = _PEM.findall(data)
     if not blocks:
         raise UsageError(f"{path} holds no public key in PEM; name a file that reid key make has written")
@@ -196,7 +224,10 @@ def _public(path: Path) -> list[bytes]:
         try:
             key = serialization.load_pem_public_key(block + b"\n")
         except Exception as error:  # cryptography raises ValueError, UnsupportedAlgorithm or its own, by format
-            raise UsageError(f"{path} holds a public key that can't be read: {str(error).splitlines()[0] if str(error) else error!r:.200}") from error
+            raise UsageError(
+                f"{path} holds a public key that can't be read: "
+                f"{str(error).splitlines()[0] if str(error) else error!r:.200}"
+            ) from error
         if not isinstance(key, ed25519.Ed25519PublicKey):
             raise UsageError(f"{path} holds a key that is not Ed25519; make one with reid key make")
         keys.append(key.public_bytes_raw())

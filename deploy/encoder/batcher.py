@@ -31,7 +31,9 @@ class Embeds(Protocol):
 
 
 class Load(NamedTuple):
-    """Crops that wait now; batches and crops given to the engine since the start (their quotient says how well merging works)."""
+    """Crops that wait now; batches and crops given to the engine since the start (their quotient says how well merging
+    works).
+    """
 
     waiting: int
     batches: int
@@ -48,9 +50,9 @@ class _Waiting:
 class Batcher:
     """Merges concurrent requests for one embedding into batches, in the order they came.
 
-    A batch leaves when it is full, or when its first crop has waited ``wait_ms``; while the engine is busy that time passes anyway, so waiting costs
-    a lone caller only. The queue is bounded: beyond ``limit`` a caller is told so at once instead of waiting for an answer that comes too late.
-    Safe to call from any number of threads.
+    A batch leaves when it is full, or when its first crop has waited ``wait_ms``; while the engine is busy that time
+    passes anyway, so waiting costs a lone caller only. The queue is bounded: beyond ``limit`` a caller is told so at
+    once instead of waiting for an answer that comes too late. Safe to call from any number of threads.
     """
 
     def __init__(self, encoder: Embeds, *, batch: int = 32, wait_ms: float = 2.0, limit: int = 256) -> None:
@@ -60,13 +62,16 @@ class Batcher:
             encoder: what embeds a batch.
             batch: most crops per inference; at best the encoder's own batch.
             wait_ms: longest that a crop waits for company, in milliseconds.
-            limit: most crops that wait for the engine; they are held resized, so ``limit × height × width × 3`` bytes bound the memory.
+            limit: most crops that wait for the engine; they are held resized, so ``limit × height × width × 3`` bytes
+                bound the memory.
 
         Raises:
             UsageError: a batch below 1, a negative wait, or a limit below one batch.
         """
         if batch < 1 or not 0 <= wait_ms < 60_000 or limit < batch:
-            raise UsageError(f"a batcher needs batch ≥ 1, 0 ≤ wait_ms < 60000 and limit ≥ batch, got {batch}, {wait_ms} and {limit}")
+            raise UsageError(
+                f"a batcher needs batch ≥ 1, 0 ≤ wait_ms < 60000 and limit ≥ batch, got {batch}, {wait_ms} and {limit}"
+            )
         self.encoder = encoder
         self.batch, self.limit = batch, limit
         self._wait = wait_ms / 1000
@@ -100,11 +105,15 @@ class Batcher:
             raise BusyError(f"the encoder gave no answer in {timeout:g} s; try again later") from error
 
     def submit(self, crop: Crop) -> Future[Embeddings]:
-        """Queue one crop and return at once; the engine's errors come through the future. One that is cancelled in time costs no inference."""
+        """Queue one crop and return at once; the engine's errors come through the future. One that is cancelled in time
+        costs no inference.
+        """
         return self.submit_all([crop])[0]
 
     def submit_all(self, crops: Sequence[Crop]) -> list[Future[Embeddings]]:
-        """Queue all crops of one request, or none of them; errors as in :meth:`embed`, and UsageError for more than the queue ever holds."""
+        """Queue all crops of one request, or none of them; errors as in :meth:`embed`, and UsageError for more than the
+        queue ever holds.
+        """
         if len(crops) > self.limit:
             raise UsageError(f"{len(crops)} crops in one request, at most {self.limit} are taken; send them in parts")
         # In the caller's thread: a crop that is none fails alone, and resizing does not hold up the engine.
@@ -113,7 +122,10 @@ class Batcher:
             if self._closed:
                 raise BusyError("the encoder is shutting down; try again when it is back")
             if len(self._queue) + len(items) > self.limit:
-                raise BusyError(f"{len(self._queue)} crops wait for the encoder already, at most {self.limit} may; try again in a moment")
+                raise BusyError(
+                    f"{len(self._queue)} crops wait for the encoder already, at most {self.limit} may; try again in a "
+                    "moment"
+                )
             self._queue.extend(items)
             self._changed.notify()
         return [item.answer for item in items]
@@ -134,7 +146,9 @@ class Batcher:
         """Close at the end of the block."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close, whatever happened."""
         self.close()
 
@@ -158,7 +172,9 @@ class Batcher:
             return [self._queue.popleft() for _ in range(min(self.batch, len(self._queue)))]
 
     def _answer(self, items: list[_Waiting]) -> None:
-        """Embed a batch; if that fails, each crop alone, so that one that the model can't embed does not take its neighbours down."""
+        """Embed a batch; if that fails, each crop alone, so that one that the model can't embed does not take its
+        neighbours down.
+        """
         with self._changed:
             self._batches += 1
             self._crops += len(items)

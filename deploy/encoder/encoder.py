@@ -52,23 +52,33 @@ class Encoder:
 
     @classmethod
     def load(
-        cls, bundle: str | PathLike[str], provider: str = "cpu", *, batch: int | None = None, threads: int | None = None, cache: Path | None = None,
+        cls,
+        bundle: str | PathLike[str],
+        provider: str = "cpu",
+        *,
+        batch: int | None = None,
+        threads: int | None = None,
+        cache: Path | None = None,
         trusted: Trusted = None,
-    ) -> Encoder:  # fmt: skip
+    ) -> Encoder:
         """Load a bundle, start its engine and compare its answers with the golden embeddings.
 
         Args:
             bundle: a bundle folder.
-            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``; a device of it as in ``cuda:1`` or ``openvino:GPU``.
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``; a device of it as in ``cuda:1`` or
+                ``openvino:GPU``.
             batch: crops per inference; more are cut into micro-batches of this size. By default :func:`default_batch`.
             threads: threads of a CPU engine; by default all cores.
-            cache: where TensorRT's engines are kept (:mod:`deploy.encoder.engine_cache`); by default :func:`~deploy.encoder.engine_cache.cache_root`.
-            trusted: files of public keys, of which one must have signed the bundle; see :meth:`deploy.bundle.Bundle.load`.
+            cache: where TensorRT's engines are kept (:mod:`deploy.encoder.engine_cache`); by default
+                :func:`~deploy.encoder.engine_cache.cache_root`.
+            trusted: files of public keys, of which one must have signed the bundle; see
+                :meth:`deploy.bundle.Bundle.load`.
 
         Raises:
             UsageError: unknown provider, or a batch or thread count below 1.
             DeviceError: the engine is not installed, or would not run the graph on the provider that was asked for.
-            ArtefactError: a damaged bundle, a graph that breaks the contract, or answers that differ from the golden embeddings.
+            ArtefactError: a damaged bundle, a graph that breaks the contract, or answers that differ from the golden
+                embeddings.
         """
         target = Target.parse(provider)
         batch = default_batch(provider) if batch is None else batch
@@ -76,7 +86,9 @@ class Encoder:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
         loaded = Bundle.load(bundle, trusted=trusted)
-        plan = Plan(loaded.crop.height, loaded.crop.width, loaded.dim, batch, str(loaded.manifest["precision"]), threads)
+        plan = Plan(
+            loaded.crop.height, loaded.crop.width, loaded.dim, batch, str(loaded.manifest["precision"]), threads
+        )
         folder = (cache or cache_root()) if target.name == "tensorrt" else None
         engine = start(loaded.model(), provider, plan, name=str(loaded.folder / "model.onnx"), cache=folder)
         encoder = cls(loaded, engine, batch)
@@ -112,7 +124,8 @@ class Encoder:
         """Embed crops.
 
         Args:
-            crops: uint8 RGB ``[H, W, 3]`` of any size each, or one array ``[N, H, W, 3]``. None at all gives ``[0, D]``.
+            crops: uint8 RGB ``[H, W, 3]`` of any size each, or one array ``[N, H, W, 3]``. None at all gives ``[0,
+                D]``.
 
         Returns:
             Unit-length float32 ``[N, D]`` in this encoder's feature space.
@@ -122,7 +135,10 @@ class Encoder:
             ArtefactError: the model gave something that is no unit vector.
         """
         if isinstance(crops, np.ndarray) and (crops.ndim != 4 or crops.dtype != np.uint8):
-            raise DataError(f"crops must be a list of uint8 RGB arrays [H, W, 3] or one array [N, H, W, 3], got one of {crops.dtype} {crops.shape}")
+            raise DataError(
+                "crops must be a list of uint8 RGB arrays [H, W, 3] or one array [N, H, W, 3], got one of "
+                f"{crops.dtype} {crops.shape}"
+            )
         out = np.empty((len(crops), self.dim), np.float32)
         for first in range(0, len(crops), self.batch):
             out[first : first + self.batch] = self._infer(self._resized(crops[first : first + self.batch], first))
@@ -132,7 +148,8 @@ class Encoder:
         """Embed image files; decoding and resizing run in a few threads while the engine computes.
 
         Returns:
-            Embeddings ``[N, D]`` of the readable files in their order, and the others with their positions in ``paths`` and the reasons.
+            Embeddings ``[N, D]`` of the readable files in their order, and the others with their positions in ``paths``
+            and the reasons.
         """
         skipped: list[Skipped] = []
         rows: list[Float32s] = []
@@ -150,7 +167,9 @@ class Encoder:
         return Embeddings(np.concatenate([np.empty((0, self.dim), np.float32), *rows]), self.feature_space), skipped
 
     def _decoded(self, paths: Sequence[str | PathLike[str]]) -> Iterator[Crop | DataError]:
-        """Resized crops in order, or what was wrong; at most three batches are decoded ahead, so that memory stays bounded."""
+        """Resized crops in order, or what was wrong; at most three batches are decoded ahead, so that memory stays
+        bounded.
+        """
 
         def read(path: str | PathLike[str]) -> Crop | DataError:
             try:
@@ -185,19 +204,27 @@ class Encoder:
         return out
 
     def _infer(self, crops: Crop) -> Float32s:
-        """One inference, uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``, checked: whatever an engine does wrong must not reach a gallery."""
+        """One inference, uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``, checked: whatever an engine does wrong must not
+        reach a gallery.
+        """
         out = self._engine(crops)
         if out.shape != (len(crops), self.dim) or out.dtype != np.float32:
-            raise ArtefactError(f"the model returned {out.dtype} {out.shape}, expected float32 {(len(crops), self.dim)}; export it again")
+            raise ArtefactError(
+                f"the model returned {out.dtype} {out.shape}, expected float32 {(len(crops), self.dim)}; export it "
+                "again"
+            )
         wrong = np.flatnonzero(~(np.abs(np.einsum("nd,nd->n", out, out) - 1) < 0.01))
         if wrong.size:
             raise ArtefactError(
-                f"the model gave no unit-length embedding for crop {wrong[0]} of {len(crops)}; export it again or use another provider"
+                f"the model gave no unit-length embedding for crop {wrong[0]} of {len(crops)}; export it again or use "
+                "another provider"
             )
         return out
 
     def golden_cosines(self, batch: int) -> Float32s:
-        """How well the golden crops give the golden embeddings when ``batch`` of them are embedded at once: ``[batch]`` cosines, 1 is the same."""
+        """How well the golden crops give the golden embeddings when ``batch`` of them are embedded at once: ``[batch]``
+        cosines, 1 is the same.
+        """
         golden = self.bundle.golden()
         rows = np.resize(np.arange(len(golden.crops)), batch)
         got = np.asarray(self(golden.crops[rows]))
@@ -205,23 +232,30 @@ class Encoder:
         return cosines
 
     def _warm_up(self) -> None:
-        """Refuse to serve unless the golden crops give the golden embeddings, in a batch and alone; raises ArtefactError."""
+        """Refuse to serve unless the golden crops give the golden embeddings, in a batch and alone; raises
+        ArtefactError.
+        """
         golden, needed = self.bundle.golden(), self.bundle.golden_cosine(Target.parse(self.provider).name)
         for batch in (len(golden.crops), 1):
             cosines = self.golden_cosines(batch)
             worst = int(np.argmin(cosines))
             if cosines[worst] < needed:
                 raise ArtefactError(
-                    f"{self.bundle.folder} does not give its golden embeddings on {self.provider}: cosine {cosines[worst]:.5f} for crop "
-                    f"{worst}{' alone' if batch == 1 else ''}, at least {needed} is needed; update the engine or export again"
+                    f"{self.bundle.folder} does not give its golden embeddings on {self.provider}: cosine "
+                    f"{cosines[worst]:.5f} for crop "
+                    f"{worst}{' alone' if batch == 1 else ''}, at least {needed} is needed; update the engine or "
+                    "export again"
                 )
         got = np.asarray(self(golden.crops))
         if (alike := likeness(got)) > COLLAPSED:
             raise ArtefactError(
-                f"{self.bundle.folder} gives different crops nearly the same embedding (mean cosine {alike:.5f}); train or export again"
+                f"{self.bundle.folder} gives different crops nearly the same embedding (mean cosine {alike:.5f}); "
+                "train or export again"
             )
 
 
 def default_batch(provider: str) -> int:
-    """Crops per inference that suit a provider: few on a processor, whose caches hold the activations of no more, and many on a GPU."""
+    """Crops per inference that suit a provider: few on a processor, whose caches hold the activations of no more, and
+    many on a GPU.
+    """
     return 8 if Target.parse(provider).name in ON_PROCESSOR else 32

@@ -1,8 +1,9 @@
 """ONNX Runtime, started on the provider that was asked for or not at all.
 
-ONNX Runtime itself falls back: without a driver a CUDA session becomes a CPU session with a warning, and what TensorRT can't take of a graph runs on
-CUDA or the CPU, node by node. So three things are checked before an engine is handed out: that this build has the provider, that the session reports
-it, and, by a profiled inference, that no convolution or matrix product of the graph was computed elsewhere.
+ONNX Runtime itself falls back: without a driver a CUDA session becomes a CPU session with a warning, and what TensorRT
+can't take of a graph runs on CUDA or the CPU, node by node. So three things are checked before an engine is handed out:
+that this build has the provider, that the session reports it, and, by a profiled inference, that no convolution or
+matrix product of the graph was computed elsewhere.
 """
 
 from __future__ import annotations
@@ -35,20 +36,26 @@ PROVIDERS = {
 }
 OPENVINO_DEVICES = ("CPU", "GPU", "NPU")
 HEAVY = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU")
-"""What the names of operators hold that do the work of a graph; shape arithmetic may run where the engine likes it best."""
+"""What the names of operators hold that do the work of a graph; shape arithmetic may run where the engine likes it
+best.
+"""
 
 SMALLEST_BATCH = 1
 
 
 class Target(NamedTuple):
-    """A provider and which of its devices: ``cuda:1`` is GPU 1, ``openvino:GPU`` the graphics unit beside an Intel CPU."""
+    """A provider and which of its devices: ``cuda:1`` is GPU 1, ``openvino:GPU`` the graphics unit beside an Intel
+    CPU.
+    """
 
     name: str
     device: str
 
     @classmethod
     def parse(cls, provider: str) -> Target:
-        """Read ``cpu``, ``cuda``, ``cuda:N``, ``tensorrt``, ``tensorrt:N``, ``openvino`` or ``openvino:CPU|GPU|NPU``; raises UsageError."""
+        """Read ``cpu``, ``cuda``, ``cuda:N``, ``tensorrt``, ``tensorrt:N``, ``openvino`` or ``openvino:CPU|GPU|NPU``;
+        raises UsageError.
+        """
         name, colon, device = provider.partition(":") if isinstance(provider, str) else (provider, "", "")
         if name not in PROVIDERS:
             raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
@@ -59,7 +66,10 @@ class Target(NamedTuple):
             fits = name != "cpu" and device.isascii() and device.isdigit()
             device = device if colon else "0"
         if colon and not fits:
-            raise UsageError(f"provider {provider!r}: a GPU is named by its number, as in cuda:1, an OpenVINO device as in openvino:GPU")
+            raise UsageError(
+                f"provider {provider!r}: a GPU is named by its number, as in cuda:1, an OpenVINO device as in "
+                "openvino:GPU"
+            )
         return cls(name, device)
 
     @property
@@ -92,8 +102,8 @@ class Plan:
 class Engine:
     """A started graph: uint8 ``[n, H, W, 3]`` in, float32 ``[n, D]`` out, for ``n`` up to the plan's batch.
 
-    Safe to call from several threads. On a GPU the crops of a batch go up once and its vectors come back once, into memory taken at the start;
-    calls wait for one another there: the device computes them one by one anyway.
+    Safe to call from several threads. On a GPU the crops of a batch go up once and its vectors come back once, into
+    memory taken at the start; calls wait for one another there: the device computes them one by one anyway.
 
     Attributes:
         provider: as it was asked for.
@@ -114,9 +124,18 @@ class Engine:
             DeviceError: the engine failed, for example for want of memory.
         """
         try:
-            out: Float32s = self.session.run(["embeddings"], {"crops": crops})[0] if self._binding is None else self._binding.run(crops)
-        except Exception as error:  # ONNX Runtime has an exception class of its own for each status, with no common base but Exception
-            raise DeviceError(f"{self.provider} failed on a batch of {len(crops)}: {_reason(error)}; a smaller batch needs less memory") from error
+            out: Float32s = (
+                self.session.run(["embeddings"], {"crops": crops})[0]
+                if self._binding is None
+                else self._binding.run(crops)
+            )
+        except (
+            Exception
+        ) as error:  # ONNX Runtime has an exception class of its own for each status, with no common base but Exception
+            raise DeviceError(
+                f"{self.provider} failed on a batch of {len(crops)}: {_reason(error)}; a smaller batch needs less "
+                "memory"
+            ) from error
         return out
 
 
@@ -126,7 +145,9 @@ class Binding:
     def __init__(self, onnxruntime: Any, session: Any, plan: Plan, device: str, index: int) -> None:
         """Take the output's memory for a full batch."""
         self._session, self._dim, self._device, self._index = session, plan.dim, device, index
-        self._room = onnxruntime.OrtValue.ortvalue_from_shape_and_type([plan.batch, plan.dim], np.float32, device, index)
+        self._room = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            [plan.batch, plan.dim], np.float32, device, index
+        )
         self._binding = session.io_binding()
         self._lock = threading.Lock()
 
@@ -134,7 +155,9 @@ class Binding:
         """Up once, compute, back once."""
         with self._lock:
             self._binding.bind_cpu_input("crops", crops)
-            self._binding.bind_output("embeddings", self._device, self._index, np.float32, [len(crops), self._dim], self._room.data_ptr())
+            self._binding.bind_output(
+                "embeddings", self._device, self._index, np.float32, [len(crops), self._dim], self._room.data_ptr()
+            )
             self._session.run_with_iobinding(self._binding)
             return self._binding.copy_outputs_to_cpu()[0]  # type: ignore[no-any-return]
 
@@ -168,12 +191,20 @@ def start(model: bytes, provider: str, plan: Plan, *, name: str = "the graph", c
 
 
 def engine_facts(runtime: str, target: Target, plan: Plan, model: bytes) -> dict[str, str | int]:
-    """Everything that a TensorRT engine depends on (of a bundle only the graph: its thresholds may change); raises DeviceError without such a GPU."""
+    """Everything that a TensorRT engine depends on (of a bundle only the graph: its thresholds may change); raises
+    DeviceError without such a GPU.
+    """
     card = gpu.describe(int(target.device))
     return {
-        "model": hashlib.sha256(model).hexdigest(), "batch": plan.batch, "precision": plan.precision,
-        "gpu": card.name, "capability": card.capability, "driver": card.driver, "tensorrt": gpu.tensorrt_version(), "onnxruntime": runtime,
-    }  # fmt: skip
+        "model": hashlib.sha256(model).hexdigest(),
+        "batch": plan.batch,
+        "precision": plan.precision,
+        "gpu": card.name,
+        "capability": card.capability,
+        "driver": card.driver,
+        "tensorrt": gpu.tensorrt_version(),
+        "onnxruntime": runtime,
+    }
 
 
 def provider_options(target: Target, plan: Plan, folder: Path | None) -> list[tuple[str, dict[str, str]]]:
@@ -191,7 +222,9 @@ def provider_options(target: Target, plan: Plan, folder: Path | None) -> list[tu
     if target.name == "cpu":
         return [(target.engine, {})]
     sizes = {"min": SMALLEST_BATCH, "opt": plan.batch, "max": plan.batch}
-    profile = {f"trt_profile_{which}_shapes": f"crops:{size}x{plan.height}x{plan.width}x3" for which, size in sizes.items()}
+    profile = {
+        f"trt_profile_{which}_shapes": f"crops:{size}x{plan.height}x{plan.width}x3" for which, size in sizes.items()
+    }
     precision = {f"trt_{kind}_enable": str(plan.precision == kind) for kind in ("fp16", "int8")}
     kept = {} if folder is None else {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(folder)}
     return [(target.engine, {"device_id": target.device, **profile, **precision, **kept}), (PROVIDERS["cuda"], cuda)]
@@ -202,7 +235,9 @@ def _runtime(target: Target) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeviceError("ONNX Runtime is not installed: pip install 'lifelong-reid[cpu]', or [gpu] for CUDA and TensorRT") from error
+        raise DeviceError(
+            "ONNX Runtime is not installed: pip install 'lifelong-reid[cpu]', or [gpu] for CUDA and TensorRT"
+        ) from error
     if target.name in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(sys.stderr):  # it prints, and stdout is the result's
             onnxruntime.preload_dlls()  # CUDA and cuDNN where pip has put them
@@ -210,13 +245,16 @@ def _runtime(target: Target) -> Any:
     if target.engine not in available:
         known = ", ".join(name for name, engine in PROVIDERS.items() if engine in available) or "none"
         raise DeviceError(
-            f"provider {target.name} is not in this ONNX Runtime, which has: {known}; install a build that has it, or ask for another. "
+            f"provider {target.name} is not in this ONNX Runtime, which has: {known}; install a build that has it, or "
+            "ask for another. "
             "Two builds in one environment hide each other: reid doctor tells"
         )
     return onnxruntime
 
 
-def _start(onnxruntime: Any, model: bytes, target: Target, provider: str, plan: Plan, name: str, folder: Path | None) -> Engine:
+def _start(
+    onnxruntime: Any, model: bytes, target: Target, provider: str, plan: Plan, name: str, folder: Path | None
+) -> Engine:
     """One session, checked as the module's text says."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -229,17 +267,24 @@ def _start(onnxruntime: Any, model: bytes, target: Target, provider: str, plan: 
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(scratch) / "profile")
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=provider_options(target, plan, folder), enable_fallback=0)
+            session = onnxruntime.InferenceSession(
+                model, options, providers=provider_options(target, plan, folder), enable_fallback=0
+            )
         except Exception as error:  # as in Engine.__call__
             kind = ArtefactError if target.name == "cpu" else DeviceError
             raise kind(f"ONNX Runtime can't load {name} on {provider}: {_reason(error)}") from error
         running = session.get_providers()
         if not running or running[0] != target.engine:
             found = running[0] if running else "nothing"
-            raise DeviceError(f"asked for {provider}, but ONNX Runtime would run on {found}; check the driver and its libraries, or ask for cpu")
+            raise DeviceError(
+                f"asked for {provider}, but ONNX Runtime would run on {found}; check the driver and its libraries, or "
+                "ask for cpu"
+            )
         check_contract(session, plan, name)
         on_gpu = target.name in ("cuda", "tensorrt")
-        engine = Engine(session, provider, plan, Binding(onnxruntime, session, plan, "cuda", int(target.device)) if on_gpu else None)
+        engine = Engine(
+            session, provider, plan, Binding(onnxruntime, session, plan, "cuda", int(target.device)) if on_gpu else None
+        )
         if probed:
             engine(np.zeros((SMALLEST_BATCH, plan.height, plan.width, 3), np.uint8))
             engine.elsewhere = check_placement(Path(session.end_profiling()), target)
@@ -247,7 +292,9 @@ def _start(onnxruntime: Any, model: bytes, target: Target, provider: str, plan: 
 
 
 def cores_granted(group: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """Cores that a container's CPU quota grants, None without one. ONNX Runtime does not look: its threads would stand in each other's way."""
+    """Cores that a container's CPU quota grants, None without one. ONNX Runtime does not look: its threads would stand
+    in each other's way.
+    """
     try:
         quota, period = group.read_text("ascii").split()
     except (OSError, ValueError):
@@ -262,12 +309,19 @@ def check_placement(profile: Path, target: Target) -> dict[str, str]:
         Operators that another provider computed, with its name.
 
     Raises:
-        DeviceError: one of them is :data:`HEAVY`, or the provider that was asked for computed nothing, or the profile tells nothing.
+        DeviceError: one of them is :data:`HEAVY`, or the provider that was asked for computed nothing, or the profile
+            tells nothing.
     """
     try:
-        events = [event["args"] for event in json.loads(profile.read_bytes()) if event.get("cat") == "Node" and "provider" in event.get("args", {})]
+        events = [
+            event["args"]
+            for event in json.loads(profile.read_bytes())
+            if event.get("cat") == "Node" and "provider" in event.get("args", {})
+        ]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DeviceError(f"can't tell what runs on {target.name}: ONNX Runtime's profile can't be read: {error}") from error
+        raise DeviceError(
+            f"can't tell what runs on {target.name}: ONNX Runtime's profile can't be read: {error}"
+        ) from error
     computed = [(str(event.get("op_name")), str(event["provider"])) for event in events]
     if not any(engine == target.engine for _, engine in computed):
         raise DeviceError(f"{target.name} computes nothing of this graph; ask for cpu, or update the engine")
@@ -275,7 +329,8 @@ def check_placement(profile: Path, target: Target) -> dict[str, str]:
     heavy = [(operator, engine) for operator, engine in elsewhere.items() if any(word in operator for word in HEAVY)]
     if heavy:
         raise DeviceError(
-            f"{target.name} leaves {heavy[0][0]} to {heavy[0][1]} ({len(heavy)} such operators); ask for that one, or export in another precision"
+            f"{target.name} leaves {heavy[0][0]} to {heavy[0][1]} ({len(heavy)} such operators); ask for that one, or "
+            "export in another precision"
         )
     return elsewhere
 
@@ -284,14 +339,23 @@ def check_contract(session: Any, plan: Plan, name: str) -> None:
     """Hold a graph to the contract of :mod:`deploy.bundle.bundle`; raises ArtefactError."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [(node.name, node.type) for node in inputs] != [("crops", "tensor(uint8)")]:
-        raise ArtefactError(f"{name} must take one input, uint8 crops; it takes {', '.join(f'{n.type} {n.name}' for n in inputs):.200}")
+        raise ArtefactError(
+            f"{name} must take one input, uint8 crops; it takes {', '.join(f'{n.type} {n.name}' for n in inputs):.200}"
+        )
     if [(node.name, node.type) for node in outputs] != [("embeddings", "tensor(float)")]:
-        raise ArtefactError(f"{name} must return one output, float embeddings; it returns {', '.join(f'{n.type} {n.name}' for n in outputs):.200}")
+        raise ArtefactError(
+            f"{name} must return one output, float embeddings; it returns "
+            f"{', '.join(f'{n.type} {n.name}' for n in outputs):.200}"
+        )
     for node, row in ((inputs[0], [plan.height, plan.width, 3]), (outputs[0], [plan.dim])):
         shape = list(node.shape)
-        fits = len(shape) == len(row) + 1 and all(not isinstance(side, int) or side == size for side, size in zip(shape[1:], row, strict=True))
+        fits = len(shape) == len(row) + 1 and all(
+            not isinstance(side, int) or side == size for side, size in zip(shape[1:], row, strict=True)
+        )
         if not fits or isinstance(shape[0], int):
-            raise ArtefactError(f"{name}: {node.name} has shape {shape}, expected {['N', *row]} with N dynamic; export it again")
+            raise ArtefactError(
+                f"{name}: {node.name} has shape {shape}, expected {['N', *row]} with N dynamic; export it again"
+            )
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,9 @@
-"""Where TensorRT's engines are kept: a folder for exactly one graph on exactly one kind of GPU, sealed, and never taken for another.
+"""Where TensorRT's engines are kept: a folder for exactly one graph on exactly one kind of GPU, sealed, and never taken
+for another.
 
-ONNX Runtime names engine files by the graph's structure and not by its weights: of two steps of one run it would take the older engine for the
-newer model. Hence a folder of its own for everything that an engine depends on. A folder that is damaged, or was made for something else, is thrown
-away with a line in the log.
+ONNX Runtime names engine files by the graph's structure and not by its weights: of two steps of one run it would take
+the older engine for the newer model. Hence a folder of its own for everything that an engine depends on. A folder that
+is damaged, or was made for something else, is thrown away with a line in the log.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ log = logging.getLogger(__name__)
 def cache_root() -> Path:
     """The folder of all engines: ``LIFELONG_REID_CACHE``, or ``lifelong-reid/engines`` in the user's cache folder."""
     named = os.environ.get(VARIABLE)
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifelong-reid" / "engines"
+    return (
+        Path(named)
+        if named
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifelong-reid" / "engines"
+    )
 
 
 class EngineCache:
@@ -44,7 +49,8 @@ class EngineCache:
         self.folder = root / content_id(self.facts)[:32]
 
     def ready(self) -> bool:
-        """Whether there are engines, unchanged since they were built for just this; others are removed with a line in the log.
+        """Whether there are engines, unchanged since they were built for just this; others are removed with a line in
+        the log.
 
         Raises:
             DeviceError: a folder that can't be used can't be removed either.
@@ -74,9 +80,17 @@ class EngineCache:
                 yield temporary
                 files = [file.name for file in temporary.iterdir()]
                 if not any(name.endswith(".engine") for name in files):
-                    raise DeviceError("TensorRT built no engine for this graph; ask for cuda instead, and report the graph")
+                    raise DeviceError(
+                        "TensorRT built no engine for this graph; ask for cuda instead, and report the graph"
+                    )
                 write_manifest(
-                    temporary, MANIFEST, kind="engine", schema=SCHEMA, files=files, parent=str(self.facts["model"]), body={"facts": self.facts}
+                    temporary,
+                    MANIFEST,
+                    kind="engine",
+                    schema=SCHEMA,
+                    files=files,
+                    parent=str(self.facts["model"]),
+                    body={"facts": self.facts},
                 )
         except OSError as error:
             if not self.folder.is_dir():
@@ -87,7 +101,11 @@ class EngineCache:
         """Say in the log if TensorRT wrote into the folder although its engines were there: it took none of them."""
         reason = self._fault()
         if reason is not None:
-            log.warning("TensorRT did not take its engines as they lie in %s: %s; they will be built again at the next start", self.folder, reason)
+            log.warning(
+                "TensorRT did not take its engines as they lie in %s: %s; they will be built again at the next start",
+                self.folder,
+                reason,
+            )
 
     def _fault(self) -> str | None:
         try:
@@ -101,5 +119,6 @@ class EngineCache:
 
     def _unwritable(self, error: OSError) -> DeviceError:
         return DeviceError(
-            f"can't write TensorRT's engines to {self.folder.parent}: {error.strerror or error}; name a writable folder with {VARIABLE}"
+            f"can't write TensorRT's engines to {self.folder.parent}: {error.strerror or error}; name a writable "
+            f"folder with {VARIABLE}"
         )

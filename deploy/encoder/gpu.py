@@ -1,4 +1,6 @@
-"""What NVIDIA GPU this is, asked of the driver itself: it needs no torch, no nvidia-smi, and is the same on a Jetson."""
+"""What NVIDIA GPU this is, asked of the driver itself: it needs no torch, no nvidia-smi, and is the same on a
+Jetson.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,24 @@ def describe(index: int) -> Gpu:
     for call, arguments in steps:
         status = getattr(cuda, call)(*arguments)
         if status:
-            raise DeviceError(f"the NVIDIA driver has no GPU {index} ({call} says {status}); choose another with cuda:N, or ask for cpu")
-    release = next((Path(file).read_text("utf-8", "replace").splitlines()[0] for file in RELEASES if Path(file).is_file()), "")
-    return Gpu(name.value.decode("utf-8", "replace"), f"{major.value}.{minor.value}", f"CUDA {version.value}; {release}".rstrip("; "))
+            raise DeviceError(
+                f"the NVIDIA driver has no GPU {index} ({call} says {status}); choose another with cuda:N, or ask for "
+                "cpu"
+            )
+    release = next(
+        (Path(file).read_text("utf-8", "replace").splitlines()[0] for file in RELEASES if Path(file).is_file()), ""
+    )
+    return Gpu(
+        name.value.decode("utf-8", "replace"),
+        f"{major.value}.{minor.value}",
+        f"CUDA {version.value}; {release}".rstrip("; "),
+    )
 
 
 def tensorrt_version() -> str:
-    """Version numbers of all TensorRT libraries that can be loaded here (ONNX Runtime does not say which it takes), or ``none``."""
+    """Version numbers of all TensorRT libraries that can be loaded here (ONNX Runtime does not say which it takes), or
+    ``none``.
+    """
     found = []
     for name in TENSORRT:
         with contextlib.suppress(OSError):  # not that one

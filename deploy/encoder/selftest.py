@@ -1,4 +1,6 @@
-"""Does this box do what the bundle promises, and how fast? Asked once after installing, and again after every driver update."""
+"""Does this box do what the bundle promises, and how fast? Asked once after installing, and again after every driver
+update.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,20 @@ class Check:
 
 
 def self_test(
-    bundle: str | PathLike[str], provider: str = "cpu", *, batch: int | None = None, threads: int | None = None, seconds: float = SECONDS
+    bundle: str | PathLike[str],
+    provider: str = "cpu",
+    *,
+    batch: int | None = None,
+    threads: int | None = None,
+    seconds: float = SECONDS,
 ) -> list[Check]:
     """Start the engine, compare it with the golden embeddings at several batch sizes, and time it.
 
     Args:
         bundle: a bundle folder.
         provider: as for :meth:`deploy.Encoder.load`.
-        batch: crops per inference, as in service. On a GPU, golden batches above it are left out: the engine is the one that will serve.
+        batch: crops per inference, as in service. On a GPU, golden batches above it are left out: the engine is the one
+            that will serve.
         threads: of a CPU engine; by default all cores.
         seconds: how long each of the three measurements takes, about.
 
@@ -66,7 +74,13 @@ def self_test(
         tried = max(served, *BATCHES) if target.name in ON_PROCESSOR and served > 0 else served
         encoder = Encoder.load(bundle, provider, batch=tried, threads=threads)
         took = time.perf_counter() - began
-        checks = [Check("bundle", f"{encoder.bundle.manifest['backbone']}, {encoder.bundle.manifest['precision']}, {encoder.bundle.id[:12]}")]
+        checks = [
+            Check(
+                "bundle",
+                f"{encoder.bundle.manifest['backbone']}, {encoder.bundle.manifest['precision']}, "
+                f"{encoder.bundle.id[:12]}",
+            )
+        ]
         checks.append(_engine(encoder, target, took))
         checks += _golden(encoder)
         if all(check.ok for check in checks):
@@ -87,7 +101,10 @@ def _engine(encoder: Encoder, target: Target, took: float) -> Check:
         card = gpu.describe(int(target.device))
         words.append(f"{card.name} (compute capability {card.capability}, {card.driver})")
     if encoder.elsewhere:
-        words.append("left to others: " + ", ".join(f"{operator} ({engine})" for operator, engine in sorted(encoder.elsewhere.items())))
+        words.append(
+            "left to others: "
+            + ", ".join(f"{operator} ({engine})" for operator, engine in sorted(encoder.elsewhere.items()))
+        )
     return Check("engine", "; ".join(words), figures={"start_s": round(took, 3)})
 
 
@@ -96,8 +113,18 @@ def _golden(encoder: Encoder) -> list[Check]:
     checks = []
     for batch in (size for size in BATCHES if size <= encoder.batch):
         smallest = float(encoder.golden_cosines(batch).min())
-        remedy = "" if smallest >= needed else f"at least {needed} is needed: update the engine, or export again in fp32"
-        checks.append(Check(f"golden embeddings, batch {batch}", f"smallest cosine {smallest:.6f}", not remedy, remedy, {"cosine": smallest}))
+        remedy = (
+            "" if smallest >= needed else f"at least {needed} is needed: update the engine, or export again in fp32"
+        )
+        checks.append(
+            Check(
+                f"golden embeddings, batch {batch}",
+                f"smallest cosine {smallest:.6f}",
+                not remedy,
+                remedy,
+                {"cosine": smallest},
+            )
+        )
     return checks
 
 
@@ -108,7 +135,11 @@ def _speed(encoder: Encoder, seconds: float) -> list[Check]:
     p50, p95 = (float(np.percentile(alone, share)) * 1000 for share in (50, 95))
     rate = encoder.batch / float(np.median(_timed(lambda: encoder(full), seconds)))
     return [
-        Check("latency of one crop", f"p50 {p50:.1f} ms, p95 {p95:.1f} ms", figures={"p50_ms": p50, "p95_ms": p95, "runs": len(alone)}),
+        Check(
+            "latency of one crop",
+            f"p50 {p50:.1f} ms, p95 {p95:.1f} ms",
+            figures={"p50_ms": p50, "p95_ms": p95, "runs": len(alone)},
+        ),
         Check(f"throughput, batches of {encoder.batch}", f"{rate:.1f} crops/s", figures={"crops_per_second": rate}),
     ]
 
@@ -128,7 +159,9 @@ def _files(encoder: Encoder, seconds: float) -> Check:
 
 def _memory() -> Check:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Check("memory", f"{peak / 2**20:.0f} MiB at most, of the process, without the GPU's own", figures={"peak_bytes": peak})
+    return Check(
+        "memory", f"{peak / 2**20:.0f} MiB at most, of the process, without the GPU's own", figures={"peak_bytes": peak}
+    )
 
 
 def _timed(run: Callable[[], object], seconds: float) -> list[float]:

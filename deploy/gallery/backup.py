@@ -74,11 +74,13 @@ def _may_exist(path: Path) -> bool:
 
 
 def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int, Path | None]:
-    """Put a checked copy of a backup where a gallery is to be; returns its entries, and where the gallery that was there is now.
+    """Put a checked copy of a backup where a gallery is to be; returns its entries, and where the gallery that was
+    there is now.
 
-    The copy is complete and on disk before it takes the place, in one rename; a gallery that lies there is moved aside in another before, and not
-    deleted: it may hold what the backup does not. Close every process that has it open first: one that stays goes on in the old files. What is
-    restored knows of the backup, of all that the gallery in its place knew of, and of where that one is now: erasures name them.
+    The copy is complete and on disk before it takes the place, in one rename; a gallery that lies there is moved aside
+    in another before, and not deleted: it may hold what the backup does not. Close every process that has it open
+    first: one that stays goes on in the old files. What is restored knows of the backup, of all that the gallery in its
+    place knew of, and of where that one is now: erasures name them.
 
     Raises:
         GalleryError: the backup is no gallery or damaged, or the folder can't be written; everything is as it was then.
@@ -87,12 +89,16 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
     if not (origin / DATABASE).is_file():
         raise GalleryError(f"{origin} is no backup of a gallery: it has no {DATABASE}")
     if target.exists() and target.resolve() == origin.resolve():
-        raise GalleryError(f"{origin} and {target} are the same folder; name the backup, then the place to restore it to")
+        raise GalleryError(
+            f"{origin} and {target} are the same folder; name the backup, then the place to restore it to"
+        )
     if not target.name:
         raise GalleryError(f"{target} can't be the place of a gallery; name a folder in it")
     aside = None
     if target.exists():
-        aside = target.with_name(f"{target.name}.before-restore-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}")
+        aside = target.with_name(
+            f"{target.name}.before-restore-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}"
+        )
     made = target.with_name(f".{target.name}.{secrets.token_hex(4)}.restored")
     backed = Store(origin / DATABASE)
     try:
@@ -102,7 +108,10 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
             copy = Store(temporary / DATABASE)
             try:
                 with copy.holding():
-                    _remember(copy, {str(origin), *_known_to(target), *([] if aside is None else [str(aside)])} - {str(target)})
+                    _remember(
+                        copy,
+                        {str(origin), *_known_to(target), *([] if aside is None else [str(aside)])} - {str(target)},
+                    )
                     write_audit(copy, "restore", entries=count)
             finally:
                 copy.close()
@@ -110,7 +119,9 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
     except ArtefactError as error:
         raise GalleryError(f"can't restore {origin}: {error}") from error
     except OSError as error:
-        raise GalleryError(f"can't restore {origin} to {target}: {error.strerror or error}; everything is as it was") from error
+        raise GalleryError(
+            f"can't restore {origin} to {target}: {error.strerror or error}; everything is as it was"
+        ) from error
     finally:
         backed.close()
     return count, aside
@@ -132,7 +143,9 @@ def _known_to(folder: Path) -> list[str]:
 
 
 def _put_in_place(made: Path, target: Path, aside: Path | None) -> None:
-    """Rename what lies there aside and the copy to its place; if one of them fails, both are undone and the copy is removed."""
+    """Rename what lies there aside and the copy to its place; if one of them fails, both are undone and the copy is
+    removed.
+    """
     moved = False
     try:
         if aside is not None:

@@ -39,13 +39,20 @@ log = logging.getLogger("deploy")
 class Gallery(Upkeep):
     """One open gallery folder.
 
-    Several processes may have it open; each search sees all that was acknowledged before it, by any of them. A writer waits for another writer.
+    Several processes may have it open; each search sees all that was acknowledged before it, by any of them. A writer
+    waits for another writer.
     """
 
     @classmethod
     def create(
-        cls, path: str | PathLike[str], dim: int, feature_space: str, bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False
-    ) -> Gallery:  # fmt: skip
+        cls,
+        path: str | PathLike[str],
+        dim: int,
+        feature_space: str,
+        bundle: str | PathLike[str] | None = None,
+        *,
+        keep_crops: bool = False,
+    ) -> Gallery:
         """Make an empty gallery; the folder appears whole or not at all.
 
         Args:
@@ -53,7 +60,8 @@ class Gallery(Upkeep):
             dim: length of its vectors.
             feature_space: name of their space; ``encoder.feature_space``.
             bundle: the bundle folder that its vectors come from, to be used by default for queries.
-            keep_crops: keep a small picture of each crop that is given to :meth:`add`. Off by default: a gallery need not hold pictures of people.
+            keep_crops: keep a small picture of each crop that is given to :meth:`add`. Off by default: a gallery need
+                not hold pictures of people.
 
         Raises:
             GalleryError: the folder exists, or an impossible dim or name.
@@ -77,7 +85,8 @@ class Gallery(Upkeep):
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Gallery:
-        """Open an existing gallery; an erasure that was cut short is finished first, and a log is looked through for damage.
+        """Open an existing gallery; an erasure that was cut short is finished first, and a log is looked through for
+        damage.
 
         Raises:
             GalleryError: it is no gallery or damaged; :meth:`repair` says whether it can be mended.
@@ -139,39 +148,61 @@ class Gallery(Upkeep):
         """Store vectors with their origins, all or none.
 
         Args:
-            vectors: ``[N, D]`` (or one, ``[D]``) of unit length, kept as fp16. ``Embeddings`` must be of this gallery's space; other arrays are
-                taken at their word.
+            vectors: ``[N, D]`` (or one, ``[D]``) of unit length, kept as fp16. ``Embeddings`` must be of this gallery's
+                space; other arrays are taken at their word.
             camera: one name for all, or one per vector.
             source: where each crop came from, one per vector; a path is what pictures are drawn from.
             time: ISO 8601 with zone, one for all or one per vector, ``None`` where unknown.
             label: name of the person, one for all or one per vector, ``None`` where unknown.
-            crops: uint8 RGB ``[H, W, 3]``, one per vector, of which a small JPEG is kept; for a gallery that was made with ``keep_crops``.
+            crops: uint8 RGB ``[H, W, 3]``, one per vector, of which a small JPEG is kept; for a gallery that was made
+                with ``keep_crops``.
 
         Returns:
             One id per vector, once all are on disk.
 
         Raises:
-            GalleryError: vectors of another space, dimension or length, not finite; a count that does not fit; a text or time that can't be kept.
+            GalleryError: vectors of another space, dimension or length, not finite; a count that does not fit; a text
+                or time that can't be kept.
         """
-        return [number for number in self._add(vectors, camera, source, time, label, crops, once=False) if number is not None]
+        return [
+            number
+            for number in self._add(vectors, camera, source, time, label, crops, once=False)
+            if number is not None
+        ]
 
     def add_new(
-        self, vectors: ArrayLike, camera: str | Sequence[str], source: str | Sequence[str], time: str | Sequence[str | None] | None = None,
-        label: str | Sequence[str | None] | None = None, *, crops: Sequence[Crop] | None = None,
-    ) -> list[int | None]:  # fmt: skip
-        """As :meth:`add`, but what has the source, camera and time of an entry, or of one before it in the call, is left out and has None for its id.
+        self,
+        vectors: ArrayLike,
+        camera: str | Sequence[str],
+        source: str | Sequence[str],
+        time: str | Sequence[str | None] | None = None,
+        label: str | Sequence[str | None] | None = None,
+        *,
+        crops: Sequence[Crop] | None = None,
+    ) -> list[int | None]:
+        """As :meth:`add`, but what has the source, camera and time of an entry, or of one before it in the call, is
+        left out and has None for its id.
 
         Nobody can add the same between the question and the answer, so that a request may be repeated.
         """
         return self._add(vectors, camera, source, time, label, crops, once=True)
 
     def _add(
-        self, vectors: ArrayLike, camera: str | Sequence[str], source: str | Sequence[str], time: str | Sequence[str | None] | None,
-        label: str | Sequence[str | None] | None, crops: Sequence[Crop] | None, *, once: bool,
-    ) -> list[int | None]:  # fmt: skip
+        self,
+        vectors: ArrayLike,
+        camera: str | Sequence[str],
+        source: str | Sequence[str],
+        time: str | Sequence[str | None] | None,
+        label: str | Sequence[str | None] | None,
+        crops: Sequence[Crop] | None,
+        *,
+        once: bool,
+    ) -> list[int | None]:
         unit = unit_vectors(vectors, "vector", self._store.facts)
         count = len(unit)
-        cameras, times, labels = (one_each(name, value, count) for name, value in (("camera", camera), ("time", time), ("label", label)))
+        cameras, times, labels = (
+            one_each(name, value, count) for name, value in (("camera", camera), ("time", time), ("label", label))
+        )
         if isinstance(source, str) and count != 1:
             raise GalleryError(f"source must be a list with one text per vector: {count} vectors, got one text")
         sources = one_each("source", source, count)
@@ -182,13 +213,22 @@ class Gallery(Upkeep):
         return self._store.append(unit.astype(np.float16), entries, space, pictures, once=once)
 
     def search(
-        self, vectors: ArrayLike, k: int = 10, camera: str | None = None, after: str | None = None, before: str | None = None,
-        label: str | None = None, source: str | None = None, *, exact: bool = False,
-    ) -> list[list[Match]]:  # fmt: skip
+        self,
+        vectors: ArrayLike,
+        k: int = 10,
+        camera: str | None = None,
+        after: str | None = None,
+        before: str | None = None,
+        label: str | None = None,
+        source: str | None = None,
+        *,
+        exact: bool = False,
+    ) -> list[list[Match]]:
         """Find the most similar entries by cosine of the stored vectors, ties by id.
 
-        With fewer than 50,000 candidates (entries that the filters allow) every one is looked at. With more, those in the most promising lists are:
-        :meth:`info` says what share of the 10 nearest was found so when it was measured. Scores are exact in any case.
+        With fewer than 50,000 candidates (entries that the filters allow) every one is looked at. With more, those in
+        the most promising lists are: :meth:`info` says what share of the 10 nearest was found so when it was measured.
+        Scores are exact in any case.
 
         Args:
             vectors: queries ``[Q, D]`` (or one, ``[D]``), as for :meth:`add`.
@@ -217,7 +257,12 @@ class Gallery(Upkeep):
         return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in found]
 
     def select(
-        self, camera: str | None = None, after: str | None = None, before: str | None = None, label: str | None = None, source: str | None = None
+        self,
+        camera: str | None = None,
+        after: str | None = None,
+        before: str | None = None,
+        label: str | None = None,
+        source: str | None = None,
     ) -> list[int]:
         """Ids of the entries that a search with these filters could return; without any filter, of all."""
         with self._store.reading():
@@ -233,7 +278,9 @@ class Gallery(Upkeep):
         return bool(self._store.ask("SELECT crops FROM gallery")[0][0])
 
     def crop(self, number: int) -> Crop | None:
-        """The small picture that was kept of an entry, uint8 RGB ``[H, W, 3]``, or ``None``; raises GalleryError if it is damaged."""
+        """The small picture that was kept of an entry, uint8 RGB ``[H, W, 3]``, or ``None``; raises GalleryError if it
+        is damaged.
+        """
         return kept_crop(self._store, number)
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
@@ -253,7 +300,8 @@ class Gallery(Upkeep):
         with self._store.reading():
             facts = self._store.facts
             rows = self._store.ask(
-                "SELECT e.id, CASE e.space WHEN ? THEN e.vector ELSE c.vector END FROM entry e LEFT JOIN carried c ON c.space = ? AND c.id = e.id "
+                "SELECT e.id, CASE e.space WHEN ? THEN e.vector ELSE c.vector END FROM entry e LEFT JOIN carried c ON "
+                "c.space = ? AND c.id = e.id "
                 "WHERE e.id IN (SELECT value FROM json_each(?)) ORDER BY e.id",
                 (facts.space, facts.space, wanted),
             )
@@ -320,7 +368,9 @@ class Gallery(Upkeep):
         """Return itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close."""
         self.close()
 
@@ -328,7 +378,9 @@ class Gallery(Upkeep):
         self._keeper.save()
 
 
-def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False) -> Gallery:
+def open_or_create(
+    path: str | PathLike[str], bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False
+) -> Gallery:
     """Open a gallery, or make a missing one for ``bundle``, which it then remembers.
 
     ``keep_crops`` is for a missing one; one that is there is as it was made.
@@ -348,10 +400,17 @@ def open_or_create(path: str | PathLike[str], bundle: str | PathLike[str] | None
         raise UsageError(f"{path} was made without pictures; leave out --keep-crops, or make another gallery")
     if made_for is not None and made_for.feature_space != gallery.feature_space:
         gallery.close()
-        raise GalleryError(f"{path} was made with another model than {bundle}; use its own bundle, or upgrade the gallery")
+        raise GalleryError(
+            f"{path} was made with another model than {bundle}; use its own bundle, or upgrade the gallery"
+        )
     return gallery
 
 
 def _matches(ids: list[int], scores: list[float], origins: Mapping[int, Entry]) -> list[Match]:
-    rows = ((rank, score, number, origins[number]) for rank, (number, score) in enumerate(zip(ids, scores, strict=True), 1))
-    return [Match(rank, score, number, entry.source, entry.camera, entry.time, entry.label) for rank, score, number, entry in rows]
+    rows = (
+        (rank, score, number, origins[number]) for rank, (number, score) in enumerate(zip(ids, scores, strict=True), 1)
+    )
+    return [
+        Match(rank, score, number, entry.source, entry.camera, entry.time, entry.label)
+        for rank, score, number, entry in rows
+    ]

@@ -14,7 +14,9 @@ from domains.arrays import Float64s
 from domains.errors import GalleryError
 
 UNIT = 1e-2
-"""How far from 1 the length of a vector may be: half precision and int8 graphs stay well inside, vectors that nobody normalised do not."""
+"""How far from 1 the length of a vector may be: half precision and int8 graphs stay well inside, vectors that nobody
+normalised do not.
+"""
 
 
 def unit_vectors(vectors: ArrayLike, name: str, facts: Facts) -> Float64s:
@@ -22,7 +24,8 @@ def unit_vectors(vectors: ArrayLike, name: str, facts: Facts) -> Float64s:
     if isinstance(vectors, Embeddings) and vectors.feature_space != facts.feature_space:
         found = f"in space {vectors.feature_space:.12}…" if vectors.feature_space else "of mixed spaces"
         raise GalleryError(
-            f"the embeddings are {found}, the gallery's in {facts.feature_space:.12}…; use the gallery's bundle, or upgrade the gallery"
+            f"the embeddings are {found}, the gallery's in {facts.feature_space:.12}…; use the gallery's bundle, or "
+            "upgrade the gallery"
         )
     try:
         values = np.atleast_2d(np.asarray(vectors))

@@ -1,4 +1,6 @@
-"""Small pictures of crops, for galleries whose owner asked for them: kept in a table of their own, erased with their entries."""
+"""Small pictures of crops, for galleries whose owner asked for them: kept in a table of their own, erased with their
+entries.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def encode_crops(store: Store, crops: Sequence[Crop], count: int) -> list[bytes]
         DataError: something that is no crop.
     """
     if not store.ask("SELECT crops FROM gallery")[0][0]:
-        raise GalleryError(f"{store.file.parent} keeps no pictures; make a gallery with keep_crops (reid gallery add --keep-crops)")
+        raise GalleryError(
+            f"{store.file.parent} keeps no pictures; make a gallery with keep_crops (reid gallery add --keep-crops)"
+        )
     if len(crops) != count:
         raise GalleryError(f"crops must have one picture per vector: {count} vectors, got {len(crops)}")
     return [small_jpeg(crop) for crop in crops]
@@ -39,7 +43,9 @@ def kept_crop(store: Store, number: int) -> Crop | None:
     if isinstance(data, bytes) and checksum(data, (int(number),)) == expected:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise GalleryError(f"the stored crop of entry {number} of {store.file} is damaged; restore a backup, or give the entry up")
+        raise GalleryError(
+            f"the stored crop of entry {number} of {store.file} is damaged; restore a backup, or give the entry up"
+        )
     return np.asarray(image, np.uint8)
 
 

@@ -17,7 +17,9 @@ _AGE = "coalesce(utc, added)"
 
 
 def set_rule(store: Store, days: int | None, camera: str | None) -> None:
-    """Keep entries of a camera, or of every camera without a rule of its own, for so many days; None takes the rule away. Raises GalleryError."""
+    """Keep entries of a camera, or of every camera without a rule of its own, for so many days; None takes the rule
+    away. Raises GalleryError.
+    """
     if days is not None and (isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= MOST_DAYS):
         raise GalleryError(f"entries are kept for 1 to {MOST_DAYS} days, got {days!r}")
     with store.holding():

@@ -59,16 +59,19 @@ class Filled:
     skipped: tuple[tuple[str, str], ...]
 
 
-def read_sources(path: str | PathLike[str], *, camera: str | None = None, split: str | None = None, labels: bool = False) -> list[Source]:
+def read_sources(
+    path: str | PathLike[str], *, camera: str | None = None, split: str | None = None, labels: bool = False
+) -> list[Source]:
     """List the crops of a domain, a folder or a CSV, in a fixed order.
 
     Args:
-        path: a domain's folder, one folder per person included where most file names tell their camera; or any other folder of images, also in
-            sub-folders; or a CSV with the columns ``path,camera`` and optional ``time,label``, whose paths are relative to it and stay below its
-            folder.
-        camera: camera of a plain folder's images, by default the name of the sub-folder that each lies in. With it, the folder is never read as
-            a domain.
-        split: ``train``, ``query`` or ``gallery`` of a domain; by default its gallery, and all crops of people's folders that nobody split.
+        path: a domain's folder, one folder per person included where most file names tell their camera; or any other
+            folder of images, also in sub-folders; or a CSV with the columns ``path,camera`` and optional
+            ``time,label``, whose paths are relative to it and stay below its folder.
+        camera: camera of a plain folder's images, by default the name of the sub-folder that each lies in. With it, the
+            folder is never read as a domain.
+        split: ``train``, ``query`` or ``gallery`` of a domain; by default its gallery, and all crops of people's
+            folders that nobody split.
         labels: keep a domain's identities as labels. Off by default: a gallery need not know who someone is.
 
     Raises:
@@ -92,7 +95,14 @@ def read_sources(path: str | PathLike[str], *, camera: str | None = None, split:
     return _from_csv(place)
 
 
-def fill(gallery: Gallery, encoder: Encoder, sources: Sequence[Source], *, batch: int = 256, progress: Callable[[int], None] | None = None) -> Filled:
+def fill(
+    gallery: Gallery,
+    encoder: Encoder,
+    sources: Sequence[Source],
+    *,
+    batch: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> Filled:
     """Embed images and store them, a batch at a time; stopped and started again, it goes on where it was.
 
     Args:
@@ -109,7 +119,10 @@ def fill(gallery: Gallery, encoder: Encoder, sources: Sequence[Source], *, batch
     if batch < 1:
         raise UsageError(f"batch must be a whole number from 1, got {batch}")
     if encoder.feature_space != gallery.feature_space:
-        raise GalleryError(f"the encoder's bundle {encoder.bundle.folder} is of another model than the gallery; use the gallery's bundle")
+        raise GalleryError(
+            f"the encoder's bundle {encoder.bundle.folder} is of another model than the gallery; use the gallery's "
+            "bundle"
+        )
     added = known = 0
     skipped: list[tuple[str, str]] = []
     seen: set[tuple[str, str, int | None]] = set()
@@ -150,8 +163,9 @@ def fill(gallery: Gallery, encoder: Encoder, sources: Sequence[Source], *, batch
 def _as_domain(folder: Path, *, wanted: bool) -> Domain | None:
     """The folder as a domain, or ``None`` if it is to be read as plain images.
 
-    A folder with one sub-folder of images per name could be one per person or one per camera. It is people, whose names must not become cameras,
-    where most file names tell their camera, where a split or labels are asked for, or where it has splits; else it is cameras.
+    A folder with one sub-folder of images per name could be one per person or one per camera. It is people, whose names
+    must not become cameras, where most file names tell their camera, where a split or labels are asked for, or where it
+    has splits; else it is cameras.
     """
     from domains.formats import LAYOUTS, folders, open_domain
 
@@ -176,7 +190,9 @@ def _from_domain(domain: Domain, name: str | None, *, labels: bool) -> list[Sour
         return sorted(sources, key=lambda source: source.path)
     sources = _from_split(domain, name or "gallery", labels=labels)
     if not sources:
-        raise DataError(f"domain {domain.name} has no crop in its {name or 'gallery'} split; choose another with --split")
+        raise DataError(
+            f"domain {domain.name} has no crop in its {name or 'gallery'} split; choose another with --split"
+        )
     return sources
 
 
@@ -196,7 +212,10 @@ def _from_split(domain: Domain, name: str, *, labels: bool) -> list[Source]:
 def _from_folder(folder: Path, camera: str | None) -> list[Source]:
     files = _images(folder)
     if not files:
-        raise DataError(f"{folder} is no domain and holds no image ({' '.join(sorted(SUFFIXES))}); give a domain, a folder of images or a CSV")
+        raise DataError(
+            f"{folder} is no domain and holds no image ({' '.join(sorted(SUFFIXES))}); give a domain, a folder of "
+            "images or a CSV"
+        )
     home = folder.absolute().name or "camera"
     return [Source(file, camera or (file.parent.name if file.parent != folder else home)) for file in files]
 
@@ -205,7 +224,9 @@ def _images(folder: Path) -> list[Path]:
     files: list[Path] = []
     for parent, inner, names in os.walk(folder, onerror=_unreadable):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        files += [Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
+        files += [
+            Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        ]
     return sorted(files)
 
 
@@ -229,7 +250,10 @@ def _from_csv(file: Path) -> list[Source]:
     try:
         names = [name.strip() for name in next(reader, [])]
         if len(set(names)) != len(names) or not {"path", "camera"} <= set(names) <= set(COLUMNS):
-            raise DataError(f"{file} must have the columns path,camera and may have time,label; its first line has {','.join(names)!r:.150}")
+            raise DataError(
+                f"{file} must have the columns path,camera and may have time,label; its first line has "
+                f"{','.join(names)!r:.150}"
+            )
         for row in reader:
             if row:
                 sources.append(_from_row(file, reader.line_num, names, row))
@@ -246,7 +270,10 @@ def _from_row(file: Path, line: int, names: list[str], row: list[str]) -> Source
     values = {name: value.strip() for name, value in zip(names, row, strict=True)}
     path = PurePosixPath(values["path"])
     if not values["path"] or path.is_absolute() or ".." in path.parts or "\\" in values["path"]:
-        raise DataError(f"{file}, line {line}: the path must be relative to the CSV and stay below its folder, got {values['path']!r:.150}")
+        raise DataError(
+            f"{file}, line {line}: the path must be relative to the CSV and stay below its folder, got "
+            f"{values['path']!r:.150}"
+        )
     source = Source(file.parent / path, values["camera"], values.get("time") or None, values.get("label") or None)
     try:
         source.entry()

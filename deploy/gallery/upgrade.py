@@ -1,8 +1,9 @@
 """Carry a gallery into another model's feature space, without a picture and while it answers.
 
-Carried vectors are written beside the present ones, in many small transactions that no search sees. One transaction then makes their space the
-present one, so that a kill at any moment leaves the gallery in the old space or in the new. An entry's own vector stays until old copies are dropped:
-every upgrade starts from it, and going back is possible. Entries that were added since are carried back by the pseudo-inverse of the map.
+Carried vectors are written beside the present ones, in many small transactions that no search sees. One transaction
+then makes their space the present one, so that a kill at any moment leaves the gallery in the old space or in the new.
+An entry's own vector stays until old copies are dropped: every upgrade starts from it, and going back is possible.
+Entries that were added since are carried back by the pseudo-inverse of the map.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Way = tuple[str, bytes | None, int | None]
 
 _UNCARRIED = """
 SELECT e.id, e.vector, e.checksum, e.camera, e.source, e.time, e.utc, e.label, e.space, e.stamp FROM entry e
-WHERE e.space != ?1 AND e.id > ?2 AND NOT EXISTS (SELECT 1 FROM carried c WHERE c.space = ?1 AND c.id = e.id) ORDER BY e.id LIMIT ?3
+WHERE e.space != ?1 AND e.id > ?2 AND NOT EXISTS (SELECT 1 FROM carried c WHERE c.space = ?1 AND c.id = e.id)
+ORDER BY e.id LIMIT ?3
 """
 """Entries whose vector in a space is still to be made."""
 
@@ -40,7 +42,8 @@ class Plan:
 
     Attributes:
         facts: of the space that it leads to, without a number.
-        matrix: the map, ``[D, D']`` float32; several transports in a row are one matrix, for bringing to unit length on the way changes no direction.
+        matrix: the map, ``[D, D']`` float32; several transports in a row are one matrix, for bringing to unit length on
+            the way changes no direction.
         cosine: for each transport, mean cosine between carried and true embeddings of held-out crops, and without it.
     """
 
@@ -52,27 +55,33 @@ class Plan:
         """What to expect, in sentences."""
         carried, plain = (float(np.prod([pair[which] for pair in self.cosine])) for which in (0, 1))
         return [
-            f"to feature space {self.facts.feature_space:.12}… by {len(self.cosine)} transport{'s' if len(self.cosine) != 1 else ''}",
-            f"held-out crops lie at a cosine of {carried:.3f} from where the new model puts them ({plain:.3f} if nothing were carried)",
+            f"to feature space {self.facts.feature_space:.12}… by {len(self.cosine)} "
+            f"transport{'s' if len(self.cosine) != 1 else ''}",
+            f"held-out crops lie at a cosine of {carried:.3f} from where the new model puts them ({plain:.3f} if "
+            "nothing were carried)",
         ]
 
 
 def plan_upgrade(store: Store, bundles: Sequence[Bundle]) -> Plan:
-    """Find the way from a gallery's space to the last bundle's, through transports that the bundles hold; the order of the others does not matter.
+    """Find the way from a gallery's space to the last bundle's, through transports that the bundles hold; the order of
+    the others does not matter.
 
     Raises:
         GalleryError: there is no way; says where it ends.
     """
     target, facts = bundles[-1], store.facts
     if target.feature_space == facts.feature_space:
-        raise GalleryError(f"{store.file.parent} is in the feature space of {target.folder} already; there is nothing to upgrade")
+        raise GalleryError(
+            f"{store.file.parent} is in the feature space of {target.folder} already; there is nothing to upgrade"
+        )
     known = {found.source: found for bundle in bundles if (found := bundle.transport())}
     way: list[Transport] = []
     at = facts.feature_space
     while at != target.feature_space:
         if at not in known or len(way) > len(known):
             raise GalleryError(
-                f"no transport leads on from feature space {at:.12}… to that of {target.folder}; add the bundles of the models between (--via), "
+                f"no transport leads on from feature space {at:.12}… to that of {target.folder}; add the bundles of "
+                "the models between (--via), "
                 "or export with reid export --since"
             )
         way.append(known[at])
@@ -82,9 +91,14 @@ def plan_upgrade(store: Store, bundles: Sequence[Bundle]) -> Plan:
         matrix = matrix @ transport.matrix
     if matrix.shape != (facts.dim, target.dim):
         raise GalleryError(
-            f"the transports map {matrix.shape[0]} dimensions to {matrix.shape[1]}, the gallery has {facts.dim} and the bundle {target.dim}"
+            f"the transports map {matrix.shape[0]} dimensions to {matrix.shape[1]}, the gallery has {facts.dim} and "
+            f"the bundle {target.dim}"
         )
-    return Plan(Facts(target.dim, target.feature_space, str(Path(target.folder).absolute())), matrix, tuple(found.cosine for found in way))
+    return Plan(
+        Facts(target.dim, target.feature_space, str(Path(target.folder).absolute())),
+        matrix,
+        tuple(found.cosine for found in way),
+    )
 
 
 def carry(store: Store, plan: Plan, *, tick: Tick | None = None) -> int:
@@ -107,7 +121,11 @@ def carry(store: Store, plan: Plan, *, tick: Tick | None = None) -> int:
             store.change("UPDATE space SET bundle = ? WHERE number = ?", [(plan.facts.bundle, number)])
         else:
             row = (number, plan.facts.feature_space, plan.facts.dim, plan.facts.bundle, present.space, data)
-            store.change("INSERT INTO space(number, feature_space, dim, bundle, ready, source, map) VALUES (?, ?, ?, ?, 0, ?, ?)", [row])
+            store.change(
+                "INSERT INTO space(number, feature_space, dim, bundle, ready, source, map) VALUES (?, ?, ?, ?, 0, ?, "
+                "?)",
+                [row],
+            )
     return _switch(store, number, wanted, "upgrade", tick)
 
 
@@ -120,12 +138,16 @@ def go_back(store: Store, *, tick: Tick | None = None) -> int:
     facts = store.facts
     row = store.ask("SELECT source FROM space WHERE number = ?", (facts.space,))
     if not row or row[0][0] is None:
-        raise GalleryError(f"{store.file.parent} was not upgraded, or its old copy was dropped; there is nothing to go back to")
+        raise GalleryError(
+            f"{store.file.parent} was not upgraded, or its old copy was dropped; there is nothing to go back to"
+        )
     return _switch(store, row[0][0], _way_to(store, row[0][0]), "go back", tick)
 
 
 def drop_old(store: Store, *, tick: Tick | None = None) -> int:
-    """Keep the present space alone; returns how many entries' own vectors gave way. An entry's provenance, the space it was embedded in, stays."""
+    """Keep the present space alone; returns how many entries' own vectors gave way. An entry's provenance, the space it
+    was embedded in, stays.
+    """
     facts, dropped = store.facts, 0
     while True:
         with store.holding():
@@ -136,11 +158,14 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
             for row in rows:
                 if not is_whole(row, facts.space, facts.dim):  # a new checksum would make what is damaged look whole
                     raise GalleryError(
-                        f"entry {row[2]} is damaged, its own vector or the carried one, so nothing of it can be dropped; go back, restore a backup, "
+                        f"entry {row[2]} is damaged, its own vector or the carried one, so nothing of it can be "
+                        "dropped; go back, restore a backup, "
                         f"or give it up with reid gallery forget … {row[2]}"
                     )
                 stamp = make_stamp(row[2], facts.space, row[10], row[11])
-                made.append((row[12], entry_checksum(row[12], row[2:8], facts.space, stamp), facts.space, stamp, row[2]))
+                made.append(
+                    (row[12], entry_checksum(row[12], row[2:8], facts.space, stamp), facts.space, stamp, row[2])
+                )
             store.change("UPDATE entry SET vector = ?, checksum = ?, space = ?, stamp = ? WHERE id = ?", made)
             store.change("DELETE FROM carried WHERE space = ? AND id = ?", [(facts.space, row[2]) for row in rows])
             store.leave_unwiped()
@@ -163,7 +188,8 @@ def _switch(store: Store, number: int, wanted: Way | None, action: str, tick: Ti
     """Carry what a space lacks, bit by bit, and the rest in the transaction that makes it the present one.
 
     Raises:
-        GalleryError: the space is no longer the one that was ``wanted``, since somebody else upgraded the gallery meanwhile.
+        GalleryError: the space is no longer the one that was ``wanted``, since somebody else upgraded the gallery
+            meanwhile.
     """
     carried, last = 0, 0
     while True:
@@ -183,7 +209,8 @@ def _switch(store: Store, number: int, wanted: Way | None, action: str, tick: Ti
             if not found:
                 break
         store.change(
-            "UPDATE gallery SET space = ?1, (dim, feature_space, bundle) = (SELECT dim, feature_space, bundle FROM space WHERE number = ?1)",
+            "UPDATE gallery SET space = ?1, (dim, feature_space, bundle) = (SELECT dim, feature_space, bundle FROM "
+            "space WHERE number = ?1)",
             [(number,)],
         )
         store.change("UPDATE space SET ready = 1 WHERE number = ?", [(number,)])
@@ -193,14 +220,19 @@ def _switch(store: Store, number: int, wanted: Way | None, action: str, tick: Ti
 
 
 def _way_to(store: Store, number: int) -> Way | None:
-    """How a space is reached: its name, the map and the space that the map begins at; None if there is no such space."""
+    """How a space is reached: its name, the map and the space that the map begins at; None if there is no such
+    space.
+    """
     found = store.ask("SELECT feature_space, map, source FROM space WHERE number = ?", (number,))
     return found[0] if found else None
 
 
 def _check_way(store: Store, number: int, wanted: Way | None) -> None:
     if wanted is None or _way_to(store, number) != wanted:
-        raise GalleryError(f"{store.file.parent} was upgraded by somebody else meanwhile, and not by this; look where it is, and try again")
+        raise GalleryError(
+            f"{store.file.parent} was upgraded by somebody else meanwhile, and not by this; look where it is, and try "
+            "again"
+        )
 
 
 def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int, int]:
@@ -213,17 +245,27 @@ def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int,
         part = [row for row in rows if row[8] == space]
         for row in part:
             if entry_checksum(row[1], (row[0], *row[3:8]), row[8], row[9]) != row[2]:
-                raise GalleryError(f"entry {row[0]} of {store.file} is damaged, so it can't be carried; restore a backup, or forget it")
+                raise GalleryError(
+                    f"entry {row[0]} of {store.file} is damaged, so it can't be carried; restore a backup, or forget it"
+                )
         matrix = _way(store, space, number)
-        vectors = np.frombuffer(b"".join(row[1] for row in part), np.float16).reshape(len(part), -1).astype(np.float32) @ matrix
+        vectors = (
+            np.frombuffer(b"".join(row[1] for row in part), np.float16).reshape(len(part), -1).astype(np.float32)
+            @ matrix
+        )
         unit = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float16)
-        made += [(number, row[0], data := vector.tobytes(), checksum(data, (number, row[0]))) for row, vector in zip(part, unit, strict=True)]
+        made += [
+            (number, row[0], data := vector.tobytes(), checksum(data, (number, row[0])))
+            for row, vector in zip(part, unit, strict=True)
+        ]
     store.change("INSERT OR REPLACE INTO carried VALUES (?, ?, ?, ?)", made)
     return len(rows), rows[-1][0]
 
 
 def _way(store: Store, start: int, end: int) -> Float32s:
-    """The map from one space to another, along the upgrades that joined them; against an upgrade's direction by its pseudo-inverse."""
+    """The map from one space to another, along the upgrades that joined them; against an upgrade's direction by its
+    pseudo-inverse.
+    """
     spaces = {number: (source, matrix) for number, source, matrix in store.ask("SELECT number, source, map FROM space")}
 
     def line(number: int) -> list[int]:
@@ -235,14 +277,18 @@ def _way(store: Store, start: int, end: int) -> Float32s:
     back, forth = line(start), line(end)
     shared = next((number for number in back if number in forth), None)
     if shared is None:
-        raise GalleryError(f"{store.file.parent} does not know how its spaces {start} and {end} belong together; restore a backup")
+        raise GalleryError(
+            f"{store.file.parent} does not know how its spaces {start} and {end} belong together; restore a backup"
+        )
     matrix: Float32s | None = None
     steps = [np.linalg.pinv(_from_bytes(spaces[number][1])) for number in back[: back.index(shared)]]
     steps += [_from_bytes(spaces[number][1]) for number in reversed(forth[: forth.index(shared)])]
     for step in steps:
         matrix = step if matrix is None else matrix @ step
     if matrix is None:
-        raise GalleryError(f"space {start} of {store.file.parent} is carried to itself; this is a mistake in lifelong-reid")
+        raise GalleryError(
+            f"space {start} of {store.file.parent} is carried to itself; this is a mistake in lifelong-reid"
+        )
     return matrix
 
 

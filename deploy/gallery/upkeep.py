@@ -1,4 +1,6 @@
-"""What the owner of a gallery does with it besides adding and searching: erase, carry into another space, copy, mend."""
+"""What the owner of a gallery does with it besides adding and searching: erase, carry into another space, copy,
+mend.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,9 @@ class Upkeep:
     def forget(self, ids: Iterable[int], *, reason: str = "ids") -> int:
         """Erase entries: afterwards their bytes are nowhere in the folder, and their ids are never given again.
 
-        The file is rewritten, which takes time in proportion to the gallery: forget many at once rather than one by one. Erased is what the
-        folder's files hold; a disk may keep old blocks until it uses them again, and backups are not touched.
+        The file is rewritten, which takes time in proportion to the gallery: forget many at once rather than one by
+        one. Erased is what the folder's files hold; a disk may keep old blocks until it uses them again, and backups
+        are not touched.
 
         Args:
             ids: of the entries.
@@ -55,8 +58,9 @@ class Upkeep:
             How many entries there were; ids that are not (or no longer) there are passed over.
 
         Raises:
-            GalleryError: something that is no id; or another process kept reading, or the disk is too full to write the file anew, so that the
-                entries are removed and can't come back but their bytes are still there: the next ``forget`` or ``open`` finishes it.
+            GalleryError: something that is no id; or another process kept reading, or the disk is too full to write the
+                file anew, so that the entries are removed and can't come back but their bytes are still there: the next
+                ``forget`` or ``open`` finishes it.
         """
         numbers = list(ids)
         for number in numbers:
@@ -64,7 +68,8 @@ class Upkeep:
                 raise GalleryError(f"an id is a whole number from 1, got {number!r:.80}")
         costly = bool(numbers) and self._keeper.is_costly
         if costly:
-            self._prepare_if_possible()  # from the files, before they go: taking entries out is faster than making lists anew
+            # from the files, before they go: taking entries out is faster than making lists anew
+            self._prepare_if_possible()
         with self._store.holding():
             removed = self._store.remove(int(number) for number in numbers)
             if removed:
@@ -76,7 +81,9 @@ class Upkeep:
             self._prepare_if_possible()
         return removed
 
-    def upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = (), *, tick: Tick | None = None) -> int:
+    def upgrade(
+        self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = (), *, tick: Tick | None = None
+    ) -> int:
         """Carry all entries into a bundle's feature space, while searches go on; see :mod:`deploy.gallery.upgrade`.
 
         Args:
@@ -99,13 +106,16 @@ class Upkeep:
         return plan_upgrade(self._store, [Bundle.load(path) for path in (*via, bundle)])
 
     def go_back(self, *, tick: Tick | None = None) -> int:
-        """Return to the space and the bundle before the last upgrade; raises GalleryError if the old copy was dropped."""
+        """Return to the space and the bundle before the last upgrade; raises GalleryError if the old copy was
+        dropped.
+        """
         carried = go_back(self._store, tick=tick)
         self._renew_index()
         return carried
 
     def drop_old(self, *, tick: Tick | None = None) -> int:
-        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from the folder.
+        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from
+        the folder.
 
         Raises:
             GalleryError: as for :meth:`forget`, where another process keeps reading.
@@ -115,7 +125,9 @@ class Upkeep:
         return dropped
 
     def keep(self, days: int | None, camera: str | None = None) -> None:
-        """Set how long entries are kept, of one camera or of all without a rule of their own; None: for ever. Older ones are erased at once."""
+        """Set how long entries are kept, of one camera or of all without a rule of their own; None: for ever. Older
+        ones are erased at once.
+        """
         set_rule(self._store, days, camera)
         self.retain()
 
@@ -124,11 +136,14 @@ class Upkeep:
         return rules(self._store)
 
     def older_than(self, days: int) -> list[int]:
-        """Ids of entries that are more than so many days old; one without a time is as old as its stay in the gallery."""
+        """Ids of entries that are more than so many days old; one without a time is as old as its stay in the
+        gallery.
+        """
         return older_than(self._store, days)
 
     def backup(self, path: str | PathLike[str]) -> int:
-        """Copy the gallery into a new folder while it is used, and check the copy; returns its entries. A backup is a gallery.
+        """Copy the gallery into a new folder while it is used, and check the copy; returns its entries. A backup is a
+        gallery.
 
         Raises:
             GalleryError: the folder exists, or the copy is not whole.
@@ -146,10 +161,11 @@ class Upkeep:
 
     @staticmethod
     def repair(path: str | PathLike[str]) -> list[str]:
-        """Mend what can be mended of a damaged gallery without a backup, and say what was found, a line each; nothing if it is whole.
+        """Mend what can be mended of a damaged gallery without a backup, and say what was found, a line each; nothing
+        if it is whole.
 
-        The index, the database's own indices and its seal are made anew. Of a damaged log the part before the damage is kept. Damaged entries are
-        named and stay. Raises GalleryError if the database can't even be opened.
+        The index, the database's own indices and its seal are made anew. Of a damaged log the part before the damage is
+        kept. Damaged entries are named and stay. Raises GalleryError if the database can't even be opened.
         """
         folder = Path(path)
         store = Store(folder / DATABASE, repair=True)
@@ -166,7 +182,9 @@ class Upkeep:
         return read_audit(self._store)
 
     def retain(self) -> int:
-        """Erase what the rules no longer allow and return how many entries went; the next addition or search after an hour does it otherwise."""
+        """Erase what the rules no longer allow and return how many entries went; the next addition or search after an
+        hour does it otherwise.
+        """
         self._looked = monotonic()
         numbers = expired(self._store) if rules(self._store) else []
         if numbers:
@@ -181,14 +199,18 @@ class Upkeep:
             log.warning("%s", error)
 
     def _retain_and_tell(self) -> None:
-        """As :meth:`retain`, for whoever came for something else: what could not be erased is said in the log, and tried again an hour later."""
+        """As :meth:`retain`, for whoever came for something else: what could not be erased is said in the log, and
+        tried again an hour later.
+        """
         try:
             self.retain()
         except GalleryError as error:
             log.error("expired entries could not be erased: %s", error)
 
     def _prepare_if_possible(self) -> None:
-        """Bring the index into memory if that can be done: a damaged entry, say, must not be in the way of an erasure."""
+        """Bring the index into memory if that can be done: a damaged entry, say, must not be in the way of an
+        erasure.
+        """
         try:
             self.prepare()
         except (ReidError, MemoryError, RuntimeError) as error:  # FAISS raises the last
@@ -207,7 +229,9 @@ class Upkeep:
         except GalleryError as error:
             raise GalleryError(f"{what}, but their bytes are still in the file: {error}") from error
         if not done:
-            raise GalleryError(f"{what}, but another process keeps reading {self.path}, so their bytes are still in its log; try again")
+            raise GalleryError(
+                f"{what}, but another process keeps reading {self.path}, so their bytes are still in its log; try again"
+            )
 
     def _drop_cache(self) -> None:
         self._keeper.drop()

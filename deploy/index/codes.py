@@ -1,6 +1,8 @@
-"""The vectors of a gallery in memory, as FAISS scans them: fp16 codes in one row, or in lists around trained centres once there are many.
+"""The vectors of a gallery in memory, as FAISS scans them: fp16 codes in one row, or in lists around trained centres
+once there are many.
 
-Both hold the stored fp16 values unchanged, so that what comes back is bit for bit what SQLite holds. Rows are numbered from 0 without gaps.
+Both hold the stored fp16 values unchanged, so that what comes back is bit for bit what SQLite holds. Rows are numbered
+from 0 without gaps.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ class Lists:
         lists: how many there are.
         probes: how many are looked at for the best 10 among all entries.
         trained: number of entries when the centres were trained.
-        recall: share of the 10 nearest entries that is found with so many probes; measured against exact search, with stored vectors as queries that
-            took no part in training, nor in the choice of ``probes``.
+        recall: share of the 10 nearest entries that is found with so many probes; measured against exact search, with
+            stored vectors as queries that took no part in training, nor in the choice of ``probes``.
         queries: how many queries that was measured with.
     """
 
@@ -55,19 +57,25 @@ class Codes:
     """FAISS's index object behind what a gallery needs of it."""
 
     def __init__(self, dim: int, lists: Lists | None = None, index: Any = None) -> None:
-        """Start without vectors and without lists, or take an index that was read or trained; raises DeviceError if FAISS is not installed."""
+        """Start without vectors and without lists, or take an index that was read or trained; raises DeviceError if
+        FAISS is not installed.
+        """
         self.faiss = load_faiss()
         self.dim = dim
         self.lists = lists
         kind = self.faiss.ScalarQuantizer.QT_fp16
-        self.index: Any = self.faiss.IndexScalarQuantizer(dim, kind, self.faiss.METRIC_INNER_PRODUCT) if index is None else index
+        self.index: Any = (
+            self.faiss.IndexScalarQuantizer(dim, kind, self.faiss.METRIC_INNER_PRODUCT) if index is None else index
+        )
 
     @classmethod
     def trained(cls, sample: Halves, lists: int) -> Codes:
         """Empty lists around the centres of a sample ``[n, D]``, by spherical k-means from a fixed seed."""
         faiss, dim = load_faiss(), sample.shape[1]
         centres = faiss.IndexFlatIP(dim)
-        index = faiss.IndexIVFScalarQuantizer(centres, dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False)
+        index = faiss.IndexIVFScalarQuantizer(
+            centres, dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+        )
         index.cp.niter, index.cp.spherical, index.cp.min_points_per_centroid = 8, True, 1
         index.train(sample.astype(np.float32))
         index.make_direct_map(True)
@@ -88,13 +96,20 @@ class Codes:
         return self.lists is None or (self.index.nlist == self.lists.lists and not self.index.by_residual)
 
     def add(self, vectors: Float32s, places: NDArray[np.int64] | None = None) -> None:
-        """Append vectors ``[n, D]`` of fp16 values; each goes into the list of its nearest centre, or of its ``places [n]``; the centres stay."""
+        """Append vectors ``[n, D]`` of fp16 values; each goes into the list of its nearest centre, or of its ``places
+        [n]``; the centres stay.
+        """
         if places is None:
             self.index.add(vectors)
             return
         vectors, places = np.ascontiguousarray(vectors), np.ascontiguousarray(places)
-        if vectors.shape != (len(places), self.dim) or (len(places) and not 0 <= places.min() <= places.max() < self.index.nlist):
-            raise ValueError(f"{len(vectors)} vectors of {self.dim} values need a list each among {self.index.nlist}, got {len(places)}")
+        if vectors.shape != (len(places), self.dim) or (
+            len(places) and not 0 <= places.min() <= places.max() < self.index.nlist
+        ):
+            raise ValueError(
+                f"{len(vectors)} vectors of {self.dim} values need a list each among {self.index.nlist}, got "
+                f"{len(places)}"
+            )
         pointer = self.faiss.swig_ptr
         self.index.add_core(len(vectors), pointer(vectors), None, pointer(places))
 
@@ -104,7 +119,9 @@ class Codes:
         return found
 
     def reserve(self, places: NDArray[np.int64]) -> None:
-        """Make room for one vector in each of these lists: a list that grows one by one is moved, and leaves holes in memory behind."""
+        """Make room for one vector in each of these lists: a list that grows one by one is moved, and leaves holes in
+        memory behind.
+        """
         for which, count in enumerate(np.bincount(places, minlength=self.index.nlist).tolist()):
             size = self.index.invlists.list_size(which)
             self.index.invlists.resize(which, size + count)
@@ -125,7 +142,9 @@ class Codes:
                 ids[:] = numbers[ids]
         self.index.make_direct_map(True)
 
-    def search(self, queries: Float32s, count: int, probes: int | None = None, bits: NDArray[np.uint8] | None = None) -> Proposal:
+    def search(
+        self, queries: Float32s, count: int, probes: int | None = None, bits: NDArray[np.uint8] | None = None
+    ) -> Proposal:
         """Propose up to ``count`` rows for each query ``[Q, D]``.
 
         Args:
@@ -153,9 +172,11 @@ class Codes:
         return out.astype(np.float16)
 
     def measure(self, truth: Truth, target: float) -> None:
-        """Choose the fewest probes that reach a recall on the first half of some queries, and report the recall on the other half.
+        """Choose the fewest probes that reach a recall on the first half of some queries, and report the recall on the
+        other half.
 
-        A neighbour is found if and only if its list is looked at, so that the rank of its list for the query says how many probes that takes.
+        A neighbour is found if and only if its list is looked at, so that the rank of its list for the query says how
+        many probes that takes.
         """
         if self.lists is None:
             return
@@ -203,7 +224,9 @@ class Truth:
 
 
 def load_faiss() -> Any:
-    """Import FAISS where it is needed, for most of the edge package works without; raises DeviceError if it is not installed."""
+    """Import FAISS where it is needed, for most of the edge package works without; raises DeviceError if it is not
+    installed.
+    """
     try:
         import faiss
     except ImportError as error:

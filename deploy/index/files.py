@@ -1,7 +1,9 @@
-"""The files that spare a gallery reading its vectors from SQLite again: ``index.faiss``, ``index.npz`` (filters) and their manifest ``index.json``.
+"""The files that spare a gallery reading its vectors from SQLite again: ``index.faiss``, ``index.npz`` (filters) and
+their manifest ``index.json``.
 
-They are a cache. They are used only if the sha256 of each, the manifest's own id and the feature space agree, and if they were made from the store's
-present state or from one since which entries were only added; in any other case they are thrown away and made anew.
+They are a cache. They are used only if the sha256 of each, the manifest's own id and the feature space agree, and if
+they were made from the store's present state or from one since which entries were only added; in any other case they
+are thrown away and made anew.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ KIND = "gallery index"
 SCHEMA = 2
 FILES = (HEADER, VECTORS, FILTERS)
 REWRITE = 1 / 64
-"""The files are written again when more than this share of the entries is not in them; the rest is quickly read from SQLite."""
+"""The files are written again when more than this share of the entries is not in them; the rest is quickly read from
+SQLite.
+"""
 
 
 def save(index: Index, folder: Path, store: Store) -> bool:
@@ -40,7 +44,11 @@ def save(index: Index, folder: Path, store: Store) -> bool:
         OSError, RuntimeError: the disk is full or failed; FAISS itself may fail silently, so the size is checked.
     """
     kept = index.kept
-    if kept is not None and kept.erasures == index.state.erasures and len(index) - index.kept_count <= REWRITE * len(index):
+    if (
+        kept is not None
+        and kept.erasures == index.state.erasures
+        and len(index) - index.kept_count <= REWRITE * len(index)
+    ):
         return False
     with store.holding():  # nobody else writes the files or forgets an entry meanwhile
         if index.state != store.state():
@@ -52,7 +60,8 @@ def save(index: Index, folder: Path, store: Store) -> bool:
 
 
 def load(index: Index, folder: Path, store: Store, state: State) -> str | None:
-    """Fill an empty index from the files; returns why they can't be used, or ``None``. Its state is theirs afterwards: entries may have to be added.
+    """Fill an empty index from the files; returns why they can't be used, or ``None``. Its state is theirs afterwards:
+    entries may have to be added.
 
     Every byte is hashed before it is used. Call it in a transaction.
     """
@@ -84,7 +93,9 @@ def _load(index: Index, folder: Path, store: Store, state: State) -> None:
     index.kept_count = held
 
 
-def why_stale(folder: Path, facts: Facts, state: State, base: str | None, count: int, *, check_bytes: bool = True) -> str | None:
+def why_stale(
+    folder: Path, facts: Facts, state: State, base: str | None, count: int, *, check_bytes: bool = True
+) -> str | None:
     """Why the files do not belong to a state, or ``None`` if they do."""
     try:
         manifest = _manifest(folder, facts, state, base, count)
@@ -99,9 +110,13 @@ def why_stale(folder: Path, facts: Facts, state: State, base: str | None, count:
 
 
 def describe(folder: Path) -> dict[str, Any] | None:
-    """What the manifest says of the lists: how many, probes, recall; ``None`` without a manifest, or where there are no lists."""
+    """What the manifest says of the lists: how many, probes, recall; ``None`` without a manifest, or where there are no
+    lists.
+    """
     try:
-        lists = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False).get("lists")
+        lists = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False).get(
+            "lists"
+        )
     except ArtefactError:
         return None
     return lists if isinstance(lists, dict) else None
@@ -125,13 +140,18 @@ def _manifest(folder: Path, facts: Facts, state: State, base: str | None, count:
     held = manifest.get("count")
     exactly = (manifest.get("token"), manifest.get("generation"), held) == (state.token, state.generation, count)
     older = base is not None and manifest.get("token") == base and isinstance(held, int) and 0 <= held <= count
-    if not (exactly or older) or (manifest.get("dim"), manifest.get("feature_space")) != (facts.dim, facts.feature_space):
+    if not (exactly or older) or (manifest.get("dim"), manifest.get("feature_space")) != (
+        facts.dim,
+        facts.feature_space,
+    ):
         raise _StaleError("it belongs to another state")
     return manifest
 
 
 def _check_bytes(manifest: dict[str, Any], name: str, stream: BufferedReader) -> None:
-    """Hash a whole open file and go back to its start; what is read from it then is what was hashed, even if another file takes its name."""
+    """Hash a whole open file and go back to its start; what is read from it then is what was hashed, even if another
+    file takes its name.
+    """
     if hashlib.file_digest(stream, "sha256").hexdigest() != manifest["files"].get(name):
         raise _StaleError(f"its bytes were changed ({name})")
     stream.seek(0)

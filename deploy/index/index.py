@@ -1,8 +1,9 @@
 """The fast half of a gallery: every vector in memory for FAISS, with what filters need of each entry.
 
-Under 50,000 candidates a search is exact. Beyond, the vectors lie in lists, of which so many are looked at that a stated recall is reached; it is
-measured against exact search whenever the lists are made. A filter raises the number of lists in proportion to what it leaves out, and under 50,000
-allowed entries all lists are looked at, so that the answer is exact again.
+Under 50,000 candidates a search is exact. Beyond, the vectors lie in lists, of which so many are looked at that a
+stated recall is reached; it is measured against exact search whenever the lists are made. A filter raises the number of
+lists in proportion to what it leaves out, and under 50,000 allowed entries all lists are looked at, so that the answer
+is exact again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ EXACT_BELOW = 50_000
 """With fewer candidates than this every one of them is looked at."""
 
 TARGET = 0.985
-"""Recall of the 10 nearest that the number of probes is chosen for: a little more than the 0.98 that is to be found with other queries."""
+"""Recall of the 10 nearest that the number of probes is chosen for: a little more than the 0.98 that is to be found
+with other queries.
+"""
 
 GROWTH = 4
 """When so many times as many entries are there as the centres were trained with, they are trained again."""
@@ -58,8 +61,9 @@ class Allowed(NamedTuple):
 class Index:
     """Cosine search over fp16 vectors, with filters.
 
-    FAISS scans the fp16 codes and proposes candidates; they are ranked by their cosine in float64. More are fetched until no vector left out of the
-    lists looked at could be among the best ``k``, so that the order is exact and ties are in the order of ids.
+    FAISS scans the fp16 codes and proposes candidates; they are ranked by their cosine in float64. More are fetched
+    until no vector left out of the lists looked at could be among the best ``k``, so that the order is exact and ties
+    are in the order of ids.
     """
 
     def __init__(self, dim: int, state: State) -> None:
@@ -74,7 +78,8 @@ class Index:
         self.camera_codes: dict[str, int] = {}
         self.codes = Codes(dim)
         self._allowed: dict[Selection, Allowed] = {}
-        # Stored vectors had unit length before they were rounded to fp16: relative error 2^-11, 2^-25 for each subnormal. FAISS adds up in float32.
+        # Stored vectors had unit length before they were rounded to fp16: relative error 2^-11, 2^-25 for each
+        # subnormal. FAISS adds up in float32.
         self._slack = 2.0 * (2**-11 + math.sqrt(dim) * 2**-25 + dim * 2**-24)
 
     def __len__(self) -> int:
@@ -88,7 +93,9 @@ class Index:
         return is_many(len(self)) if lists is None else len(self) >= GROWTH * max(lists.trained, 1)
 
     def build(self, store: Store) -> None:
-        """Take everything from the store; the index is empty before. Lists are trained where there are enough entries."""
+        """Take everything from the store; the index is empty before. Lists are trained where there are enough
+        entries.
+        """
         columns = store.columns()
         if is_many(len(columns.ids)):
             self._into_lists(columns.ids, store)
@@ -101,7 +108,9 @@ class Index:
         self._allowed.clear()
         self.ids = np.concatenate([self.ids, columns.ids])
         self.utc = np.concatenate([self.utc, columns.utc])
-        codes = np.array([self.camera_codes.setdefault(name, len(self.camera_codes)) for name in columns.names], np.int32)
+        codes = np.array(
+            [self.camera_codes.setdefault(name, len(self.camera_codes)) for name in columns.names], np.int32
+        )
         self.camera = np.concatenate([self.camera, codes[columns.cameras]])
         for part in vectors:
             self.codes.add(part.astype(np.float32))
@@ -114,12 +123,19 @@ class Index:
         self._allowed.clear()
         self.codes.remove(keep)
         self.ids, self.utc, self.camera = self.ids[keep], self.utc[keep], self.camera[keep]
-        used, places = np.unique(self.camera, return_inverse=True)  # the name of a camera that has no entry any more goes, too
+        used, places = np.unique(
+            self.camera, return_inverse=True
+        )  # the name of a camera that has no entry any more goes, too
         names = {code: name for name, code in self.camera_codes.items()}
-        self.camera, self.camera_codes = places.astype(np.int32), {names[int(code)]: place for place, code in enumerate(used)}
+        self.camera, self.camera_codes = (
+            places.astype(np.int32),
+            {names[int(code)]: place for place, code in enumerate(used)},
+        )
 
     def allowed(self, wanted: Selection, store: Store) -> Allowed:
-        """Entries that a search may return; cameras and times are in memory, the rest is asked of the store. The last few filters are remembered."""
+        """Entries that a search may return; cameras and times are in memory, the rest is asked of the store. The last
+        few filters are remembered.
+        """
         if wanted.is_all:
             return Allowed(None, len(self))
         if wanted not in self._allowed:
@@ -130,7 +146,8 @@ class Index:
         return self._allowed[wanted]
 
     def search(self, queries: Float64s, k: int, allowed: Allowed, *, exact: bool = False) -> list[Answer]:
-        """Ids and cosines of the best ``k`` entries for each query ``[Q, D]`` of unit length; fewer where fewer are allowed.
+        """Ids and cosines of the best ``k`` entries for each query ``[Q, D]`` of unit length; fewer where fewer are
+        allowed.
 
         Args:
             queries: unit vectors.
@@ -200,9 +217,11 @@ class Index:
         return every
 
     def _into_lists(self, ids: NDArray[np.int64], store: Store) -> None:
-        """Train centres on some vectors, put all into their lists, and measure the recall with vectors that were not trained on.
+        """Train centres on some vectors, put all into their lists, and measure the recall with vectors that were not
+        trained on.
 
-        The store is read twice, so that lists are as long as they will be before the first vector goes in: lists that grow take half as much again.
+        The store is read twice, so that lists are as long as they will be before the first vector goes in: lists that
+        grow take half as much again.
         """
         count = len(ids)
         lists = 2 ** round(math.log2(math.sqrt(count)))

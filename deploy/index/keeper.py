@@ -29,8 +29,9 @@ class Keeper:
     def current(self, state: State | None = None) -> Index:
         """The index of the store's present state; call it in a transaction.
 
-        Entries that were added since are appended and those that were removed are taken out. It is made from the files, or from the store, only at
-        first, after an upgrade, and whenever there are four times as many entries as its lists were trained for.
+        Entries that were added since are appended and those that were removed are taken out. It is made from the files,
+        or from the store, only at first, after an upgrade, and whenever there are four times as many entries as its
+        lists were trained for.
         """
         state, index = state or self.store.state(), self.index
         if index is not None and index.state == state:
@@ -96,7 +97,9 @@ class Keeper:
             found = None if lists is None else lists.to_dict()
         else:
             found = describe(self.folder)
-        return {"search": "exact"} if found is None else {"search": "exact below 50,000 candidates, else lists", **found}
+        return (
+            {"search": "exact"} if found is None else {"search": "exact below 50,000 candidates, else lists", **found}
+        )
 
 
 def _difference(index: Index, store: Store) -> str | None:
@@ -104,7 +107,11 @@ def _difference(index: Index, store: Store) -> str | None:
     columns, codes = store.columns(), np.empty(0, np.int32)
     if len(columns.names):
         codes = np.array([index.camera_codes.get(name, -1) for name in columns.names], np.int32)[columns.cameras]
-    if not (np.array_equal(columns.ids, index.ids) and np.array_equal(columns.utc, index.utc) and np.array_equal(codes, index.camera)):
+    if not (
+        np.array_equal(columns.ids, index.ids)
+        and np.array_equal(columns.utc, index.utc)
+        and np.array_equal(codes, index.camera)
+    ):
         return "its filters differ"
     start = 0
     for part in store.vectors():

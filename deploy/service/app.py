@@ -39,7 +39,11 @@ WARM_AGAIN = 10.0
 ERASE_EVERY = 3000.0
 """Seconds; sooner than the gallery looks by itself, so that no caller waits for it."""
 
-_FILES = {"/": ("page.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 
 
 def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = None) -> FastAPI:
@@ -60,11 +64,20 @@ def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = N
     metrics = Metrics()
     backend = Backend(gallery, encoder, settings, metrics)
     audit_log = AuditLog(settings.audit or audit_log_of(gallery.path))
-    app = FastAPI(title="lifelong-reid", version=code_version(), docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="lifelong-reid",
+        version=code_version(),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
     state = app.state
     state.backend, state.audit_log, state.settings, state.metrics = backend, audit_log, settings, metrics
     state.upgrading = Upgrading(backend, audit_log, settings.bundles)
-    metrics.watch(lambda: backend.last["entries"], lambda: backend.last["generation"], lambda: float(_state(backend) == "ready"))
+    metrics.watch(
+        lambda: backend.last["entries"], lambda: backend.last["generation"], lambda: float(_state(backend) == "ready")
+    )
     app.include_router(router)
     _add_probes(app)
     _add_page(app)
@@ -81,9 +94,16 @@ def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = N
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    tasks = [asyncio.create_task(_warm_up(state.backend)), asyncio.create_task(_erase_old(state.backend, state.audit_log, state.settings.keep_audit))]
+    tasks = [
+        asyncio.create_task(_warm_up(state.backend)),
+        asyncio.create_task(_erase_old(state.backend, state.audit_log, state.settings.keep_audit)),
+    ]
     write_log(
-        logging.INFO, "started", feature_space=state.backend.encoder.feature_space, provider=state.backend.encoder.provider, version=app.version
+        logging.INFO,
+        "started",
+        feature_space=state.backend.encoder.feature_space,
+        provider=state.backend.encoder.provider,
+        version=app.version,
     )
     try:
         yield
@@ -133,7 +153,9 @@ async def _erase_old(backend: Backend, audit_log: AuditLog, days: int | None) ->
 
 
 def _said(error: Exception) -> dict[str, str]:
-    """The message of an error of ours; of any other the log has type and place alone, for its message may name anything."""
+    """The message of an error of ours; of any other the log has type and place alone, for its message may name
+    anything.
+    """
     return {"reason": str(error)} if isinstance(error, ReidError) else {}
 
 
@@ -158,10 +180,16 @@ def _add_probes(app: FastAPI) -> None:
         facts = await backend.facts()
         state = _state(backend)
         body = {
-            "ready": state == "ready", "state": state, "provider": backend.encoder.provider, "feature_space": backend.encoder.feature_space, **facts,
-        }  # fmt: skip
+            "ready": state == "ready",
+            "state": state,
+            "provider": backend.encoder.provider,
+            "feature_space": backend.encoder.feature_space,
+            **facts,
+        }
         ready = state == "ready"
-        return JSONResponse(body, status_code=200 if ready else UNAVAILABLE, headers=None if ready else {"retry-after": "1"})
+        return JSONResponse(
+            body, status_code=200 if ready else UNAVAILABLE, headers=None if ready else {"retry-after": "1"}
+        )
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
@@ -211,4 +239,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_mistake(request: Request, error: Exception) -> Response:
     number = request.scope["caller"].request
-    return _refusal(request, RefusedError("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {number}"))
+    return _refusal(
+        request,
+        RefusedError("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {number}"),
+    )

@@ -1,8 +1,9 @@
 """The audit log of a service: who asked what, when and why, each record sealed by a hash over all before it.
 
-It is a database of its own beside the gallery, chained as the gallery's is, because every query writes to it. Records hold the token's name, the
-stated reason and counts; no image, no vector, no label, no source. An answer leaves only after its record is on disk. Records that arrive together
-share one transaction, so that many callers do not wait for one disk after another.
+It is a database of its own beside the gallery, chained as the gallery's is, because every query writes to it. Records
+hold the token's name, the stated reason and counts; no image, no vector, no label, no source. An answer leaves only
+after its record is on disk. Records that arrive together share one transaction, so that many callers do not wait for
+one disk after another.
 
 Old records are erased by age: the seal of the last one erased is kept, and the chain goes on from it.
 """
@@ -29,7 +30,8 @@ TOGETHER = 256
 """Records per transaction at most."""
 
 _TABLES = f"""
-CREATE TABLE audit(number INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, what TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE audit(
+  number INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, what TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE base(one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, hash TEXT NOT NULL);
 INSERT INTO base VALUES (1, 0, '{START}');
 PRAGMA application_id = {APPLICATION};
@@ -61,9 +63,13 @@ class AuditLog:
                 self._db.execute(f"PRAGMA {pragma}")
             if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
-            found = tuple(self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+            found = tuple(
+                self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+            )
         except (sqlite3.Error, OSError) as error:
-            raise GalleryError(f"the audit log {file} can't be opened: {error}; check its folder, or name another with --audit") from error
+            raise GalleryError(
+                f"the audit log {file} can't be opened: {error}; check its folder, or name another with --audit"
+            ) from error
         if found != (APPLICATION, SCHEMA):
             self._db.close()
             raise GalleryError(f"{file} is no audit log of schema {SCHEMA}; name another with --audit")
@@ -82,22 +88,30 @@ class AuditLog:
 
     def read(self, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
         """Records with a number above ``after``, oldest first."""
-        rows = self._ask("SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?", (after, limit))
+        rows = self._ask(
+            "SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
+        )
         return [{"number": number, "time": time, **_parsed(text), "hash": found} for number, time, text, found in rows]
 
     def head(self) -> Head:
         """The newest record's number and seal, or those that the chain begins with."""
-        rows = self._ask("SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1") or self._ask("SELECT number, hash FROM base")
+        rows = self._ask("SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1") or self._ask(
+            "SELECT number, hash FROM base"
+        )
         return Head(*rows[0])
 
     def check(self) -> int:
         """How many records there are; raises GalleryError if one was changed, taken out or put in."""
         (place, before), count = self._ask("SELECT number, hash FROM base")[0], 0
-        while rows := self._ask("SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT 4096", (place,)):
+        while rows := self._ask(
+            "SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT 4096", (place,)
+        ):
             for number, time, text, found in rows:
                 place += 1
                 if number != place or found != link(before, time, text):
-                    raise GalleryError(f"record {place} of the audit log {self.file} was changed or is missing; compare with a copy")
+                    raise GalleryError(
+                        f"record {place} of the audit log {self.file} was changed or is missing; compare with a copy"
+                    )
                 before = found
             count += len(rows)
         newest = self._ask("SELECT coalesce(max(number), 0) FROM audit")[0][0]
@@ -106,10 +120,12 @@ class AuditLog:
         return count
 
     def erase(self, days: int) -> int:
-        """Erase records older than so many days, bytes and all; returns how many. The erasure itself becomes a record, in the same transaction.
+        """Erase records older than so many days, bytes and all; returns how many. The erasure itself becomes a record,
+        in the same transaction.
 
         Raises:
-            GalleryError: nothing was erased; or the records are gone and the file could not be written anew, which the next call does.
+            GalleryError: nothing was erased; or the records are gone and the file could not be written anew, which the
+                next call does.
         """
         now = datetime.now(UTC)
         limit = (now - timedelta(days=days)).isoformat(timespec="milliseconds")
@@ -117,24 +133,31 @@ class AuditLog:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
-                    last = self._db.execute("SELECT number, hash FROM audit WHERE time < ? ORDER BY number DESC LIMIT 1", (limit,)).fetchone()
+                    last = self._db.execute(
+                        "SELECT number, hash FROM audit WHERE time < ? ORDER BY number DESC LIMIT 1", (limit,)
+                    ).fetchone()
                     gone = self._db.execute("DELETE FROM audit WHERE number <= ?", (last[0],)).rowcount if last else 0
                     if last:
                         self._db.execute("UPDATE base SET number = ?, hash = ?", last)
-                        self._insert([(now.isoformat(timespec="milliseconds"), _text("erase audit", records=gone, days=days))])
+                        self._insert(
+                            [(now.isoformat(timespec="milliseconds"), _text("erase audit", records=gone, days=days))]
+                        )
                     self._db.execute("COMMIT")
                 except BaseException:
                     self._db.execute("ROLLBACK")
                     raise
             except sqlite3.Error as error:
-                raise GalleryError(f"old records of the audit log {self.file} can't be erased: {error}; try again") from error
+                raise GalleryError(
+                    f"old records of the audit log {self.file} can't be erased: {error}; try again"
+                ) from error
             try:
                 if self._db.execute("PRAGMA freelist_count").fetchone()[0] or gone:  # from an earlier erasure, too
                     self._db.execute("VACUUM")
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             except sqlite3.Error as error:
                 raise GalleryError(
-                    f"{gone} old records of the audit log {self.file} are erased, but it can't be written anew: {error}; the next erasure does it"
+                    f"{gone} old records of the audit log {self.file} are erased, but it can't be written anew: "
+                    f"{error}; the next erasure does it"
                 ) from error
         return gone
 
@@ -166,7 +189,11 @@ class AuditLog:
             except Exception as error:  # this thread must live on: without it no request is answered
                 for _, _, answer in batch:
                     if answer.set_running_or_notify_cancel():  # who asked may have given up
-                        answer.set_exception(GalleryError(f"the audit log {self.file} can't be written: {error}; make room, check permissions"))
+                        answer.set_exception(
+                            GalleryError(
+                                f"the audit log {self.file} can't be written: {error}; make room, check permissions"
+                            )
+                        )
                 continue
             for number, (_, _, answer) in zip(numbers, batch, strict=True):
                 if answer.set_running_or_notify_cancel():
@@ -201,7 +228,9 @@ def _text(action: str, **what: str | int | None) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A record's content; of one that was changed into something else, that it was: :meth:`AuditLog.check` says which."""
+    """A record's content; of one that was changed into something else, that it was: :meth:`AuditLog.check` says
+    which.
+    """
     try:
         found = json.loads(text)
     except (TypeError, ValueError):
@@ -216,9 +245,13 @@ def audit_log_of(gallery: Path) -> Path:
 
 
 def read_all(file: Path) -> list[dict[str, Any]]:
-    """All records of an audit log, oldest first, after its chain was checked; a service may be writing to it. Raises GalleryError."""
+    """All records of an audit log, oldest first, after its chain was checked; a service may be writing to it. Raises
+    GalleryError.
+    """
     if not file.is_file():
-        raise GalleryError(f"there is no audit log at {file}; reid serve makes one beside its gallery, or where --audit says")
+        raise GalleryError(
+            f"there is no audit log at {file}; reid serve makes one beside its gallery, or where --audit says"
+        )
     audit_log = AuditLog(file)
     try:
         count = audit_log.check()

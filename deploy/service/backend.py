@@ -69,7 +69,10 @@ class Backend:
     def __init__(self, gallery: Gallery, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
         """Take over both: :meth:`close` closes the gallery. Raises GalleryError if they do not fit each other."""
         if encoder.feature_space != gallery.feature_space:
-            raise GalleryError(f"the encoder's bundle {encoder.bundle.folder} is of another model than the gallery {gallery.path}; use the gallery's")
+            raise GalleryError(
+                f"the encoder's bundle {encoder.bundle.folder} is of another model than the gallery {gallery.path}; "
+                "use the gallery's"
+            )
         self.gallery = gallery
         self.settings = settings
         self.warm = False
@@ -96,10 +99,15 @@ class Backend:
         """Have another encoder at hand, for the time when the gallery is in its space."""
         limit = max(BATCH, self.settings.queue * self.settings.max_images)
         batcher = Batcher(_Measured(encoder, self._metrics), batch=BATCH, limit=limit)
-        self._lanes = {**self._lanes, encoder.feature_space: Lane(encoder, batcher, Thresholds.from_bundle(encoder.bundle))}
+        self._lanes = {
+            **self._lanes,
+            encoder.feature_space: Lane(encoder, batcher, Thresholds.from_bundle(encoder.bundle)),
+        }
 
     def follow(self, space: str) -> None:
-        """Answer in this space from now on; the others' encoders finish what they have and go, if there is one for it."""
+        """Answer in this space from now on; the others' encoders finish what they have and go, if there is one for
+        it.
+        """
         self._present = space
         if space in self._lanes:
             old = [lane for name, lane in self._lanes.items() if name != space]
@@ -120,7 +128,9 @@ class Backend:
         self.warm = True
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Do something with the gallery in a thread; its own errors become a RefusedError that does not name the server's folders."""
+        """Do something with the gallery in a thread; its own errors become a RefusedError that does not name the
+        server's folders.
+        """
         try:
             return await asyncio.get_running_loop().run_in_executor(self._store, work)
         except (RefusedError, MovedError):
@@ -143,7 +153,9 @@ class Backend:
         return self.last
 
     async def search(self, images: Sequence[bytes], **filters: Any) -> list[list[Match]]:
-        """Matches of each image, judged where the bundle is calibrated; ``filters`` as :meth:`Gallery.search` takes them. Raises RefusedError."""
+        """Matches of each image, judged where the bundle is calibrated; ``filters`` as :meth:`Gallery.search` takes
+        them. Raises RefusedError.
+        """
 
         def ask(vectors: Embeddings) -> list[list[Match]]:
             found = self.gallery.search(vectors, **filters)
@@ -153,7 +165,8 @@ class Backend:
         return await self.with_vectors(images, ask)
 
     async def add(self, images: Sequence[bytes], **origins: Any) -> list[int | None]:
-        """Ids of new entries, None where the same was there already; ``origins`` as :meth:`Gallery.add` takes them. Raises RefusedError.
+        """Ids of new entries, None where the same was there already; ``origins`` as :meth:`Gallery.add` takes them.
+        Raises RefusedError.
 
         A gallery that keeps crops gets a small picture of each image.
         """
@@ -167,7 +180,9 @@ class Backend:
         return {"forgotten": gone, "backups": await self.run(self.gallery.backups)}
 
     async def with_vectors(self, images: Sequence[bytes], use: Callable[[Embeddings], Result]) -> Result:
-        """Embed, and use in a thread; once more if the gallery moved to another space in between. Raises RefusedError."""
+        """Embed, and use in a thread; once more if the gallery moved to another space in between. Raises
+        RefusedError.
+        """
 
         def guarded(vectors: Embeddings) -> Result:
             try:
@@ -179,7 +194,10 @@ class Backend:
         for _ in range(3):
             lane = self._lanes.get(self._present)
             if lane is None:
-                raise RefusedError("not_ready", "the gallery is in another model's feature space; restart the service with the gallery's bundle")
+                raise RefusedError(
+                    "not_ready",
+                    "the gallery is in another model's feature space; restart the service with the gallery's bundle",
+                )
             try:
                 vectors = await self._embed(lane, images)
                 return await self.run(lambda found=vectors: guarded(found))  # type: ignore[misc]
@@ -215,10 +233,16 @@ class Backend:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
 
     def _refused(self, error: ReidError) -> RefusedError:
-        """What a client is told of an error of ours: the folders of the server are not named, and the log has all of it."""
+        """What a client is told of an error of ours: the folders of the server are not named, and the log has all of
+        it.
+        """
         write_log(logging.ERROR, "the gallery could not do this", reason=str(error))
         text = str(error)
-        named = {"the gallery": self.gallery.path, "the folder of bundles": self.settings.bundles, "the bundle": self.encoder.bundle.folder}
+        named = {
+            "the gallery": self.gallery.path,
+            "the folder of bundles": self.settings.bundles,
+            "the bundle": self.encoder.bundle.folder,
+        }
         for name, folder in named.items():
             if folder is not None:
                 text = text.replace(str(Path(folder).absolute()), name).replace(str(folder), name)

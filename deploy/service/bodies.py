@@ -35,14 +35,20 @@ class QueryForm(Form):
     """Fields beside the images of a query."""
 
     reason: Reason | None = Field(
-        None, description="Why this is asked; it is kept in the audit log. A case number, not a name.", examples=["case 2026-117"]
+        None,
+        description="Why this is asked; it is kept in the audit log. A case number, not a name.",
+        examples=["case 2026-117"],
     )
     top: int = Field(10, ge=1, le=MAX_TOP, description="Matches per image.", examples=[5])
     camera: Name | None = Field(None, description="Only this camera.", examples=["yard"])
     after: Time | None = Field(None, description="Only from this time on (ISO 8601 with zone).", examples=[_AT])
     before: Time | None = Field(None, description="Only before this time.", examples=["2026-11-02T00:00:00+01:00"])
     label: Name | None = Field(None, description="Only entries with this label.", examples=["badge 17"])
-    thumbnails: Flag = Field("false", description="Send small pictures of the matches along, where the operator allows it.", examples=["false"])
+    thumbnails: Flag = Field(
+        "false",
+        description="Send small pictures of the matches along, where the operator allows it.",
+        examples=["false"],
+    )
 
 
 class EnrolForm(Form):
@@ -50,9 +56,13 @@ class EnrolForm(Form):
 
     camera: Name = Field(description="The camera that saw them.", examples=["yard"])
     source: list[Source] = Field(
-        [], description="Where each crop came from, one per image; by default the request's id.", examples=[["yard/0001.jpg"]]
+        [],
+        description="Where each crop came from, one per image; by default the request's id.",
+        examples=[["yard/0001.jpg"]],
     )
-    time: list[Time] = Field([], description="When each was seen: one for all, one per image, or none.", examples=[[_AT]])
+    time: list[Time] = Field(
+        [], description="When each was seen: one for all, one per image, or none.", examples=[[_AT]]
+    )
     label: Name | None = Field(None, description="Name of the person, for all.", examples=["badge 17"])
 
 
@@ -63,7 +73,9 @@ class ForgetForm(Form):
     camera: Name | None = Field(None, description="Everything from this camera.", examples=["yard"])
     source: Source | None = Field(None, description="Everything whose source begins so.", examples=["yard/"])
     before: Time | None = Field(None, description="Everything from before this time.", examples=[_AT])
-    older_than: int | None = Field(None, ge=0, le=36500, description="Everything older than so many days.", examples=[30])
+    older_than: int | None = Field(
+        None, ge=0, le=36500, description="Everything older than so many days.", examples=[30]
+    )
     score: float = Field(0.7, ge=-1, le=1, description="Least cosine to the image named like.", examples=[0.75])
     dry_run: Flag = Field("false", description="Tell what would be erased, and erase nothing.", examples=["true"])
 
@@ -101,14 +113,21 @@ class MatchBody(BaseModel):
     camera: str = Field(examples=["yard"])
     time: str | None = Field(examples=[_AT])
     label: str | None = Field(examples=[None])
-    verdict: str | None = Field(None, description="same person, unsure or no match, where the bundle is calibrated.", examples=["same person"])
-    thumbnail: str | None = Field(None, description="A data: URL, where one was asked for and may be shown.", examples=[None])
+    verdict: str | None = Field(
+        None, description="same person, unsure or no match, where the bundle is calibrated.", examples=["same person"]
+    )
+    thumbnail: str | None = Field(
+        None, description="A data: URL, where one was asked for and may be shown.", examples=[None]
+    )
 
 
 class ResultBody(BaseModel):
     """What was found for one image."""
 
-    verdict: str | None = Field(description="The best of its matches' verdicts; null where the bundle is not calibrated.", examples=["same person"])
+    verdict: str | None = Field(
+        description="The best of its matches' verdicts; null where the bundle is not calibrated.",
+        examples=["same person"],
+    )
     matches: list[MatchBody]
 
 
@@ -149,7 +168,13 @@ class UpgradeState(BaseModel):
     done: int = Field(0, examples=[4096])
     total: int = Field(0, examples=[100000])
     expect: list[str] = Field(
-        [], examples=[["held-out crops lie at a cosine of 0.950 from where the new model puts them (0.310 if nothing were carried)"]]
+        [],
+        examples=[
+            [
+                "held-out crops lie at a cosine of 0.950 from where the new model puts them (0.310 if nothing were "
+                "carried)"
+            ]
+        ],
     )
     message: str | None = Field(None, examples=[None])
     started: str | None = Field(None, examples=[_AT])
@@ -160,7 +185,12 @@ class ExpectBody(BaseModel):
     """What an upgrade would do."""
 
     expect: list[str] = Field(
-        examples=[["held-out crops lie at a cosine of 0.950 from where the new model puts them (0.310 if nothing were carried)"]]
+        examples=[
+            [
+                "held-out crops lie at a cosine of 0.950 from where the new model puts them (0.310 if nothing were "
+                "carried)"
+            ]
+        ]
     )
 
 
@@ -186,7 +216,9 @@ class StatsBody(BaseModel):
     generation: int = Field(examples=[812])
     cameras: dict[str, int] = Field(examples=[{"yard": 60000, "gate": 40000}])
     labelled: int = Field(examples=[120])
-    retention: dict[str, int] = Field(description="Days by camera; the empty name is for all others.", examples=[{"": 30}])
+    retention: dict[str, int] = Field(
+        description="Days by camera; the empty name is for all others.", examples=[{"": 30}]
+    )
     provider: str = Field(examples=["cpu"])
     version: str = Field(examples=["0.1.0"])
 
@@ -195,10 +227,13 @@ class AuditBody(BaseModel):
     """Records of an audit chain."""
 
     records: list[dict[str, Any]] = Field(
-        examples=[[{"number": 118, "time": _AT, "action": "query", "token": "desk", "reason": "case 2026-117", "results": 5}]]
+        examples=[
+            [{"number": 118, "time": _AT, "action": "query", "token": "desk", "reason": "case 2026-117", "results": 5}]
+        ]
     )
     head: str | None = Field(
-        description="Seal of the newest record; keep it elsewhere to notice later if records were taken out.", examples=["9d3e…"]
+        description="Seal of the newest record; keep it elsewhere to notice later if records were taken out.",
+        examples=["9d3e…"],
     )
     intact: bool | None = Field(description="Whether the chain holds; null if it was not checked.", examples=[True])
     message: str | None = Field(None, description="Where it is broken.", examples=[None])

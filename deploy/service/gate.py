@@ -1,4 +1,5 @@
-"""What every request passes before anything of it is read: host, token, scope, rate, a place in the queue, and room for its body.
+"""What every request passes before anything of it is read: host, token, scope, rate, a place in the queue, and room for
+its body.
 
 It is plain ASGI, around the application, because a web framework reads a body before it asks who sent it.
 """
@@ -48,7 +49,9 @@ _DRAIN_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request: the token's name and id (``local`` and empty where no token is asked for), and the request's own id."""
+    """Who sent a request: the token's name and id (``local`` and empty where no token is asked for), and the request's
+    own id.
+    """
 
     name: str
     token: str
@@ -86,9 +89,16 @@ class Gate:
         else:
             caller = self._check_token(headers, request)
         if route.access not in (OPEN, ANY) and route.access not in caller.scopes:
-            raise RefusedError("forbidden", f"this needs a token with the scope {route.access}; this one has {', '.join(caller.scopes) or 'none'}")
+            raise RefusedError(
+                "forbidden",
+                f"this needs a token with the scope {route.access}; this one has {', '.join(caller.scopes) or 'none'}",
+            )
         if route.access != OPEN and (wait := self.rate.take(caller.token or "local")):
-            raise RefusedError("rate_limited", f"more than {self._settings.rate:g} requests a second; wait and try again", wait=int(wait) + 1)
+            raise RefusedError(
+                "rate_limited",
+                f"more than {self._settings.rate:g} requests a second; wait and try again",
+                wait=int(wait) + 1,
+            )
         return caller
 
     def enter(self) -> None:
@@ -104,7 +114,9 @@ class Gate:
         self._metrics.queue.set(self._working)
 
     def hold(self, count: int) -> None:
-        """Make room for bytes of a body; raises RefusedError if all bodies together would be too large. Negative: give room back."""
+        """Make room for bytes of a body; raises RefusedError if all bodies together would be too large. Negative: give
+        room back.
+        """
         if count > 0 and self._buffered + count > self._settings.max_buffered_bytes:
             raise RefusedError("busy", "too many large requests are being read already; try again in a moment")
         self._buffered += count
@@ -113,24 +125,36 @@ class Gate:
     def _check_token(self, headers: dict[str, str], request: str) -> Caller:
         scheme, _, text = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
-            raise RefusedError("unauthorized", "send a token made by reid token make, as the header Authorization: Bearer …")
+            raise RefusedError(
+                "unauthorized", "send a token made by reid token make, as the header Authorization: Bearer …"
+            )
         try:
             token = self._tokens.find(text.strip()) if self._tokens else None
         except ReidError as error:
             write_log(logging.ERROR, "the file of tokens can't be used", reason=str(error))
             raise RefusedError("not_ready", "the service can't read its tokens; its log says why") from error
         if token is None:
-            raise RefusedError("unauthorized", "this token is unknown, revoked or expired; make another with reid token make")
+            raise RefusedError(
+                "unauthorized", "this token is unknown, revoked or expired; make another with reid token make"
+            )
         return Caller(token.name, token.id, token.scopes, request)
 
     def _check_host(self, headers: dict[str, str]) -> None:
-        """Without tokens, whoever reaches the port is let in; a web page in a browser on this machine must not be (rebinding, forged forms)."""
+        """Without tokens, whoever reaches the port is let in; a web page in a browser on this machine must not be
+        (rebinding, forged forms).
+        """
         host = headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if name.lower() not in (*_LOCAL, *(known.lower() for known in self._settings.hosts)):
-            raise RefusedError("foreign_host", f"this service answers to localhost only, not to {name!r:.80}; name others with --allow-host")
+            raise RefusedError(
+                "foreign_host",
+                f"this service answers to localhost only, not to {name!r:.80}; name others with --allow-host",
+            )
         origin = headers.get("origin")
-        if (origin is not None and origin.partition("://")[2] != host) or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        if (origin is not None and origin.partition("://")[2] != host) or headers.get("sec-fetch-site", "none") not in (
+            "none",
+            "same-origin",
+        ):
             raise RefusedError("foreign_host", "a page of another site may not use this service")
 
 
@@ -168,10 +192,16 @@ class _Exchange:
         except RefusedError as refused:
             code = await self._refuse(refused)
         except TimeoutError:
-            code = await self._refuse(RefusedError("timeout", f"this took longer than {self._settings.timeout:g} s; try again"))
+            code = await self._refuse(
+                RefusedError("timeout", f"this took longer than {self._settings.timeout:g} s; try again")
+            )
         except Exception as error:  # the application has answered with 500 where it still could
             write_log(logging.ERROR, "a request failed", exception=error, request=self._id, route=route.name)
-            code = await self._refuse(RefusedError("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {self._id}"))
+            code = await self._refuse(
+                RefusedError(
+                    "internal", f"this is a mistake in lifelong-reid; the service's log has it as request {self._id}"
+                )
+            )
         finally:
             if entered:
                 self._gate.leave()
@@ -198,7 +228,9 @@ class _Exchange:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._deadline - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            raise RefusedError("slow_client", f"the request did not arrive within {self._settings.body_timeout:g} s") from None
+            raise RefusedError(
+                "slow_client", f"the request did not arrive within {self._settings.body_timeout:g} s"
+            ) from None
         if message["type"] == "http.disconnect":
             raise RefusedError("slow_client", "the client went away before its request had arrived")
         if message["type"] == "http.request":
@@ -220,7 +252,10 @@ class _Exchange:
             if self._unread():
                 await self._drain()
                 extra |= {"connection": "close"} if self._unread() else {}
-            message["headers"] = [*message["headers"], *((key.encode(), value.encode()) for key, value in extra.items() if key.encode() not in have)]
+            message["headers"] = [
+                *message["headers"],
+                *((key.encode(), value.encode()) for key, value in extra.items() if key.encode() not in have),
+            ]
         await self._send(message)
 
     async def _refuse(self, refused: RefusedError) -> str:
@@ -239,10 +274,14 @@ class _Exchange:
 
     def _unread(self) -> bool:
         """Whether the client may still be sending."""
-        return not self._finished and (self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers)
+        return not self._finished and (
+            self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers
+        )
 
     async def _drain(self) -> None:
-        """Read on for a moment, so that a client that only listens once it has sent everything does not miss the answer."""
+        """Read on for a moment, so that a client that only listens once it has sent everything does not miss the
+        answer.
+        """
         read = 0
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
@@ -259,7 +298,13 @@ class _Exchange:
             self._metrics.rejections.labels(code).inc()
         self._metrics.seconds.labels(route.name).observe(seconds)
         level = logging.DEBUG if route.name in ("livez", "readyz", "metrics") and self._status < 400 else logging.INFO
-        fields: dict[str, Any] = {"request": self._id, "method": method, "route": route.name, "status": self._status, "ms": round(1000 * seconds, 1)}
+        fields: dict[str, Any] = {
+            "request": self._id,
+            "method": method,
+            "route": route.name,
+            "status": self._status,
+            "ms": round(1000 * seconds, 1),
+        }
         fields |= {"bytes": self._read} if self._read else {}
         fields |= {"token": caller.name} if caller and caller.name else {}
         fields |= {"code": code} if code else {}

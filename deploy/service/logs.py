@@ -1,4 +1,6 @@
-"""JSON lines on stderr. They say what was done and how long it took; never whom a request was about: no label, source, image or query string."""
+"""JSON lines on stderr. They say what was done and how long it took; never whom a request was about: no label, source,
+image or query string.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ log = logging.getLogger("deploy.service")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line. Of an exception it writes the type and the places in the code, not the message, which may quote what was sent."""
+    """One JSON object a line. Of an exception it writes the type and the places in the code, not the message, which may
+    quote what was sent.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Render a record."""
@@ -24,7 +28,9 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = type(record.exc_info[1]).__name__
-            line["at"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(record.exc_info[2])]
+            line["at"] = [
+                f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(record.exc_info[2])
+            ]
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -42,6 +48,7 @@ def log_as_json(level: int = logging.INFO) -> None:
     root.setLevel(logging.WARNING)
     for name in ("deploy", "uvicorn"):
         logging.getLogger(name).setLevel(level)
-    # The one writes whole addresses, where the gate writes a line of its own; the other complains of every broken form, which the client is told.
+    # The one writes whole addresses, where the gate writes a line of its own; the other complains of every broken form,
+    # which the client is told.
     for name in ("uvicorn.access", "python_multipart"):
         logging.getLogger(name).disabled = True

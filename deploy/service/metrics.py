@@ -13,15 +13,23 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """Counters in a registry of their own, so that two services in one process do not mix. Labels are routes, statuses and codes: a fixed few."""
+    """Counters in a registry of their own, so that two services in one process do not mix. Labels are routes, statuses
+    and codes: a fixed few.
+    """
 
     def __init__(self) -> None:
         """Start at nothing."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the text and say nothing here
         self.registry = CollectorRegistry()
-        self.requests = Counter("reid_requests", "Requests by route and status.", ("route", "status"), registry=self.registry)
-        self.seconds = Histogram("reid_request_seconds", "Time to answer.", ("route",), buckets=_SECONDS, registry=self.registry)
-        self.rejections = Counter("reid_rejections", "Requests that were not answered, by reason.", ("reason",), registry=self.registry)
+        self.requests = Counter(
+            "reid_requests", "Requests by route and status.", ("route", "status"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "reid_request_seconds", "Time to answer.", ("route",), buckets=_SECONDS, registry=self.registry
+        )
+        self.rejections = Counter(
+            "reid_rejections", "Requests that were not answered, by reason.", ("reason",), registry=self.registry
+        )
         self.batches = Histogram("reid_batch_size", "Crops per inference.", buckets=_BATCHES, registry=self.registry)
         self.queue = Gauge("reid_queue_depth", "Requests that are being read or answered.", registry=self.registry)
         self.buffered = Gauge("reid_buffered_bytes", "Bytes of requests held in memory.", registry=self.registry)

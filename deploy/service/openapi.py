@@ -1,4 +1,6 @@
-"""The OpenAPI document: what the routes take and give, with an example each, and every error that they can answer with."""
+"""The OpenAPI document: what the routes take and give, with an example each, and every error that they can answer
+with.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,15 @@ _IMAGES = {"damaged_image", "unsupported_image", "too_many_pixels"}
 
 ABOUT = """Find a person by image in a gallery of camera crops, enrol, erase, and carry the gallery into a new model.
 
-Every error has the body `{"error": {"code", "message"}}`. An answer with 429 or 503 says in `Retry-After` when to try again. `X-Request-Id` names the
-request in the service's log and audit. Tokens are made by `reid token make`."""
+Every error has the body `{"error": {"code", "message"}}`. An answer with 429 or 503 says in `Retry-After` when to try
+again. `X-Request-Id` names the request in the service's log and audit. Tokens are made by `reid token make`."""
 
 
 @dataclass(frozen=True)
 class _Operation:
-    """What FastAPI can't see of a route: its form or JSON body, its answers by status, and the codes of its own errors."""
+    """What FastAPI can't see of a route: its form or JSON body, its answers by status, and the codes of its own
+    errors.
+    """
 
     answers: dict[int, type[BaseModel]]
     form: type[BaseModel] | None = None
@@ -41,11 +45,14 @@ class _Operation:
 
 _OPERATIONS: dict[tuple[str, str], _Operation] = {
     ("POST", "/v1/query"): _Operation({200: schema.QueryBody}, schema.QueryForm, "images", True),
-    ("POST", "/v1/entries"): _Operation({201: schema.EnrolBody, 200: schema.EnrolBody}, schema.EnrolForm, "images", True),
+    ("POST", "/v1/entries"): _Operation(
+        {201: schema.EnrolBody, 200: schema.EnrolBody}, schema.EnrolForm, "images", True
+    ),
     ("DELETE", "/v1/entries"): _Operation({200: schema.ForgetBody}, errors=frozenset({"invalid"})),
     ("POST", "/v1/forget"): _Operation({200: schema.ForgetBody | schema.PreviewBody}, schema.ForgetForm, "like"),  # type: ignore[dict-item]
     ("POST", "/v1/upgrade"): _Operation(
-        {202: schema.UpgradeState, 200: schema.ExpectBody}, json=schema.UpgradeBody,
+        {202: schema.UpgradeState, 200: schema.ExpectBody},
+        json=schema.UpgradeBody,
         errors=frozenset({"conflict", "not_found", "forbidden", "gallery", "audit"}),
     ),
     ("GET", "/v1/upgrade"): _Operation({200: schema.UpgradeState}),
@@ -54,7 +61,7 @@ _OPERATIONS: dict[tuple[str, str], _Operation] = {
     ("GET", "/livez"): _Operation({200: schema.AliveBody}),
     ("GET", "/readyz"): _Operation({200: schema.ReadyBody, 503: schema.ReadyBody}),
     ("GET", "/metrics"): _Operation({}),
-}  # fmt: skip
+}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -64,17 +71,34 @@ def describe(app: FastAPI) -> dict[str, Any]:
         components = document.setdefault("components", {})
         schemas: dict[str, Any] = {}
         components["schemas"] = schemas
-        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "A token made by reid token make."}}
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer", "description": "A token made by reid token make."}
+        }
         guarded = app.state.settings.tokens is not None
         for (method, path), operation in _OPERATIONS.items():
-            _complete(document["paths"][path][method.lower()], method, path, operation, schemas, app.state.settings, guarded=guarded)
+            _complete(
+                document["paths"][path][method.lower()],
+                method,
+                path,
+                operation,
+                schemas,
+                app.state.settings,
+                guarded=guarded,
+            )
         app.openapi_schema = document
     return app.openapi_schema
 
 
 def _complete(
-    found: dict[str, Any], method: str, path: str, operation: _Operation, schemas: dict[str, Any], settings: Settings, *, guarded: bool
-) -> None:  # fmt: skip
+    found: dict[str, Any],
+    method: str,
+    path: str,
+    operation: _Operation,
+    schemas: dict[str, Any],
+    settings: Settings,
+    *,
+    guarded: bool,
+) -> None:
     route = ROUTES[method, path]
     found["operationId"] = f"{method.lower()} {path}".replace("/v1/", "").replace("/", "").replace(" ", "_")
     codes = set(_EVERYWHERE) | operation.errors
@@ -95,17 +119,25 @@ def _complete(
     if guarded and route.access != OPEN:
         found["security"] = [{"bearer": []}]
     answers: dict[str, Any] = {
-        str(status): {"description": "Done" if status < 400 else "Not ready", "content": {"application/json": _body(model, schemas)}}
+        str(status): {
+            "description": "Done" if status < 400 else "Not ready",
+            "content": {"application/json": _body(model, schemas)},
+        }
         for status, model in operation.answers.items()
     }
     if path == "/metrics":
-        answers["200"] = {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}, "example": "reid_ready 1.0\n"}}}
+        answers["200"] = {
+            "description": "Done",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": "reid_ready 1.0\n"}},
+        }
     for status in sorted({CODES[code] for code in codes}):
         here = sorted(code for code in codes if CODES[code] == status)
         error = _body(schema.ErrorBody, schemas)
         error["example"] = {"error": {"code": here[0], "message": "what was wrong, what was found, what to do"}}
         if (known := answers.get(str(status))) is not None:
-            known["content"]["application/json"]["schema"] = {"anyOf": [known["content"]["application/json"]["schema"], error["schema"]]}
+            known["content"]["application/json"]["schema"] = {
+                "anyOf": [known["content"]["application/json"]["schema"], error["schema"]]
+            }
         else:
             answers[str(status)] = {"description": ", ".join(here), "content": {"application/json": error}}
     for again in {"429", "503"} & set(answers):
@@ -125,7 +157,9 @@ def _body(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _form(operation: _Operation, settings: Settings) -> dict[str, Any]:
-    """Schema and example of a multipart form: a field that may be left out is left out, for there is no null in a form."""
+    """Schema and example of a multipart form: a field that may be left out is left out, for there is no null in a
+    form.
+    """
     model = operation.form
     if model is None:
         raise TypeError("an operation without a form")
@@ -137,9 +171,14 @@ def _form(operation: _Operation, settings: Settings) -> dict[str, Any]:
             field.pop("default")
     image = {"type": "string", "format": "binary", "contentMediaType": "image/*"}
     made["properties"][operation.images] = {
-        "type": "array", "items": image, "minItems": int(operation.needed), "maxItems": settings.max_images,
-        "description": f"JPEG, PNG, WebP or BMP, at most {settings.max_image_bytes} bytes and {settings.max_pixels} pixels each.",
-    }  # fmt: skip
+        "type": "array",
+        "items": image,
+        "minItems": int(operation.needed),
+        "maxItems": settings.max_images,
+        "description": (
+            f"JPEG, PNG, WebP or BMP, at most {settings.max_image_bytes} bytes and {settings.max_pixels} pixels each."
+        ),
+    }
     required = [*made.get("required", []), *([operation.images] if operation.needed else [])]
     if "reason" in made["properties"] and settings.require_reason:
         required.append("reason")

@@ -12,8 +12,8 @@ BURST_SECONDS = 2.0
 class RateLimit:
     """Buckets that fill at ``rate`` a second and hold two seconds' worth; used from one thread.
 
-    A request may cost more than is there as long as something is: the bucket then goes below nothing, and the caller waits the longer. So no
-    request is too dear for ever, and the rate holds in the long run.
+    A request may cost more than is there as long as something is: the bucket then goes below nothing, and the caller
+    waits the longer. So no request is too dear for ever, and the rate holds in the long run.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float] = monotonic) -> None:
@@ -46,4 +46,8 @@ class RateLimit:
 
     def _drop_full(self, now: float) -> None:
         """Forget callers whose bucket would be full; they start with a full one again."""
-        self._buckets = {name: (level, then) for name, (level, then) in self._buckets.items() if level + (now - then) * self._rate < self._most}
+        self._buckets = {
+            name: (level, then)
+            for name, (level, then) in self._buckets.items()
+            if level + (now - then) * self._rate < self._most
+        }

@@ -60,7 +60,9 @@ class Parts:
         try:
             return await self.audit_log.write(action, request=self.caller.request, token=self.caller.name, **known)
         except GalleryError as error:
-            raise RefusedError("audit", "the audit log can't be written, so nothing is answered; the service's log says why") from error
+            raise RefusedError(
+                "audit", "the audit log can't be written, so nothing is answered; the service's log says why"
+            ) from error
 
 
 @router.post("/query")
@@ -71,7 +73,9 @@ async def query(request: Request) -> JSONResponse:
     form, images = await read_form(request, QueryForm, parts.settings, images="images", needed=True)
     if parts.settings.require_reason and form.reason is None:
         raise RefusedError("invalid", "reason: say why this is asked; it is kept in the audit log")
-    filters = {name: getattr(form, name) for name in ("camera", "after", "before", "label") if getattr(form, name) is not None}
+    filters = {
+        name: getattr(form, name) for name in ("camera", "after", "before", "label") if getattr(form, name) is not None
+    }
     _checked(lambda: Selection(**filters))
     parts.charge(len(images))
     found = await parts.backend.search(images, k=form.top, **filters)
@@ -84,7 +88,11 @@ async def query(request: Request) -> JSONResponse:
         filters="+".join(filters) or None,
         thumbnails=int(drawn) or None,
     )
-    results = await asyncio.to_thread(_with_thumbnails, found, parts.settings) if drawn else [[match.to_dict() for match in row] for row in found]
+    results = (
+        await asyncio.to_thread(_with_thumbnails, found, parts.settings)
+        if drawn
+        else [[match.to_dict() for match in row] for row in found]
+    )
     return JSONResponse(
         {
             "results": [{"verdict": answer(row), "matches": shown} for row, shown in zip(found, results, strict=True)],
@@ -101,12 +109,18 @@ async def enrol(request: Request) -> JSONResponse:
     parts.check_ready()
     form, images = await read_form(request, EnrolForm, parts.settings, images="images", needed=True)
     count = len(images)
-    sources = form.source or [f"upload:{parts.caller.request}" + (f"-{number}" if count > 1 else "") for number in range(1, count + 1)]
+    sources = form.source or [
+        f"upload:{parts.caller.request}" + (f"-{number}" if count > 1 else "") for number in range(1, count + 1)
+    ]
     given: list[str | None] = [*form.time]
     times = given * count if len(given) == 1 else given or [None] * count
     if len(sources) != count or len(times) != count:
-        raise RefusedError("invalid", f"there are {count} images: give as many sources, and one time, as many times, or none")
-    entries = _checked(lambda: [Entry(form.camera, source, time, form.label) for source, time in zip(sources, times, strict=True)])
+        raise RefusedError(
+            "invalid", f"there are {count} images: give as many sources, and one time, as many times, or none"
+        )
+    entries = _checked(
+        lambda: [Entry(form.camera, source, time, form.label) for source, time in zip(sources, times, strict=True)]
+    )
     parts.charge(count)
     gallery = parts.backend.gallery
     known = await parts.backend.run(lambda: [gallery.has(entry) for entry in entries])
@@ -115,16 +129,21 @@ async def enrol(request: Request) -> JSONResponse:
     if fresh:
         await parts.record("enrol", images=len(fresh))
         added = await parts.backend.add(
-            [images[place] for place in fresh], camera=form.camera, source=[sources[place] for place in fresh],
-            time=[times[place] for place in fresh], label=form.label,
-        )  # fmt: skip
+            [images[place] for place in fresh],
+            camera=form.camera,
+            source=[sources[place] for place in fresh],
+            time=[times[place] for place in fresh],
+            label=form.label,
+        )
         for place, number in zip(fresh, added, strict=True):
             ids[place] = number
     return JSONResponse({"ids": ids, "known": ids.count(None)}, status_code=201 if any(ids) else 200)
 
 
 @router.delete("/entries")
-async def erase_entries(request: Request, ids: Annotated[list[Id], Query(min_length=1, max_length=1000, examples=[[4, 5, 9]])]) -> JSONResponse:
+async def erase_entries(
+    request: Request, ids: Annotated[list[Id], Query(min_length=1, max_length=1000, examples=[[4, 5, 9]])]
+) -> JSONResponse:
     """Erase entries by id, bytes and all; ids that are not there are passed over."""
     parts = Parts(request)
     await parts.record("forget", by="ids", asked=len(set(ids)))
@@ -142,7 +161,9 @@ async def forget(request: Request) -> JSONResponse:
     parts.charge(len(images))
     wanted = ErasureRequest(None, form.label, form.camera, form.source, form.before, form.older_than, form.score)
     if wanted.names_nothing and not images:
-        raise RefusedError("invalid", "say what to forget: label, camera, source, before, older_than, or an image named like")
+        raise RefusedError(
+            "invalid", "say what to forget: label, camera, source, before, older_than, or an image named like"
+        )
     if images:
         ids, by = await parts.backend.with_vectors(images, lambda vectors: wanted.of(gallery, vectors))
     else:
@@ -187,8 +208,12 @@ async def stats(request: Request) -> JSONResponse:
 @router.get("/audit")
 async def audit(
     request: Request,
-    chain: Annotated[Literal["service", "gallery"], Query(description="The service's own records, or what was done to the gallery.")] = "service",
-    after: Annotated[int, Field(ge=0, lt=2**63), Query(description="Only records with a higher number.", examples=[0])] = 0,
+    chain: Annotated[
+        Literal["service", "gallery"], Query(description="The service's own records, or what was done to the gallery.")
+    ] = "service",
+    after: Annotated[
+        int, Field(ge=0, lt=2**63), Query(description="Only records with a higher number.", examples=[0])
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, examples=[100])] = 100,
     verify: Annotated[bool, Query(description="Also check the whole chain.")] = False,
 ) -> JSONResponse:
@@ -223,4 +248,6 @@ def _checked(make: Callable[[], Result]) -> Result:
 
 def _with_thumbnails(found: list[list[Match]], settings: Settings) -> list[list[dict[str, Any]]]:
     folders = settings.pictures
-    return [[{**match.to_dict(), "thumbnail": thumbnail(match.source, folders, settings)} for match in row] for row in found]
+    return [
+        [{**match.to_dict(), "thumbnail": thumbnail(match.source, folders, settings)} for match in row] for row in found
+    ]

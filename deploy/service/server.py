@@ -1,4 +1,6 @@
-"""From a gallery's folder to a listening server, and orderly back: what was begun is finished, then the gallery is closed."""
+"""From a gallery's folder to a listening server, and orderly back: what was begun is finished, then the gallery is
+closed.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -69,14 +72,18 @@ def find_tokens(listening: Listening, file: Path | None) -> Path | None:
     how = f"make one with: reid token make --scope query --tokens {chosen or default_file()}"
     if chosen is None:
         if not listening.local:
-            raise UsageError(f"refusing to listen on {listening.host} without tokens, for anyone there could query and erase; {how}")
+            raise UsageError(
+                f"refusing to listen on {listening.host} without tokens, for anyone there could query and erase; {how}"
+            )
         return None
     if not any(not token.expired() for token in Tokens(chosen).all()):
         raise UsageError(f"{chosen} holds no valid token, so nobody could use the service; {how}")
     return chosen
 
 
-def run_service(path: Path, listening: Listening, settings: Settings, *, bundle: Path | None = None, provider: str = "cpu") -> None:
+def run_service(
+    path: Path, listening: Listening, settings: Settings, *, bundle: Path | None = None, provider: str = "cpu"
+) -> None:
     """Serve a gallery until SIGTERM or SIGINT, with its own bundle; a missing one is made for ``bundle``.
 
     Raises:
@@ -104,8 +111,9 @@ def run_service(path: Path, listening: Listening, settings: Settings, *, bundle:
 def open_to_serve(path: Path, named: Path | None, provider: str) -> tuple[Gallery, Encoder]:
     """Open a gallery and load a bundle of its model; a missing one is made for the bundle that was ``named``.
 
-    The named bundle is used if it is of the gallery's model: its own, or the same in another precision. A unit file or an image names one bundle
-    for ever, and a gallery is upgraded: a bundle of another model does not keep it from being served with its own.
+    The named bundle is used if it is of the gallery's model: its own, or the same in another precision. A unit file or
+    an image names one bundle for ever, and a gallery is upgraded: a bundle of another model does not keep it from being
+    served with its own.
 
     Raises:
         UsageError: there is no gallery and no bundle was named.
@@ -136,11 +144,18 @@ def _own_encoder(gallery: Gallery, named: Path | None, provider: str) -> Encoder
     except (ArtefactError, GalleryError) as error:
         also = f"; {unfit}" if unfit and unfit != str(error) else ""
         raise GalleryError(
-            f"{gallery.path} can't be served with its own bundle: {error}{also}; put that bundle back there, name one of the same model with "
+            f"{gallery.path} can't be served with its own bundle: {error}{also}; put that bundle back there, name one "
+            "of the same model with "
             "--bundle, or carry the gallery to another with reid gallery upgrade"
         ) from error
     if unfit:
-        write_log(logging.WARNING, "the gallery is served with its own bundle, not with --bundle", used=gallery.bundle, named=named, reason=unfit)
+        write_log(
+            logging.WARNING,
+            "the gallery is served with its own bundle, not with --bundle",
+            used=gallery.bundle,
+            named=named,
+            reason=unfit,
+        )
     return encoder
 
 
@@ -150,12 +165,23 @@ def _load_fitting(gallery: Gallery, bundle: Path, provider: str) -> Encoder:
     return Encoder.load(bundle, provider=provider)
 
 
-def _config(app: object, listening: Listening) -> uvicorn.Config:
+def _config(app: Any, listening: Listening) -> uvicorn.Config:
     return uvicorn.Config(
-        app, http=_PatientProtocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False, proxy_headers=False,  # type: ignore[arg-type]
-        server_header=False, timeout_keep_alive=15, timeout_graceful_shutdown=GRACE_SECONDS, h11_max_incomplete_event_size=16 * 2**10,
-        ssl_certfile=listening.cert, ssl_keyfile=listening.key,
-    )  # fmt: skip
+        app,
+        http=_PatientProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        h11_max_incomplete_event_size=16 * 2**10,
+        ssl_certfile=listening.cert,
+        ssl_keyfile=listening.key,
+    )
 
 
 def _listen(listening: Listening) -> socket.socket:
@@ -164,16 +190,30 @@ def _listen(listening: Listening) -> socket.socket:
         return socket.create_server((listening.host.strip("[]"), listening.port), family=family, backlog=512)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DeviceError(f"can't listen on {listening.host} port {listening.port}: {reason}; choose another --host or --port") from error
+        raise DeviceError(
+            f"can't listen on {listening.host} port {listening.port}: {reason}; choose another --host or --port"
+        ) from error
 
 
 def _announced(listener: socket.socket, listening: Listening, settings: Settings) -> socket.socket:
     scheme = "https" if listening.cert else "http"
-    write_log(logging.INFO, "listening", address=f"{scheme}://{listening.host}:{listener.getsockname()[1]}", process=os.getpid())
+    write_log(
+        logging.INFO,
+        "listening",
+        address=f"{scheme}://{listening.host}:{listener.getsockname()[1]}",
+        process=os.getpid(),
+    )
     if settings.tokens is None:
-        write_log(logging.WARNING, "no token is asked for: whoever uses this machine may query, enrol and erase; see reid token make")
+        write_log(
+            logging.WARNING,
+            "no token is asked for: whoever uses this machine may query, enrol and erase; see reid token make",
+        )
     if not listening.local and not listening.cert:
-        write_log(logging.WARNING, "plain HTTP off localhost: tokens and images can be read on the way; use --tls-cert, or a proxy that speaks TLS")
+        write_log(
+            logging.WARNING,
+            "plain HTTP off localhost: tokens and images can be read on the way; use --tls-cert, or a proxy that "
+            "speaks TLS",
+        )
     return listener
 
 
@@ -185,7 +225,9 @@ def _check_tls(listening: Listening) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(listening.cert, listening.key)
         except (OSError, ssl.SSLError) as error:
             reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-            raise DeviceError(f"can't use certificate {listening.cert} with key {listening.key}: {reason}; both must be PEM and fit") from error
+            raise DeviceError(
+                f"can't use certificate {listening.cert} with key {listening.key}: {reason}; both must be PEM and fit"
+            ) from error
 
 
 class _Server(uvicorn.Server):

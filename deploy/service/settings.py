@@ -17,7 +17,8 @@ class Settings:
     """Limits and places of a service.
 
     Attributes:
-        tokens: file of ``reid token``; ``None``: no token is asked for, which only a service that listens on this machine alone may do.
+        tokens: file of ``reid token``; ``None``: no token is asked for, which only a service that listens on this
+            machine alone may do.
         audit: the audit log's database; by default beside the gallery's folder.
         keep_audit: days that records of the audit log are kept; ``None``: for ever.
         require_reason: whether a query must state its reason.
@@ -26,7 +27,8 @@ class Settings:
         max_images: per request.
         max_body_bytes: of one request.
         max_buffered_bytes: of all requests that are being read or answered.
-        rate: requests per second and token, in the long run, with bursts of twice as many; an image more counts as a request. 0: no limit.
+        rate: requests per second and token, in the long run, with bursts of twice as many; an image more counts as a
+            request. 0: no limit.
         queue: requests that are read or answered at a time; the next one is sent away with 503.
         timeout: seconds that an answer may take.
         body_timeout: seconds that a client may take to send its request.
@@ -55,9 +57,13 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every value; raises UsageError."""
         for name, most in (
-            ("max_image_bytes", MAX_BYTES), ("max_pixels", MAX_PIXELS), ("max_images", 256), ("max_body_bytes", 2**30), ("max_buffered_bytes", 2**40),
+            ("max_image_bytes", MAX_BYTES),
+            ("max_pixels", MAX_PIXELS),
+            ("max_images", 256),
+            ("max_body_bytes", 2**30),
+            ("max_buffered_bytes", 2**40),
             ("queue", 4096),
-        ):  # fmt: skip
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise UsageError(f"{name.replace('_', '-')} must be a whole number from 1 to {most}, got {value!r}")
@@ -68,7 +74,10 @@ class Settings:
         if self.keep_audit is not None and not 1 <= self.keep_audit <= 36500:
             raise UsageError(f"keep-audit must be 1 to 36500 days, got {self.keep_audit!r}")
         if self.max_buffered_bytes < self.max_body_bytes:
-            raise UsageError(f"max-buffered-bytes must allow one request of {self.max_body_bytes} bytes, got {self.max_buffered_bytes}")
+            raise UsageError(
+                f"max-buffered-bytes must allow one request of {self.max_body_bytes} bytes, got "
+                f"{self.max_buffered_bytes}"
+            )
         for folder in (*self.pictures, *([self.bundles] if self.bundles else [])):
             if not folder.is_dir():
                 raise UsageError(f"{folder} is no folder; make it, or leave the option out")

@@ -17,7 +17,9 @@ from domains.errors import DataError
 
 
 def thumbnail(source: str, folders: Sequence[Path], settings: Settings) -> str | None:
-    """A small JPEG as a data: URL, or ``None`` if the source is no readable image inside one of the folders, links followed."""
+    """A small JPEG as a data: URL, or ``None`` if the source is no readable image inside one of the folders, links
+    followed.
+    """
     data = _read(source, folders, settings.max_image_bytes)
     if data is None:
         return None
@@ -30,7 +32,9 @@ def thumbnail(source: str, folders: Sequence[Path], settings: Settings) -> str |
 
 
 def _read(source: str, folders: Sequence[Path], limit: int) -> bytes | None:
-    """The file's bytes if it is a plain one inside the folders. It is opened first and asked where it is then, so that nothing can be swapped."""
+    """The file's bytes if it is a plain one inside the folders. It is opened first and asked where it is then, so that
+    nothing can be swapped.
+    """
     try:
         path = Path(source).resolve(strict=True)
         if not any(path.is_relative_to(folder.resolve()) for folder in folders):

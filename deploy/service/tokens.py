@@ -1,6 +1,7 @@
 """Bearer tokens: 256 random bits, shown once; of each only a hash is kept, with what it may do.
 
-A plain SHA-256 is right for secrets that are drawn and not thought of: there is nothing to guess, so nothing that a slow hash would slow down.
+A plain SHA-256 is right for secrets that are drawn and not thought of: there is nothing to guess, so nothing that a
+slow hash would slow down.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Tokens:
         self._lock = threading.Lock()
 
     def find(self, text: str) -> Token | None:
-        """The valid token that ``text`` is, or ``None``; raises ArtefactError if the file can't be trusted, so that nobody is let in."""
+        """The valid token that ``text`` is, or ``None``; raises ArtefactError if the file can't be trusted, so that
+        nobody is let in.
+        """
         form = _FORM.fullmatch(text)
         token = self._read().get(form[1]) if form else None
         known = token.hash if token else "0" * 64
@@ -96,7 +99,9 @@ class Tokens:
         now = datetime.now(UTC)
         expires = (now + timedelta(days=days)).isoformat(timespec="seconds") if days else None
         kept = tuple(scope for scope in SCOPES if scope in scopes)
-        made = Token(number, name, kept, now.isoformat(timespec="seconds"), expires, hashlib.sha256(text.encode()).hexdigest())
+        made = Token(
+            number, name, kept, now.isoformat(timespec="seconds"), expires, hashlib.sha256(text.encode()).hexdigest()
+        )
         with self._changing() as tokens:
             if name in [token.name for token in tokens]:
                 raise UsageError(f"there is a token named {name!r} already; revoke it first, or choose another name")
@@ -125,7 +130,9 @@ class Tokens:
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if seen != self._seen:
                 if stat.st_mode & 0o022:
-                    raise ArtefactError(f"{self.file} can be written by others, who could let themselves in; run chmod 600 {self.file}")
+                    raise ArtefactError(
+                        f"{self.file} can be written by others, who could let themselves in; run chmod 600 {self.file}"
+                    )
                 self._known = {token.id: token for token in _parse(self.file, read_json(self.file))}
                 self._seen = seen
             return self._known
@@ -161,7 +168,11 @@ def _parse(file: Path, content: Any) -> list[Token]:
         for token in tokens:
             for name, kind in types.items():
                 value = getattr(token, name)
-                allowed = tuple(found for found in get_args(kind) if isinstance(found, type)) if name == "expires" else (str, tuple)
+                allowed = (
+                    tuple(found for found in get_args(kind) if isinstance(found, type))
+                    if name == "expires"
+                    else (str, tuple)
+                )
                 if not isinstance(value, allowed):
                     raise ValueError(f"{name} is {value!r:.40}")
             if set(token.scopes) - set(SCOPES) or not re.fullmatch("[0-9a-f]{64}", token.hash):

@@ -69,7 +69,9 @@ class Upgrading:
             raise RefusedError("forbidden", "upgrades by HTTP are off; start the service with --bundles FOLDER")
         folder = self._folder / name
         if not re.fullmatch(NAME, name) or folder.is_symlink() or not folder.is_dir():
-            raise RefusedError("not_found", f"there is no bundle {name!r:.80} in the folder of bundles; copy it there first")
+            raise RefusedError(
+                "not_found", f"there is no bundle {name!r:.80} in the folder of bundles; copy it there first"
+            )
         return folder
 
     def expect(self, bundle: Path, via: list[Path]) -> list[str]:
@@ -81,13 +83,17 @@ class Upgrading:
         """Begin; raises RefusedError if one is running."""
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
-                raise RefusedError("conflict", f"an upgrade to {self._progress.bundle} is running; look at GET /v1/upgrade")
+                raise RefusedError(
+                    "conflict", f"an upgrade to {self._progress.bundle} is running; look at GET /v1/upgrade"
+                )
             self._progress = Progress("loading", bundle.name, started=_now())
             self._thread = threading.Thread(target=self._run, args=(bundle, via, by), name="upgrade", daemon=True)
             self._thread.start()
 
     def wait(self) -> None:
-        """Until no upgrade is running; one that was told to stop leaves its preparation, and the next one goes on with it."""
+        """Until no upgrade is running; one that was told to stop leaves its preparation, and the next one goes on with
+        it.
+        """
         if self._thread is not None:
             self._thread.join()
 
@@ -109,8 +115,18 @@ class Upgrading:
             write_log(logging.INFO, "upgraded", bundle=bundle.name, entries=count, feature_space=encoder.feature_space)
         except Exception as error:  # a thread has nobody to raise to; whoever asks for the state is told
             progress.state = "failed"
-            progress.message = str(error) if isinstance(error, ReidError) else f"{type(error).__name__}: this is a mistake in lifelong-reid"
-            write_log(logging.ERROR, "an upgrade failed; the old model goes on serving", exception=error, bundle=bundle.name, reason=progress.message)
+            progress.message = (
+                str(error)
+                if isinstance(error, ReidError)
+                else f"{type(error).__name__}: this is a mistake in lifelong-reid"
+            )
+            write_log(
+                logging.ERROR,
+                "an upgrade failed; the old model goes on serving",
+                exception=error,
+                bundle=bundle.name,
+                reason=progress.message,
+            )
             if taken is not None and backend.gallery.feature_space == taken:  # it failed after the switch
                 backend.follow(taken)
             elif taken is not None:

@@ -1,4 +1,6 @@
-"""What a client sends, read into memory and checked: forms of fields and images, bounded in every direction, decoded only once their headers fit."""
+"""What a client sends, read into memory and checked: forms of fields and images, bounded in every direction, decoded
+only once their headers fit.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class _InMemory(MultiPartParser):
     spool_max_size = 2**31 - 1
 
 
-async def read_form(request: Request, model: type[Fields], settings: Settings, *, images: str, needed: bool) -> tuple[Fields, list[bytes]]:
+async def read_form(
+    request: Request, model: type[Fields], settings: Settings, *, images: str, needed: bool
+) -> tuple[Fields, list[bytes]]:
     """Read a multipart form.
 
     Args:
@@ -42,19 +46,25 @@ async def read_form(request: Request, model: type[Fields], settings: Settings, *
         needed: whether there must be one.
 
     Raises:
-        RefusedError: no such form, unknown or impossible fields, no image, too many, too large, or none of a known kind.
+        RefusedError: no such form, unknown or impossible fields, no image, too many, too large, or none of a known
+            kind.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise RefusedError("unsupported_body", "send a form as multipart/form-data")
     parser = _InMemory(
-        request.headers, request.stream(),
-        max_files=settings.max_images, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES,
-    )  # fmt: skip
+        request.headers,
+        request.stream(),
+        max_files=settings.max_images,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:
         too_many = "Too many files" in error.message
-        raise RefusedError("too_large" if too_many else "invalid", f"the form can't be read: {error.message:.150}") from error
+        raise RefusedError(
+            "too_large" if too_many else "invalid", f"the form can't be read: {error.message:.150}"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # what the parser makes of broken headers
         raise RefusedError("invalid", "the form can't be read: its parts are broken") from error
     try:
@@ -85,7 +95,10 @@ def check_image(data: bytes, settings: Settings, name: str) -> None:
     if not data:
         raise RefusedError("damaged_image", f"{name} is empty")
     if len(data) > settings.max_image_bytes:
-        raise RefusedError("too_large", f"{name} has {len(data)} bytes, at most {settings.max_image_bytes} are taken; crops are small images")
+        raise RefusedError(
+            "too_large",
+            f"{name} has {len(data)} bytes, at most {settings.max_image_bytes} are taken; crops are small images",
+        )
     if not any(data[at : at + len(magic)] == magic for at, magic in _KINDS):
         raise RefusedError("unsupported_image", f"{name} is no JPEG, PNG, WebP or BMP image")
     try:
@@ -93,7 +106,9 @@ def check_image(data: bytes, settings: Settings, name: str) -> None:
     except DataError as error:
         raise RefusedError("damaged_image", f"{name}: {error}") from error
     if height * width > settings.max_pixels:
-        raise RefusedError("too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are taken")
+        raise RefusedError(
+            "too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are taken"
+        )
 
 
 def _split(form: FormData, model: type[Fields], images: str) -> tuple[Fields, list[UploadFile]]:

@@ -70,9 +70,11 @@ def _entry_faults(store: Store) -> Iterator[str]:
 
 
 def repair(store: Store) -> list[str]:
-    """Mend what can be mended without a backup: the database's own indices and structure, and the seal. Returns what was found, a line each.
+    """Mend what can be mended without a backup: the database's own indices and structure, and the seal. Returns what
+    was found, a line each.
 
-    Nothing of an entry is changed: damaged ones are named, and stay as they are until they are forgotten or a backup is restored.
+    Nothing of an entry is changed: damaged ones are named, and stay as they are until they are forgotten or a backup is
+    restored.
     """
     with store.reading():
         before = list(faults(store))
@@ -85,4 +87,6 @@ def repair(store: Store) -> list[str]:
     with store.reading():
         left = list(faults(store))
     mended = [f"mended: {fault}" for fault in before if fault not in left]
-    return mended + [f"still damaged: {fault}; restore a backup, or give it up with reid gallery forget" for fault in left]
+    return mended + [
+        f"still damaged: {fault}; restore a backup, or give it up with reid gallery forget" for fault in left
+    ]

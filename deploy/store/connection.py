@@ -18,7 +18,9 @@ TRY_SECONDS = 0.02
 
 
 class Connection:
-    """A connection whose methods may be called from any thread, one at a time; every error of SQLite's is a GalleryError that names the file."""
+    """A connection whose methods may be called from any thread, one at a time; every error of SQLite's is a
+    GalleryError that names the file.
+    """
 
     _db: sqlite3.Connection
 
@@ -28,7 +30,9 @@ class Connection:
         self._busy_seconds = busy_seconds
         self._lock = threading.RLock()
         self._sealed = False
-        """Whether the seal must hold before anything is changed: what changed by itself must not be sealed with what is written."""
+        """Whether the seal must hold before anything is changed: what changed by itself must not be sealed with what is
+        written.
+        """
 
     def _connect(self) -> None:
         self._db = self._new_connection()
@@ -52,10 +56,15 @@ class Connection:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """No process can change the gallery while the block runs. Raises GalleryError if what it says of itself changed by a fault."""
+        """No process can change the gallery while the block runs. Raises GalleryError if what it says of itself changed
+        by a fault.
+        """
         with self._transaction("BEGIN IMMEDIATE"):
             if self._sealed and not seal_holds(self._db):
-                raise GalleryError(f"{self.file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery verify --repair")
+                raise GalleryError(
+                    f"{self.file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery "
+                    "verify --repair"
+                )
             before = self._db.total_changes
             yield
             if self._db.total_changes != before:
@@ -67,15 +76,18 @@ class Connection:
             return self._db.execute(query, values).fetchall()
 
     def change(self, statement: str, rows: Iterable[Sequence[Any]] = ((),)) -> None:
-        """Run a statement for each row, inside a :meth:`holding` block; whoever changes what a search finds also calls :meth:`changed`."""
+        """Run a statement for each row, inside a :meth:`holding` block; whoever changes what a search finds also calls
+        :meth:`changed`.
+        """
         with self._guarded():
             self._db.executemany(statement, rows)
 
     def rewrite(self) -> bool:
-        """Write every page anew and empty the log; returns False if another process read all the time, so that the log could not be emptied.
+        """Write every page anew and empty the log; returns False if another process read all the time, so that the log
+        could not be emptied.
 
-        What takes long is done over a connection of its own, which readers need not wait for; the log is cut off under this one's lock. Nothing is
-        lost if the disk is too full for it: as much room is needed again as the file takes.
+        What takes long is done over a connection of its own, which readers need not wait for; the log is cut off under
+        this one's lock. Nothing is lost if the disk is too full for it: as much room is needed again as the file takes.
         """
         with self._mapped("it could not be written anew"), closing(self._new_connection()) as other:
             configure(other)
@@ -123,7 +135,9 @@ class Connection:
 
     @contextmanager
     def _begun(self, begin: str) -> Iterator[None]:
-        """Begin a transaction and hold the lock; while another process or connection writes, the lock is let go again and again for who reads."""
+        """Begin a transaction and hold the lock; while another process or connection writes, the lock is let go again
+        and again for who reads.
+        """
         deadline = time.monotonic() + self._busy_seconds
         with self._mapped():
             while True:
@@ -165,7 +179,9 @@ class Connection:
 
 
 def _text(data: bytes) -> str:
-    """What a column holds; bytes that a fault made no UTF-8 come out as they are, to be found by their row's checksum."""
+    """What a column holds; bytes that a fault made no UTF-8 come out as they are, to be found by their row's
+    checksum.
+    """
     return data.decode("utf-8", "surrogateescape")
 
 

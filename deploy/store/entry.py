@@ -43,7 +43,9 @@ class Entry:
 
     @classmethod
     def stored(cls, camera: str, source: str, time: str | None, label: str | None) -> Entry:
-        """An entry out of the store, which checked it when it came in and found its checksum right now; nothing is checked again."""
+        """An entry out of the store, which checked it when it came in and found its checksum right now; nothing is
+        checked again.
+        """
         entry = object.__new__(cls)
         entry.__dict__.update(camera=camera, source=source, time=time, label=label)
         return entry

@@ -1,4 +1,6 @@
-"""One stored row and its checksums: SQLite's pages have none, and a flipped bit must not turn into another person, place or time."""
+"""One stored row and its checksums: SQLite's pages have none, and a flipped bit must not turn into another person,
+place or time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,10 @@ from typing import Any
 
 from deploy.store.entry import Entry
 
-COLUMNS = "e.vector, e.checksum, e.id, e.camera, e.source, e.time, e.utc, e.label, e.space, e.stamp, e.origin, e.added, c.vector, c.checksum"
+COLUMNS = (
+    "e.vector, e.checksum, e.id, e.camera, e.source, e.time, e.utc, e.label, e.space, e.stamp, e.origin, e.added, "
+    "c.vector, c.checksum"
+)
 PRESENT = "entry e LEFT JOIN carried c ON c.space = (SELECT space FROM gallery) AND c.id = e.id"
 """Every entry with its vector in the present space, if that is not its own."""
 
@@ -20,7 +25,9 @@ def checksum(data: bytes, texts: Iterable[str | int | None]) -> int:
 
 
 def entry_checksum(vector: bytes, origin: Sequence[str | int | None], space: int, stamp: int) -> int:
-    """Checksum of an entry's own vector, its ``(id, camera, source, time, utc, label)`` and, but for entries of schema 2 (stamp 0), its space."""
+    """Checksum of an entry's own vector, its ``(id, camera, source, time, utc, label)`` and, but for entries of schema
+    2 (stamp 0), its space.
+    """
     return checksum(vector, (*origin, space) if stamp else origin)
 
 
@@ -30,9 +37,15 @@ def make_stamp(number: int, space: int, origin: int, added: int) -> int:
 
 
 def present_vector(row: Sequence[Any], space: int, dim: int) -> bytes | None:
-    """Bytes of the fp16 vector in the present space of a row of ``COLUMNS``; None if any byte that an answer depends on changed."""
+    """Bytes of the fp16 vector in the present space of a row of ``COLUMNS``; None if any byte that an answer depends on
+    changed.
+    """
     own, expected, number, stamp = row[0], row[1], row[2], row[9]
-    if not isinstance(own, bytes) or not isinstance(stamp, int) or entry_checksum(own, row[2:8], row[8], stamp) != expected:
+    if (
+        not isinstance(own, bytes)
+        or not isinstance(stamp, int)
+        or entry_checksum(own, row[2:8], row[8], stamp) != expected
+    ):
         return None
     blob = own
     if row[8] != space:

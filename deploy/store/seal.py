@@ -1,7 +1,9 @@
-"""One hash over everything in a gallery's database that is not an entry: its facts, spaces, rules, backups, the audit's end, the tables' shape.
+"""One hash over everything in a gallery's database that is not an entry: its facts, spaces, rules, backups, the audit's
+end, the tables' shape.
 
-Entries and stored crops carry checksums of their own, row by row. The seal is renewed in every transaction that changes something, so that a byte
-that changed by itself is found when the gallery is opened, before a rule or a space that nobody set has an effect.
+Entries and stored crops carry checksums of their own, row by row. The seal is renewed in every transaction that changes
+something, so that a byte that changed by itself is found when the gallery is opened, before a rule or a space that
+nobody set has an effect.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import hashlib
 import sqlite3
 
 _SEALED = (
-    "SELECT dim, feature_space, bundle, entries, generation, token, erasures, unwiped, space, moves, base, crops FROM gallery",
+    "SELECT dim, feature_space, bundle, entries, generation, token, erasures, unwiped, space, moves, base, crops FROM "
+    "gallery",
     "SELECT number, feature_space, dim, bundle, ready, source FROM space ORDER BY number",
     "SELECT camera, days FROM retention ORDER BY camera",
     "SELECT path, time FROM backup ORDER BY path",

@@ -62,9 +62,13 @@ class Selection:
         found, values = ["1"], list[Any]()
         # A prefix is a range, so that the index on sources serves it and no pattern character has a meaning.
         for condition, given in (
-            ("camera = ?", self.camera), ("label = ?", self.label), ("utc >= ?", self.start), ("utc < ?", self.end),
-            ("source >= ?", self.source), ("source < ?", None if self.source is None else _after(self.source)),
-        ):  # fmt: skip
+            ("camera = ?", self.camera),
+            ("label = ?", self.label),
+            ("utc >= ?", self.start),
+            ("utc < ?", self.end),
+            ("source >= ?", self.source),
+            ("source < ?", None if self.source is None else _after(self.source)),
+        ):
             if given is not None:
                 found.append(condition)
                 values.append(given)
@@ -73,7 +77,9 @@ class Selection:
 
 
 def _after(prefix: str) -> str | None:
-    """The least text that is above every text with a prefix, in the order of code points, which is that of SQLite; ``None`` if there is none."""
+    """The least text that is above every text with a prefix, in the order of code points, which is that of SQLite;
+    ``None`` if there is none.
+    """
     for at in range(len(prefix) - 1, -1, -1):
         if (code := ord(prefix[at])) < LAST_LETTER:
             return prefix[:at] + chr(code + 1 if code + 1 not in SURROGATES else SURROGATES.stop)

@@ -1,13 +1,15 @@
 """The durable half of a gallery: one SQLite file that holds every embedding with its origin.
 
-Write-ahead log with ``synchronous=FULL``: what was acknowledged survives a power cut, and a killed process leaves the state before its transaction or
-after it. Locks are the operating system's, so that those of a dead process are gone with it.
+Write-ahead log with ``synchronous=FULL``: what was acknowledged survives a power cut, and a killed process leaves the
+state before its transaction or after it. Locks are the operating system's, so that those of a dead process are gone
+with it.
 
-A gallery has been in one or more *feature spaces*, numbered from 1; one is the present one. An entry's own vector lies in the space ``entry.space``;
-in any other its vector, carried there by a transport, is a row of ``carried``. So a gallery changes its space by changing one number.
+A gallery has been in one or more *feature spaces*, numbered from 1; one is the present one. An entry's own vector lies
+in the space ``entry.space``; in any other its vector, carried there by a transport, is a row of ``carried``. So a
+gallery changes its space by changing one number.
 
-Every change draws a new ``token`` in its own transaction. A cache that carries the token of the present state was made from this state and from no
-other, not even from one of an earlier backup with the same number of changes.
+Every change draws a new ``token`` in its own transaction. A cache that carries the token of the present state was made
+from this state and from no other, not even from one of an earlier backup with the same number of changes.
 """
 
 from __future__ import annotations
@@ -49,8 +51,10 @@ class State(NamedTuple):
     Attributes:
         generation: number of changes so far.
         token: random name of this very state.
-        erasures: number of changes that removed something or moved it; between two states with the same number, entries were only appended.
-        moves: number of changes that gave every entry another vector; between two states with the same number, no entry's vector changed.
+        erasures: number of changes that removed something or moved it; between two states with the same number, entries
+            were only appended.
+        moves: number of changes that gave every entry another vector; between two states with the same number, no
+            entry's vector changed.
     """
 
     generation: int
@@ -69,7 +73,9 @@ class Facts(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What filters need of every entry, ids ascending: its camera's place in ``names``, its time in microseconds since 1970 UTC or ``NO_TIME``."""
+    """What filters need of every entry, ids ascending: its camera's place in ``names``, its time in microseconds since
+    1970 UTC or ``NO_TIME``.
+    """
 
     ids: NDArray[np.int64]
     cameras: NDArray[np.int32]
@@ -98,7 +104,8 @@ class Store(Connection):
                     raise GalleryError(f"{file} is not a gallery's database")
                 if self._pragma("user_version") not in range(1, SCHEMA + 1):
                     raise GalleryError(
-                        f"{file} has schema {self._pragma('user_version')}; this version reads 1 to {SCHEMA}. Install a matching lifelong-reid"
+                        f"{file} has schema {self._pragma('user_version')}; this version reads 1 to {SCHEMA}. Install "
+                        "a matching lifelong-reid"
                     )
                 configure(self._db)
                 self._migrate()
@@ -106,7 +113,10 @@ class Store(Connection):
                 with self.reading():
                     whole = repair or seal_holds(self._db)
                 if not whole:
-                    raise GalleryError(f"{file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery verify --repair")
+                    raise GalleryError(
+                        f"{file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery "
+                        "verify --repair"
+                    )
                 self._sealed = not repair
             except BaseException:
                 self._db.close()
@@ -120,13 +130,16 @@ class Store(Connection):
         where = f"the log {self.file.name}-wal is damaged at byte {damage.at}"
         if damage.certain and not repair:
             raise GalleryError(
-                f"{self.file.parent}: {where} and acknowledged changes lie behind it; restore a backup, or keep what comes before "
+                f"{self.file.parent}: {where} and acknowledged changes lie behind it; restore a backup, or keep what "
+                "comes before "
                 "with reid gallery verify --repair"
             )
         if damage.certain:
             self.notes.append(f"{where}: {damage.changes or 'all'} changes from there on are lost")
         else:
-            self.notes.append(f"{where}, in its last change: one that was cut short before it was acknowledged, or a lost one")
+            self.notes.append(
+                f"{where}, in its last change: one that was cut short before it was acknowledged, or a lost one"
+            )
         log.warning("%s: %s", self.file.parent, self.notes[-1])
 
     @property
@@ -183,21 +196,32 @@ class Store(Connection):
         return int(self._one("SELECT entries FROM gallery")[0])
 
     def append(
-        self, vectors: NDArray[np.float16], entries: Sequence[Entry], space: str | None = None, crops: Sequence[bytes] = (), *, once: bool = False
-    ) -> list[int | None]:  # fmt: skip
+        self,
+        vectors: NDArray[np.float16],
+        entries: Sequence[Entry],
+        space: str | None = None,
+        crops: Sequence[bytes] = (),
+        *,
+        once: bool = False,
+    ) -> list[int | None]:
         """Add vectors ``[N, D]`` with their origins in one transaction; returns their ids once they are on disk.
 
         Args:
             vectors: of the present space.
             entries: their origins.
-            space: name of the space that they are in, if it is known; raises GalleryError if it is no longer the present one.
+            space: name of the space that they are in, if it is known; raises GalleryError if it is no longer the
+                present one.
             crops: a small JPEG of each, or nothing.
-            once: leave out what has the source, camera and time of an entry that is there, or of one before it; its id is None.
+            once: leave out what has the source, camera and time of an entry that is there, or of one before it; its id
+                is None.
         """
         with self.holding():
             facts = self.facts
             if (space is not None and space != facts.feature_space) or vectors.shape[1] != facts.dim:
-                raise GalleryError(f"the gallery {self.file.parent} was upgraded meanwhile; embed with its new bundle {facts.bundle or ''}")
+                raise GalleryError(
+                    f"the gallery {self.file.parent} was upgraded meanwhile; embed with its new bundle "
+                    f"{facts.bundle or ''}"
+                )
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
             first, present, added = (row[0] if row else 0) + 1, facts.space, _now()
             places = self._new_places(entries) if once else range(len(entries))
@@ -206,13 +230,20 @@ class Store(Connection):
                 vector, entry = vectors[place], entries[place]
                 origin = (number, entry.camera, entry.source, entry.time, entry.utc, entry.label)
                 blob, stamp = vector.tobytes(), make_stamp(number, present, present, added)
-                rows.append((blob, entry_checksum(blob, origin, present, stamp), *origin, present, present, added, stamp))
+                rows.append(
+                    (blob, entry_checksum(blob, origin, present, stamp), *origin, present, present, added, stamp)
+                )
             self._db.executemany(
-                "INSERT INTO entry(vector, checksum, id, camera, source, time, utc, label, space, origin, added, stamp) "
+                "INSERT INTO entry(vector, checksum, id, camera, source, time, utc, label, space, origin, added, "
+                "stamp) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
-            kept = ((number, crops[place], checksum(crops[place], (number,))) for number, place in enumerate(places, first) if crops)
+            kept = (
+                (number, crops[place], checksum(crops[place], (number,)))
+                for number, place in enumerate(places, first)
+                if crops
+            )
             self._db.executemany("INSERT INTO crop(id, jpeg, checksum) VALUES (?, ?, ?)", kept)
             if rows:
                 self.changed(added=len(rows))
@@ -227,7 +258,9 @@ class Store(Connection):
         return sorted(place for place in firsts.values() if not self.holds(entries[place]))
 
     def remove(self, ids: Iterable[int]) -> int:
-        """Delete entries inside a :meth:`holding` block; returns how many there were. Their bytes are gone only after :meth:`wipe`."""
+        """Delete entries inside a :meth:`holding` block; returns how many there were. Their bytes are gone only after
+        :meth:`wipe`.
+        """
         numbers = [(number,) for number in ids]
         facts, damaged = self.facts, False
         for part in _parts([number for (number,) in numbers]):
@@ -245,20 +278,26 @@ class Store(Connection):
         return removed
 
     def unwiped(self) -> bool:
-        """Whether something was removed whose bytes may still be in the file, because the process that removed it was stopped."""
+        """Whether something was removed whose bytes may still be in the file, because the process that removed it was
+        stopped.
+        """
         return bool(self._one("SELECT unwiped FROM gallery")[0])
 
     def leave_unwiped(self) -> None:
-        """Remember, inside a :meth:`holding` block, that bytes are to be wiped: whoever opens the gallery next does it if this process is stopped."""
+        """Remember, inside a :meth:`holding` block, that bytes are to be wiped: whoever opens the gallery next does it
+        if this process is stopped.
+        """
         self._db.execute("UPDATE gallery SET unwiped = 1")
 
     def wipe(self) -> bool:
         """Rewrite the file so that nothing removed is left in it, and empty its log.
 
-        ``secure_delete`` alone is not enough: where SQLite moves rows between pages it leaves copies in the free part of a page, which a later
-        delete does not find. Only a rewrite (``VACUUM``) is certain; it takes time in proportion to the gallery.
+        ``secure_delete`` alone is not enough: where SQLite moves rows between pages it leaves copies in the free part
+        of a page, which a later delete does not find. Only a rewrite (``VACUUM``) is certain; it takes time in
+        proportion to the gallery.
 
-        It is done over a connection of its own, so that whoever reads, in this process too, goes on meanwhile; who writes has to wait.
+        It is done over a connection of its own, so that whoever reads, in this process too, goes on meanwhile; who
+        writes has to wait.
 
         Returns:
             False if another process was reading all the time, so that the log could not be emptied.
@@ -275,7 +314,9 @@ class Store(Connection):
         return np.sort(np.array([number for (number,) in self.ask("SELECT id FROM entry")], np.int64))
 
     def columns(self, after: int = 0) -> Columns:
-        """What filters need of every entry with an id above ``after``; raises GalleryError if entries are damaged or missing."""
+        """What filters need of every entry with an id above ``after``; raises GalleryError if entries are damaged or
+        missing.
+        """
         ids, codes, times = array("q"), array("i"), array("q")
         names: dict[str, int] = {}
         last = after
@@ -288,11 +329,15 @@ class Store(Connection):
                 times.append(NO_TIME if utc is None else utc)
             last = ids[-1]
         if not after and len(ids) != self.count():
-            raise GalleryError(f"{self.file} holds {len(ids)} entries, but should hold {self.count()}: it is damaged; restore a backup")
+            raise GalleryError(
+                f"{self.file} holds {len(ids)} entries, but should hold {self.count()}: it is damaged; restore a backup"
+            )
         return Columns(np.array(ids, np.int64), np.array(codes, np.int32), list(names), np.array(times, np.int64))
 
     def pick(self, ids: Sequence[int]) -> NDArray[np.float16]:
-        """Stored vectors ``[n, D]`` of the given entries, in the order of their ids; raises GalleryError on a damaged entry."""
+        """Stored vectors ``[n, D]`` of the given entries, in the order of their ids; raises GalleryError on a damaged
+        entry.
+        """
         facts, found = self.facts, []
         for part in _parts(sorted(ids)):
             rows = self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))}) ORDER BY e.id", part)
@@ -300,7 +345,9 @@ class Store(Connection):
         return np.frombuffer(b"".join(found), np.float16).reshape(-1, facts.dim)
 
     def vectors(self, after: int = 0) -> Iterator[NDArray[np.float16]]:
-        """Stored vectors ``[n, D]`` of entries with an id above ``after``, by id, in parts; raises GalleryError on a damaged entry."""
+        """Stored vectors ``[n, D]`` of entries with an id above ``after``, by id, in parts; raises GalleryError on a
+        damaged entry.
+        """
         while rows := self.rows(after):
             facts = self.facts
             yield np.frombuffer(b"".join([self._vector(row, facts) for row in rows]), np.float16).reshape(-1, facts.dim)
@@ -311,7 +358,9 @@ class Store(Connection):
         return self.ask(f"{_SELECT} WHERE e.id > ? ORDER BY e.id LIMIT {CHUNK}", (after,))
 
     def entries(self, ids: Sequence[int], facts: Facts | None = None) -> dict[int, Entry]:
-        """Origins of the given entries; raises GalleryError if one is damaged, so that no answer names a wrong camera or time."""
+        """Origins of the given entries; raises GalleryError if one is damaged, so that no answer names a wrong camera
+        or time.
+        """
         found: dict[int, Entry] = {}
         facts = facts or self.facts
         for part in _parts(ids):
@@ -353,7 +402,9 @@ class Store(Connection):
             cameras = self._db.execute("SELECT camera, count(*) FROM entry GROUP BY camera ORDER BY camera").fetchall()
         ends = [self._one(f"SELECT {end}(utc), time FROM entry")[1] for end in ("min", "max")]  # noqa: S608 - a constant
         labelled = self._one("SELECT count(label) FROM entry")[0]
-        named = {name.encode("utf-8", "replace").decode(): count for name, count in cameras}  # one that a fault made no UTF-8, too
+        named = {
+            name.encode("utf-8", "replace").decode(): count for name, count in cameras
+        }  # one that a fault made no UTF-8, too
         return {"cameras": named, "labelled": labelled, "first": ends[0], "last": ends[1]}
 
     def sealed(self) -> bool:
@@ -369,20 +420,26 @@ class Store(Connection):
         """Name the new state; ``moved``: every vector is another, but nothing is to be wiped."""
         gone = removed > 0 or moved
         self._db.execute(
-            "UPDATE gallery SET generation = generation + 1, token = ?, entries = entries + ?, erasures = erasures + ?, "
+            "UPDATE gallery SET generation = generation + 1, token = ?, entries = entries + ?, erasures = erasures + "
+            "?, "
             "unwiped = max(unwiped, ?), moves = moves + ?, base = CASE WHEN ? THEN NULL ELSE base END",
             (secrets.token_hex(8), added - removed, int(gone), int(removed > 0), int(moved), int(gone)),
         )
 
     def _vector(self, row: Sequence[Any], facts: Facts) -> bytes:
-        """Bytes of a row's vector in the present space; raises GalleryError if any byte that an answer depends on changed."""
+        """Bytes of a row's vector in the present space; raises GalleryError if any byte that an answer depends on
+        changed.
+        """
         found = present_vector(row, facts.space, facts.dim)
         if found is None:
             raise self._damaged(row[2])
         return found
 
     def _damaged(self, number: int) -> GalleryError:
-        return GalleryError(f"entry {number} of {self.file} is damaged; restore a backup, or give it up with reid gallery forget … {number}")
+        return GalleryError(
+            f"entry {number} of {self.file} is damaged; restore a backup, or give it up with reid gallery forget … "
+            f"{number}"
+        )
 
 
 def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -8,10 +8,11 @@ SCHEMA = 3
 SCHEMA_1 = """
 CREATE TABLE gallery(
   one INTEGER PRIMARY KEY CHECK (one = 1), dim INTEGER NOT NULL, feature_space TEXT NOT NULL, bundle TEXT,
-  entries INTEGER NOT NULL, generation INTEGER NOT NULL, token TEXT NOT NULL, erasures INTEGER NOT NULL, unwiped INTEGER NOT NULL);
+  entries INTEGER NOT NULL, generation INTEGER NOT NULL, token TEXT NOT NULL,
+  erasures INTEGER NOT NULL, unwiped INTEGER NOT NULL);
 CREATE TABLE entry(
-  id INTEGER PRIMARY KEY AUTOINCREMENT, vector BLOB NOT NULL, camera TEXT NOT NULL, source TEXT NOT NULL, time TEXT, utc INTEGER, label TEXT,
-  checksum INTEGER NOT NULL);
+  id INTEGER PRIMARY KEY AUTOINCREMENT, vector BLOB NOT NULL, camera TEXT NOT NULL, source TEXT NOT NULL,
+  time TEXT, utc INTEGER, label TEXT, checksum INTEGER NOT NULL);
 CREATE INDEX entry_source ON entry(source);
 """
 SINCE_2 = """
@@ -21,16 +22,21 @@ ALTER TABLE entry ADD COLUMN origin INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE entry ADD COLUMN added INTEGER NOT NULL DEFAULT {now};
 CREATE INDEX entry_label ON entry(label) WHERE label IS NOT NULL;
 CREATE TABLE space(
-  number INTEGER PRIMARY KEY, feature_space TEXT NOT NULL, dim INTEGER NOT NULL, bundle TEXT, ready INTEGER NOT NULL, source INTEGER, map BLOB);
+  number INTEGER PRIMARY KEY, feature_space TEXT NOT NULL, dim INTEGER NOT NULL, bundle TEXT,
+  ready INTEGER NOT NULL, source INTEGER, map BLOB);
 CREATE TABLE carried(
-  space INTEGER NOT NULL, id INTEGER NOT NULL, vector BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (space, id)) WITHOUT ROWID;
-CREATE TABLE audit(number INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, what TEXT NOT NULL, hash TEXT NOT NULL);
+  space INTEGER NOT NULL, id INTEGER NOT NULL, vector BLOB NOT NULL, checksum INTEGER NOT NULL,
+  PRIMARY KEY (space, id)) WITHOUT ROWID;
+CREATE TABLE audit(
+  number INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, what TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE retention(camera TEXT PRIMARY KEY, days INTEGER NOT NULL);
 CREATE TABLE backup(path TEXT PRIMARY KEY, time TEXT NOT NULL);
 INSERT INTO space SELECT 1, feature_space, dim, bundle, 1, NULL, NULL FROM gallery;
 PRAGMA user_version = 2;
 """
-"""What schema 2 added: feature spaces, the audit chain, retention, the list of backups. Entries that were there count as added now."""
+"""What schema 2 added: feature spaces, the audit chain, retention, the list of backups. Entries that were there count
+as added now.
+"""
 
 SINCE_3 = """
 ALTER TABLE gallery ADD COLUMN moves INTEGER NOT NULL DEFAULT 0;
@@ -43,8 +49,8 @@ CREATE INDEX entry_camera ON entry(camera, utc);
 CREATE INDEX entry_age ON entry(COALESCE(utc, added));
 PRAGMA user_version = 3;
 """
-"""What schema 3 added: the state that the index on disk may grow from, stored crops, seals over everything that schema 2 left without a checksum, and
-indices so that rules, counts by camera and the list of ids need not read every vector.
+"""What schema 3 added: the state that the index on disk may grow from, stored crops, seals over everything that schema
+2 left without a checksum, and indices so that rules, counts by camera and the list of ids need not read every vector.
 
 Entries that were there have the stamp 0: their checksum does not cover their space.
 """

@@ -1,8 +1,9 @@
 """Looks through SQLite's write-ahead log before SQLite does.
 
-SQLite reads a log up to the first frame whose checksum is wrong and drops the rest without a word: right for a change that a power cut tore, which
-was never acknowledged, but a byte that went bad in the middle would take acknowledged changes with it. A change is written to the disk before the
-next one begins, so a whole change behind a bad frame proves that the frame was once good.
+SQLite reads a log up to the first frame whose checksum is wrong and drops the rest without a word: right for a change
+that a power cut tore, which was never acknowledged, but a byte that went bad in the middle would take acknowledged
+changes with it. A change is written to the disk before the next one begins, so a whole change behind a bad frame proves
+that the frame was once good.
 
 Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
@@ -30,7 +31,8 @@ class Damage:
 
     Attributes:
         at: byte of the file.
-        certain: acknowledged changes are behind it; else it may be what a power cut left of a change that was not acknowledged.
+        certain: acknowledged changes are behind it; else it may be what a power cut left of a change that was not
+            acknowledged.
         changes: how many changes end at it or behind it.
     """
 
@@ -95,7 +97,9 @@ def _is_commit(head: bytes, salts: list[int]) -> bool:
 
 
 def _checksum(data: bytes, state: tuple[int, int], order: str) -> tuple[int, int]:
-    """SQLite's running checksum over pairs of words, ``s0 += x + s1; s1 += y + s0``, as two sums with Fibonacci numbers modulo 2^32."""
+    """SQLite's running checksum over pairs of words, ``s0 += x + s1; s1 += y + s0``, as two sums with Fibonacci numbers
+    modulo 2^32.
+    """
     words = np.frombuffer(data, np.dtype(f"{order}u4")).astype(np.uint32)
     count = len(words) // 2
     fibonacci = _fibonacci(2 * count + 2)  # F(0) … F(2n+1)

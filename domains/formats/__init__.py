@@ -1,7 +1,8 @@
 """Opening a folder as a camera domain: fourteen published layouts, a folder per person, or ``domain.csv``.
 
-Each layout is one small module with ``NAME``, ``DESCRIPTION``, ``recognise`` and ``read``. To add one, write the module and put it into
-``LAYOUTS``: the first that recognises a folder reads it, so what is specific comes before what is general, and ``domain.csv`` before all.
+Each layout is one small module with ``NAME``, ``DESCRIPTION``, ``recognise`` and ``read``. To add one, write the module
+and put it into ``LAYOUTS``: the first that recognises a folder reads it, so what is specific comes before what is
+general, and ``domain.csv`` before all.
 """
 
 from __future__ import annotations
@@ -57,20 +58,42 @@ class Layout(Protocol):
 
 
 _ORDERED: tuple[Layout, ...] = (
-    table, market1501, msmt17, cuhk03, cuhk_sysu, lpw, sensereid, grid, cuhk02, cuhk01, ilids, prid2011, viper, three_dpes, caviar4reid, folders,
-)  # fmt: skip
+    table,
+    market1501,
+    msmt17,
+    cuhk03,
+    cuhk_sysu,
+    lpw,
+    sensereid,
+    grid,
+    cuhk02,
+    cuhk01,
+    ilids,
+    prid2011,
+    viper,
+    three_dpes,
+    caviar4reid,
+    folders,
+)
 LAYOUTS: dict[str, Layout] = {layout.NAME: layout for layout in _ORDERED}
 """Every layout by name, in the order in which they are tried."""
 
 
-def open_domain(path: str | PathLike[str], *, name: str | None = None, layout: str | None = None, same_camera: SameCamera | None = None) -> Domain:
+def open_domain(
+    path: str | PathLike[str],
+    *,
+    name: str | None = None,
+    layout: str | None = None,
+    same_camera: SameCamera | None = None,
+) -> Domain:
     """Open a folder as a camera domain; no image is decoded.
 
     Args:
         path: the folder.
         name: what to call the domain; by default as its folder is called.
         layout: one of ``LAYOUTS``, instead of recognising it.
-        same_camera: how its queries are scored; by default as the layout says, which is ``drop`` wherever cameras are known.
+        same_camera: how its queries are scored; by default as the layout says, which is ``drop`` wherever cameras are
+            known.
 
     Raises:
         DataError: the folder is missing, in no layout, not in the one asked for, or its content can't be used.
@@ -78,7 +101,10 @@ def open_domain(path: str | PathLike[str], *, name: str | None = None, layout: s
     """
     if layout is not None and layout not in LAYOUTS:
         close = get_close_matches(layout, LAYOUTS, 1, 0.4)
-        raise UsageError(f"unknown layout {layout!r}{f' (did you mean {close[0]!r}?)' if close else ''}; there are {', '.join(LAYOUTS)}")
+        raise UsageError(
+            f"unknown layout {layout!r}{f' (did you mean {close[0]!r}?)' if close else ''}; there are "
+            f"{', '.join(LAYOUTS)}"
+        )
     if same_camera is not None:
         check_choice("same_camera", same_camera, SameCamera)
     root = Path(path).expanduser()
@@ -109,7 +135,9 @@ def _recognised(root: Path) -> Layout:
 
 def _inner_domains(root: Path) -> list[str]:
     specific = _ORDERED[:-1]
-    return [f"{name}/" for name in folder_names(root)[:GLANCE] if any(layout.recognise(root / name) for layout in specific)]
+    return [
+        f"{name}/" for name in folder_names(root)[:GLANCE] if any(layout.recognise(root / name) for layout in specific)
+    ]
 
 
 def _found(root: Path) -> str:

@@ -1,7 +1,9 @@
-"""CAVIAR4REID: a shopping centre, 72 people, 50 of them in both cameras, ten images per camera, low and varying resolution.
+"""CAVIAR4REID: a shopping centre, 72 people, 50 of them in both cameras, ten images per camera, low and varying
+resolution.
 
-Cheng et al., "Custom Pictorial Structures for Re-identification", BMVC 2011. ``0001012.jpg`` is image 12 of person 1; images 1 to 10 are from the
-first camera, 11 to 20 from the second. CUHK01 and i-LIDS name their images alike, but keep them in folders of their own.
+Cheng et al., "Custom Pictorial Structures for Re-identification", BMVC 2011. ``0001012.jpg`` is image 12 of person 1;
+images 1 to 10 are from the first camera, 11 to 20 from the second. CUHK01 and i-LIDS name their images alike, but keep
+them in folders of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def recognise(root: Path) -> bool:
 
 
 def read(root: Path, name: str) -> Domain:
-    """Read the domain with the shipped split; raises DataError if the folder can't be listed or the split was changed."""
+    """Read the domain with the shipped split; raises DataError if the folder can't be listed or the split was
+    changed.
+    """
     split, notes = drawn_split(NAME), list[str]()
     rows: list[tuple[str, str, str | None, str]] = []
     found = set()

@@ -1,7 +1,7 @@
 """CUHK01: 971 people on a campus, two camera views, two images per view.
 
-Li, Zhao and Wang, "Human Reidentification with Transferred Metric Learning", ACCV 2012. ``campus/0001003.png`` is image 3 of person 1; images 1
-and 2 are from the first view, 3 and 4 from the second.
+Li, Zhao and Wang, "Human Reidentification with Transferred Metric Learning", ACCV 2012. ``campus/0001003.png`` is image
+3 of person 1; images 1 and 2 are from the first view, 3 and 4 from the second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def recognise(root: Path) -> bool:
 
 
 def read(root: Path, name: str) -> Domain:
-    """Read the domain with the shipped split; raises DataError if the folder can't be listed or the split was changed."""
+    """Read the domain with the shipped split; raises DataError if the folder can't be listed or the split was
+    changed.
+    """
     split, notes = drawn_split(NAME), list[str]()
     folder = next(folder for folder in FOLDERS if holds(root, folder, PATTERN))
     rows: list[tuple[str, str, str | None, str]] = []

@@ -1,7 +1,8 @@
 """CUHK02: five pairs of campus cameras, 1,816 people, two images per camera.
 
-Li and Wang, "Locally Aligned Feature Transforms across Views", CVPR 2013. ``P1/cam1/001_1.png`` is person 1 of pair 1; the number starts anew in
-each pair. The usual protocol trains on pairs 1 to 4 and tests on pair 5, camera 1 against camera 2.
+Li and Wang, "Locally Aligned Feature Transforms across Views", CVPR 2013. ``P1/cam1/001_1.png`` is person 1 of pair 1;
+the number starts anew in each pair. The usual protocol trains on pairs 1 to 4 and tests on pair 5, camera 1 against
+camera 2.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from domains.domain import Domain, from_rows
 from domains.formats.listing import join, matching, place
 
 NAME = "cuhk02"
-DESCRIPTION = "P1/ to P5/ (or Dataset/P1/ …), each with cam1/ and cam2/ and names that begin with the person, like 001_1.png"
+DESCRIPTION = (
+    "P1/ to P5/ (or Dataset/P1/ …), each with cam1/ and cam2/ and names that begin with the person, like 001_1.png"
+)
 
 BASES = ("", "Dataset")
 PAIRS = ("P1", "P2", "P3", "P4", "P5")
@@ -38,7 +41,9 @@ def read(root: Path, name: str) -> Domain:
                 notes.append(f"there is no {folder}/")
                 continue
             for path, match in matching(root, folder, PATTERN, "001_1.png", notes):
-                rows.append((role if pair == TEST else "train", path, f"{pair}-{int(match[1]):03d}", f"{pair}-{camera}"))
+                rows.append(
+                    (role if pair == TEST else "train", path, f"{pair}-{int(match[1]):03d}", f"{pair}-{camera}")
+                )
     return from_rows(name, root, NAME, rows, notes=notes)
 
 

@@ -1,10 +1,11 @@
 """CUHK03, labelled boxes, new protocol with 767 training and 700 test identities.
 
-Li et al., "DeepReID", CVPR 2014; protocol of Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017. Two forms
-are read: extracted images with a split file (``images_labeled/1_001_1_01.png``: camera pair, person, view, image; ``splits_new_labeled.json`` as
-torchreid writes it), and the "CUHK03-NP" folders in Market-1501's layout below ``labeled/``. The authors' own ``cuhk-03.mat`` is a MATLAB v7.3
-file, which needs h5py; it is not read here, and a folder that has nothing else is told so. Only file names are taken from the split file: its
-paths belong to the machine that wrote it, and its person numbers mean different people in train and test.
+Li et al., "DeepReID", CVPR 2014; protocol of Zhong et al., "Re-ranking Person Re-identification with k-reciprocal
+Encoding", CVPR 2017. Two forms are read: extracted images with a split file (``images_labeled/1_001_1_01.png``: camera
+pair, person, view, image; ``splits_new_labeled.json`` as torchreid writes it), and the "CUHK03-NP" folders in
+Market-1501's layout below ``labeled/``. The authors' own ``cuhk-03.mat`` is a MATLAB v7.3 file, which needs h5py; it is
+not read here, and a folder that has nothing else is told so. Only file names are taken from the split file: its paths
+belong to the machine that wrote it, and its person numbers mean different people in train and test.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from domains.formats import market1501
 from domains.formats.listing import images, place, some
 
 NAME = "cuhk03"
-DESCRIPTION = "images_labeled/ with names like 1_001_1_01.png beside splits_new_labeled.json, or labeled/bounding_box_train/ and its siblings"
+DESCRIPTION = (
+    "images_labeled/ with names like 1_001_1_01.png beside splits_new_labeled.json, or labeled/bounding_box_train/ "
+    "and its siblings"
+)
 
-IMAGES, SPLIT_FILE, RAW, MARKET_FORM = "images_labeled", "splits_new_labeled.json", ("cuhk03_release/cuhk-03.mat", "cuhk-03.mat"), "labeled"
+IMAGES, SPLIT_FILE, RAW, MARKET_FORM = (
+    "images_labeled",
+    "splits_new_labeled.json",
+    ("cuhk03_release/cuhk-03.mat", "cuhk-03.mat"),
+    "labeled",
+)
 PATTERN = re.compile(r"([1-5])_([0-9]{1,4})_([12])_([0-9]{1,2})\.[A-Za-z]+", re.ASCII)
 
 
@@ -34,14 +43,16 @@ def read(root: Path, name: str) -> Domain:
     """Read the domain.
 
     Raises:
-        DataError: only the raw ``.mat`` file is there, the split file is missing or malformed, or it names images that are not there.
+        DataError: only the raw ``.mat`` file is there, the split file is missing or malformed, or it names images that
+            are not there.
     """
     notes: list[str] = []
     if place(root, IMAGES) is None:
         if market1501.base_of(root, (MARKET_FORM,)) is not None:
             return from_rows(name, root, NAME, market1501.rows_below(root, MARKET_FORM, notes), notes=notes)
         raise DataError(
-            f"{root} holds CUHK03 as a raw cuhk-03.mat only, which is not read here; extract it to {IMAGES}/ and {SPLIT_FILE}, as torchreid does"
+            f"{root} holds CUHK03 as a raw cuhk-03.mat only, which is not read here; extract it to {IMAGES}/ and "
+            f"{SPLIT_FILE}, as torchreid does"
         )
     here = {path.rpartition("/")[2]: path for path in images(root, IMAGES)}
     rows: list[tuple[str, str, str | None, str]] = []
@@ -72,8 +83,12 @@ def _split_file(path: Path) -> dict[str, list[object]]:
     try:
         values = read_json(path)
     except ArtefactError as error:
-        raise DataError(f"CUHK03 needs its 767/700 split: {error}; torchreid writes it when it extracts the images") from error
+        raise DataError(
+            f"CUHK03 needs its 767/700 split: {error}; torchreid writes it when it extracts the images"
+        ) from error
     first = values[0] if isinstance(values, list) and values else values
-    if not isinstance(first, dict) or not all(isinstance(first.get(split), list) for split in ("train", "query", "gallery")):
+    if not isinstance(first, dict) or not all(
+        isinstance(first.get(split), list) for split in ("train", "query", "gallery")
+    ):
         raise DataError(f"{path} must hold one split with the lists train, query and gallery")
     return {split: first[split] for split in ("train", "query", "gallery")}

@@ -1,11 +1,11 @@
 """CUHK-SYSU, a person search set, as the lifelong re-ID benchmark crops it.
 
-Xiao et al., "Joint Detection and Identification Feature Learning for Person Search", CVPR 2017; crops as in Pu et al., "Lifelong Person
-Re-Identification via Adaptive Knowledge Accumulation", CVPR 2021, whose code writes
-``cuhksysu4reid/{train,query,gallery}/00001_s123_0000001_0.jpg``: person, scene image, running number, hardness. That benchmark trains on people
-with at least four crops (942 of them), and so does this; a set where nobody has four is taken whole. There are no fixed cameras: each split
-counts as one, as in the benchmark's code, so that no match is dropped. The other known form, ``cropped_images/p11422_s16929_1.jpg``, has no test
-split and is training data only.
+Xiao et al., "Joint Detection and Identification Feature Learning for Person Search", CVPR 2017; crops as in Pu et al.,
+"Lifelong Person Re-Identification via Adaptive Knowledge Accumulation", CVPR 2021, whose code writes
+``cuhksysu4reid/{train,query,gallery}/00001_s123_0000001_0.jpg``: person, scene image, running number, hardness. That
+benchmark trains on people with at least four crops (942 of them), and so does this; a set where nobody has four is
+taken whole. There are no fixed cameras: each split counts as one, as in the benchmark's code, so that no match is
+dropped. The other known form, ``cropped_images/p11422_s16929_1.jpg``, has no test split and is training data only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from domains.domain import Domain, from_rows
 from domains.formats.listing import holds, join, matching, place
 
 NAME = "cuhk_sysu"
-DESCRIPTION = "cuhksysu4reid/ with train/, query/ and gallery/ and names like 00001_s123_0000001_0.jpg, or cropped_images/ (training only)"
+DESCRIPTION = (
+    "cuhksysu4reid/ with train/, query/ and gallery/ and names like 00001_s123_0000001_0.jpg, or cropped_images/ "
+    "(training only)"
+)
 
 BASES = ("", "cuhksysu4reid", "CUHK-SYSU/cuhksysu4reid")
 SPLIT = re.compile(r"([0-9]{1,9})_s([0-9]{1,9})_([0-9]{1,9})_([0-9]{1,3})", re.ASCII)
@@ -54,7 +57,10 @@ def read(root: Path, name: str) -> Domain:
     few = {person for person, count in counts.items() if count < ENOUGH}
     if few and len(few) < len(counts):
         rows = [row for row in rows if row[0] != "train" or row[2] not in few]
-        notes.append(f"{len(few)} of {len(counts)} train identities have fewer than {ENOUGH} crops and are left out, as in the lifelong benchmark")
+        notes.append(
+            f"{len(few)} of {len(counts)} train identities have fewer than {ENOUGH} crops and are left out, as in the "
+            "lifelong benchmark"
+        )
     return from_rows(name, root, NAME, rows, notes=notes)
 
 

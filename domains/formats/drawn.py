@@ -1,10 +1,11 @@
 """Splits that the literature draws at random, drawn once and shipped, so that a score means the same on every machine.
 
-The rule, for all of them: one ``random.Random(20261121)`` samples, in this order and from the sorted identities, viper 316 of 632, prid2011 100
-of the 200 seen by both cameras, ilids 59 of the 119 with two or more images, caviar4reid 25 of the 50 seen by both cameras, 3dpes 82 of the 164
-with two or more sequences, grid 125 of 250, cuhk01 485 of 971. The sample is the train half, but for 3dpes, where it is the test half. Identities
-outside those lists (one image, one camera) are listed as ``also_train``. The lists are shipped because a generator may change; a file whose
-checksum does not fit is refused.
+The rule, for all of them: one ``random.Random(20261121)`` samples, in this order and from the sorted identities, viper
+316 of 632, prid2011 100 of the 200 seen by both cameras, ilids 59 of the 119 with two or more images, caviar4reid 25 of
+the 50 seen by both cameras, 3dpes 82 of the 164 with two or more sequences, grid 125 of 250, cuhk01 485 of 971. The
+sample is the train half, but for 3dpes, where it is the test half. Identities outside those lists (one image, one
+camera) are listed as ``also_train``. The lists are shipped because a generator may change; a file whose checksum does
+not fit is refused.
 """
 
 from __future__ import annotations
@@ -37,13 +38,19 @@ class DrawnSplit:
         return "test" if identity in self.test else None
 
     def notes(self, found: Iterable[int]) -> list[str]:
-        """What a user should know: which split this is, and how the identities on disk differ from the published list."""
+        """What a user should know: which split this is, and how the identities on disk differ from the published
+        list.
+        """
         listed, here = self.train | self.test, set(found)
         lines = [f"train and test identities are the shipped draw of {self.domain} (seed {self.seed}): {self.rule}"]
         if missing := sorted(listed - here):
-            lines.append(f"{len(missing)} of the {len(listed)} published identities are not here: {some(map(str, missing))}")
+            lines.append(
+                f"{len(missing)} of the {len(listed)} published identities are not here: {some(map(str, missing))}"
+            )
         if unknown := sorted(here - listed):
-            lines.append(f"{len(unknown)} identities are not in the shipped split and are left out: {some(map(str, unknown))}")
+            lines.append(
+                f"{len(unknown)} identities are not in the shipped split and are left out: {some(map(str, unknown))}"
+            )
         return lines
 
 

@@ -1,8 +1,9 @@
 """One folder per person: how most people keep the crops of their own cameras.
 
-Either ``train/12/a.jpg``, ``query/12/b.jpg``, ``gallery/12/c.jpg``, or ``12/a.jpg`` directly. Without given splits, people are divided by a hash
-of their label: half train, half test, and adding people moves nobody. A test person seen by two cameras gives their first crop as a query and the
-rest to the gallery; with one camera in all, two crops are enough. The camera is read from ``_c3`` or ``cam3`` in a file's name.
+Either ``train/12/a.jpg``, ``query/12/b.jpg``, ``gallery/12/c.jpg``, or ``12/a.jpg`` directly. Without given splits,
+people are divided by a hash of their label: half train, half test, and adding people moves nobody. A test person seen
+by two cameras gives their first crop as a query and the rest to the gallery; with one camera in all, two crops are
+enough. The camera is read from ``_c3`` or ``cam3`` in a file's name.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ DESCRIPTION = "one folder of crops per person, directly or below train/, query/ 
 
 CAMERA = re.compile(r"(?:(?<![A-Za-z0-9])c|cam(?:era)?[_-]?)([0-9]{1,6})(?![0-9])", re.IGNORECASE | re.ASCII)
 NOT_PEOPLE = re.compile(
-    r"(?:cam(?:era)?|view|scene?|images?|img|probe|test|val|train|query|gallery|seq)[ _-]?[A-Za-z0-9]{0,2}", re.IGNORECASE | re.ASCII
+    r"(?:cam(?:era)?|view|scene?|images?|img|probe|test|val|train|query|gallery|seq)[ _-]?[A-Za-z0-9]{0,2}",
+    re.IGNORECASE | re.ASCII,
 )
 UNKNOWN = "unknown"
 
@@ -39,20 +41,39 @@ def read(root: Path, name: str) -> Domain:
     given = _given(root)
     if given:
         if others := [folder for folder in folders(root) if folder not in SPLITS]:
-            notes.append(f"beside {', '.join(f'{split}/' for split in given)} these folders are not read: {some(others)}")
-        crops = [(split, path, person) for split in given for person in folders(root, split) for path in images(root, join(split, person))]
+            notes.append(
+                f"beside {', '.join(f'{split}/' for split in given)} these folders are not read: {some(others)}"
+            )
+        crops = [
+            (split, path, person)
+            for split in given
+            for person in folders(root, split)
+            for path in images(root, join(split, person))
+        ]
     else:
         crops = [("", path, person) for person in folders(root) for path in images(root, person)]
     cameras = [_camera(path) for _, path, _ in crops]
     known = {camera for camera in cameras if camera is not None}
     if not known:
-        notes.append("no file name tells its camera (_c3 or cam3): all crops count as one camera, and same-camera matches are kept when scoring")
+        notes.append(
+            "no file name tells its camera (_c3 or cam3): all crops count as one camera, and same-camera matches are "
+            "kept when scoring"
+        )
     elif None in cameras:
-        notes.append(f"{cameras.count(None)} of {len(cameras)} file names do not tell their camera and count as camera {UNKNOWN!r}")
-    rows = [(split, path, person, camera or (UNKNOWN if known else "0")) for (split, path, person), camera in zip(crops, cameras, strict=True)]
+        notes.append(
+            f"{cameras.count(None)} of {len(cameras)} file names do not tell their camera and count as camera "
+            f"{UNKNOWN!r}"
+        )
+    rows = [
+        (split, path, person, camera or (UNKNOWN if known else "0"))
+        for (split, path, person), camera in zip(crops, cameras, strict=True)
+    ]
     if not given:
         rows = _divided(rows)
-        notes.append("people are divided into train and test by a hash of their folder's name; make train/, query/ and gallery/ to choose yourself")
+        notes.append(
+            "people are divided into train and test by a hash of their folder's name; make train/, query/ and "
+            "gallery/ to choose yourself"
+        )
     people: list[tuple[str, str, str | None, str]] = list(rows)
     domain = from_rows(name, root, NAME, people, notes=notes)
     return domain if known else replace(domain, same_camera="keep")

@@ -1,8 +1,9 @@
-"""QMUL underGround Re-IDentification (GRID): 250 people in two folders, 775 distractors, 8 cameras of an underground station.
+"""QMUL underGround Re-IDentification (GRID): 250 people in two folders, 775 distractors, 8 cameras of an underground
+station.
 
-Loy, Xiang and Gong, "Multi-camera Activity Correlation Analysis", CVPR 2009. ``probe/0001_1_25004_137_82_204_337.jpeg`` is person 1 in camera 1;
-person ``0000`` of the gallery is a distractor (many people under one number, which no query has). The authors' own partitions are in a MATLAB
-file, which is not read: the shipped split is used.
+Loy, Xiang and Gong, "Multi-camera Activity Correlation Analysis", CVPR 2009. ``probe/0001_1_25004_137_82_204_337.jpeg``
+is person 1 in camera 1; person ``0000`` of the gallery is a distractor (many people under one number, which no query
+has). The authors' own partitions are in a MATLAB file, which is not read: the shipped split is used.
 """
 
 from __future__ import annotations
@@ -46,4 +47,6 @@ def read(root: Path, name: str) -> Domain:
 
 
 def _base(root: Path) -> str | None:
-    return next((base for base in BASES if all(holds(root, join(base, folder), PATTERN) for folder, _ in FOLDERS)), None)
+    return next(
+        (base for base in BASES if all(holds(root, join(base, folder), PATTERN) for folder, _ in FOLDERS)), None
+    )

@@ -1,7 +1,8 @@
 """QMUL i-LIDS: people in an airport arrival hall, 477 images of 120 identities (476 of 119 in the first release).
 
-Zheng, Gong and Xiang, "Associating Groups of People", BMVC 2009. ``Persons/0001002.jpg`` is image 2 of person 1. Cameras are not given. A test
-person's first image is the query and counts as camera 0, the others are the gallery and count as camera 1, so that no match is dropped.
+Zheng, Gong and Xiang, "Associating Groups of People", BMVC 2009. ``Persons/0001002.jpg`` is image 2 of person 1.
+Cameras are not given. A test person's first image is the query and counts as camera 0, the others are the gallery and
+count as camera 1, so that no match is dropped.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def recognise(root: Path) -> bool:
 
 
 def read(root: Path, name: str) -> Domain:
-    """Read the domain with the shipped split; raises DataError if the folder can't be listed or the split was changed."""
+    """Read the domain with the shipped split; raises DataError if the folder can't be listed or the split was
+    changed.
+    """
     split, notes = drawn_split(NAME), list[str]()
     folder = next(folder for folder in FOLDERS if holds(root, folder, PATTERN))
     rows: list[tuple[str, str, str | None, str]] = []

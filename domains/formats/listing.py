@@ -1,7 +1,7 @@
 """Listing the images of a folder: sorted, relative to the domain's root, and never outside it.
 
-Folders come from archives that others made. A name is taken as text only if it can be shown and hashed as UTF-8, and a symbolic link that leads
-out of the domain's root is an error: what is learned must lie where the user said it lies.
+Folders come from archives that others made. A name is taken as text only if it can be shown and hashed as UTF-8, and a
+symbolic link that leads out of the domain's root is an error: what is learned must lie where the user said it lies.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def images(root: Path, folder: str) -> list[str]:
 
 
 def folders(root: Path, folder: str = "") -> list[str]:
-    """Names, sorted, of the folders that lie directly in ``root/folder``; hidden ones are left out. Raises as :func:`images`."""
+    """Names, sorted, of the folders that lie directly in ``root/folder``; hidden ones are left out. Raises as
+    :func:`images`.
+    """
     found = sorted(entry.name for entry in _entries(root, folder) if not entry.name.startswith(".") and entry.is_dir())
     for name in found:
         if not name.isprintable():
@@ -59,13 +61,19 @@ def folders(root: Path, folder: str = "") -> list[str]:
 
 
 def holds(root: Path, folder: str | None, pattern: re.Pattern[str]) -> bool:
-    """Whether ``root/folder`` directly holds an image whose whole name, without suffix, fits ``pattern``; a missing folder holds none."""
+    """Whether ``root/folder`` directly holds an image whose whole name, without suffix, fits ``pattern``; a missing
+    folder holds none.
+    """
     if folder is None or not (root / folder).is_dir():
         return False
-    return any(is_image(entry.name) and pattern.fullmatch(entry.name.rpartition(".")[0]) for entry in _scan(root / folder))
+    return any(
+        is_image(entry.name) and pattern.fullmatch(entry.name.rpartition(".")[0]) for entry in _scan(root / folder)
+    )
 
 
-def matching(root: Path, folder: str, pattern: re.Pattern[str], example: str, notes: list[str]) -> list[tuple[str, re.Match[str]]]:
+def matching(
+    root: Path, folder: str, pattern: re.Pattern[str], example: str, notes: list[str]
+) -> list[tuple[str, re.Match[str]]]:
     """Images of ``root/folder`` whose whole name, without suffix, fits ``pattern``; the others are named in a note.
 
     Raises:
@@ -80,7 +88,10 @@ def matching(root: Path, folder: str, pattern: re.Pattern[str], example: str, no
         else:
             odd.append(name)
     if odd:
-        notes.append(f"{folder or 'the folder'}: {len(odd)} images left out because they are not named like {example}: {some(odd)}")
+        notes.append(
+            f"{folder or 'the folder'}: {len(odd)} images left out because they are not named like {example}: "
+            f"{some(odd)}"
+        )
     return found
 
 
@@ -103,7 +114,8 @@ class Fence:
         self._inside: dict[str, bool] = {}
 
     def check(self, path: str, where: str) -> None:
-        """Raise DataError, which begins with ``where``, if a link leads out of the root or the path is there but no file.
+        """Raise DataError, which begins with ``where``, if a link leads out of the root or the path is there but no
+        file.
 
         A missing file is left to whoever decodes it: one lost image stops nobody.
         """

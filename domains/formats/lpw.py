@@ -1,9 +1,10 @@
 """Labeled Pedestrian in the Wild (LPW): three scenes with three or four cameras each.
 
-Song et al., "Region-based Quality Estimation Network for Large-scale Person Re-identification", AAAI 2018: scenes 2 and 3 (1,975 people) train,
-scene 1 (756) tests. ``scen1/view2/12/0034.jpg`` is person 12 of scene 1; the same number in another view of one scene is the same person, in
-another scene somebody else. Everybody of scene 1 was seen by its view 2, so a person's first crop there is the query and the crops of the other
-views are the gallery. What lifelong re-ID papers call LPW_s2 is scene 2 repackaged in Market-1501's layout, and opens as that.
+Song et al., "Region-based Quality Estimation Network for Large-scale Person Re-identification", AAAI 2018: scenes 2 and
+3 (1,975 people) train, scene 1 (756) tests. ``scen1/view2/12/0034.jpg`` is person 12 of scene 1; the same number in
+another view of one scene is the same person, in another scene somebody else. Everybody of scene 1 was seen by its view
+2, so a person's first crop there is the query and the crops of the other views are the gallery. What lifelong re-ID
+papers call LPW_s2 is scene 2 repackaged in Market-1501's layout, and opens as that.
 """
 
 from __future__ import annotations

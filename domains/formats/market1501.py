@@ -1,8 +1,9 @@
-"""Market-1501 and everything kept in its layout (DukeMTMC-reID, LPW_s2, MSMT17 and CUHK03-NP repackaged, many private sets).
+"""Market-1501 and everything kept in its layout (DukeMTMC-reID, LPW_s2, MSMT17 and CUHK03-NP repackaged, many private
+sets).
 
-Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015. ``0002_c1s1_000451_03.jpg`` is person 2 seen by camera 1. Person ``-1``
-is junk (a bad detection of somebody: neither a match nor a miss), person ``0000`` is background: it stays in the gallery as identity ``0``, which
-no query has.
+Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015. ``0002_c1s1_000451_03.jpg`` is person 2 seen
+by camera 1. Person ``-1`` is junk (a bad detection of somebody: neither a match nor a miss), person ``0000`` is
+background: it stays in the gallery as identity ``0``, which no query has.
 """
 
 from __future__ import annotations

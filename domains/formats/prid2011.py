@@ -1,9 +1,10 @@
 """PRID 2011: two street cameras, 200 people in both.
 
-Hirzer et al., "Person Re-Identification by Descriptive and Discriminative Classification", SCIA 2011. ``cam_a/person_0001.png`` (single shot) or
-``cam_a/person_0001/0001.png`` (multi shot). Persons 1 to 200 are the same people in both cameras; above that, one number means two people, so 201
-of camera a is labelled 2201 and 201 of camera b 1201. Those of camera a only train too (one image each); those of camera b only are distractors
-in the gallery, as is usual.
+Hirzer et al., "Person Re-Identification by Descriptive and Discriminative Classification", SCIA 2011.
+``cam_a/person_0001.png`` (single shot) or ``cam_a/person_0001/0001.png`` (multi shot). Persons 1 to 200 are the same
+people in both cameras; above that, one number means two people, so 201 of camera a is labelled 2201 and 201 of camera b
+1201. Those of camera a only train too (one image each); those of camera b only are distractors in the gallery, as is
+usual.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ DESCRIPTION = "cam_a/ and cam_b/ with names like person_0001.png, or one folder 
 SHOTS = ("single_shot", "multi_shot")
 BASES = ("", *SHOTS, *(f"prid_2011/{shot}" for shot in SHOTS))
 CAMERAS = (("a", "0", "query", 2000), ("b", "1", "gallery", 1000))
-"""Folder letter, camera label, role when tested, and what is added to the number of somebody whom the other camera never saw."""
+"""Folder letter, camera label, role when tested, and what is added to the number of somebody whom the other camera
+never saw.
+"""
 PATTERN = re.compile(r"person_([0-9]{1,4})", re.ASCII)
 SHARED = 200
 
@@ -63,7 +66,9 @@ def _people(root: Path, folder: str, notes: list[str]) -> dict[int, list[str]]:
 
 
 def _base(root: Path) -> str | None:
-    return next((base for base in BASES if all(_camera(root, join(base, f"cam_{letter}")) for letter, *_ in CAMERAS)), None)
+    return next(
+        (base for base in BASES if all(_camera(root, join(base, f"cam_{letter}")) for letter, *_ in CAMERAS)), None
+    )
 
 
 def _camera(root: Path, folder: str) -> bool:

@@ -1,7 +1,7 @@
 """SenseReID: a test set only, 522 query and 1,717 gallery identities.
 
-Zhao et al., "Spindle Net: Person Re-identification with Human Body Region Guided Feature Decomposition and Fusion", CVPR 2017.
-``test_probe/00001_0.jpg`` is person 1 in camera 0.
+Zhao et al., "Spindle Net: Person Re-identification with Human Body Region Guided Feature Decomposition and Fusion",
+CVPR 2017. ``test_probe/00001_0.jpg`` is person 1 in camera 0.
 """
 
 from __future__ import annotations
@@ -37,4 +37,6 @@ def read(root: Path, name: str) -> Domain:
 
 
 def _base(root: Path) -> str | None:
-    return next((base for base in BASES if all(place(root, join(base, folder)) is not None for folder, _ in FOLDERS)), None)
+    return next(
+        (base for base in BASES if all(place(root, join(base, folder)) is not None for folder, _ in FOLDERS)), None
+    )

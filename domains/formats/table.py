@@ -1,8 +1,8 @@
 """``domain.csv``: one row per crop, for anybody's own cameras; it wins over every other layout.
 
-Columns ``path,pid,camid,split`` and optionally ``time``, in any order, with a header. A path is relative to the folder and stays inside it;
-``split`` is train, query or gallery; ``pid`` and ``camid`` are any labels; ``pid`` -1 marks junk; a time is ISO 8601 with its zone, for every row
-or for none.
+Columns ``path,pid,camid,split`` and optionally ``time``, in any order, with a header. A path is relative to the folder
+and stays inside it; ``split`` is train, query or gallery; ``pid`` and ``camid`` are any labels; ``pid`` -1 marks junk;
+a time is ISO 8601 with its zone, for every row or for none.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def read(root: Path, name: str) -> Domain:
     """Read the table.
 
     Raises:
-        DataError: the file is too large, not UTF-8, empty or without a column; a row is short, listed twice, has an unknown split, a bad label or
-            time, or a path that is absolute, leads out of the folder or to something that is no file. The line is named.
+        DataError: the file is too large, not UTF-8, empty or without a column; a row is short, listed twice, has an
+            unknown split, a bad label or time, or a path that is absolute, leads out of the folder or to something that
+            is no file. The line is named.
     """
     file = root / FILE
     rows: list[tuple[str, str, str | None, str]] = []
@@ -54,9 +55,14 @@ def read(root: Path, name: str) -> Domain:
         path = _path(values["path"], where)
         fence.check(path, where)
         if values["split"] not in SPLITS:
-            raise DataError(f"{where}: unknown split {values['split'][:40]!r}{_nearest(values['split'], SPLITS)}; it must be train, query or gallery")
+            raise DataError(
+                f"{where}: unknown split {values['split'][:40]!r}{_nearest(values['split'], SPLITS)}; it must be "
+                "train, query or gallery"
+            )
         if (before := seen.setdefault((values["split"], path), line)) != line:
-            raise DataError(f"{where}: {path} is already listed in {values['split']} on line {before}; remove one of the two")
+            raise DataError(
+                f"{where}: {path} is already listed in {values['split']} on line {before}; remove one of the two"
+            )
         person, camera = _label(values["pid"], "pid", where), _label(values["camid"], "camid", where)
         rows.append((values["split"], path, None if person == JUNK_LABEL else person, camera))
         if TIME in values:
@@ -64,7 +70,10 @@ def read(root: Path, name: str) -> Domain:
     if not rows:
         raise DataError(f"{file} has no row below its header; list one crop per line")
     if any(times) and not all(times):
-        raise DataError(f"{file}: {sum(not time for time in times)} of {len(times)} rows have no time; give one to every row, or to none")
+        raise DataError(
+            f"{file}: {sum(not time for time in times)} of {len(times)} rows have no time; give one to every row, or "
+            "to none"
+        )
     return from_rows(name, root, NAME, rows, times=times if any(times) else ())
 
 
@@ -90,7 +99,9 @@ def _rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     for column in COLUMNS:
         if column not in header:
             others = [other for other in header if other not in COLUMNS]
-            raise DataError(f"{file} has no column {column!r}{_nearest(column, others)}; found {', '.join(map(repr, header[:12]))}")
+            raise DataError(
+                f"{file} has no column {column!r}{_nearest(column, others)}; found {', '.join(map(repr, header[:12]))}"
+            )
     if twice := sorted({column for column in header if column in (*COLUMNS, TIME) and header.count(column) > 1}):
         raise DataError(f"{file} has the column {twice[0]!r} twice; remove one")
     places = {column: header.index(column) for column in (*COLUMNS, TIME) if column in header}
@@ -98,7 +109,10 @@ def _rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         if not any(cell.strip() for cell in row):
             continue
         if len(row) != len(header):
-            raise DataError(f"{file}, line {reader.line_num}: {len(row)} values for {len(header)} columns; quote a value that has a comma in it")
+            raise DataError(
+                f"{file}, line {reader.line_num}: {len(row)} values for {len(header)} columns; quote a value that has "
+                "a comma in it"
+            )
         yield reader.line_num, {column: row[at].strip() for column, at in places.items()}
 
 
@@ -107,7 +121,9 @@ def _path(text: str, where: str) -> str:
     if not text or len(text) > MAX_PATH or not text.isprintable():
         raise DataError(f"{where}: {text[:80]!a} is no path of at most {MAX_PATH} printable characters")
     if path.is_absolute() or ".." in path.parts or "\\" in text or (len(text) > 1 and text[1] == ":"):
-        raise DataError(f"{where}: {text[:120]!r} must be relative to the domain's folder, with / between its parts and no ..")
+        raise DataError(
+            f"{where}: {text[:120]!r} must be relative to the domain's folder, with / between its parts and no .."
+        )
     if str(path) == ".":
         raise DataError(f"{where}: {text[:120]!r} names no file")
     return str(path)
@@ -127,7 +143,9 @@ def _time(text: str, where: str) -> str:
     except ValueError:
         zone = None
     if zone is None:
-        raise DataError(f"{where}: the time {text[:40]!r} must be ISO 8601 with its zone, such as 2026-03-01T08:30:00+01:00")
+        raise DataError(
+            f"{where}: the time {text[:40]!r} must be ISO 8601 with its zone, such as 2026-03-01T08:30:00+01:00"
+        )
     return text
 
 

@@ -1,8 +1,8 @@
 """3DPeS: a campus with eight outdoor cameras, snapshots of about 200 people.
 
-Baltieri, Vezzani and Cucchiara, "3DPeS: 3D People Dataset for Surveillance and Forensics", J-HGBU 2011. ``12_34_FRAME_56_RGB.bmp`` is person 12
-in sequence 34. The camera is not in the name, so a sequence counts as a camera; a test person's first sequence is the query and the others are
-the gallery.
+Baltieri, Vezzani and Cucchiara, "3DPeS: 3D People Dataset for Surveillance and Forensics", J-HGBU 2011.
+``12_34_FRAME_56_RGB.bmp`` is person 12 in sequence 34. The camera is not in the name, so a sequence counts as a camera;
+a test person's first sequence is the query and the others are the gallery.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ def recognise(root: Path) -> bool:
 
 
 def read(root: Path, name: str) -> Domain:
-    """Read the domain with the shipped split; raises DataError if the folder can't be listed or the split was changed."""
+    """Read the domain with the shipped split; raises DataError if the folder can't be listed or the split was
+    changed.
+    """
     split, notes = drawn_split(NAME), list[str]()
     base = next(base for base in BASES if holds(root, base, PATTERN))
-    found = [(path, int(match[1]), match[2]) for path, match in matching(root, base, PATTERN, "12_34_FRAME_56_RGB.bmp", notes)]
+    found = [
+        (path, int(match[1]), match[2])
+        for path, match in matching(root, base, PATTERN, "12_34_FRAME_56_RGB.bmp", notes)
+    ]
     sequences: dict[int, set[str]] = defaultdict(set)
     for _, person, sequence in found:
         sequences[person].add(sequence)
@@ -41,5 +46,7 @@ def read(root: Path, name: str) -> Domain:
         if side := split.side(person):
             role = "query" if sequence == first[person] else "gallery"
             rows.append(("train" if side == "train" else role, path, str(person), sequence))
-    notes.append("cameras are not labelled: each sequence counts as a camera, and a test person's first sequence is the query")
+    notes.append(
+        "cameras are not labelled: each sequence counts as a camera, and a test person's first sequence is the query"
+    )
     return from_rows(name, root, NAME, rows, notes=split.notes(sequences) + notes)

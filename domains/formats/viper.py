@@ -1,7 +1,7 @@
 """VIPeR: 632 people, two cameras, one image each.
 
-Gray, Brennan and Tao, "Evaluating Appearance Models for Recognition, Reacquisition, and Tracking", PETS 2007. ``cam_a/000_45.bmp`` is person 0 at
-45 degrees.
+Gray, Brennan and Tao, "Evaluating Appearance Models for Recognition, Reacquisition, and Tracking", PETS 2007.
+``cam_a/000_45.bmp`` is person 0 at 45 degrees.
 """
 
 from __future__ import annotations
@@ -41,4 +41,6 @@ def read(root: Path, name: str) -> Domain:
 
 
 def _base(root: Path) -> str | None:
-    return next((base for base in BASES if all(holds(root, join(base, folder), PATTERN) for folder, _, _ in CAMERAS)), None)
+    return next(
+        (base for base in BASES if all(holds(root, join(base, folder), PATTERN) for folder, _, _ in CAMERAS)), None
+    )

@@ -1,4 +1,6 @@
-"""Drawn pedestrians in drawn camera styles, seeded: the default input where there is no data. Nobody in these pictures exists."""
+"""Drawn pedestrians in drawn camera styles, seeded: the default input where there is no data. Nobody in these pictures
+exists.
+"""
 
 from domains.synthetic.camera import STYLES, Camera, draw_camera
 from domains.synthetic.person import Person, draw_person

@@ -1,7 +1,8 @@
-"""Lays lit shapes over one another: limbs as tubes through joints, bodies and bags as shapes turned about an upright axis.
+"""Lays lit shapes over one another: limbs as tubes through joints, bodies and bags as shapes turned about an upright
+axis.
 
-Body coordinates are fractions of the body's height: x to the person's left, y up from the ground, z to where they face. Because every part has a
-place in them, front, side and back views agree without a drawing for each.
+Body coordinates are fractions of the body's height: x to the person's left, y up from the ground, z to where they face.
+Because every part has a place in them, front, side and back views agree without a drawing for each.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Brush:
     """A canvas, and a camera's and the sun's direction.
 
     Attributes:
-        image: colours so far, float32 ``[3, height, width]`` in 0..255, black where there is nothing; plane by plane, as numpy is quicker so.
+        image: colours so far, float32 ``[3, height, width]`` in 0..255, black where there is nothing; plane by plane,
+            as numpy is quicker so.
         mask: coverage so far, float32 ``[height, width]`` in 0..1.
         cos: of the angle at which the body faces the camera; negative from behind.
     """
@@ -48,11 +50,15 @@ class Brush:
         return point[2] * self.cos - point[0] * self.sin
 
     def _seen(self, x: Pixels | float, y: Pixels, z: Pixels) -> Pixels:
-        """Where the camera sees points, in pixels ``[n, 2]``; from above, what is nearer lies lower and what is higher looks larger."""
+        """Where the camera sees points, in pixels ``[n, 2]``; from above, what is nearer lies lower and what is higher
+        looks larger.
+        """
         across, near = x * self.cos + z * self.sin, z * self.cos - x * self.sin
         grow = 1 + 0.5 * self.steep * (y - 0.5)
         up = (y + 0.25 * self.steep * y * (y - 1)) * (0.5 + 0.5 * self.rise) - 0.8 * near * self.steep
-        return np.stack([self.foot[0] + (across * grow + self.pose.lean * y) * self.tall, self.foot[1] - up * self.tall], 1)
+        return np.stack(
+            [self.foot[0] + (across * grow + self.pose.lean * y) * self.tall, self.foot[1] - up * self.tall], 1
+        )
 
     def tube(self, joints: Sequence[Point], widths: Sequence[float], colour: Colour, *, folds: float = 1.0) -> None:
         """A limb through joints; its width is interpolated between ``widths``."""
@@ -62,7 +68,11 @@ class Brush:
         path = self._seen(*(np.interp(at, given, body[:, axis]) for axis in range(3)))
         if len(joints) > 2:  # a knee is no hinge: round the bend off
             path[1:-1] = 0.25 * path[:-2] + 0.5 * path[1:-1] + 0.25 * path[2:]
-        wide = np.interp(_spaced(1, steps), ends, widths) * (self.tall / 2) * (1 + 0.035 * folds * self.rng.standard_normal(steps))
+        wide = (
+            np.interp(_spaced(1, steps), ends, widths)
+            * (self.tall / 2)
+            * (1 + 0.035 * folds * self.rng.standard_normal(steps))
+        )
         along = np.empty_like(path)
         along[1:-1], along[0], along[-1] = path[2:] - path[:-2], path[1] - path[0], path[-1] - path[-2]
         aside = along[:, ::-1] * (wide / np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6))[:, None] * (-1, 1)
@@ -84,7 +94,12 @@ class Brush:
         self._lay(outline, [(middle[0], half[0], sag)], dye, folds, (middle, half, heights))
 
     def _lay(
-        self, outline: Pixels, balls: Sequence[tuple[Pixels, float, float]], dye: Dye, folds: float, turned: tuple[Pixels, Pixels, Pixels] | None
+        self,
+        outline: Pixels,
+        balls: Sequence[tuple[Pixels, float, float]],
+        dye: Dye,
+        folds: float,
+        turned: tuple[Pixels, Pixels, Pixels] | None,
     ) -> None:
         """Light a part, an outline and round ends, and lay it over what is there, which gets its soft shadow."""
         rows, columns = self.mask.shape
@@ -111,26 +126,42 @@ class Brush:
             u, v, light = self._turned_light(x, y, w, h, *turned)
         bank = _folds(rows)
         top, left = (int(self.rng.integers(max(1, size - need))) for size, need in zip(bank.shape, (h, w), strict=True))
-        light = (0.5 + 0.62 * np.maximum(light, 0)) * (1 + np.float32(0.13 * folds) * bank[top : top + h, left : left + w])
+        light = (0.5 + 0.62 * np.maximum(light, 0)) * (
+            1 + np.float32(0.13 * folds) * bank[top : top + h, left : left + w]
+        )
         cover = part * np.float32(1 / 255)
         below += (dye(u, v) * light - below) * cover
         covered = self.mask[y : y + h, x : x + w]
         covered += (1 - covered) * cover
 
     def _limb_light(self, part: NDArray[np.uint8]) -> Float32s:
-        """Lambert's law on a limb that is as round as it is wide: its relief is the circle over the distance to its edge."""
-        far = cv2.distanceTransform(cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        """Lambert's law on a limb that is as round as it is wide: its relief is the circle over the distance to its
+        edge.
+        """
+        far = cv2.distanceTransform(cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)[
+            1:-1, 1:-1
+        ]
         radius = max(1.0, float(far.max()))
         share = np.minimum(far / radius, 1)
         relief = cv2.blur(radius * np.sqrt(share * (2 - share)), (3, 3))
-        across, down = cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=0.125)
-        light: Float32s = (self.sun[2] - across * self.sun[0] - down * 0.4 * self.sun[1]) / np.sqrt(1 + across * across + down * down)
+        across, down = (
+            cv2.Sobel(relief, cv2.CV_32F, 1, 0, scale=0.125),
+            cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=0.125),
+        )
+        light: Float32s = (self.sun[2] - across * self.sun[0] - down * 0.4 * self.sun[1]) / np.sqrt(
+            1 + across * across + down * down
+        )
         return light
 
-    def _turned_light(self, x: int, y: int, w: int, h: int, middle: Pixels, half: Pixels, heights: Pixels) -> tuple[Float32s, Float32s, Float32s]:
+    def _turned_light(
+        self, x: int, y: int, w: int, h: int, middle: Pixels, half: Pixels, heights: Pixels
+    ) -> tuple[Float32s, Float32s, Float32s]:
         """Angle u about the body, height v, and light, for each pixel of a box of the canvas."""
         levels = np.arange(y, y + h, dtype=np.float32)
-        v, centre, wide = (np.interp(levels, middle[::-1, 1], one[::-1]).astype(np.float32)[:, None] for one in (heights, middle[:, 0], half))
+        v, centre, wide = (
+            np.interp(levels, middle[::-1, 1], one[::-1]).astype(np.float32)[:, None]
+            for one in (heights, middle[:, 0], half)
+        )
         offset = np.clip((np.arange(x, x + w, dtype=np.float32)[None] - centre) / np.maximum(wide, 1), -0.98, 0.98)
         u = np.arcsin(offset) + np.float32(math.pi - self.pose.yaw % (2 * math.pi))
         u = np.where(u < 0, u + np.float32(2 * math.pi), u) - np.float32(math.pi)
@@ -147,7 +178,9 @@ def _folds(tall: int) -> Float32s:
     total = np.zeros((size, size), np.float32)
     for grain, share in ((0.12, 0.8), (0.05, 0.6), (0.02, 0.35)):
         cells = (max(4, round(size / (1.6 * grain * tall))), max(4, round(size / (0.8 * grain * tall))))
-        total += share * cv2.resize(rng.normal(0, 1, cells).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+        total += share * cv2.resize(
+            rng.normal(0, 1, cells).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+        )
     total = np.clip(total, -2.2, 2.2)
     total.setflags(write=False)
     return total

@@ -63,34 +63,125 @@ class Style:
 
 _STYLES: Mapping[str, Style] = {
     "plaza": Style(
-        (172, 164, 150), (176, 168, 154), "paving", "shops", "summer", 0.45, light=(0.92, 1.12), cast=(1.05, 1.0, 0.92), colour=(0.85, 1.15),
-        detail=(0.75, 1.0), blur=(0.0, 0.5), noise=(2, 5), contrast=(1.05, 1.25), shadow=0.55, occlusion=0.12,
+        (172, 164, 150),
+        (176, 168, 154),
+        "paving",
+        "shops",
+        "summer",
+        0.45,
+        light=(0.92, 1.12),
+        cast=(1.05, 1.0, 0.92),
+        colour=(0.85, 1.15),
+        detail=(0.75, 1.0),
+        blur=(0.0, 0.5),
+        noise=(2, 5),
+        contrast=(1.05, 1.25),
+        shadow=0.55,
+        occlusion=0.12,
     ),
     "corridor": Style(
-        (150, 152, 144), (196, 198, 186), "tiles", "doors", "mild", 0.6, light=(0.78, 0.98), cast=(0.93, 1.05, 0.9), colour=(0.6, 0.85),
-        detail=(0.5, 0.8), blur=(0.3, 0.9), noise=(3, 6), contrast=(0.8, 0.95), shadow=0.3, occlusion=0.12,
+        (150, 152, 144),
+        (196, 198, 186),
+        "tiles",
+        "doors",
+        "mild",
+        0.6,
+        light=(0.78, 0.98),
+        cast=(0.93, 1.05, 0.9),
+        colour=(0.6, 0.85),
+        detail=(0.5, 0.8),
+        blur=(0.3, 0.9),
+        noise=(3, 6),
+        contrast=(0.8, 0.95),
+        shadow=0.3,
+        occlusion=0.12,
     ),
     "nightstreet": Style(
-        (82, 80, 84), (52, 52, 60), "asphalt", "night", "winter", 0.65, light=(0.75, 1.0), cast=(1.26, 0.98, 0.66), colour=(0.45, 0.7),
-        detail=(0.4, 0.65), blur=(0.4, 1.0), noise=(4, 8), contrast=(0.95, 1.15), shadow=0.35, occlusion=0.15,
+        (82, 80, 84),
+        (52, 52, 60),
+        "asphalt",
+        "night",
+        "winter",
+        0.65,
+        light=(0.75, 1.0),
+        cast=(1.26, 0.98, 0.66),
+        colour=(0.45, 0.7),
+        detail=(0.4, 0.65),
+        blur=(0.4, 1.0),
+        noise=(4, 8),
+        contrast=(0.95, 1.15),
+        shadow=0.35,
+        occlusion=0.15,
     ),
     "snow": Style(
-        (216, 222, 232), (150, 160, 172), "snow", "trees", "winter", 0.8, light=(0.85, 1.12), cast=(0.94, 0.99, 1.09), colour=(0.4, 0.7),
-        detail=(0.55, 0.85), blur=(0.2, 0.7), noise=(3, 6), contrast=(0.85, 1.05), shadow=0.3, occlusion=0.12,
+        (216, 222, 232),
+        (150, 160, 172),
+        "snow",
+        "trees",
+        "winter",
+        0.8,
+        light=(0.85, 1.12),
+        cast=(0.94, 0.99, 1.09),
+        colour=(0.4, 0.7),
+        detail=(0.55, 0.85),
+        blur=(0.2, 0.7),
+        noise=(3, 6),
+        contrast=(0.85, 1.05),
+        shadow=0.3,
+        occlusion=0.12,
     ),
     "carpark": Style(
-        (104, 104, 102), (116, 114, 108), "asphalt", "cars", "mild", 0.65, light=(0.75, 0.95), cast=(0.97, 1.02, 0.97), colour=(0.45, 0.75),
-        detail=(0.3, 0.5), blur=(0.3, 0.8), noise=(3, 6), contrast=(0.95, 1.15), shadow=0.4, occlusion=0.35,
+        (104, 104, 102),
+        (116, 114, 108),
+        "asphalt",
+        "cars",
+        "mild",
+        0.65,
+        light=(0.75, 0.95),
+        cast=(0.97, 1.02, 0.97),
+        colour=(0.45, 0.75),
+        detail=(0.3, 0.5),
+        blur=(0.3, 0.8),
+        noise=(3, 6),
+        contrast=(0.95, 1.15),
+        shadow=0.4,
+        occlusion=0.35,
     ),
     "station": Style(
-        (132, 124, 114), (156, 150, 138), "warning line", "platform", "mild", 0.6, light=(0.75, 0.95), cast=(1.1, 0.99, 0.84), colour=(0.65, 0.95),
-        detail=(0.55, 0.85), blur=(0.2, 0.8), noise=(3, 6), contrast=(1.05, 1.25), shadow=0.35, occlusion=0.4,
+        (132, 124, 114),
+        (156, 150, 138),
+        "warning line",
+        "platform",
+        "mild",
+        0.6,
+        light=(0.75, 0.95),
+        cast=(1.1, 0.99, 0.84),
+        colour=(0.65, 0.95),
+        detail=(0.55, 0.85),
+        blur=(0.2, 0.8),
+        noise=(3, 6),
+        contrast=(1.05, 1.25),
+        shadow=0.35,
+        occlusion=0.4,
     ),
     "park": Style(
-        (112, 120, 82), (84, 94, 68), "grass", "trees", "summer", 0.5, light=(0.85, 1.1), cast=(1.0, 1.04, 0.88), colour=(0.75, 1.0),
-        detail=(0.6, 0.95), blur=(0.1, 0.6), noise=(3, 7), contrast=(1.0, 1.2), shadow=0.5, occlusion=0.2,
+        (112, 120, 82),
+        (84, 94, 68),
+        "grass",
+        "trees",
+        "summer",
+        0.5,
+        light=(0.85, 1.1),
+        cast=(1.0, 1.04, 0.88),
+        colour=(0.75, 1.0),
+        detail=(0.6, 0.95),
+        blur=(0.1, 0.6),
+        noise=(3, 7),
+        contrast=(1.0, 1.2),
+        shadow=0.5,
+        occlusion=0.2,
     ),
-}  # fmt: skip
+}
 STYLES: tuple[str, ...] = tuple(_STYLES)
 
 
@@ -139,7 +230,9 @@ def style_of(name: str) -> Style:
     """Look a style up; raises DataError naming the nearest."""
     if not isinstance(name, str) or name not in _STYLES:
         near = difflib.get_close_matches(str(name), STYLES, 1)
-        raise DataError(f"unknown style {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are {', '.join(STYLES)}")
+        raise DataError(
+            f"unknown style {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are {', '.join(STYLES)}"
+        )
     return _STYLES[name]
 
 
@@ -170,7 +263,9 @@ def draw_camera(style: str, rng: np.random.Generator) -> Camera:
 
 @lru_cache(maxsize=64)
 def backdrop(camera: Camera, height: int, width: int) -> NDArray[np.uint8]:
-    """The place without anybody: uint8 RGB ``[SCALE·height, 3·SCALE·width, 3]``, the horizon at its row for an unshifted crop. Read-only."""
+    """The place without anybody: uint8 RGB ``[SCALE·height, 3·SCALE·width, 3]``, the horizon at its row for an
+    unshifted crop. Read-only.
+    """
     style, rng = style_of(camera.style), np.random.default_rng((17, camera.seed))
     rows, columns = round(SCALE * height), round(3 * SCALE * width)
     fine = 2 if height <= 256 else 1
@@ -179,7 +274,9 @@ def backdrop(camera: Camera, height: int, width: int) -> NDArray[np.uint8]:
     image[:horizon] = np.array(style.wall, np.float32) * rng.uniform(0.82, 1.12)
     image[horizon:] = np.array(style.floor, np.float32) * rng.uniform(0.82, 1.12)
     paint_place(image, horizon, style.behind, style.ground, rng)
-    place: NDArray[np.uint8] = np.clip(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), 0, 255).astype(np.uint8)
+    place: NDArray[np.uint8] = np.clip(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), 0, 255).astype(
+        np.uint8
+    )
     place.setflags(write=False)
     return place
 
@@ -187,7 +284,8 @@ def backdrop(camera: Camera, height: int, width: int) -> NDArray[np.uint8]:
 def photograph(scene: Float32s, camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
     """What the camera sends of a scene, float32 RGB ``[height, width, 3]`` in 0..255: uint8 RGB of the same size.
 
-    In a camera's order: light and cast, the sensor's few pixels with their noise, the tone curve, an overdone sharpening, the JPEG encoder.
+    In a camera's order: light and cast, the sensor's few pixels with their noise, the tone curve, an overdone
+    sharpening, the JPEG encoder.
     """
     height, width = scene.shape[:2]
     across = 1 + camera.gradient * np.linspace(0.5, -0.5, width, dtype=np.float32)
@@ -207,6 +305,8 @@ def photograph(scene: Float32s, camera: Camera, rng: np.random.Generator) -> NDA
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     if camera.sharpen > 0.05:
         image += np.float32(camera.sharpen) * (image - cv2.GaussianBlur(image, (0, 0), 1.2 * height / 128))
-    sent = cv2.imencode(".jpg", np.clip(255 * image[..., ::-1], 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, camera.quality])[1]
+    sent = cv2.imencode(
+        ".jpg", np.clip(255 * image[..., ::-1], 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, camera.quality]
+    )[1]
     crop: NDArray[np.uint8] = cv2.cvtColor(np.asarray(cv2.imdecode(sent, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
     return crop

@@ -1,6 +1,7 @@
 """Colours over a body: what cloth, skin and hair look like at each angle and height, seen from wherever.
 
-A logo on the chest is hidden from behind, a parting in the jacket from the side, because both are given by the angle about the body.
+A logo on the chest is hidden from behind, a parting in the jacket from the side, because both are given by the angle
+about the body.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from domains.arrays import Float32s
 from domains.synthetic.person import Colour, Person
 
 Dye = Callable[[Float32s, Float32s], Float32s]
-"""Colour ``[3, h, w]``, or ``[3, 1, 1]`` where it is one, at angle u about the body (0 in front, positive to the left) and height v, ``[h, w]``."""
+"""Colour ``[3, h, w]``, or ``[3, 1, 1]`` where it is one, at angle u about the body (0 in front, positive to the left)
+and height v, ``[h, w]``.
+"""
 
 
 def shade(colour: Colour, light: float) -> Colour:
@@ -62,7 +65,11 @@ def jacket(person: Person) -> Dye:
         seam = 0.3 * (np.abs(u) < 0.05) + 0.12 * (np.abs(v - person.hem) < 0.012)
         painted = (1 - seam).astype(np.float32) * cloth
         collar = np.maximum(0, v - 0.79) * 6
-        gap = (np.abs(u) < 0.2 + 1.6 * np.maximum(0, 0.7 - v) + collar) & (v > 0.5) if person.jacket_open else np.abs(u) < collar
+        gap = (
+            (np.abs(u) < 0.2 + 1.6 * np.maximum(0, 0.7 - v) + collar) & (v > 0.5)
+            if person.jacket_open
+            else np.abs(u) < collar
+        )
         return _straps(person, u, v, np.where(gap, np.float32(0.86) * under(u, v), painted))
 
     return dye

@@ -14,12 +14,41 @@ Colour = tuple[float, float, float]
 
 SEASONS = ("summer", "mild", "winter")
 SKINS: tuple[Colour, ...] = ((224, 184, 160), (208, 164, 136), (184, 138, 106), (140, 98, 74), (96, 66, 52))
-HAIRS: tuple[Colour, ...] = ((26, 22, 22), (40, 30, 26), (56, 42, 34), (74, 54, 40), (104, 78, 52), (132, 106, 74), (118, 116, 114))
-DARKS: tuple[Colour, ...] = ((30, 32, 36), (44, 48, 58), (56, 48, 44), (36, 44, 62), (66, 68, 72), (24, 24, 26), (84, 84, 86), (58, 62, 52))
+HAIRS: tuple[Colour, ...] = (
+    (26, 22, 22),
+    (40, 30, 26),
+    (56, 42, 34),
+    (74, 54, 40),
+    (104, 78, 52),
+    (132, 106, 74),
+    (118, 116, 114),
+)
+DARKS: tuple[Colour, ...] = (
+    (30, 32, 36),
+    (44, 48, 58),
+    (56, 48, 44),
+    (36, 44, 62),
+    (66, 68, 72),
+    (24, 24, 26),
+    (84, 84, 86),
+    (58, 62, 52),
+)
 BRIGHTS: tuple[Colour, ...] = (
-    (152, 46, 46), (44, 80, 136), (52, 106, 78), (190, 158, 70), (214, 212, 206), (120, 66, 108), (178, 104, 60), (112, 146, 174), (178, 162, 138),
-    (100, 104, 70), (204, 154, 158), (92, 48, 60), (226, 226, 226), (146, 148, 152),
-)  # fmt: skip
+    (152, 46, 46),
+    (44, 80, 136),
+    (52, 106, 78),
+    (190, 158, 70),
+    (214, 212, 206),
+    (120, 66, 108),
+    (178, 104, 60),
+    (112, 146, 174),
+    (178, 162, 138),
+    (100, 104, 70),
+    (204, 154, 158),
+    (92, 48, 60),
+    (226, 226, 226),
+    (146, 148, 152),
+)
 DENIMS: tuple[Colour, ...] = ((50, 62, 90), (74, 88, 116), (38, 42, 56), (104, 116, 134))
 PATTERNS = ("plain", "plain", "plain", "plain", "bands", "pinstripe", "check", "yoke", "logo", "back print")
 BAGS = ("none", "none", "none", "backpack", "backpack", "shoulder", "hand")
@@ -107,7 +136,9 @@ def draw_person(rng: np.random.Generator, *, season: str = "mild", muted: float 
     """
     if season not in SEASONS:
         near = difflib.get_close_matches(str(season), SEASONS, 1)
-        raise DataError(f"unknown season {season!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are {', '.join(SEASONS)}")
+        raise DataError(
+            f"unknown season {season!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are {', '.join(SEASONS)}"
+        )
     if not 0 <= muted <= 1:
         raise DataError(f"muted must lie between 0 and 1, got {muted!r}")
 
@@ -133,10 +164,18 @@ def draw_person(rng: np.random.Generator, *, season: str = "mild", muted: float 
         jacket=jacket,
         jacket_open=bool(rng.random() < (0.3 if winter else 0.6)),
         hem=float(rng.choice([0.3, 0.4, 0.46] if winter else [0.44, 0.46, 0.5])),
-        sleeve=float(rng.choice([0.0, 0.4, 0.4, 0.4, 1.0] if summer else [1.0, 1.0, 1.0, 0.4] if season == "mild" else [1.0])),
+        sleeve=float(
+            rng.choice([0.0, 0.4, 0.4, 0.4, 1.0] if summer else [1.0, 1.0, 1.0, 0.4] if season == "mild" else [1.0])
+        ),
         scarf=garment() if winter and rng.random() < 0.4 else None,
         bottom=_one_of(legs, rng),
-        bottom_kind=str(rng.choice(["trousers", "trousers", "shorts", "shorts", "skirt", "dress"] if summer else ["trousers"] * 6 + ["skirt"])),
+        bottom_kind=str(
+            rng.choice(
+                ["trousers", "trousers", "shorts", "shorts", "skirt", "dress"]
+                if summer
+                else ["trousers"] * 6 + ["skirt"]
+            )
+        ),
         fit=float(rng.uniform(0.82, 1.2)),
         shoes=_one_of(DARKS if rng.random() < 0.65 else BRIGHTS, rng),
         bag=str(rng.choice(BAGS)),

@@ -1,4 +1,6 @@
-"""What stands behind people: walls and floors of drawn places. A painter fills its part of a backdrop, float32 ``[rows, columns, 3]`` in 0..255."""
+"""What stands behind people: walls and floors of drawn places. A painter fills its part of a backdrop, float32 ``[rows,
+columns, 3]`` in 0..255.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,27 @@ Painter = Callable[[Float32s, np.random.Generator], None]
 
 
 def paint_place(image: Float32s, horizon: int, wall: str, floor: str, rng: np.random.Generator) -> None:
-    """Paint wall ``WALLS[wall]`` above row ``horizon`` and floor ``FLOORS[floor]`` below it, with grain, stains and the shade where they meet."""
+    """Paint wall ``WALLS[wall]`` above row ``horizon`` and floor ``FLOORS[floor]`` below it, with grain, stains and the
+    shade where they meet.
+    """
     rows, columns = image.shape[:2]
     WALLS[wall](image[:horizon], rng)
     FLOORS[floor](image[horizon:], rng)
     stains = cv2.resize(rng.normal(0, 1, (7, 12)).astype(np.float32), (columns, rows), interpolation=cv2.INTER_CUBIC)
-    cloudy = cv2.resize(rng.normal(0, 1, (rows // 6 + 2, columns // 6 + 2)).astype(np.float32), (columns, rows), interpolation=cv2.INTER_CUBIC)
+    cloudy = cv2.resize(
+        rng.normal(0, 1, (rows // 6 + 2, columns // 6 + 2)).astype(np.float32),
+        (columns, rows),
+        interpolation=cv2.INTER_CUBIC,
+    )
     grain = rng.normal(0, 1, (rows, columns)).astype(np.float32)
     corner = np.exp(-np.abs(np.arange(rows, dtype=np.float32) - horizon) / (0.05 * rows))[:, None]
     image *= ((1 + 0.06 * stains + 0.03 * cloudy + 0.03 * grain) * (1 - 0.22 * corner))[..., None]
     image[:] = cv2.GaussianBlur(image, (0, 0), 0.004 * rows)
 
 
-def _box(image: Float32s, left: float, top: float, right: float, bottom: float, colour: Float64s, shade: float = 0.15) -> None:
+def _box(
+    image: Float32s, left: float, top: float, right: float, bottom: float, colour: Float64s, shade: float = 0.15
+) -> None:
     """A filled rectangle, darker towards its foot."""
     part = image[max(0, int(top)) : max(0, int(bottom)), max(0, int(left)) : max(0, int(right))]
     if part.size:
@@ -50,13 +60,27 @@ def _shops(wall: Float32s, rng: np.random.Generator) -> None:
     at = -float(rng.uniform(0, columns / 6))
     while at < columns:
         wide = columns * rng.uniform(0.12, 0.2)
-        _box(wall, at, rows * 0.3, at + wide, rows * 0.94, _pick(rng, (84, 90, 98), (62, 68, 72), (104, 102, 96)), -0.25)
+        _box(
+            wall, at, rows * 0.3, at + wide, rows * 0.94, _pick(rng, (84, 90, 98), (62, 68, 72), (104, 102, 96)), -0.25
+        )
         for _ in range(6):
             x, y = at + wide * rng.uniform(0.05, 0.8), rows * rng.uniform(0.4, 0.8)
             _box(
-                wall, x, y, min(at + wide * 0.97, x + wide * 0.2), rows * 0.9, _pick(rng, (150, 136, 116), (70, 60, 56), (128, 60, 54), (84, 98, 116))
+                wall,
+                x,
+                y,
+                min(at + wide * 0.97, x + wide * 0.2),
+                rows * 0.9,
+                _pick(rng, (150, 136, 116), (70, 60, 56), (128, 60, 54), (84, 98, 116)),
             )
-        _box(wall, at, rows * 0.2, at + wide, rows * 0.3, _pick(rng, (96, 44, 42), (52, 66, 84), (148, 140, 124), (60, 76, 62)))
+        _box(
+            wall,
+            at,
+            rows * 0.2,
+            at + wide,
+            rows * 0.3,
+            _pick(rng, (96, 44, 42), (52, 66, 84), (148, 140, 124), (60, 76, 62)),
+        )
         at += wide + columns * rng.uniform(0.02, 0.05)
     _box(wall, 0, rows * 0.95, columns, rows, _colour(116, 110, 104))
 
@@ -74,7 +98,14 @@ def _doors(wall: Float32s, rng: np.random.Generator) -> None:
         gap = columns * rng.uniform(0.06, 0.16)
         if rng.random() < 0.6:
             x = at + wide + gap * 0.35
-            _box(wall, x, rows * 0.35, x + gap * 0.4, rows * 0.55, _pick(rng, (222, 220, 210), (170, 60, 52), (76, 110, 150)))
+            _box(
+                wall,
+                x,
+                rows * 0.35,
+                x + gap * 0.4,
+                rows * 0.55,
+                _pick(rng, (222, 220, 210), (170, 60, 52), (76, 110, 150)),
+            )
         at += wide + gap
 
 
@@ -86,7 +117,14 @@ def _night(wall: Float32s, rng: np.random.Generator) -> None:
         wide = columns * rng.uniform(0.1, 0.22)
         _box(wall, at, 0, at + wide, rows, _pick(rng, (46, 44, 50), (58, 52, 50), (36, 40, 50)))
         if rng.random() < 0.55:
-            _box(wall, at + wide * 0.2, rows * 0.35, at + wide * 0.8, rows * 0.8, _pick(rng, (196, 156, 96), (150, 150, 136), (96, 70, 50)))
+            _box(
+                wall,
+                at + wide * 0.2,
+                rows * 0.35,
+                at + wide * 0.8,
+                rows * 0.8,
+                _pick(rng, (196, 156, 96), (150, 150, 136), (96, 70, 50)),
+            )
         at += wide
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     for _ in range(5):
@@ -101,7 +139,14 @@ def _trees(wall: Float32s, rng: np.random.Generator) -> None:
     leaves = wall.mean((0, 1)).astype(np.float64)
     for _ in range(columns):
         at = (int(rng.integers(columns)), int(rows * (1 - rng.random() ** 1.4)))
-        cv2.circle(wall, at, int(rng.integers(2, max(3, columns // 70))), tuple((leaves * rng.uniform(0.55, 1.15)).tolist()), -1, cv2.LINE_AA)
+        cv2.circle(
+            wall,
+            at,
+            int(rng.integers(2, max(3, columns // 70))),
+            tuple((leaves * rng.uniform(0.55, 1.15)).tolist()),
+            -1,
+            cv2.LINE_AA,
+        )
     for _ in range(9):
         x, thick = int(rng.integers(columns)), int(rng.integers(2, max(3, columns // 50)))
         bark = tuple((_colour(78, 68, 60) * rng.uniform(0.6, 1.1)).tolist())
@@ -144,9 +189,21 @@ def _platform(wall: Float32s, rng: np.random.Generator) -> None:
         wide = columns * rng.uniform(0.09, 0.14)
         _box(wall, at - 2, rows * 0.34, at + wide + 2, rows * 0.82, _colour(60, 58, 56))
         _box(
-            wall, at, rows * 0.355, at + wide, rows * 0.805, _pick(rng, (176, 164, 142), (120, 66, 58), (72, 96, 122), (196, 192, 184), (92, 110, 84))
+            wall,
+            at,
+            rows * 0.355,
+            at + wide,
+            rows * 0.805,
+            _pick(rng, (176, 164, 142), (120, 66, 58), (72, 96, 122), (196, 192, 184), (92, 110, 84)),
         )
-        _box(wall, at + wide * 0.15, rows * 0.4, at + wide * 0.85, rows * 0.58, _pick(rng, (60, 56, 60), (190, 150, 90), (130, 130, 136)))
+        _box(
+            wall,
+            at + wide * 0.15,
+            rows * 0.4,
+            at + wide * 0.85,
+            rows * 0.58,
+            _pick(rng, (60, 56, 60), (190, 150, 90), (130, 130, 136)),
+        )
         at += wide + columns * rng.uniform(0.06, 0.14)
 
 
@@ -197,7 +254,14 @@ def _asphalt(floor: Float32s, rng: np.random.Generator) -> None:
         cv2.ellipse(floor, at, axes, 0, 0, 360, tuple((level * rng.uniform(0.75, 0.95)).tolist()), -1, cv2.LINE_AA)
     for x in range(int(rng.integers(columns // 5)), columns, columns // 3):
         slant = int(columns * rng.uniform(-0.12, 0.12))
-        cv2.line(floor, (x, 0), (x + slant, rows), tuple((level + 0.35 * (215 - level)).tolist()), max(2, columns // 110), cv2.LINE_AA)
+        cv2.line(
+            floor,
+            (x, 0),
+            (x + slant, rows),
+            tuple((level + 0.35 * (215 - level)).tolist()),
+            max(2, columns // 110),
+            cv2.LINE_AA,
+        )
     floor += rng.normal(0, 6, (rows, columns, 1)).astype(np.float32)
 
 
@@ -209,7 +273,9 @@ def _snow(floor: Float32s, rng: np.random.Generator) -> None:
     cv2.fillPoly(floor, [np.round(path).astype(np.int32)], (186, 188, 194), cv2.LINE_AA)
     for _ in range(90):
         at = (int(rng.integers(columns)), int(rng.integers(rows)))
-        cv2.ellipse(floor, at, (int(rng.integers(2, 8)), int(rng.integers(1, 4))), 0, 0, 360, (178, 188, 206), -1, cv2.LINE_AA)
+        cv2.ellipse(
+            floor, at, (int(rng.integers(2, 8)), int(rng.integers(1, 4))), 0, 0, 360, (178, 188, 206), -1, cv2.LINE_AA
+        )
 
 
 def _grass(floor: Float32s, rng: np.random.Generator) -> None:
@@ -222,7 +288,14 @@ def _grass(floor: Float32s, rng: np.random.Generator) -> None:
     cv2.fillPoly(floor, [np.round(path).astype(np.int32)], (158, 146, 126), cv2.LINE_AA)
 
 
-WALLS: Mapping[str, Painter] = {"shops": _shops, "doors": _doors, "night": _night, "trees": _trees, "cars": _cars, "platform": _platform}
+WALLS: Mapping[str, Painter] = {
+    "shops": _shops,
+    "doors": _doors,
+    "night": _night,
+    "trees": _trees,
+    "cars": _cars,
+    "platform": _platform,
+}
 FLOORS: Mapping[str, Painter] = {
     "paving": _paving,
     "tiles": _tiles,

@@ -43,7 +43,8 @@ def draw_crop(person: Person, camera: Camera, rng: np.random.Generator, *, heigh
 
 
 def golden_crops(count: int = 16, *, height: int, width: int) -> Crop:
-    """Fixed drawn crops, different people before different cameras: uint8 ``[count, height, width, 3]``, of any size up to 1024×1024.
+    """Fixed drawn crops, different people before different cameras: uint8 ``[count, height, width, 3]``, of any size up
+    to 1024×1024.
 
     Raises:
         DataError: a count or size that is no such number.
@@ -56,18 +57,27 @@ def golden_crops(count: int = 16, *, height: int, width: int) -> Crop:
         camera = draw_camera(STYLES[number % len(STYLES)], rng)
         size = max(32, height), max(16, width)
         crop = draw_crop(draw_person(rng), camera, rng, height=size[0], width=size[1])
-        out[number] = crop if size == (height, width) else cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
+        out[number] = (
+            crop if size == (height, width) else cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA)
+        )
     return out
 
 
 def make_domain(
-    out: Path, style: str, *, identities: int = 60, cameras: int = 3, per_camera: int = 2, train_fraction: float = 0.5, seed: int = 0,
+    out: Path,
+    style: str,
+    *,
+    identities: int = 60,
+    cameras: int = 3,
+    per_camera: int = 2,
+    train_fraction: float = 0.5,
+    seed: int = 0,
     size: tuple[int, int] = (128, 64),
-) -> Domain:  # fmt: skip
+) -> Domain:
     """Draw a whole domain into a folder with its ``domain.csv``; the same arguments give the same bytes.
 
-    Half of the people (``train_fraction``) are for training. Of each of the others one crop is a query, the rest is gallery; a tenth of the test
-    people are seen by one camera only and are distractors.
+    Half of the people (``train_fraction``) are for training. Of each of the others one crop is a query, the rest is
+    gallery; a tenth of the test people are seen by one camera only and are distractors.
 
     Args:
         out: an absent or empty folder.
@@ -83,7 +93,12 @@ def make_domain(
         DataError: a wrong argument, or a folder that holds something.
     """
     out, looks = Path(out), style_of(style)
-    for name, value, least in (("identities", identities, 4), ("cameras", cameras, 1), ("per_camera", per_camera, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("identities", identities, 4),
+        ("cameras", cameras, 1),
+        ("per_camera", per_camera, 1),
+        ("seed", seed, 0),
+    ):
         _check_whole(name, value, least)
     height, width = size
     _check_size(height, width)
@@ -102,18 +117,31 @@ def make_domain(
         rng = np.random.default_rng((*key, 3, number))
         distractor = number >= training and cameras > 1 and (number - training) % 10 == 9
         seen_by = sorted(
-            rng.permutation(cameras)[: 1 if distractor or (cameras > 1 and rng.random() < 0.05 and number < training) else cameras].tolist()
+            rng.permutation(cameras)[
+                : 1 if distractor or (cameras > 1 and rng.random() < 0.05 and number < training) else cameras
+            ].tolist()
         )
         asked = False
         for camera in seen_by:
             for shot in range(per_camera):
                 name = f"crops/{number:04d}_c{camera + 1}_{shot}.jpg"
-                crop = draw_crop(person, lenses[camera], np.random.default_rng((*key, 4, number, camera, shot)), height=height, width=width)
+                crop = draw_crop(
+                    person,
+                    lenses[camera],
+                    np.random.default_rng((*key, 4, number, camera, shot)),
+                    height=height,
+                    width=width,
+                )
                 _write_jpeg(out / name, crop)
                 query = number >= training and not distractor and not asked
                 asked |= query
                 rows.append(
-                    ("train" if number < training else "query" if query else "gallery", name, f"{style}-{number:03d}", f"{style}-{camera + 1}")
+                    (
+                        "train" if number < training else "query" if query else "gallery",
+                        name,
+                        f"{style}-{number:03d}",
+                        f"{style}-{camera + 1}",
+                    )
                 )
                 times.append((START + timedelta(minutes=7 * number + 2 * camera, seconds=11 * shot)).isoformat())
     _write_table(out / "domain.csv", rows, times)
@@ -140,7 +168,9 @@ def _write_table(path: Path, rows: list[tuple[str, str, str | None, str]], times
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["path", "pid", "camid", "split", "time"])
-    table.writerows([name, pid, camera, split, time] for (split, name, pid, camera), time in zip(rows, times, strict=True))
+    table.writerows(
+        [name, pid, camera, split, time] for (split, name, pid, camera), time in zip(rows, times, strict=True)
+    )
     write_atomic(path, text.getvalue().encode())
 
 
@@ -152,16 +182,34 @@ def _place(camera: Camera, rng: np.random.Generator, rows: int, columns: int) ->
     return whole[top : top + rows, left : left + columns].astype(np.float32)
 
 
-def _stand(scene: Float32s, person: Person, camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
+def _stand(
+    scene: Float32s, person: Person, camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float
+) -> None:
     """Put a person into the scene, with their shadow."""
     rows, columns = scene.shape[:2]
     strength = style_of(camera.style).shadow
     cast = np.zeros((rows, columns), np.float32)
     away = -camera.sun * 0.16 * tall
     cv2.ellipse(
-        cast, (round(foot[0] + away), round(foot[1] - 0.03 * tall)), (max(1, round(0.2 * tall)), max(1, round(0.025 * tall))), 0, 0, 360, 0.8, -1
+        cast,
+        (round(foot[0] + away), round(foot[1] - 0.03 * tall)),
+        (max(1, round(0.2 * tall)), max(1, round(0.025 * tall))),
+        0,
+        0,
+        360,
+        0.8,
+        -1,
     )
-    cv2.ellipse(cast, (round(foot[0]), round(foot[1] - 0.02 * tall)), (max(1, round(0.1 * tall)), max(1, round(0.022 * tall))), 0, 0, 360, 1.0, -1)
+    cv2.ellipse(
+        cast,
+        (round(foot[0]), round(foot[1] - 0.02 * tall)),
+        (max(1, round(0.1 * tall)), max(1, round(0.022 * tall))),
+        0,
+        0,
+        360,
+        1.0,
+        -1,
+    )
     scene *= (1 - strength * cv2.GaussianBlur(cast, (0, 0), 0.016 * tall))[..., None]
     colours, cover = render(person, draw_pose(rng, tilt=camera.tilt, sun=camera.sun), rows, columns, foot, tall)
     scene *= (1 - cover)[..., None]

@@ -1,6 +1,7 @@
 """Random changes to a batch of training crops, vectorised: flip, pad-and-crop, colour, random erasing.
 
-Works on RGB crops ``[B, H, W, 3]`` in 0..255 on any device; the draws are made on the CPU from one generator, so a GPU sees the same crops as a CPU.
+Works on RGB crops ``[B, H, W, 3]`` in 0..255 on any device; the draws are made on the CPU from one generator, so a GPU
+sees the same crops as a CPU.
 """
 
 from __future__ import annotations
@@ -49,15 +50,20 @@ class Augment:
         device = crops.device
         which = torch.arange(batch, device=device)
         crops = crops[which[:, None], rows.clamp(0, height - 1).to(device)]
-        # A pixel's three bytes move as one element only through a flat gather; per-crop column selection keeps the copies in cache.
+        # A pixel's three bytes move as one element only through a flat gather; per-crop column selection keeps the
+        # copies in cache.
         flat = columns.clamp(0, width - 1).to(device)
         crops = torch.stack([crop.index_select(1, index) for crop, index in zip(crops, flat, strict=True)])
         outside = (outside_rows[:, :, None] | outside_columns[:, None, :]).to(device)
         return torch.where(outside[..., None], fill, crops) if pad else crops
 
     def _recoloured(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """Brightness, contrast about the crop's mean, and saturation about its grey, each by a factor from 1 ± strength."""
-        factors = (1 + self.config.colour * (2 * torch.rand(3, crops.shape[0], 1, 1, 1, generator=generator) - 1)).to(crops.device)
+        """Brightness, contrast about the crop's mean, and saturation about its grey, each by a factor from 1 ±
+        strength.
+        """
+        factors = (1 + self.config.colour * (2 * torch.rand(3, crops.shape[0], 1, 1, 1, generator=generator) - 1)).to(
+            crops.device
+        )
         pixels = crops.float() * factors[0]
         mean = pixels.mean((1, 2, 3), keepdim=True)
         pixels = mean + (pixels - mean) * factors[1]
@@ -65,7 +71,9 @@ class Augment:
         return (grey + (pixels - grey) * factors[2]).clamp(0, 255)
 
     def _erased(self, crops: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
-        """Paint one rectangle per chosen crop (Zhong et al., AAAI 2020); of ten drawn shapes, the first that fits is taken."""
+        """Paint one rectangle per chosen crop (Zhong et al., AAAI 2020); of ten drawn shapes, the first that fits is
+        taken.
+        """
         batch, height, width, _ = crops.shape
         low, high = self.config.erase_area
         chosen = torch.rand(batch, generator=generator) < self.config.erase

@@ -36,7 +36,8 @@ class CropStore:
     """The decodable crops of a split, in its order.
 
     Attributes:
-        crops: uint8 ``[N, H, W, 3]`` RGB, in memory or memory-mapped from a scratch file that has no name and vanishes with the process.
+        crops: uint8 ``[N, H, W, 3]`` RGB, in memory or memory-mapped from a scratch file that has no name and vanishes
+            with the process.
         split: the rows that ``crops`` holds.
         left_out: the images that could not be read; a broken image never stops a training run.
     """
@@ -51,7 +52,13 @@ class CropStore:
 
     @classmethod
     def decode(
-        cls, domain: Domain, split: Split, spec: CropSpec, *, limit_mb: int = 4096, progress: Callable[[int], None] | None = None
+        cls,
+        domain: Domain,
+        split: Split,
+        spec: CropSpec,
+        *,
+        limit_mb: int = 4096,
+        progress: Callable[[int], None] | None = None,
     ) -> CropStore:
         """Decode a split with a few threads (OpenCV releases the interpreter).
 
@@ -63,7 +70,8 @@ class CropStore:
             progress: told how many more are done.
 
         Raises:
-            DataError: not one image could be decoded, though there are some; or the disk has no room for the scratch file.
+            DataError: not one image could be decoded, though there are some; or the disk has no room for the scratch
+                file.
         """
         crops = _allocate((len(split), spec.height, spec.width, 3), limit_mb)
         files = domain.files(split)
@@ -82,7 +90,9 @@ class CropStore:
                 if progress:
                     progress(len(chunk))
         if files and len(reasons) == len(files):
-            raise DataError(f"domain {domain.name}: none of its {len(files)} images can be read; the first: {reasons[0]}")
+            raise DataError(
+                f"domain {domain.name}: none of its {len(files)} images can be read; the first: {reasons[0]}"
+            )
         left_out = tuple(LeftOut(split.paths[at], reasons[at]) for at in sorted(reasons))
         if reasons:
             kept = np.setdiff1d(np.arange(len(files)), list(reasons))
@@ -102,7 +112,9 @@ def _allocate(shape: Sequence[int], limit_mb: int) -> NDArray[np.uint8]:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its size and its room on the disk: a mapped file without it kills the process (SIGBUS) where the disk gets full."""
+    """Give a file its size and its room on the disk: a mapped file without it kills the process (SIGBUS) where the disk
+    gets full.
+    """
     try:
         if hasattr(os, "posix_fallocate"):
             try:
@@ -113,7 +125,8 @@ def _reserve(descriptor: int, size: int) -> None:
         os.truncate(descriptor, size)
     except OSError as error:
         raise DataError(
-            f"can't reserve {-(-size // 2**20)} MiB for decoded crops in {tempfile.gettempdir()}: {error.strerror}; free some room there, "
+            f"can't reserve {-(-size // 2**20)} MiB for decoded crops in {tempfile.gettempdir()}: {error.strerror}; "
+            "free some room there, "
             "set TMPDIR to a folder with more, or raise storage.crop_memory_mb to hold them in memory"
         ) from error
 
@@ -131,6 +144,8 @@ class StoreCache:
         name = (domain.root, domain.fingerprint, hash(split.paths))
         store = self._stores.pop(name, None) or CropStore.decode(domain, split, self.spec, limit_mb=self.limit_mb)
         self._stores[name] = store
-        while sum(held.crops.nbytes for held in self._stores.values()) > self.limit_mb * 2**20 and len(self._stores) > 1:
+        while (
+            sum(held.crops.nbytes for held in self._stores.values()) > self.limit_mb * 2**20 and len(self._stores) > 1
+        ):
             self._stores.pop(next(iter(self._stores)))
         return store

@@ -14,10 +14,11 @@ from reid.randomness import numpy_generator
 class IdentitySampler:
     """Batches of ``identities × instances`` crop positions; batch ``i`` is a pure function of the seed and ``i``.
 
-    Identities come in shuffled rounds, once per round whatever their number of crops, so each is seen equally often. Where a batch runs on from one
-    round into the next, an identity that it holds already gives its turn to another drawn at random, so there the counts are equal on average only.
-    Of an identity, one crop is drawn and then, while there are any, crops of cameras not yet drawn; one with fewer than K crops gives each of them
-    once before any of them again, so a batch always holds P·K positions.
+    Identities come in shuffled rounds, once per round whatever their number of crops, so each is seen equally often.
+    Where a batch runs on from one round into the next, an identity that it holds already gives its turn to another
+    drawn at random, so there the counts are equal on average only. Of an identity, one crop is drawn and then, while
+    there are any, crops of cameras not yet drawn; one with fewer than K crops gives each of them once before any of
+    them again, so a batch always holds P·K positions.
 
     Args:
         labels: class of each crop, ``[N]``.
@@ -43,14 +44,20 @@ class IdentitySampler:
     ) -> None:
         self.classes = np.unique(labels)
         if len(self.classes) < identities:
-            hint = f"set train.identities={len(self.classes)}" if len(self.classes) > 1 else "there is nobody to tell apart"
+            hint = (
+                f"set train.identities={len(self.classes)}"
+                if len(self.classes) > 1
+                else "there is nobody to tell apart"
+            )
             raise DataError(f"a batch needs {identities} identities and the domain has {len(self.classes)}; {hint}")
         self.identities = identities
         self.instances = instances
         self.seed = tuple(seed)
         self.cameras = cameras
         order = np.argsort(labels, kind="stable")
-        self.crops = dict(zip(self.classes.tolist(), np.split(order, np.flatnonzero(np.diff(labels[order])) + 1), strict=True))
+        self.crops = dict(
+            zip(self.classes.tolist(), np.split(order, np.flatnonzero(np.diff(labels[order])) + 1), strict=True)
+        )
         self.groups = None if groups is None else np.asarray(groups)[self.classes]
         self._rounds: dict[int, NDArray[np.int64]] = {}
 
@@ -84,14 +91,18 @@ class IdentitySampler:
 
     def _round(self, lap: int) -> NDArray[np.int64]:
         if lap not in self._rounds:
-            self._rounds = {lap: numpy_generator(*self.seed, "round", lap).permutation(self.classes), **dict(list(self._rounds.items())[:2])}
+            self._rounds = {
+                lap: numpy_generator(*self.seed, "round", lap).permutation(self.classes),
+                **dict(list(self._rounds.items())[:2]),
+            }
         return self._rounds[lap]
 
     def _crops_of(self, identity: int, draw: np.random.Generator) -> NDArray[np.int64]:
         pool = draw.permutation(self.crops[identity])
         taken: list[int] = []
         while len(taken) < self.instances:
-            # One pass takes a crop of each camera in turn, so a camera comes again only when every other has had its turn.
+            # One pass takes a crop of each camera in turn, so a camera comes again only when every other has had its
+            # turn.
             left = list(pool)
             while left and len(taken) < self.instances:
                 seen: set[int] = set()

@@ -17,8 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @bench_app.command("methods")
-def methods(tables_only: Annotated[bool, typer.Option("--tables", help="Run nothing; write the tables of what is there.")] = False) -> None:
-    """Run every method on the small-5 protocol, each run once, and write the tables into docs/methods.md and README.md; goes on where it stopped."""
+def methods(
+    tables_only: Annotated[
+        bool, typer.Option("--tables", help="Run nothing; write the tables of what is there.")
+    ] = False,
+) -> None:
+    """Run every method on the small-5 protocol, each run once, and write the tables into docs/methods.md and README.md;
+    goes on where it stopped.
+    """
     study = _benchmark("small5")
     if not tables_only:
         for kind in ("test", "strong", "parts", "guides", "heads"):
@@ -29,6 +35,9 @@ def methods(tables_only: Annotated[bool, typer.Option("--tables", help="Run noth
 def _benchmark(name: str) -> ModuleType:
     """Import a benchmark; raises UsageError in an installation, which has none."""
     if not (ROOT / "benchmarks" / f"{name}.py").is_file():
-        raise UsageError("the benchmarks are in a checkout of the project, not in the installed package; clone it and run reid bench there")
+        raise UsageError(
+            "the benchmarks are in a checkout of the project, not in the installed package; clone it and run reid "
+            "bench there"
+        )
     sys.path.insert(0, str(ROOT))
     return importlib.import_module(f"benchmarks.{name}")

@@ -14,15 +14,23 @@ from reid.commands.options import Bundle, Json, PathArgument, Provider, out, pri
 
 app = typer.Typer()
 engine_app = typer.Typer(no_args_is_help=True, help="Engines of ONNX Runtime's providers.")
-Batch = Annotated[int | None, typer.Option(min=1, help="Crops per inference; by default 8 on a processor and 32 on a GPU.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Crops per inference; by default 8 on a processor and 32 on a GPU.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a CPU engine; all cores by default.")]
 
 
 @app.command()
 def doctor(
-    bundle: Bundle = None, provider: Provider = "cpu", batch: Batch = None, threads: Threads = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Check this installation; with a bundle, also whether it gives its golden embeddings on this box, and how fast. Exit 1 if something is wrong."""
+    bundle: Bundle = None,
+    provider: Provider = "cpu",
+    batch: Batch = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Check this installation; with a bundle, also whether it gives its golden embeddings on this box, and how fast.
+    Exit 1 if something is wrong.
+    """
     from reid.doctor import examine
 
     tried = []
@@ -35,19 +43,33 @@ def doctor(
     if as_json:
         print_json(items)
     else:
-        table("reid doctor", ["what", "found", ""], [[item["what"], item["found"], "ok" if item["ok"] else item["remedy"]] for item in items])
-        out.print(f"not in order: {', '.join(faults)}; the last column says what to do" if faults else "all is in order", markup=False)
+        table(
+            "reid doctor",
+            ["what", "found", ""],
+            [[item["what"], item["found"], "ok" if item["ok"] else item["remedy"]] for item in items],
+        )
+        out.print(
+            f"not in order: {', '.join(faults)}; the last column says what to do" if faults else "all is in order",
+            markup=False,
+        )
     if faults:
         sys.exit(1)
 
 
 @engine_app.command("build")
 def build(
-    bundle: PathArgument, provider: Provider = "tensorrt", batch: Batch = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of the engines; LIFELONG_REID_CACHE or the user's cache folder by default.")] = None,
+    bundle: PathArgument,
+    provider: Provider = "tensorrt",
+    batch: Batch = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the engines; LIFELONG_REID_CACHE or the user's cache folder by default."),
+    ] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Build a bundle's TensorRT engines ahead (minutes), so that the next start takes seconds. They serve this graph, GPU and batch only."""
+) -> None:
+    """Build a bundle's TensorRT engines ahead (minutes), so that the next start takes seconds. They serve this graph,
+    GPU and batch only.
+    """
     from deploy import Encoder
     from deploy.encoder.engine import Target
     from deploy.encoder.engine_cache import cache_root
@@ -59,6 +81,17 @@ def build(
     encoder = Encoder.load(bundle, provider, batch=batch, cache=folder)
     took = time.perf_counter() - began
     if as_json:
-        print_json({"bundle": encoder.bundle.id, "provider": provider, "batch": encoder.batch, "cache": str(folder), "seconds": round(took, 2)})
+        print_json(
+            {
+                "bundle": encoder.bundle.id,
+                "provider": provider,
+                "batch": encoder.batch,
+                "cache": str(folder),
+                "seconds": round(took, 2),
+            }
+        )
     else:
-        out.print(f"{bundle} is ready on {provider} for batches of up to {encoder.batch}: engines in {folder}, {took:.1f} s", markup=False)
+        out.print(
+            f"{bundle} is ready on {provider} for batches of up to {encoder.batch}: engines in {folder}, {took:.1f} s",
+            markup=False,
+        )

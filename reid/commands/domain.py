@@ -8,16 +8,37 @@ from typing import Annotated
 
 import typer
 
-from reid.commands.options import ConfigFile, Device, Json, PathArgument, SameCamera, Settings, layers, out, print_json, progress, table
+from reid.commands.options import (
+    ConfigFile,
+    Device,
+    Json,
+    PathArgument,
+    SameCamera,
+    Settings,
+    layers,
+    out,
+    print_json,
+    progress,
+    table,
+)
 
 domain_app = typer.Typer(no_args_is_help=True, help="Look at a camera domain, or draw one.")
 
 
 @domain_app.command("check")
 def domain_check(
-    path: PathArgument, config: ConfigFile = None, settings: Settings = None, same_camera: SameCamera = None, as_json: Json = False,
-    speed: Annotated[bool, typer.Option(help="Measure for some seconds how fast the configured network trains here; needs the train extra.")] = True,
-) -> None:  # fmt: skip
+    path: PathArgument,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    same_camera: SameCamera = None,
+    as_json: Json = False,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            help="Measure for some seconds how fast the configured network trains here; needs the train extra."
+        ),
+    ] = True,
+) -> None:
     """Say what is in a domain, what is wrong with it, and what training on it takes."""
     import domains
     from domains.check import check_domain
@@ -34,11 +55,16 @@ def domain_check(
         measured = measure_speed(chosen)
     train = chosen.train
     bars = progress()
-    with bars.task(f"reading {domain.name}", len({path for _, split in domain.splits() for path in split.paths})) as tick:
+    with bars.task(
+        f"reading {domain.name}", len({path for _, split in domain.splits() for path in split.paths})
+    ) as tick:
         report = check_domain(
-            domain, crop=chosen.crop.spec(), crops_per_second=measured.crops_per_second if measured else None,
-            training_crops=first * train.identities * train.instances, progress=tick.advance,
-        )  # fmt: skip
+            domain,
+            crop=chosen.crop.spec(),
+            crops_per_second=measured.crops_per_second if measured else None,
+            training_crops=first * train.identities * train.instances,
+            progress=tick.advance,
+        )
     if as_json:
         print_json(report.to_dict() | {"training_peak_bytes": measured and measured.peak_bytes + report.train_bytes})
         return
@@ -47,16 +73,26 @@ def domain_check(
     if measured:
         peak = (measured.peak_bytes + report.train_bytes) / 2**30
         name, where = chosen.model.backbone, "" if chosen.device == "cpu" else f" on {chosen.device}"
-        step = f"a step of {first} iterations" if first == later else f"a first step of {first} iterations, a later one {later},"
-        out.print(f"{step} with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB", markup=False, soft_wrap=True)
+        step = (
+            f"a step of {first} iterations"
+            if first == later
+            else f"a first step of {first} iterations, a later one {later},"
+        )
+        out.print(
+            f"{step} with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @domain_app.command("relate")
 def domain_relate(
-    run: PathArgument, domain: PathArgument, device: Device = None,
+    run: PathArgument,
+    domain: PathArgument,
+    device: Device = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw a map of the domains here, as SVG.")] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Say, before any training, which learned domains a new one resembles, and whether the model serves it as it is."""
     import domains
     from domains.artefact import write_atomic
@@ -74,7 +110,9 @@ def domain_relate(
         print_json(found.to_dict())
         return
     rows = [[near.domain, f"{100 * near.score:.1f}", f"{100 * near.share:.0f} %"] for near in found.helps]
-    table(f"{found.domain}: who helps ({found.crops} crops)", ["learned domain", "H-score, % of the most", "share"], rows)
+    table(
+        f"{found.domain}: who helps ({found.crops} crops)", ["learned domain", "H-score, % of the most", "share"], rows
+    )
     for text in found.lines():
         out.print(text, markup=False, soft_wrap=True)
 
@@ -93,5 +131,7 @@ def domain_make(
     """Draw a domain of invented people, for trying things out."""
     from domains.synthetic import make_domain
 
-    domain = make_domain(path, style, identities=identities, cameras=cameras, per_camera=per_camera, size=(height, width), seed=seed)
+    domain = make_domain(
+        path, style, identities=identities, cameras=cameras, per_camera=per_camera, size=(height, width), seed=seed
+    )
     out.print(f"{path}: {', '.join(f'{len(split)} {name}' for name, split in domain.splits())} crops", markup=False)

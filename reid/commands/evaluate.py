@@ -20,12 +20,23 @@ app = typer.Typer()
 
 @app.command()
 def evaluate(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN DOMAIN...", help="The run (none with --bundle), then the domains.", show_default=False)],
-    bundle: Bundle = None, provider: Provider = "cpu", step: Annotated[int, typer.Option(help="Which step's model; the last by default.")] = -1,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN DOMAIN...", help="The run (none with --bundle), then the domains.", show_default=False
+        ),
+    ],
+    bundle: Bundle = None,
+    provider: Provider = "cpu",
+    step: Annotated[int, typer.Option(help="Which step's model; the last by default.")] = -1,
     rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking before scoring.")] = False,
-    open_set: Annotated[bool, typer.Option("--open-set", help="Also: TPR at FPR over pairs, and DIR at FPIR with people left out.")] = False,
-    same_camera: SameCamera = None, device: Device = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    open_set: Annotated[
+        bool, typer.Option("--open-set", help="Also: TPR at FPR over pairs, and DIR at FPIR with people left out.")
+    ] = False,
+    same_camera: SameCamera = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
     """Score domains with a run's model, or with an exported bundle through ONNX Runtime."""
     import domains
 
@@ -36,21 +47,31 @@ def evaluate(
     if not folders:
         raise UsageError("name at least one domain to score")
     if bundle is not None and (device is not None or step != -1):
-        raise UsageError("--device and --step are for a run's model; a bundle is one step's, and computes where --provider says")
+        raise UsageError(
+            "--device and --step are for a run's model; a bundle is one step's, and computes where --provider says"
+        )
     if bundle is None and provider != "cpu":
         raise UsageError("--provider is for a bundle's; a run's model computes where --device says")
     opened = [domains.open(folder, same_camera=same_camera) for folder in folders]
     names = [domain.name for domain in opened]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"two domains are called {min(twice)}, after their folders; rename one, or score them one by one")
+        raise UsageError(
+            f"two domains are called {min(twice)}, after their folders; rename one, or score them one by one"
+        )
     score = _bundle_scorer(bundle, provider) if bundle is not None else _run_scorer(paths[0], step, device)
     result = {domain.name: score(domain, rerank=rerank, open_set=open_set) for domain in opened}
     if as_json:
         print_json(result)
         return
     columns = ["mAP", "rank1", "rank5", "rank10", "mINP"]
-    table("scores (%)", ["domain", *columns, "queries"], [
-        [name, *(f"{scores[column]:.2f}" for column in columns), str(scores["queries"])] for name, scores in result.items()])  # fmt: skip
+    table(
+        "scores (%)",
+        ["domain", *columns, "queries"],
+        [
+            [name, *(f"{scores[column]:.2f}" for column in columns), str(scores["queries"])]
+            for name, scores in result.items()
+        ],
+    )
     if open_set:
         _show_open_set({name: scores["open_set"] for name, scores in result.items()})
 
@@ -70,7 +91,11 @@ def _bundle_scorer(bundle: Path, provider: str) -> Callable[..., dict[str, Any]]
         return np.asarray(encoder(crops))
 
     def score(domain: Domain, *, rerank: bool, open_set: bool) -> dict[str, Any]:
-        return evaluate_open_set(domain, embed, stores, rerank=rerank) if open_set else closed(domain, embed, stores, rerank=rerank).to_dict()
+        return (
+            evaluate_open_set(domain, embed, stores, rerank=rerank)
+            if open_set
+            else closed(domain, embed, stores, rerank=rerank).to_dict()
+        )
 
     return score
 
@@ -93,25 +118,42 @@ def _run_scorer(folder: Path, step: int, device: str | None) -> Callable[..., di
 
 def _show_open_set(found: dict[str, dict[str, Any]]) -> None:
     first = next(iter(found.values()))
-    columns = [f"{short} {rate}" for short, key in (("TPR at FPR", "tpr_at_fpr"), ("DIR at FPIR", "dir_at_fpir")) for rate in first[key]]
+    columns = [
+        f"{short} {rate}"
+        for short, key in (("TPR at FPR", "tpr_at_fpr"), ("DIR at FPIR", "dir_at_fpir"))
+        for rate in first[key]
+    ]
     rows = []
     for name, row in found.items():
         values = [*row["tpr_at_fpr"].values(), *row["dir_at_fpir"].values()]
-        rows.append([name, *("–" if value is None else f"{value:.1f}" for value in values), f"{row['impostor_pairs']:,}"])
+        rows.append(
+            [name, *("–" if value is None else f"{value:.1f}" for value in values), f"{row['impostor_pairs']:,}"]
+        )
     table("open set, by cosine (%; –: too few pairs to see the rate)", ["domain", *columns, "impostor pairs"], rows)
 
 
 @app.command()
 def calibrate(
-    bundle: PathArgument, path: Annotated[Path, typer.Argument(metavar="DOMAIN", show_default=False)],
-    fpr: Annotated[float, typer.Option(help="Share of pairs of different people that may be called the same person.")] = 1e-3,
+    bundle: PathArgument,
+    path: Annotated[Path, typer.Argument(metavar="DOMAIN", show_default=False)],
+    fpr: Annotated[
+        float, typer.Option(help="Share of pairs of different people that may be called the same person.")
+    ] = 1e-3,
     seed: Annotated[int, typer.Option(help="Which people choose the threshold and which check it.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the bundle as it is.")] = False,
-    key: Annotated[Path | None, typer.Option(help="Private key to sign the bundle again with, where it is signed.")] = None,
-    unsign: Annotated[bool, typer.Option("--unsign", help="Give the signature of a signed bundle up, where there is no key.")] = False,
-    provider: Provider = "cpu", same_camera: SameCamera = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Find the score that means "same person" on half of a domain's test people, check it on the other half, and keep it in the bundle."""
+    key: Annotated[
+        Path | None, typer.Option(help="Private key to sign the bundle again with, where it is signed.")
+    ] = None,
+    unsign: Annotated[
+        bool, typer.Option("--unsign", help="Give the signature of a signed bundle up, where there is no key.")
+    ] = False,
+    provider: Provider = "cpu",
+    same_camera: SameCamera = None,
+    as_json: Json = False,
+) -> None:
+    """Find the score that means "same person" on half of a domain's test people, check it on the other half, and keep
+    it in the bundle.
+    """
     import domains
     from deploy import Encoder
     from deploy.answers.calibration import calibrate as measure
@@ -120,7 +162,10 @@ def calibrate(
     domain = domains.open(path, same_camera=same_camera)
     encoder = Encoder.load(bundle, provider=provider)
     if encoder.bundle.signers and key is None and not unsign and not dry_run:  # before minutes are spent on measuring
-        raise UsageError(f"{bundle} is signed by key {encoder.bundle.signers[0]}: name a key with --key, or give the signature up with --unsign")
+        raise UsageError(
+            f"{bundle} is signed by key {encoder.bundle.signers[0]}: name a key with --key, or give the signature up "
+            "with --unsign"
+        )
     found = measure(encoder, domain, fpr=fpr, seed=seed)
     if not dry_run:
         store(encoder.bundle, found, key=key, unsign=unsign)
@@ -141,14 +186,26 @@ def _show_calibration(found: Calibration, bundle: Path, *, dry_run: bool) -> Non
             ("unsure or better", found.unsure, found.unsure_fpr, found.measured_unsure_fpr, found.measured_unsure_tpr),
         )
     ]
-    table(f"{found.domain}: chosen on one half of the people, measured on the other (95 % intervals over people)",
-          ["answer", "cosine", "strangers, chosen", "strangers, measured", "true pairs, measured"], rows)  # fmt: skip
-    halves = (f"{found.people[half]} people, {found.distractors[half]} distractors, {found.genuine_pairs[half]:,} true and "
-              f"{found.impostor_pairs[half]:,} impostor pairs" for half in (0, 1))  # fmt: skip
+    table(
+        f"{found.domain}: chosen on one half of the people, measured on the other (95 % intervals over people)",
+        ["answer", "cosine", "strangers, chosen", "strangers, measured", "true pairs, measured"],
+        rows,
+    )
+    halves = (
+        f"{found.people[half]} people, {found.distractors[half]} distractors, {found.genuine_pairs[half]:,} true and "
+        f"{found.impostor_pairs[half]:,} impostor pairs"
+        for half in (0, 1)
+    )
     out.print(f"chosen on {next(halves)}; measured on {next(halves)}", markup=False)
     if found.skipped:
         out.print(f"{found.skipped} images could not be read and were left out", markup=False)
     out.print(
-        f"among 10,000 strangers in a gallery, a query meets about {10_000 * found.measured_fpr.value:.3g} called the same person; "
-        f"no match is said of {100 * (1 - found.measured_unsure_tpr.value):.3g} % of the true pairs", markup=False)  # fmt: skip
-    out.print(f"{bundle} was left as it is (--dry-run)" if dry_run else f"kept in {bundle}; queries use it from now on", markup=False)
+        f"among 10,000 strangers in a gallery, a query meets about {10_000 * found.measured_fpr.value:.3g} called the "
+        "same person; "
+        f"no match is said of {100 * (1 - found.measured_unsure_tpr.value):.3g} % of the true pairs",
+        markup=False,
+    )
+    out.print(
+        f"{bundle} was left as it is (--dry-run)" if dry_run else f"kept in {bundle}; queries use it from now on",
+        markup=False,
+    )

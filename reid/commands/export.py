@@ -12,24 +12,50 @@ from domains.errors import UsageError
 from reid.commands.options import Json, PathArgument, out, print_json, progress
 
 app = typer.Typer()
-key_app = typer.Typer(help="Keys that sign bundles, so that the edge loads those of their maker only.", no_args_is_help=True)
+key_app = typer.Typer(
+    help="Keys that sign bundles, so that the edge loads those of their maker only.", no_args_is_help=True
+)
 
 
 @app.command()
 def export(
-    run: PathArgument, bundle: PathArgument, step: Annotated[int, typer.Option(help="Which step; the last by default.")] = -1,
-    site: Annotated[str | None, typer.Option(help="Learned domain, or folder of another, whose own network to export (hyper_*).")] = None,
-    since: Annotated[int | None, typer.Option(help="Step whose galleries the bundle's transport carries; by default the one before.")] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision inside; inputs and outputs stay as they are.")] = False,
-    int8: Annotated[Path | None, typer.Option(metavar="DOMAIN", help="8 bits: calibrated on its train crops, judged on its test split.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="With --int8: leave this layer in float32; may be repeated.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="With --int8: refuse rather than leave the worst layers in float32.")] = False,
-    reduce_range: Annotated[bool, typer.Option("--reduce-range", help="With --int8: 7-bit weights, for x86 processors without VNNI.")] = False,
-    weights_licence: Annotated[str, typer.Option(metavar="TEXT", help="Licence of the weights, for manifest and card.")] = "not declared",
-    data_licence: Annotated[str, typer.Option(metavar="TEXT", help="Licence of the data that they were learned from.")] = "not declared",
-    key: Annotated[Path | None, typer.Option("--key", metavar="KEYFILE", help="Sign with this private key (reid key make).")] = None,
+    run: PathArgument,
+    bundle: PathArgument,
+    step: Annotated[int, typer.Option(help="Which step; the last by default.")] = -1,
+    site: Annotated[
+        str | None, typer.Option(help="Learned domain, or folder of another, whose own network to export (hyper_*).")
+    ] = None,
+    since: Annotated[
+        int | None, typer.Option(help="Step whose galleries the bundle's transport carries; by default the one before.")
+    ] = None,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Half precision inside; inputs and outputs stay as they are.")
+    ] = False,
+    int8: Annotated[
+        Path | None,
+        typer.Option(metavar="DOMAIN", help="8 bits: calibrated on its train crops, judged on its test split."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="With --int8: leave this layer in float32; may be repeated."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With --int8: refuse rather than leave the worst layers in float32.")
+    ] = False,
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="With --int8: 7-bit weights, for x86 processors without VNNI.")
+    ] = False,
+    weights_licence: Annotated[
+        str, typer.Option(metavar="TEXT", help="Licence of the weights, for manifest and card.")
+    ] = "not declared",
+    data_licence: Annotated[
+        str, typer.Option(metavar="TEXT", help="Licence of the data that they were learned from.")
+    ] = "not declared",
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="KEYFILE", help="Sign with this private key (reid key make).")
+    ] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Export a step as ONNX, checked against torch on real crops, with golden embeddings and a card."""
     import domains
     from reid.export import Provenance, export_run
@@ -38,28 +64,47 @@ def export(
 
     opened = Run.open(run)
     if site is not None and site not in opened.learned and not Path(site).is_dir():
-        raise UsageError(f"--site {site} is neither a domain that {run} has learned ({', '.join(opened.learned) or 'none'}) nor a folder")
+        raise UsageError(
+            f"--site {site} is neither a domain that {run} has learned ({', '.join(opened.learned) or 'none'}) nor a "
+            "folder"
+        )
     lowering = Lowering(fp16, None if int8 is None else domains.open(int8), exclude or (), strict, reduce_range)
     made = export_run(
-        opened, bundle, step=step, site=site if site is None or site in opened.learned else domains.open(Path(site)), since=since,
-        lowering=lowering, provenance=Provenance(weights_licence, data_licence, key), progress=progress() if sys.stderr.isatty() else None,
-    )  # fmt: skip
+        opened,
+        bundle,
+        step=step,
+        site=site if site is None or site in opened.learned else domains.open(Path(site)),
+        since=since,
+        lowering=lowering,
+        provenance=Provenance(weights_licence, data_licence, key),
+        progress=progress() if sys.stderr.isatty() else None,
+    )
     if as_json:
         print_json(made.manifest)
         return
     parity, found = made.manifest["parity"], made.manifest.get("quantisation")
-    out.print(f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}", markup=False)
+    out.print(
+        f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}",
+        markup=False,
+    )
     if found:
         kept = f"{len(found['left_out'])} of {found['layers']} layers left in float32"
         space = "a feature space of its own" if found["own_space"] else "the feature space of float32"
-        out.print(f"int8: mAP on {found['domain']} {found['map_fp32']:.2f} → {found['map_int8']:.2f}, {kept}, {space}", markup=False)
+        out.print(
+            f"int8: mAP on {found['domain']} {found['map_fp32']:.2f} → {found['map_int8']:.2f}, {kept}, {space}",
+            markup=False,
+        )
     if made.signers:
         out.print(f"signed by key {made.signers[0]}", markup=False)
 
 
 @key_app.command("make")
-def key_make(keyfile: Annotated[Path, typer.Argument(metavar="KEYFILE", show_default=False)], as_json: Json = False) -> None:
-    """Make a signing key: KEYFILE stays with you (mode 0600), KEYFILE.pub goes to the edge, named by LIFELONG_REID_TRUSTED_KEYS."""
+def key_make(
+    keyfile: Annotated[Path, typer.Argument(metavar="KEYFILE", show_default=False)], as_json: Json = False
+) -> None:
+    """Make a signing key: KEYFILE stays with you (mode 0600), KEYFILE.pub goes to the edge, named by
+    LIFELONG_REID_TRUSTED_KEYS.
+    """
     from deploy.bundle.signature import make_key
 
     name, public = make_key(keyfile), f"{keyfile}.pub"
@@ -70,7 +115,9 @@ def key_make(keyfile: Annotated[Path, typer.Argument(metavar="KEYFILE", show_def
 
 
 @key_app.command("sign")
-def key_sign(bundle: PathArgument, key: Annotated[Path, typer.Option("--key", help="The private key file.", show_default=False)]) -> None:
+def key_sign(
+    bundle: PathArgument, key: Annotated[Path, typer.Option("--key", help="The private key file.", show_default=False)]
+) -> None:
     """Sign a bundle as it is."""
     from deploy.bundle import revise_bundle
 

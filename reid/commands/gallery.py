@@ -17,17 +17,29 @@ gallery_app = typer.Typer(no_args_is_help=True, help="Fill and look after a gall
 
 @gallery_app.command("add")
 def gallery_add(
-    gallery: PathArgument, source: Annotated[Path, typer.Argument(help="A domain, a folder of images, or a CSV with path,camera[,time,label].")],
+    gallery: PathArgument,
+    source: Annotated[
+        Path, typer.Argument(help="A domain, a folder of images, or a CSV with path,camera[,time,label].")
+    ],
     bundle: Bundle = None,
-    camera: Annotated[str | None, typer.Option(help="Camera of all images; without it, a plain folder's sub-folders are its cameras.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of a domain; gallery by default, all of a folder per person without splits.")] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="Camera of all images; without it, a plain folder's sub-folders are its cameras.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which split of a domain; gallery by default, all of a folder per person without splits."),
+    ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Keep a domain's identities as labels.")] = False,
-    keep_crops: Annotated[bool, typer.Option("--keep-crops", help="Make a gallery that keeps a small picture of each crop.")] = False,
-    provider: Provider = "cpu", as_json: Json = False,
-) -> None:  # fmt: skip
+    keep_crops: Annotated[
+        bool, typer.Option("--keep-crops", help="Make a gallery that keeps a small picture of each crop.")
+    ] = False,
+    provider: Provider = "cpu",
+    as_json: Json = False,
+) -> None:
     """Embed images and put them into a gallery; a missing one is made and remembers its bundle.
 
-    Sub-folders are people where most file names tell a camera (0001_c2_03.jpg), else cameras; --camera, --labels or --split decides otherwise.
+    Sub-folders are people where most file names tell a camera (0001_c2_03.jpg), else cameras; --camera, --labels or
+    --split decides otherwise.
     """
     from deploy import Encoder
     from deploy.gallery import open_or_create
@@ -41,9 +53,19 @@ def gallery_add(
             filled = fill(store, encoder, sources, progress=tick.advance)
         total = len(store)
     if as_json:
-        print_json({"added": filled.added, "known": filled.known, "skipped": [list(item) for item in filled.skipped], "total": total})
+        print_json(
+            {
+                "added": filled.added,
+                "known": filled.known,
+                "skipped": [list(item) for item in filled.skipped],
+                "total": total,
+            }
+        )
     else:
-        say(f"added {filled.added}, already there {filled.known}, skipped {len(filled.skipped)}; the gallery holds {total}")
+        say(
+            f"added {filled.added}, already there {filled.known}, skipped {len(filled.skipped)}; the gallery holds "
+            f"{total}"
+        )
         for path, reason in filled.skipped:
             say(f"skipped {path}: {reason}")
 
@@ -64,15 +86,24 @@ def gallery_info(gallery: PathArgument, as_json: Json = False) -> None:
             say(f"{name.replace('_', ' ')}: {value}")
     table("cameras", ["camera", "entries"], [[str(camera), str(count)] for camera, count in cameras.items()])
     if len(spaces) > 1:
-        rows = [[each["feature_space"][:12], str(each["embedded"]), "yes" if each["present"] else "no", each["bundle"] or "-"] for each in spaces]
+        rows = [
+            [
+                each["feature_space"][:12],
+                str(each["embedded"]),
+                "yes" if each["present"] else "no",
+                each["bundle"] or "-",
+            ]
+            for each in spaces
+        ]
         table("feature spaces, oldest first", ["space", "entries embedded in it", "present", "bundle"], rows)
 
 
 @gallery_app.command("verify")
 def gallery_verify(
-    gallery: PathArgument, repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended without a backup first.")] = False,
+    gallery: PathArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended without a backup first.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Check every byte of a gallery that counts; the index is made anew if it disagrees."""
     from deploy import Gallery
 
@@ -91,17 +122,24 @@ def gallery_verify(
 
 @gallery_app.command("forget")
 def gallery_forget(
-    gallery: PathArgument, ids: Annotated[list[int] | None, typer.Argument(help="Ids as reid query shows them.")] = None,
+    gallery: PathArgument,
+    ids: Annotated[list[int] | None, typer.Argument(help="Ids as reid query shows them.")] = None,
     label: Annotated[str | None, typer.Option(help="Everything with this label.")] = None,
     camera: Annotated[str | None, typer.Option(help="Everything from this camera.")] = None,
     source: Annotated[str | None, typer.Option(help="Everything whose source begins so.")] = None,
     before: Annotated[str | None, typer.Option(help="Everything from before this time (ISO 8601 with zone).")] = None,
-    older_than: Annotated[int | None, typer.Option("--older-than", metavar="DAYS", help="Everything older than so many days.", min=0)] = None,
-    like: Annotated[Path | None, typer.Option(help="Everything that looks like the person in this image, at --score or above.")] = None,
+    older_than: Annotated[
+        int | None, typer.Option("--older-than", metavar="DAYS", help="Everything older than so many days.", min=0)
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Everything that looks like the person in this image, at --score or above.")
+    ] = None,
     score: Annotated[float, typer.Option(help="Least cosine for --like.")] = 0.7,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be erased, and erase nothing.")] = False,
-    bundle: Bundle = None, provider: Provider = "cpu", as_json: Json = False,
-) -> None:  # fmt: skip
+    bundle: Bundle = None,
+    provider: Provider = "cpu",
+    as_json: Json = False,
+) -> None:
     """Erase entries, bytes and all; several choices together mean entries that fit all of them."""
     from deploy import Gallery
     from deploy.gallery.erasure import ErasureRequest
@@ -117,7 +155,10 @@ def gallery_forget(
             if as_json:
                 print_json([{"id": number, **vars(entry)} for number, entry in kept.items()])
                 return
-            rows = [[str(number), entry.camera, entry.time or "–", entry.label or "–", entry.source] for number, entry in kept.items()]
+            rows = [
+                [str(number), entry.camera, entry.time or "–", entry.label or "–", entry.source]
+                for number, entry in kept.items()
+            ]
             table(f"{len(rows)} entries would be erased", ["id", "camera", "time", "label", "source"], rows)
             return
         removed = store.forget(numbers, reason=by)
@@ -141,13 +182,21 @@ def _embedded(image: Path, bundle: Path | str, provider: str) -> Embeddings:
 
 @gallery_app.command("upgrade")
 def gallery_upgrade(
-    gallery: PathArgument, bundle: Annotated[Path | None, typer.Argument(help="The new bundle, with a transport.", show_default=False)] = None,
-    via: Annotated[list[Path] | None, typer.Option(help="Bundle of a model between the gallery's and the new one; may be repeated.")] = None,
+    gallery: PathArgument,
+    bundle: Annotated[Path | None, typer.Argument(help="The new bundle, with a transport.", show_default=False)] = None,
+    via: Annotated[
+        list[Path] | None,
+        typer.Option(help="Bundle of a model between the gallery's and the new one; may be repeated."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what to expect, and change nothing.")] = False,
-    back: Annotated[bool, typer.Option("--back", help="Return to the space and bundle before the last upgrade.")] = False,
-    drop_old: Annotated[bool, typer.Option("--drop-old", help="Drop the vectors of older spaces; there is no way back then.")] = False,
+    back: Annotated[
+        bool, typer.Option("--back", help="Return to the space and bundle before the last upgrade.")
+    ] = False,
+    drop_old: Annotated[
+        bool, typer.Option("--drop-old", help="Drop the vectors of older spaces; there is no way back then.")
+    ] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Carry a gallery into a new model's feature space, without a picture, while it answers."""
     from deploy import Gallery
     from domains.errors import UsageError
@@ -183,10 +232,14 @@ def gallery_upgrade(
 
 @gallery_app.command("keep")
 def gallery_keep(
-    gallery: PathArgument, days: Annotated[int | None, typer.Argument(help="Erase what is older; 0: no rule any more.", min=0)] = None,
-    camera: Annotated[str | None, typer.Option(help="For this camera alone, in the place of the general rule.")] = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Set or show how long entries are kept; the rules run by themselves: at opening, and every hour of use or of service."""
+    gallery: PathArgument,
+    days: Annotated[int | None, typer.Argument(help="Erase what is older; 0: no rule any more.", min=0)] = None,
+    camera: Annotated[str | None, typer.Option(help="For this camera alone, in the place of the general rule.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Set or show how long entries are kept; the rules run by themselves: at opening, and every hour of use or of
+    service.
+    """
     from deploy import Gallery
 
     with Gallery.open(gallery) as store:
@@ -203,7 +256,9 @@ def gallery_keep(
 
 
 @gallery_app.command("backup")
-def gallery_backup(gallery: PathArgument, copy: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]) -> None:
+def gallery_backup(
+    gallery: PathArgument, copy: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]
+) -> None:
     """Copy a gallery while it is used; a backup is a gallery and is opened as one."""
     from deploy import Gallery
 
@@ -214,24 +269,32 @@ def gallery_backup(gallery: PathArgument, copy: Annotated[Path, typer.Argument(h
 
 @gallery_app.command("restore")
 def gallery_restore(backup: PathArgument, gallery: PathArgument, as_json: Json = False) -> None:
-    """Put a checked copy of a backup where a gallery is to be; one that is there already is moved aside, not deleted."""
+    """Put a checked copy of a backup where a gallery is to be; one that is there already is moved aside, not
+    deleted.
+    """
     from deploy import Gallery
 
     count, aside = Gallery.restore(backup, gallery)
     if as_json:
         print_json({"entries": count, "aside": None if aside is None else str(aside)})
         return
-    say(f"{gallery}: {count} entries, verified; what was forgotten since the backup was made is back, so forget it again")
+    say(
+        f"{gallery}: {count} entries, verified; what was forgotten since the backup was made is back, so forget it "
+        "again"
+    )
     if aside is not None:
         say(f"the gallery that was there is now {aside}; delete it when you no longer need it")
 
 
 @gallery_app.command("audit")
 def gallery_audit(
-    gallery: PathArgument, service: Annotated[bool, typer.Option("--service", help="Who asked its service what, and why.")] = False,
-    file: Annotated[Path | None, typer.Option("--audit", help="The service's audit log; by default beside the gallery.")] = None,
+    gallery: PathArgument,
+    service: Annotated[bool, typer.Option("--service", help="Who asked its service what, and why.")] = False,
+    file: Annotated[
+        Path | None, typer.Option("--audit", help="The service's audit log; by default beside the gallery.")
+    ] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show what was done to a gallery, after checking that no record was changed."""
     from deploy import Gallery
     from deploy.service.audit_log import audit_log_of, read_all

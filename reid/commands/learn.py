@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from reid.commands.options import ConfigFile, Device, Json, Method, PathArgument, SameCamera, Settings, layers, out, print_json, progress, table
+from reid.commands.options import (
+    ConfigFile,
+    Device,
+    Json,
+    Method,
+    PathArgument,
+    SameCamera,
+    Settings,
+    layers,
+    out,
+    print_json,
+    progress,
+    table,
+)
 from reid.commands.run import show_scores
 
 if TYPE_CHECKING:
@@ -19,13 +32,24 @@ app = typer.Typer()
 
 @app.command()
 def learn(
-    run: PathArgument, domain: PathArgument, method: Method = None, config: ConfigFile = None, settings: Settings = None, device: Device = None,
+    run: PathArgument,
+    domain: PathArgument,
+    method: Method = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    device: Device = None,
     same_camera: SameCamera = None,
-    also: Annotated[list[Path] | None, typer.Option(help="A further domain to score and never learn; may be repeated.")] = None,
-    replace_last: Annotated[bool, typer.Option("--replace-last", help="Discard the last step and learn this domain in its place.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin an interrupted step again instead of going on.")] = False,
+    also: Annotated[
+        list[Path] | None, typer.Option(help="A further domain to score and never learn; may be repeated.")
+    ] = None,
+    replace_last: Annotated[
+        bool, typer.Option("--replace-last", help="Discard the last step and learn this domain in its place.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin an interrupted step again instead of going on.")
+    ] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Learn one more camera domain, score every known domain, and say what the step did to them."""
     import domains
     from reid.run import Run
@@ -57,10 +81,15 @@ def _show_step(run: Run, sealed: Sealed, notes: list[str], *, as_json: bool = Fa
         print_json({"step": sealed.folder.name, "learned": list(sealed.learned), "effect": rows, "notes": notes})
         return
     shown = [
-        [row["domain"], row["role"], *(f"{value:.1f}" if value is not None else "–" for value in (row["before"], row["after"])),
-         f"{row['change']:+.1f}" if row["change"] is not None else "–", f"{row['rank1']:.1f}" if row["rank1"] is not None else "–"]
+        [
+            row["domain"],
+            row["role"],
+            *(f"{value:.1f}" if value is not None else "–" for value in (row["before"], row["after"])),
+            f"{row['change']:+.1f}" if row["change"] is not None else "–",
+            f"{row['rank1']:.1f}" if row["rank1"] is not None else "–",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     table(f"{sealed.folder.name}: what it did (mAP, %)", ["domain", "", "before", "after", "change", "rank-1"], shown)
     for note in notes:
         out.print(note, markup=False)
@@ -70,10 +99,15 @@ def _show_step(run: Run, sealed: Sealed, notes: list[str], *, as_json: bool = Fa
 def stream(
     config: Annotated[str, typer.Argument(help="A stream's YAML file, or a shipped one's name.")],
     run: Annotated[Path, typer.Option("--run", help="Folder of the run.")],
-    method: Method = None, settings_file: ConfigFile = None, settings: Settings = None, device: Device = None,
-    order: Annotated[Literal["given", "auto"], typer.Option(help="auto: new ones in the order in which they help each other.")] = "given",
+    method: Method = None,
+    settings_file: ConfigFile = None,
+    settings: Settings = None,
+    device: Device = None,
+    order: Annotated[
+        Literal["given", "auto"], typer.Option(help="auto: new ones in the order in which they help each other.")
+    ] = "given",
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Learn a sequence of domains and score every domain before the first step and after each."""
     from reid.config import read_stream
     from reid.run import Run
@@ -101,7 +135,10 @@ def stream(
 
 
 @app.command()
-def report(run: PathArgument, output: Annotated[Path | None, typer.Option("--output", "-o", help="By default RUN/report.html.")] = None) -> None:
+def report(
+    run: PathArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="By default RUN/report.html.")] = None,
+) -> None:
     """Write an HTML page with a run's score matrix, curves and costs."""
     from reid.run import Run
     from reid.run.report import write_report
@@ -113,13 +150,21 @@ def report(run: PathArgument, output: Annotated[Path | None, typer.Option("--out
 
 @app.command()
 def forget(
-    run: PathArgument, identity: Annotated[str | None, typer.Option(metavar="NAME[@DOMAIN]", help="One person, in every domain or in one.")] = None,
+    run: PathArgument,
+    identity: Annotated[
+        str | None, typer.Option(metavar="NAME[@DOMAIN]", help="One person, in every domain or in one.")
+    ] = None,
     domain: Annotated[str | None, typer.Option(help="All that is remembered of a domain.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be erased, and change nothing.")] = False,
-    discard_progress: Annotated[bool, typer.Option("--discard-progress", help="Throw a step away that was begun and not finished.")] = False,
-    records: Annotated[bool, typer.Option("--records", help="Show what was erased before; no one is named.")] = False, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Erase a person, or a whole domain, from every step of a run: memories, classifier rows, names, scores. The embedding stays the same."""
+    discard_progress: Annotated[
+        bool, typer.Option("--discard-progress", help="Throw a step away that was begun and not finished.")
+    ] = False,
+    records: Annotated[bool, typer.Option("--records", help="Show what was erased before; no one is named.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase a person, or a whole domain, from every step of a run: memories, classifier rows, names, scores. The
+    embedding stays the same.
+    """
     from reid.run import Run
     from reid.run.erasure import REMAINS, read_erasures
 
@@ -130,7 +175,10 @@ def forget(
             print_json(done)
             return
         for record in done:
-            out.print(f"{record['time']}  {record['kind']}: {record['identities']} identities, {record['files']} files", markup=False)
+            out.print(
+                f"{record['time']}  {record['kind']}: {record['identities']} identities, {record['files']} files",
+                markup=False,
+            )
         if not done:
             out.print("nothing was ever erased", markup=False)
         return
@@ -140,7 +188,10 @@ def forget(
         return
     steps = ", ".join(map(str, sorted({*found.people, *found.whole}))) or "none"
     verb = "would be erased" if dry_run else "erased"
-    out.print(f"{verb}: {found.identities} identities, remembered since step {steps}; {len(found.files)} files written anew", markup=False)
+    out.print(
+        f"{verb}: {found.identities} identities, remembered since step {steps}; {len(found.files)} files written anew",
+        markup=False,
+    )
     for file in found.files if dry_run else ():
         out.print(f"  {file}", markup=False)
     for line in REMAINS:

@@ -18,14 +18,22 @@ if TYPE_CHECKING:
 PathArgument = Annotated[Path, typer.Argument(show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Method = Annotated[str | None, typer.Option("--method", "-m", help="A shipped method's name, or a YAML file.")]
-ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="YAML file of settings, or a shipped recipe's name.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.")]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", "-c", help="YAML file of settings, or a shipped recipe's name.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 Bundle = Annotated[Path | None, typer.Option("--bundle", "-b", help="A bundle made by reid export.")]
-Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's engine: cpu, cuda[:N], tensorrt[:N] or openvino[:GPU].")]
+Provider = Annotated[
+    str, typer.Option("--provider", help="ONNX Runtime's engine: cpu, cuda[:N], tensorrt[:N] or openvino[:GPU].")
+]
 SameCamera = Annotated[
     Literal["drop", "keep"] | None,
-    typer.Option("--same-camera", help="drop: ignore matches from the query's own camera (the field's rule); keep: rank them."),
+    typer.Option(
+        "--same-camera", help="drop: ignore matches from the query's own camera (the field's rule); keep: rank them."
+    ),
 ]
 
 out = Console(highlight=False, emoji=False)

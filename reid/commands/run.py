@@ -24,18 +24,40 @@ def run_show(run: PathArgument, as_json: Json = False) -> None:
     steps, unfinished = [_facts(step) for step in opened.steps], opened.unfinished
     if as_json:
         cells = {f"{row}/{name}": dict(cell.scores) for (row, name), cell in opened.scores.cells.items()}
-        print_json({"run": opened.identity, "steps": steps, "unfinished": unfinished, "scores": cells, "summary": opened.scores.summary()})
+        print_json(
+            {
+                "run": opened.identity,
+                "steps": steps,
+                "unfinished": unfinished,
+                "scores": cells,
+                "summary": opened.scores.summary(),
+            }
+        )
         return
     model, crop = opened.config.model, opened.config.crop
     learned = ", ".join(opened.learned) or "nothing"
-    say(f"{opened.folder}: {model.backbone}, crops of {crop.height}×{crop.width}, {model.dim} dimensions; learned {learned}")
+    say(
+        f"{opened.folder}: {model.backbone}, crops of {crop.height}×{crop.width}, {model.dim} dimensions; learned "
+        f"{learned}"
+    )
     show_scores(opened)
     costs = [
-        [step["step"], step["method"], str(step["crops"]), str(step["identities"]), f"{step['seconds']:.0f}", f"{step['kept'] / 1024:,.0f}"]
+        [
+            step["step"],
+            step["method"],
+            str(step["crops"]),
+            str(step["identities"]),
+            f"{step['seconds']:.0f}",
+            f"{step['kept'] / 1024:,.0f}",
+        ]
         for step in steps[1:]
     ]
     if costs:
-        table("what each step took, and keeps beside its model", ["step", "method", "crops", "identities", "seconds", "KiB kept"], costs)
+        table(
+            "what each step took, and keeps beside its model",
+            ["step", "method", "crops", "identities", "seconds", "KiB kept"],
+            costs,
+        )
     for name in unfinished:
         say(f"{name} was begun and is not finished: give its command again to go on")
 
@@ -61,7 +83,11 @@ def show_scores(run: Run) -> None:
     for row, step in zip(summary["rows"], run.steps, strict=True):
         values = [*(scores.value(row["step"], name) for name in names), *(row[group]["mAP"] for group in averages)]
         rows.append([step.folder.name, *map(_number, values)])
-    table("each model on each domain (mAP, %)", ["after", *names, *(f"{group.capitalize()}-Avg" for group in averages)], rows)
+    table(
+        "each model on each domain (mAP, %)",
+        ["after", *names, *(f"{group.capitalize()}-Avg" for group in averages)],
+        rows,
+    )
     for name, _, _ in MEASURES:
         value, interval = summary[name]["mAP"], summary[name]["interval"]
         if value is not None:
@@ -74,11 +100,16 @@ def _facts(step: Sealed) -> dict[str, Any]:
     card = step.card
     train, kept = card.get("train", {}), card.get("bytes", {})
     return {
-        "step": step.folder.name, "id": card["id"], "feature_space": step.feature_space, "learned": list(step.learned),
-        "method": card["method"]["name"] if step.index else None, "crops": sum(entry["crops"]["train"] for entry in card["domains"]),
-        "identities": len(card["classes"]), "seconds": train.get("seconds", 0.0) + train.get("seconds_ending", 0.0),
+        "step": step.folder.name,
+        "id": card["id"],
+        "feature_space": step.feature_space,
+        "learned": list(step.learned),
+        "method": card["method"]["name"] if step.index else None,
+        "crops": sum(entry["crops"]["train"] for entry in card["domains"]),
+        "identities": len(card["classes"]),
+        "seconds": train.get("seconds", 0.0) + train.get("seconds_ending", 0.0),
         "kept": sum(kept.get(name, 0) for name in ("memory", "transport", "kept")),
-    }  # fmt: skip
+    }
 
 
 def _number(value: float | None) -> str:

@@ -35,7 +35,11 @@ def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
     """The model card of a sealed step."""
     learned = [(entry, step) for step in run.steps[: sealed.index + 1] for entry in step.card["domains"]]
     taught = [
-        Taught(entry["name"], len(step.card["classes"]) if len(step.learned) == 1 else None, entry.get("crops", {}).get("train"))
+        Taught(
+            entry["name"],
+            len(step.card["classes"]) if len(step.learned) == 1 else None,
+            entry.get("crops", {}).get("train"),
+        )
         for entry, step in learned
     ]
     scored = []
@@ -43,19 +47,32 @@ def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
         known = any(entry["name"] == name for entry, _ in learned)
         if row == sealed.index and _was_scored(sealed, body["site"], name, learned=known):
             low, high = bootstrap_interval(cell.ap)
-            scored.append(Scored(name, known, cell.scores["mAP"], (100 * low, 100 * high), cell.scores["rank1"], int(cell.scores["queries"])))
+            scored.append(
+                Scored(
+                    name,
+                    known,
+                    cell.scores["mAP"],
+                    (100 * low, 100 * high),
+                    cell.scores["rank1"],
+                    int(cell.scores["queries"]),
+                )
+            )
     return card_text(body, taught, scored, parent=sealed.card["id"], producer=code_version())
 
 
 def _was_scored(sealed: Sealed, site: str | None, name: str, *, learned: bool) -> bool:
-    """Whether a domain's score in the matrix is of the network that is exported: where sites have networks of their own, those were scored."""
+    """Whether a domain's score in the matrix is of the network that is exported: where sites have networks of their
+    own, those were scored.
+    """
     term = routing_term(sealed.card)
     if term is None:
         return True
     return name == site if site is not None else term.beside and not learned
 
 
-def card_text(body: Mapping[str, Any], taught: Sequence[Taught], scored: Sequence[Scored], *, parent: str, producer: str) -> str:
+def card_text(
+    body: Mapping[str, Any], taught: Sequence[Taught], scored: Sequence[Scored], *, parent: str, producer: str
+) -> str:
     """The card, Markdown.
 
     Args:
@@ -68,18 +85,23 @@ def card_text(body: Mapping[str, Any], taught: Sequence[Taught], scored: Sequenc
     crop, licences = body["crop"], body["licences"]
     parts = [
         "# Person re-identification encoder",
-        f"Says how alike two pictures of people are. {body['backbone']}, {body['dim']} dimensions, {body['precision']}; "
+        f"Says how alike two pictures of people are. {body['backbone']}, {body['dim']} dimensions, "
+        f"{body['precision']}; "
         f"method of the last step: {body['method']}.",
         _facts(body, parent, producer),
         "## Use",
-        "Ranks a gallery of person crops by likeness to a query, within one operator's cameras: who of those seen here may be in this picture? "
-        f"Takes RGB crops of single people, resized to {crop['height']}×{crop['width']}. A match is a hint for a person to check.",
+        "Ranks a gallery of person crops by likeness to a query, within one operator's cameras: who of those seen "
+        "here may be in this picture? "
+        f"Takes RGB crops of single people, resized to {crop['height']}×{crop['width']}. A match is a hint for a "
+        "person to check.",
         "## Out of scope",
         "- Saying who someone is: embeddings hold no name, and the likeness of clothes is most of what they say.\n"
         "- Decisions about people without human review.\n"
         "- Covert identification, or identification in public in real time where the law forbids it.\n"
-        "- The same person on another day or in other clothes, faces, and crops that hold several people: none of this was tested.\n"
-        "- Cameras unlike those below: scores there are lower than these tables say. Calibrate and measure on crops of your own first.",
+        "- The same person on another day or in other clothes, faces, and crops that hold several people: none of "
+        "this was tested.\n"
+        "- Cameras unlike those below: scores there are lower than these tables say. Calibrate and measure on crops "
+        "of your own first.",
         "Embeddings are personal data derived from pictures of people: store, share and erase them as such.",
         "## Learned",
         _taught(taught),
@@ -90,7 +112,8 @@ def card_text(body: Mapping[str, Any], taught: Sequence[Taught], scored: Sequenc
         parts += ["## Quantisation", _quantised(body["quantisation"])]
     parts += [
         "## Calibration",
-        "No threshold was calibrated when this card was written. `reid calibrate` adds thresholds to `bundle.json`, under `thresholds`; "
+        "No threshold was calibrated when this card was written. `reid calibrate` adds thresholds to `bundle.json`, "
+        "under `thresholds`; "
         "what stands there holds.",
         "## Licences",
         f"- weights: {licences['weights']}\n- data: {licences['data']}",
@@ -102,9 +125,12 @@ def _facts(body: Mapping[str, Any], parent: str, producer: str) -> str:
     parity = body["parity"]
     rows = {
         "feature space": f"`{body['feature_space']}`",
-        "exported from": f"step {body['step']}, `{parent}`" + (f", the network of site {body['site']}" if body.get("site") else ""),
+        "exported from": f"step {body['step']}, `{parent}`"
+        + (f", the network of site {body['site']}" if body.get("site") else ""),
         "precision": f"{body['precision']}, ONNX opset {body['opset']}",
-        "agreement with the trained model": f"cosine at least {min(parity.values()):.6f} (batches of {', '.join(parity)})",
+        "agreement with the trained model": (
+            f"cosine at least {min(parity.values()):.6f} (batches of {', '.join(parity)})"
+        ),
         "made by": f"lifelong-reid {producer}",
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -113,7 +139,10 @@ def _facts(body: Mapping[str, Any], parent: str, producer: str) -> str:
 def _taught(taught: Sequence[Taught]) -> str:
     if not taught:
         return "Nothing yet: this is the untrained start."
-    rows = [f"| {number} | {_cell(item.name)} | {_known(item.identities)} | {_known(item.images)} |" for number, item in enumerate(taught, 1)]
+    rows = [
+        f"| {number} | {_cell(item.name)} | {_known(item.identities)} | {_known(item.images)} |"
+        for number, item in enumerate(taught, 1)
+    ]
     return "\n".join(["| | domain | identities | images |", "|---:|---|---:|---:|", *rows])
 
 
@@ -121,13 +150,16 @@ def _scored(scored: Sequence[Scored], precision: str) -> str:
     if not scored:
         return "No domain was scored with this network."
     rows = [
-        f"| {_cell(item.name)} | {'yes' if item.learned else 'no'} | {item.mean_ap:.1f} | {item.interval[0]:.1f} – {item.interval[1]:.1f} "
+        f"| {_cell(item.name)} | {'yes' if item.learned else 'no'} | {item.mean_ap:.1f} | {item.interval[0]:.1f} – "
+        f"{item.interval[1]:.1f} "
         f"| {item.rank1:.1f} | {item.queries} |"
         for item in scored
     ]
     note = "" if precision == "fp32" else " Of the float32 model."
     about = f"Percent, on each domain's own queries and gallery; interval: 95 %, bootstrap over queries.{note}"
-    return "\n".join([about, "", "| domain | learned | mAP | interval | rank-1 | queries |", "|---|---|---:|---:|---:|---:|", *rows])
+    return "\n".join(
+        [about, "", "| domain | learned | mAP | interval | rank-1 | queries |", "|---|---|---:|---:|---:|---:|", *rows]
+    )
 
 
 def _quantised(found: Mapping[str, Any]) -> str:
@@ -137,10 +169,14 @@ def _quantised(found: Mapping[str, Any]) -> str:
         f"mAP there: {found['map_fp32']:.2f} in float32, {found['map_int8']:.2f} in int8, "
         f"{found['map_mixed']:.2f} with int8 queries on a float32 gallery. "
         f"Smallest cosine to the float32 embeddings of its test crops: {found['cosine']:.4f}.",
-        f"Left in float32: {len(left_out)} of {found['layers']} layers" + (f" ({', '.join(left_out)})." if left_out else "."),
+        f"Left in float32: {len(left_out)} of {found['layers']} layers"
+        + (f" ({', '.join(left_out)})." if left_out else "."),
     ]
     if found["own_space"]:
-        lines.append("Too far from float32 to share its feature space: galleries made in float32 have to be carried over (`reid gallery upgrade`).")
+        lines.append(
+            "Too far from float32 to share its feature space: galleries made in float32 have to be carried over "
+            "(`reid gallery upgrade`)."
+        )
     return "\n\n".join(lines)
 
 

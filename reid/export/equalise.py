@@ -1,9 +1,11 @@
-"""Cross-layer equalisation (Nagel et al., ICCV 2019): the same graph with channels of like reach, so that one scale fits them all.
+"""Cross-layer equalisation (Nagel et al., ICCV 2019): the same graph with channels of like reach, so that one scale
+fits them all.
 
-A channel that reaches 0.1 beside one that reaches 6 has four of 256 steps. Where a convolution feeds one other convolution, directly or through
-ReLU, its channel i may be made s times as large and the other's weights for it s times as small, and nothing changes. Through ReLU6 this holds
-as long as the channel stays under 6, so s brings no channel of the crops at hand above it. Here s = sqrt(R / r) for a channel that reaches r and a
-layer that reaches R: half of the imbalance goes from the activations into the weights, which have a scale per output channel.
+A channel that reaches 0.1 beside one that reaches 6 has four of 256 steps. Where a convolution feeds one other
+convolution, directly or through ReLU, its channel i may be made s times as large and the other's weights for it s times
+as small, and nothing changes. Through ReLU6 this holds as long as the channel stays under 6, so s brings no channel of
+the crops at hand above it. Here s = sqrt(R / r) for a channel that reaches r and a layer that reaches R: half of the
+imbalance goes from the activations into the weights, which have a scale per output channel.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def activation_of(node: onnx.NodeProto, users: dict[str, list[onnx.NodeProto]]) -> onnx.NodeProto | None:
-    """The ReLU or clipping that alone consumes a node's output, where it is part of the layer (the floor of GeM pooling is not)."""
+    """The ReLU or clipping that alone consumes a node's output, where it is part of the layer (the floor of GeM pooling
+    is not).
+    """
     after = users.get(node.output[0], [])
     alone = len(after) == 1 and after[0].op_type in ("Relu", "Clip") and not after[0].name.startswith("/pool")
     return after[0] if alone else None
@@ -84,7 +88,9 @@ def equalise(graph: onnx.ModelProto, crops: NDArray[np.uint8]) -> tuple[onnx.Mod
             held[name].CopyFrom(numpy_helper.from_array(value * factor.reshape(-1, *(1,) * (value.ndim - 1)), name))
         weight = numpy_helper.to_array(held[pair.second.input[1]])
         across = (-1, 1, 1, 1) if _groups(pair.second) > 1 else (1, -1, 1, 1)
-        held[pair.second.input[1]].CopyFrom(numpy_helper.from_array(weight / factor.reshape(across), pair.second.input[1]))
+        held[pair.second.input[1]].CopyFrom(
+            numpy_helper.from_array(weight / factor.reshape(across), pair.second.input[1])
+        )
     return changed, len(pairs)
 
 
@@ -107,7 +113,10 @@ def _pairs(graph: onnx.GraphProto) -> list[_Pair]:
     made = {item.name for item in graph.output}
 
     def own(node: onnx.NodeProto) -> bool:
-        return all(name in held and len(users[name]) == 1 for name in node.input[1:] if name) and len(values[node.input[1]].dims) == 4
+        return (
+            all(name in held and len(users[name]) == 1 for name in node.input[1:] if name)
+            and len(values[node.input[1]].dims) == 4
+        )
 
     found = []
     for first in graph.node:
@@ -116,13 +125,22 @@ def _pairs(graph: onnx.GraphProto) -> list[_Pair]:
         between, limit, activation = first.output[0], None, activation_of(first, users)
         if activation is not None:
             if activation.op_type == "Clip":
-                floor, roof = (numpy_helper.to_array(values[name]) if name in values else None for name in [*activation.input[1:], "", ""][:2])
+                floor, roof = (
+                    numpy_helper.to_array(values[name]) if name in values else None
+                    for name in [*activation.input[1:], "", ""][:2]
+                )
                 if floor is None or roof is None or floor > 0 or roof <= 0:
                     continue
                 limit = float(roof)
             between = activation.output[0]
         after = users.get(between, [])
-        if len(after) != 1 or after[0].op_type != "Conv" or after[0].input[0] != between or not own(after[0]) or made & {between, first.output[0]}:
+        if (
+            len(after) != 1
+            or after[0].op_type != "Conv"
+            or after[0].input[0] != between
+            or not own(after[0])
+            or made & {between, first.output[0]}
+        ):
             continue
         groups, shape = _groups(after[0]), values[after[0].input[1]].dims
         if groups == 1 or (shape[1] == 1 and shape[0] == groups):

@@ -1,4 +1,6 @@
-"""Export a sealed step as a bundle: one ONNX graph that takes uint8 RGB crops, and the proof that it does what the model does."""
+"""Export a sealed step as a bundle: one ONNX graph that takes uint8 RGB crops, and the proof that it does what the
+model does.
+"""
 
 from __future__ import annotations
 
@@ -61,21 +63,23 @@ def export_run(
     provenance: Provenance | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Export one step of a run, checked on real crops of the domains that it knows, and on drawn people where there are not enough.
+    """Export one step of a run, checked on real crops of the domains that it knows, and on drawn people where there are
+    not enough.
 
     Args:
         run: the run.
         folder: where the bundle goes; must not exist.
         step: which step; by default the last.
-        site: whose route, where the step's method keeps one per domain (:mod:`reid.run.routing`); by default the step's own network.
+        site: whose route, where the step's method keeps one per domain (:mod:`reid.run.routing`); by default the step's
+            own network.
         since: the step whose galleries the bundle's transport carries; by default the one before, if it can.
         lowering: how precise the graph is; float32 by default.
         provenance: licences for manifest and card, and the key to sign with.
         progress: where to show it.
 
     Raises:
-        ExportError: the step has no routes, or no transports since then; graph and model disagree: says at which batch size and by how much; or int8
-            loses too much: names the layers to blame. Nothing is written.
+        ExportError: the step has no routes, or no transports since then; graph and model disagree: says at which batch
+            size and by how much; or int8 loses too much: names the layers to blame. Nothing is written.
         UsageError: a key that can't sign, or a domain without the splits that int8 needs.
     """
     lowering, provenance = lowering or Lowering(), provenance or Provenance()
@@ -88,8 +92,15 @@ def export_run(
     made = _lowered(run, served, lowering, trial, progress or Progress())
     spec = run.config.crop.spec()
     crops = golden_crops(GOLDEN, height=spec.height, width=spec.width)
-    embed: Embed = embedder(served.model) if made.body["precision"] == "fp32" else lambda shown: answers(start_session(made.data), shown)
-    body = _manifest(run, served, provenance) | {"parity": {str(batch): cosine for batch, cosine in made.parity.items()}, **made.body}
+    embed: Embed = (
+        embedder(served.model)
+        if made.body["precision"] == "fp32"
+        else lambda shown: answers(start_session(made.data), shown)
+    )
+    body = _manifest(run, served, provenance) | {
+        "parity": {str(batch): cosine for batch, cosine in made.parity.items()},
+        **made.body,
+    }
     return write_bundle(
         folder,
         model_onnx=made.data,
@@ -128,7 +139,9 @@ def _served(run: Run, step: int, site: Domain | str | None, since: int | None) -
         return _Served(model, sealed, None, transport_since(run, sealed, since), since is not None)
     name, routed = site if isinstance(site, str) else site.name, run.route(site, step)
     if routed is None:
-        raise ExportError(f"{sealed.folder.name} serves {name} by the network that serves every site: leave the site out")
+        raise ExportError(
+            f"{sealed.folder.name} serves {name} by the network that serves every site: leave the site out"
+        )
     return _Served(routed, sealed, name, route_transport(run, sealed, name, since, routed), since is not None)
 
 
@@ -163,7 +176,8 @@ def _manifest(run: Run, served: _Served, provenance: Provenance) -> dict[str, An
         "method": sealed.card["method"]["name"] if sealed.card["method"] else "none",
         "licences": {"weights": provenance.weights, "data": provenance.data},
         "thresholds": {},
-        "producer": {"lifelong-reid": code_version()} | {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
+        "producer": {"lifelong-reid": code_version()}
+        | {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
     }
 
 
@@ -172,7 +186,9 @@ def _trial(run: Run, domain: Domain) -> Trial:
     if (why := can_be_scored(domain)) is not None:
         raise UsageError(f"int8 is judged on the test split of {domain.name}, and {why}; name another domain")
     if not len(domain.train):
-        raise UsageError(f"int8 is calibrated on the train crops of {domain.name}, and it has none; name another domain")
+        raise UsageError(
+            f"int8 is calibrated on the train crops of {domain.name}, and it has none; name another domain"
+        )
 
     def score(ask: Embed, hold: Embed) -> float:
         return evaluate(domain, ask, run.stores, gallery_embed=hold).mAP

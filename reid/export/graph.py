@@ -34,7 +34,9 @@ class _Embedder(nn.Module):
 
 
 def export_graph(model: ReidModel, sample: Crops) -> bytes:
-    """ONNX bytes of the embedding path, batch dynamic. Works on a copy: the model in hand is left as it was, mode and memory layout included."""
+    """ONNX bytes of the embedding path, batch dynamic. Works on a copy: the model in hand is left as it was, mode and
+    memory layout included.
+    """
     twin = _Embedder(copy.deepcopy(model)).cpu().to(memory_format=torch.contiguous_format).eval()
     buffer = io.BytesIO()
     quiet = logging.getLogger("torch.onnx")
@@ -43,16 +45,24 @@ def export_graph(model: ReidModel, sample: Crops) -> bytes:
     try:
         with warnings.catch_warnings(), _silent_stdout():
             warnings.simplefilter("ignore")
-            # Traced first: modules made from ONNX have an export path of their own that current torch no longer serves, and tracing goes past it.
+            # Traced first: modules made from ONNX have an export path of their own that current torch no longer serves,
+            # and tracing goes past it.
             with torch.no_grad():
                 traced = torch.jit.trace(twin, (torch.from_numpy(sample),), check_trace=False)  # type: ignore[no-untyped-call]
             torch.onnx.export(
-                traced, (torch.from_numpy(sample),), buffer,  # type: ignore[arg-type]
-                dynamo=False, opset_version=OPSET, input_names=["crops"], output_names=["embeddings"],
+                traced,
+                (torch.from_numpy(sample),),
+                buffer,  # type: ignore[arg-type]
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["crops"],
+                output_names=["embeddings"],
                 dynamic_axes={"crops": {0: "N"}, "embeddings": {0: "N"}},
-            )  # fmt: skip
+            )
     except Exception as error:  # the exporter raises whatever an operator's translation raises
-        raise ExportError(f"torch can't export this model to ONNX: {type(error).__name__}: {first_line(error):.200}") from error
+        raise ExportError(
+            f"torch can't export this model to ONNX: {type(error).__name__}: {first_line(error):.200}"
+        ) from error
     finally:
         quiet.setLevel(level)
     graph = onnx.load_from_string(buffer.getvalue())
@@ -63,7 +73,9 @@ def export_graph(model: ReidModel, sample: Crops) -> bytes:
 
 @contextlib.contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Throw away what C++ writes to stdout: the exporter prints the whole graph there when it lacks an operator, and stdout is for results."""
+    """Throw away what C++ writes to stdout: the exporter prints the whole graph there when it lacks an operator, and
+    stdout is for results.
+    """
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:

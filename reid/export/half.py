@@ -1,4 +1,6 @@
-"""Graphs in half precision: fp16 weights and sums inside the backbone, uint8 in and float32 unit vectors out as ever."""
+"""Graphs in half precision: fp16 weights and sums inside the backbone, uint8 in and float32 unit vectors out as
+ever.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from domains.errors import ExportError
 from reid.export.equalise import constants
 
 HALVED = ("/backbone/", "/embedding/")
-"""Parts of the network that are computed in fp16. Input normalisation, pooling (its cube would pass fp16's 65,504) and the last scaling are not."""
+"""Parts of the network that are computed in fp16. Input normalisation, pooling (its cube would pass fp16's 65,504) and
+the last scaling are not.
+"""
 
 
 def to_half(data: bytes) -> bytes:
@@ -35,7 +39,9 @@ def to_half(data: bytes) -> bytes:
 
 
 def _read_constants_themselves(graph: onnx.GraphProto) -> None:
-    """Drop what passes a constant on: torch shares equal weights so, in nodes of no part of the network, which would keep them in float32 too."""
+    """Drop what passes a constant on: torch shares equal weights so, in nodes of no part of the network, which would
+    keep them in float32 too.
+    """
     values, outputs = constants(graph), {item.name for item in graph.output}
     same: dict[str, str] = {}
     for node in graph.node:
@@ -50,8 +56,8 @@ def _read_constants_themselves(graph: onnx.GraphProto) -> None:
 def _keep_exact(graph: onnx.GraphProto, given: Collection[str], exact: Mapping[str, TensorProto]) -> None:
     """Let float32 nodes read what float32 nodes made, and constants as they were.
 
-    The converter casts every result to fp16 and what float32 nodes read back again, also where no fp16 node stands between; and it halves a constant
-    for all who read it. Both would round, and lose what passes 65,504.
+    The converter casts every result to fp16 and what float32 nodes read back again, also where no fp16 node stands
+    between; and it halves a constant for all who read it. Both would round, and lose what passes 65,504.
 
     Args:
         graph: as the converter left it; changed in place.

@@ -1,4 +1,6 @@
-"""An exported graph at less than float32: what it may lose, what the manifest says of it, and whether it still answers in the same feature space."""
+"""An exported graph at less than float32: what it may lose, what the manifest says of it, and whether it still answers
+in the same feature space.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,26 @@ from reid.export.quantize import CALIBRATION, MAP_LOSS, quantise
 from reid.export.ranges import answers, start_session
 
 HALF_COSINE = 0.998
-"""For fp16, smallest cosine to float32. Measured on 32 real crops: MobileNetV2 0.9996, ResNet-50 and ViT-tiny above 0.99999."""
+"""For fp16, smallest cosine to float32. Measured on 32 real crops: MobileNetV2 0.9996, ResNet-50 and ViT-tiny above
+0.99999.
+"""
 
 INT8_COSINE = 0.8
 """For int8 this only catches a broken graph; whether it is good enough is judged by mAP."""
 
 SAME_SPACE = 0.99
-"""Smallest cosine between a crop's embeddings at two precisions that share a feature space. A similarity then moves by less than 0.15 at the very
-worst, so mAP of int8 queries on a float32 gallery must hold too."""
+"""Smallest cosine between a crop's embeddings at two precisions that share a feature space. A similarity then moves by
+less than 0.15 at the very worst, so mAP of int8 queries on a float32 gallery must hold too.
+"""
 
 CARRIED = 1024
 """Crops that the map from float32 to a feature space of int8's own is fitted on."""
 
 Say = Callable[[str], None]
 Check = Callable[[bytes, float], Mapping[int, float]]
-"""Smallest cosine between a graph and the trained model at each batch size; raises ExportError under the second argument."""
+"""Smallest cosine between a graph and the trained model at each batch size; raises ExportError under the second
+argument.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,9 @@ class Lowering:
         if self.half and self.int8 is not None:
             raise UsageError("a graph is fp16 or int8, not both: choose one of --fp16 and --int8")
         if self.int8 is None and (self.exclude or self.strict or self.reduce_range):
-            raise UsageError("--exclude, --strict and --reduce-range say how to quantise: name a domain with --int8 too")
+            raise UsageError(
+                "--exclude, --strict and --reduce-range say how to quantise: name a domain with --int8 too"
+            )
 
 
 class Lowered(NamedTuple):
@@ -97,15 +106,28 @@ class Trial(NamedTuple):
 
 
 def halved(made: Lowered, check: Check) -> Lowered:
-    """The float32 graph in fp16. It stays in the same feature space: it moves an embedding by less than ``SAME_SPACE`` allows."""
+    """The float32 graph in fp16. It stays in the same feature space: it moves an embedding by less than ``SAME_SPACE``
+    allows.
+    """
     data = to_half(made.data)
-    return made._replace(data=data, parity=check(data, HALF_COSINE), body={**made.body, "precision": "fp16", "golden_cosine": HALF_COSINE})
+    return made._replace(
+        data=data,
+        parity=check(data, HALF_COSINE),
+        body={**made.body, "precision": "fp16", "golden_cosine": HALF_COSINE},
+    )
 
 
 def eight_bit(
-    made: Lowered, trial: Trial, check: Check, lowering: Lowering, *, keep_transport: bool = False, say: Say = lambda line: None
+    made: Lowered,
+    trial: Trial,
+    check: Check,
+    lowering: Lowering,
+    *,
+    keep_transport: bool = False,
+    say: Say = lambda line: None,
 ) -> Lowered:
-    """The float32 graph in int8, in its feature space if a gallery made by float32 can be asked, else in one of its own.
+    """The float32 graph in int8, in its feature space if a gallery made by float32 can be asked, else in one of its
+    own.
 
     Args:
         made: the float32 graph.
@@ -113,7 +135,8 @@ def eight_bit(
         check: compares it with the trained model.
         lowering: how to quantise.
         say: told what is going on.
-        keep_transport: in a space of its own, lead there from where ``made.transport`` starts, and not from the float32 space.
+        keep_transport: in a space of its own, lead there from where ``made.transport`` starts, and not from the float32
+            space.
 
     Raises:
         ExportError: it loses too much; names the layers to blame.
@@ -123,7 +146,15 @@ def eight_bit(
     def judge(data: bytes) -> float:
         return trial.score(*[_embedder(data)] * 2)
 
-    found = quantise(made.data, trial.train, judge, exclude=lowering.exclude, strict=lowering.strict, reduce_range=lowering.reduce_range, say=say)
+    found = quantise(
+        made.data,
+        trial.train,
+        judge,
+        exclude=lowering.exclude,
+        strict=lowering.strict,
+        reduce_range=lowering.reduce_range,
+        say=say,
+    )
     before, after = _embedder(made.data), _embedder(found.data)
     cosine = _least_cosine(before(trial.test), after(trial.test))
     mixed = trial.score(after, before)
@@ -149,7 +180,12 @@ def eight_bit(
         "own_space": own,
         "reduce_range": lowering.reduce_range,
     }
-    body = {"precision": "int8", "feature_space": space, "golden_cosine": _golden_cosine(found.data, trial.test[:32]), "quantisation": quantisation}
+    body = {
+        "precision": "int8",
+        "feature_space": space,
+        "golden_cosine": _golden_cosine(found.data, trial.test[:32]),
+        "quantisation": quantisation,
+    }
     return Lowered(found.data, check(found.data, INT8_COSINE), body, transport)
 
 
@@ -159,7 +195,9 @@ def _embedder(data: bytes) -> Embed:
 
 
 def _golden_cosine(data: bytes, crops: Crops) -> float:
-    """What to expect of another engine: it rounds elsewhere. Four times as far as this engine's own float32 reading of the same 8-bit graph."""
+    """What to expect of another engine: it rounds elsewhere. Four times as far as this engine's own float32 reading of
+    the same 8-bit graph.
+    """
     apart = 1 - _least_cosine(answers(start_session(data, optimise=False), crops), answers(start_session(data), crops))
     return round(float(np.clip(1 - 4 * apart, 0.95, 0.999)), 4)
 

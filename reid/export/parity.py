@@ -25,12 +25,15 @@ def check_parity(model: ReidModel, data: bytes, crops: Crops, least: float = COS
     """Compare graph and model at every batch size; returns the smallest cosine of each.
 
     Raises:
-        ExportError: a cosine under ``least``, a wrong shape or length, or embeddings that no longer tell different crops apart.
+        ExportError: a cosine under ``least``, a wrong shape or length, or embeddings that no longer tell different
+            crops apart.
     """
     try:
         session = start_session(data)
     except ModuleNotFoundError as error:
-        raise ExportError("an export is checked with ONNX Runtime before it counts: pip install 'lifelong-reid[cpu]'") from error
+        raise ExportError(
+            "an export is checked with ONNX Runtime before it counts: pip install 'lifelong-reid[cpu]'"
+        ) from error
     embed = embedder(model)
     smallest: dict[int, float] = {}
     for batch in BATCHES:
@@ -38,28 +41,40 @@ def check_parity(model: ReidModel, data: bytes, crops: Crops, least: float = COS
         wanted = embed(part)
         got = session.run(None, {"crops": part})[0]
         if got.shape != wanted.shape or got.dtype != np.float32:
-            raise ExportError(f"at batch {batch} the graph returns {got.dtype} {got.shape} and the model float32 {wanted.shape}")
+            raise ExportError(
+                f"at batch {batch} the graph returns {got.dtype} {got.shape} and the model float32 {wanted.shape}"
+            )
         cosine = _cosines(got, wanted)
         worst = int(np.argmin(np.where(np.isfinite(cosine), cosine, -2)))
         if not cosine[worst] >= least:
-            raise ExportError(f"graph and model differ at batch {batch}, crop {worst}: cosine {cosine[worst]:.6f}, at least {least} is needed")
+            raise ExportError(
+                f"graph and model differ at batch {batch}, crop {worst}: cosine {cosine[worst]:.6f}, at least {least} "
+                "is needed"
+            )
         lengths = np.linalg.norm(got.astype(np.float64), axis=1)
         longest = int(np.argmax(np.abs(lengths - 1)))
         if not abs(lengths[longest] - 1) <= UNIT:
-            raise ExportError(f"at batch {batch}, crop {longest} the graph's answer is no unit vector: length {lengths[longest]:.6f}")
+            raise ExportError(
+                f"at batch {batch}, crop {longest} the graph's answer is no unit vector: length {lengths[longest]:.6f}"
+            )
         smallest[batch] = round(float(cosine[worst]), 7)
     if (alike := likeness(got)) > COLLAPSED:
         raise ExportError(
-            f"the model gives nearly the same embedding for {batch} different crops (mean cosine {alike:.5f}); it has learned nothing to export"
+            f"the model gives nearly the same embedding for {batch} different crops (mean cosine {alike:.5f}); it has "
+            "learned nothing to export"
         )
     return smallest
 
 
 def _cosines(one: Float32s, other: Float32s) -> Float64s:
-    """Cosine of each pair of rows, whatever their lengths; in float64 and at most 1. NaN where a row is none that has a direction."""
+    """Cosine of each pair of rows, whatever their lengths; in float64 and at most 1. NaN where a row is none that has a
+    direction.
+    """
     one64, other64 = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = np.einsum("nd,nd->n", one64, other64) / (np.linalg.norm(one64, axis=1) * np.linalg.norm(other64, axis=1))
+        cosine = np.einsum("nd,nd->n", one64, other64) / (
+            np.linalg.norm(one64, axis=1) * np.linalg.norm(other64, axis=1)
+        )
     clipped: Float64s = np.clip(cosine, -1, 1)
     return clipped
 
@@ -69,10 +84,15 @@ def real_crops(run: Run, count: int) -> list[Crops]:
     able = [domain for domain in run.known_domains().values() if can_be_scored(domain) is None]
     each = -(-count // max(1, len(able)))
     spec = run.config.crop.spec()
-    return [CropStore.decode(domain, domain.query.take(np.arange(min(each, len(domain.query)))), spec).crops for domain in able]
+    return [
+        CropStore.decode(domain, domain.query.take(np.arange(min(each, len(domain.query)))), spec).crops
+        for domain in able
+    ]
 
 
 def crops_to_compare(run: Run) -> Crops:
-    """As many crops as the largest batch: real ones of the domains that the run knows, and drawn people where there are not enough."""
+    """As many crops as the largest batch: real ones of the domains that the run knows, and drawn people where there are
+    not enough.
+    """
     most, spec = max(BATCHES), run.config.crop.spec()
     return np.concatenate([*real_crops(run, most), golden_crops(most, height=spec.height, width=spec.width)])[:most]

@@ -1,8 +1,10 @@
-"""8-bit graphs: static quantisation (QDQ, weights per channel) by ONNX Runtime's tools, with a judge who may refuse, and the layers to blame.
+"""8-bit graphs: static quantisation (QDQ, weights per channel) by ONNX Runtime's tools, with a judge who may refuse,
+and the layers to blame.
 
-Weights are symmetric int8 with a scale per output channel, activations uint8 with one range each. Convolutions and linear layers are quantised with
-the ReLU that follows, and residual sums between them; normalisation of the input, pooling, attention, layer norms and the last scaling to unit length
-stay in float32. Channels are balanced first (:mod:`reid.export.equalise`). Knows neither torch nor domains: the caller says how good a graph is.
+Weights are symmetric int8 with a scale per output channel, activations uint8 with one range each. Convolutions and
+linear layers are quantised with the ReLU that follows, and residual sums between them; normalisation of the input,
+pooling, attention, layer norms and the last scaling to unit length stay in float32. Channels are balanced first
+(:mod:`reid.export.equalise`). Knows neither torch nor domains: the caller says how good a graph is.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ MAP_LOSS = 0.5
 
 BLAMED = 3
 GROWTH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
-"""Numbers of layers that are left out, one after the other, until the judge is content; the last is half of all, and none is more."""
+"""Numbers of layers that are left out, one after the other, until the judge is content; the last is half of all, and
+none is more.
+"""
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 
@@ -66,9 +70,16 @@ class Quantised(NamedTuple):
 
 
 def quantise(
-    data: bytes, crops: Crops, judge: Callable[[bytes], float], *, exclude: Sequence[str] = (), strict: bool = False, reduce_range: bool = False,
-    loss: float = MAP_LOSS, say: Callable[[str], None] = lambda line: None,
-) -> Quantised:  # fmt: skip
+    data: bytes,
+    crops: Crops,
+    judge: Callable[[bytes], float],
+    *,
+    exclude: Sequence[str] = (),
+    strict: bool = False,
+    reduce_range: bool = False,
+    loss: float = MAP_LOSS,
+    say: Callable[[str], None] = lambda line: None,
+) -> Quantised:
     """Quantise a graph as far as the judge allows.
 
     Args:
@@ -86,7 +97,9 @@ def quantise(
         UsageError: an excluded layer that does not exist, or no crops.
     """
     if not len(crops):
-        raise UsageError("int8 is calibrated on a domain's train crops, and there are none; name a domain with a train split")
+        raise UsageError(
+            "int8 is calibrated on a domain's train crops, and there are none; name a domain with a train split"
+        )
     crops = crops[np.linspace(0, len(crops) - 1, min(len(crops), CALIBRATION)).astype(int)]
     say(f"measuring ranges on {len(crops)} crops")
     quantiser = Quantiser(data, crops, reduce_range=reduce_range)
@@ -107,7 +120,11 @@ def quantise(
         if before - after <= loss:
             return Quantised(made, before, after, tuple(left_out), blamed, len(quantiser.layers))
     worst = ", ".join(f"{item.layer} ({item.loss:.4f})" for item in blamed[:BLAMED])
-    tried = f"; leaving up to {len(chosen) + most} of {len(quantiser.layers)} layers in float32 did not help" if most and not strict else ""
+    tried = (
+        f"; leaving up to {len(chosen) + most} of {len(quantiser.layers)} layers in float32 did not help"
+        if most and not strict
+        else ""
+    )
     raise ExportError(
         f"int8 loses {before - first:.2f} mAP ({before:.2f} to {first:.2f}), at most {loss} is allowed{tried}. "
         f"To blame, by cosine lost alone: {worst}; leave them out with --exclude, or export with --fp16"
@@ -129,10 +146,19 @@ class Quantiser:
         self.graph, self.balanced = equalise(_prepared(data), crops)
         self.layers = _layers(self.graph.graph)
         if not self.layers:
-            raise ExportError("this graph has no convolution or linear layer with constant weights, so int8 gains nothing; export it as it is")
+            raise ExportError(
+                "this graph has no convolution or linear layer with constant weights, so int8 gains nothing; export "
+                "it as it is"
+            )
         inside = {name for nodes in self.layers.values() for name in nodes}
         values = constants(self.graph.graph)
-        touched = [name for node in self.graph.graph.node if node.name in inside for name in (*node.input, *node.output) if name not in values]
+        touched = [
+            name
+            for node in self.graph.graph.node
+            if node.name in inside
+            for name in (*node.input, *node.output)
+            if name not in values
+        ]
         self._ranges = activation_ranges(self.graph, sorted({name for name in touched if name}), crops)
 
     def named(self, exclude: Sequence[str]) -> list[str]:
@@ -143,7 +169,8 @@ class Quantiser:
             if len(fitting) != 1:
                 known = ", ".join(fitting or list(self.layers)[:8])
                 raise UsageError(
-                    f"{'several layers are' if fitting else 'no layer is'} called {wish!r:.80}; there are {known}{'' if fitting else ', …'}"
+                    f"{'several layers are' if fitting else 'no layer is'} called {wish!r:.80}; there are "
+                    f"{known}{'' if fitting else ', …'}"
                 )
             found.append(fitting[0])
         return list(dict.fromkeys(found))
@@ -162,11 +189,21 @@ class Quantiser:
         ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in self._ranges.items()}
         with _quiet():
             quantizer = QDQQuantizer(
-                copied, per_channel=True, reduce_range=self.reduce_range, weight_qType=QuantType.QInt8, activation_qType=QuantType.QUInt8,
-                tensors_range=TensorsData(CalibrationMethod.MinMax, ranges), nodes_to_quantize=chosen, nodes_to_exclude=[],
+                copied,
+                per_channel=True,
+                reduce_range=self.reduce_range,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+                nodes_to_quantize=chosen,
+                nodes_to_exclude=[],
                 op_types_to_quantize=[*LINEAR, "Relu", "Clip", "Add", "MaxPool"],
-                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
-            )  # fmt: skip
+                extra_options={
+                    "ActivationSymmetric": False,
+                    "WeightSymmetric": True,
+                    "OpTypesToExcludeOutputQuantization": ["MatMul"],
+                },
+            )
             quantizer.quantize_model()
         made = quantizer.model.model
         _guard(made.graph, {nodes[0] for name, nodes in self.layers.items() if name in left_out})
@@ -174,7 +211,9 @@ class Quantiser:
         return data
 
     def blame(self, crops: Crops, left_out: Collection[str] = ()) -> tuple[Blame, ...]:
-        """What each layer costs when it alone is quantised, worst first: one minus the mean cosine to the float32 answers."""
+        """What each layer costs when it alone is quantised, worst first: one minus the mean cosine to the float32
+        answers.
+        """
         wanted = answers(start_session(self.graph.SerializeToString()), crops)
         names = [name for name in self.layers if name not in left_out]
         found = []
@@ -194,7 +233,9 @@ def _prepared(data: bytes) -> onnx.ModelProto:
         options.log_severity_level = 3
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(file)
-        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantSharing"])
+        onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantSharing"]
+        )
         return onnx.shape_inference.infer_shapes(onnx.load(str(file)))
 
 
@@ -224,7 +265,11 @@ def _layers(graph: onnx.GraphProto) -> dict[str, list[str]]:
 def _short(node: onnx.NodeProto, taken: Collection[str]) -> str:
     """``/backbone/net/blocks/1/0/conv_pw/Conv`` → ``blocks/1/0/conv_pw``."""
     whole = str(node.name).strip("/")
-    name = whole.removeprefix("backbone/").removeprefix("net/").removesuffix(f"/{node.op_type}") if node.op_type in LINEAR else whole
+    name = (
+        whole.removeprefix("backbone/").removeprefix("net/").removesuffix(f"/{node.op_type}")
+        if node.op_type in LINEAR
+        else whole
+    )
     name = name.removeprefix("backbone/").removeprefix("net/")
     return name if name and name not in taken else whole
 
@@ -232,9 +277,10 @@ def _short(node: onnx.NodeProto, taken: Collection[str]) -> str:
 def _guard(graph: onnx.GraphProto, names: Collection[str]) -> None:
     """Keep convolutions in float32 that stand between quantised ones.
 
-    ONNX Runtime quantises the weights of such a convolution by itself when it loads the graph, with one scale for all channels (its transformer
-    WeightBiasQuantization), and MobileNetV2 then answers nonsense. It looks for a QuantizeLinear behind the convolution, through ReLU and Clip alone:
-    a LeakyReLU that does nothing hides it, and is merged into the convolution later.
+    ONNX Runtime quantises the weights of such a convolution by itself when it loads the graph, with one scale for all
+    channels (its transformer WeightBiasQuantization), and MobileNetV2 then answers nonsense. It looks for a
+    QuantizeLinear behind the convolution, through ReLU and Clip alone: a LeakyReLU that does nothing hides it, and is
+    merged into the convolution later.
     """
     users = consumers(graph)
     nodes = []
@@ -244,7 +290,11 @@ def _guard(graph: onnx.GraphProto, names: Collection[str]) -> None:
             name, after = node.output[0], users.get(node.output[0], [])
             positive = len(after) == 1 and after[0].op_type == "Relu"
             node.output[0] = f"{name}_unguarded"
-            nodes.append(onnx.helper.make_node("LeakyRelu", [node.output[0]], [name], name=f"{node.name}_guard", alpha=0.0 if positive else 1.0))
+            nodes.append(
+                onnx.helper.make_node(
+                    "LeakyRelu", [node.output[0]], [name], name=f"{node.name}_guard", alpha=0.0 if positive else 1.0
+                )
+            )
     del graph.node[:]
     graph.node.extend(nodes)
 

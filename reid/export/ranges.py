@@ -1,7 +1,8 @@
 """How far the activations of a graph reach on given crops: what static quantisation has to know.
 
-Two passes over the crops: the first finds the extremes, the second a histogram between them, from which the range is chosen that loses least. The
-result depends on crops and graph alone. Memory holds the activations of four crops, and one histogram per tensor.
+Two passes over the crops: the first finds the extremes, the second a histogram between them, from which the range is
+chosen that loses least. The result depends on crops and graph alone. Memory holds the activations of four crops, and
+one histogram per tensor.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def start_session(data: bytes, *, optimise: bool = True) -> Any:
 
     Args:
         data: ONNX bytes.
-        optimise: False runs the graph node by node as it is written, an 8-bit one with rounded float32: as another engine might.
+        optimise: False runs the graph node by node as it is written, an 8-bit one with rounded float32: as another
+            engine might.
     """
     import onnxruntime
 
@@ -41,7 +43,10 @@ def start_session(data: bytes, *, optimise: bool = True) -> Any:
 
 def answers(session: Any, crops: Crops, batch: int = 32) -> Float32s:
     """Embeddings ``[N, D]`` of crops ``[N, H, W, 3]``."""
-    parts = [session.run(["embeddings"], {"crops": np.ascontiguousarray(crops[start : start + batch])})[0] for start in range(0, len(crops), batch)]
+    parts = [
+        session.run(["embeddings"], {"crops": np.ascontiguousarray(crops[start : start + batch])})[0]
+        for start in range(0, len(crops), batch)
+    ]
     return np.concatenate(parts)
 
 
@@ -50,10 +55,18 @@ def activations(graph: onnx.ModelProto, names: Sequence[str], crops: Crops) -> I
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
     outputs = {item.name for item in watched.graph.output}
-    watched.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in outputs)
+    watched.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in outputs
+    )
     session = start_session(watched.SerializeToString())
     for start in range(0, len(crops), BATCH):
-        yield dict(zip(names, session.run(list(names), {"crops": np.ascontiguousarray(crops[start : start + BATCH])}), strict=True))
+        yield dict(
+            zip(
+                names,
+                session.run(list(names), {"crops": np.ascontiguousarray(crops[start : start + BATCH])}),
+                strict=True,
+            )
+        )
 
 
 def activation_ranges(graph: onnx.ModelProto, names: Sequence[str], crops: Crops) -> dict[str, Range]:
@@ -66,7 +79,10 @@ def activation_ranges(graph: onnx.ModelProto, names: Sequence[str], crops: Crops
     """
     ends = dict.fromkeys(names, (0.0, 0.0))  # a range holds 0, so that padding is exact
     for seen in activations(graph, names, crops):
-        ends = {name: (min(low, float(seen[name].min())), max(high, float(seen[name].max()))) for name, (low, high) in ends.items()}
+        ends = {
+            name: (min(low, float(seen[name].min())), max(high, float(seen[name].max())))
+            for name, (low, high) in ends.items()
+        }
     counts = {name: np.zeros(BINS, np.int64) for name in names}
     for seen in activations(graph, names, crops):
         for name, (low, high) in ends.items():

@@ -21,21 +21,27 @@ def transport_since(run: Run, sealed: Sealed, since: int | None) -> Transport | 
     """
     start = sealed.index - 1 if since is None else since
     if since is not None and not 0 <= since < sealed.index:
-        raise ExportError(f"a transport leads from an earlier step: since must lie in 0..{sealed.index - 1}, got {since}")
+        raise ExportError(
+            f"a transport leads from an earlier step: since must lie in 0..{sealed.index - 1}, got {since}"
+        )
     found = [step.transport() for step in run.steps[start + 1 : sealed.index + 1]]
     if not found or None in found:
         if since is not None:
             lacking = run.steps[start + 1 + found.index(None)]
-            raise ExportError(f"{lacking.folder.name} fitted no transport, so galleries of step {since} have to be embedded again")
+            raise ExportError(
+                f"{lacking.folder.name} fitted no transport, so galleries of step {since} have to be embedded again"
+            )
         return None
     return reduce(lambda first, later: first.then(later), [transport for transport in found if transport])
 
 
 def route_transport(run: Run, sealed: Sealed, site: str, since: int | None, model: ReidModel) -> Transport | None:
-    """The map that sites share, between the spaces of a site's own networks: what moves from step to step is what is shared, an adapter is held.
+    """The map that sites share, between the spaces of a site's own networks: what moves from step to step is what is
+    shared, an adapter is held.
 
     Raises:
-        ExportError: as :func:`transport_since`; or one was asked for and the site had no adapter beside a shared network then.
+        ExportError: as :func:`transport_since`; or one was asked for and the site had no adapter beside a shared
+            network then.
     """
     start = sealed.index - 1 if since is None else since
     term = routing_term(sealed.card)
@@ -44,10 +50,14 @@ def route_transport(run: Run, sealed: Sealed, site: str, since: int | None, mode
     held = term is not None and term.beside and before is not None and before.beside
     if not held or not any(site in step.learned for step in run.steps[: then.index + 1]):
         if since is not None:
-            raise ExportError(f"{site} had no adapter of its own at step {since}, so its galleries of then have to be embedded again")
+            raise ExportError(
+                f"{site} had no adapter of its own at step {since}, so its galleries of then have to be embedded again"
+            )
         return None
     found = transport_since(run, sealed, since)
     old = run.route(site, then.index)
     if found is None or old is None:
         return None
-    return replace(found, source=old.feature_space(run.config.crop.spec()), target=model.feature_space(run.config.crop.spec()))
+    return replace(
+        found, source=old.feature_space(run.config.crop.spec()), target=model.feature_space(run.config.crop.spec())
+    )

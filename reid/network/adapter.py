@@ -1,8 +1,9 @@
 """Adapters: small changes of some of a backbone's weights, written from outside and merged exactly.
 
-Two kinds. *Low rank* (LoRA, Hu et al., ICLR 2022), for linear layers and undivided convolutions: ``ΔW = B A``, A beginning at a random matrix drawn
-from the slot's name and B at 0. *Scale and shift* (SSF, Lian et al., NeurIPS 2022), for the affine weights of a BatchNorm: two numbers per channel.
-Merged, a network has the shapes, the graph and the cost that it had.
+Two kinds. *Low rank* (LoRA, Hu et al., ICLR 2022), for linear layers and undivided convolutions: ``ΔW = B A``, A
+beginning at a random matrix drawn from the slot's name and B at 0. *Scale and shift* (SSF, Lian et al., NeurIPS 2022),
+for the affine weights of a BatchNorm: two numbers per channel. Merged, a network has the shapes, the graph and the cost
+that it had.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Slot:
 @lru_cache(maxsize=1024)
 def _beginning(name: str, rank: int, columns: int) -> Tensor:
     """A's first value, ``[rank, columns]``, rows of length 1 in the mean; the same for a name wherever it is drawn."""
-    return torch.randn(rank, columns, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) / math.sqrt(columns)
+    return torch.randn(rank, columns, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) / math.sqrt(
+        columns
+    )
 
 
 def find_slots(backbone: nn.Module, *, rank: int, where: Sequence[str]) -> list[Slot]:
@@ -73,7 +76,10 @@ def find_slots(backbone: nn.Module, *, rank: int, where: Sequence[str]) -> list[
         if (kind := _kind(name, module)) not in where:
             continue
         if kind == "norm":
-            slots += [Slot(f"{name}.{part}", tuple(weight.shape), 0) for part, weight in module.named_parameters(recurse=False)]
+            slots += [
+                Slot(f"{name}.{part}", tuple(weight.shape), 0)
+                for part, weight in module.named_parameters(recurse=False)
+            ]
         else:
             shape = tuple(module.get_parameter("weight").shape)
             slots.append(Slot(f"{name}.weight", shape, min(rank, shape[0], torch.Size(shape[1:]).numel())))
@@ -83,7 +89,9 @@ def find_slots(backbone: nn.Module, *, rank: int, where: Sequence[str]) -> list[
 
 
 def has_attention(backbone: nn.Module) -> bool:
-    """Whether the backbone has attention that can be adapted: a ViT's, or that of a transformer whose features are a map."""
+    """Whether the backbone has attention that can be adapted: a ViT's, or that of a transformer whose features are a
+    map.
+    """
     return any(_kind(name, module) == "attention" for name, module in backbone.named_modules())
 
 

@@ -1,4 +1,6 @@
-"""The backbone: what maps normalised images ``[B, 3, H, W]`` to a feature map ``[B, C, h, w]`` (CNN, ONNX) or tokens ``[B, N, C]`` (ViT)."""
+"""The backbone: what maps normalised images ``[B, 3, H, W]`` to a feature map ``[B, C, h, w]`` (CNN, ONNX) or tokens
+``[B, N, C]`` (ViT).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Backbone(nn.Module):
         head: what an ONNX graph itself does between its last map and its embedding, else None.
         width: C, or the width of the head's output.
         channels: C of maps and tokens, where it is not the width.
-        norm: what a family of ViTs puts behind its pooling (timm's ``fc_norm``: BEiT, EVA-02) in place of a norm of every token, else None.
+        norm: what a family of ViTs puts behind its pooling (timm's ``fc_norm``: BEiT, EVA-02) in place of a norm of
+            every token, else None.
         prefix_tokens: how many of a ViT's tokens are not part of the grid; -1 for a CNN.
         signed: whether a map's values can be negative; generalised means suit only those that can't.
         rule: the input that the weights expect.
@@ -69,10 +72,11 @@ class Backbone(nn.Module):
 
 
 def _overruns(module: nn.Module) -> bool:
-    """Whether oneDNN's weight gradient of this convolution writes past its workspace in channels-last order (oneDNN #6035, seen with torch 2.14).
+    """Whether oneDNN's weight gradient of this convolution writes past its workspace in channels-last order (oneDNN
+    #6035, seen with torch 2.14).
 
-    Strided 1×1 convolutions of fewer channels than a vector is long: the stems of FastViT, MobileOne and RepVGG. Processes crashed, or went on
-    with wrong gradients.
+    Strided 1×1 convolutions of fewer channels than a vector is long: the stems of FastViT, MobileOne and RepVGG.
+    Processes crashed, or went on with wrong gradients.
     """
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
         return False

@@ -1,4 +1,6 @@
-"""A network from its settings: any timm CNN or ViT by name, or ``onnx:PATH``, an exported image encoder made trainable again."""
+"""A network from its settings: any timm CNN or ViT by name, or ``onnx:PATH``, an exported image encoder made trainable
+again.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ def build_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -
     """Build a backbone, with its start weights if asked.
 
     Raises:
-        BackboneError: unknown name, weights that do not fit, an ONNX graph that can't be opened or does not match its file.
+        BackboneError: unknown name, weights that do not fit, an ONNX graph that can't be opened or does not match its
+            file.
         ConfigError: an ONNX backbone without its declared input rule, or of another crop size.
     """
     if config.backbone.startswith("onnx:"):
@@ -26,9 +29,13 @@ def build_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -
     return open_timm(config, crop, load_weights=load_weights)
 
 
-def build_model(config: ModelConfig, crop: CropSpec, *, classes: int = 0, load_weights: bool = True, seed: int = 0) -> ReidModel:
+def build_model(
+    config: ModelConfig, crop: CropSpec, *, classes: int = 0, load_weights: bool = True, seed: int = 0
+) -> ReidModel:
     """Build the network; the same seed gives the same weights. Raises what :func:`build_backbone` raises."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = build_backbone(config, crop, load_weights=load_weights)
-        return ReidModel(backbone, pooling=config.pooling, dim=config.dim, classes=classes, linear=config.embedding == "linear")
+        return ReidModel(
+            backbone, pooling=config.pooling, dim=config.dim, classes=classes, linear=config.embedding == "linear"
+        )

@@ -1,4 +1,6 @@
-"""Weights and resume state as safetensors: nested dictionaries and lists of tensors and plain values, without pickle."""
+"""Weights and resume state as safetensors: nested dictionaries and lists of tensors and plain values, without
+pickle.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def save_state(path: Path, state: Any) -> None:
 def load_state(path: Path) -> Any:
     """Read what :func:`save_state` wrote (tuples come back as lists); raises ArtefactError.
 
-    No manifest names the state of a step in progress, so the file carries a checksum of its own: a flipped bit would train on unnoticed.
+    No manifest names the state of a step in progress, so the file carries a checksum of its own: a flipped bit would
+    train on unnoticed.
     """
     tensors, metadata = read_tensors(path)
     try:
@@ -67,7 +70,9 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's state and give each moment the memory layout of its parameter, which fused kernels and bit-equality need."""
+    """Load an optimiser's state and give each moment the memory layout of its parameter, which fused kernels and
+    bit-equality need.
+    """
     optimiser.load_state_dict(state)
     for parameter, moments in optimiser.state.items():
         for name, value in moments.items():

@@ -33,13 +33,17 @@ def embeddings(model: ReidModel, batches: Iterable[torch.Tensor]) -> Float32s:
 
 
 def embedder(model: ReidModel, device: torch.device | None = None, batch: int = BATCH) -> Embed:
-    """How a model embeds crops, in float32 whatever the training precision: what is reported is what a float32 export gives."""
+    """How a model embeds crops, in float32 whatever the training precision: what is reported is what a float32 export
+    gives.
+    """
     device = device or torch.device("cpu")
 
     def embed(crops: Crops) -> Float32s:
         if not len(crops):
             return np.empty((0, model.dim), np.float32)
         starts = range(0, len(crops), batch)
-        return embeddings(model, (torch.from_numpy(np.ascontiguousarray(crops[at : at + batch])).to(device) for at in starts))
+        return embeddings(
+            model, (torch.from_numpy(np.ascontiguousarray(crops[at : at + batch])).to(device) for at in starts)
+        )
 
     return embed

@@ -1,7 +1,8 @@
 """A network that writes networks' weights: a domain's embedding and the lengths of slots → all weights of its adapter.
 
-Von Oswald et al., "Continual learning with hypernetworks", ICLR 2020: the weights are written chunk by chunk by one small network that is told the
-domain and the chunk. It never sees the network that its output goes into. A domain costs 32 numbers, 128 bytes.
+Von Oswald et al., "Continual learning with hypernetworks", ICLR 2020: the weights are written chunk by chunk by one
+small network that is told the domain and the chunk. It never sees the network that its output goes into. A domain costs
+32 numbers, 128 bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class HyperNetwork(nn.Module):
     def __init__(self, length: int, *, chunk: int = CHUNK, hidden: int = HIDDEN, seed: int = 0) -> None:
         super().__init__()
         if min(length, chunk, hidden) < 1:
-            raise ValueError(f"a hypernetwork needs a length, a chunk and a width of 1 or more, got {length}, {chunk} and {hidden}")
+            raise ValueError(
+                f"a hypernetwork needs a length, a chunk and a width of 1 or more, got {length}, {chunk} and {hidden}"
+            )
         self.length = length
         chunks = -(-length // chunk)
         with torch.random.fork_rng(devices=[]):
@@ -50,7 +53,8 @@ class HyperNetwork(nn.Module):
 
 
 class Guide(nn.Module):
-    """L_e: the hidden activations should say where transferability puts the domain: ``1 - cos(Dec(hidden), ê)``. Thrown away after the step.
+    """L_e: the hidden activations should say where transferability puts the domain: ``1 - cos(Dec(hidden), ê)``. Thrown
+    away after the step.
 
     Args:
         net: the hypernetwork; only the shape of its activations is used.
@@ -65,7 +69,9 @@ class Guide(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.decoder = nn.Sequential(
-                nn.Linear(net.chunks.shape[0] * net.first.out_features, DECODER_WIDTH), nn.ReLU(), nn.Linear(DECODER_WIDTH, len(target))
+                nn.Linear(net.chunks.shape[0] * net.first.out_features, DECODER_WIDTH),
+                nn.ReLU(),
+                nn.Linear(DECODER_WIDTH, len(target)),
             )
         self.register_buffer("target", target.detach().clone().float())
 

@@ -1,7 +1,8 @@
 """The re-ID network: normalisation → backbone → pooling → embedding → BNNeck → classifier.
 
-The feature used for matching is the embedding, before the neck ("bag of tricks", Luo et al., CVPRW 2019), at unit length. Crops come in as they are
-decoded, RGB in 0..255: channel order and normalisation are the first layer, here and in the exported graph.
+The feature used for matching is the embedding, before the neck ("bag of tricks", Luo et al., CVPRW 2019), at unit
+length. Crops come in as they are decoded, RGB in 0..255: channel order and normalisation are the first layer, here and
+in the exported graph.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class GeM(nn.Module):
 
 
 class AveragePool(nn.Module):
-    """Mean over space, ``[B, C, h, w]`` → ``[B, C]``, or over the tokens of the grid, ``[B, N, C]`` → ``[B, C]``, and the norm behind it, if any."""
+    """Mean over space, ``[B, C, h, w]`` → ``[B, C]``, or over the tokens of the grid, ``[B, N, C]`` → ``[B, C]``, and
+    the norm behind it, if any.
+    """
 
     def __init__(self, prefix_tokens: int, norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -85,7 +88,11 @@ class AveragePool(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Shapes as above."""
-        pooled = features.float().mean((2, 3)) if self.prefix_tokens < 0 else features[:, self.prefix_tokens :].float().mean(1)
+        pooled = (
+            features.float().mean((2, 3))
+            if self.prefix_tokens < 0
+            else features[:, self.prefix_tokens :].float().mean(1)
+        )
         return pooled if self.norm is None else self.norm(pooled)
 
 
@@ -107,7 +114,8 @@ class ReidModel(nn.Module):
 
     Attributes:
         distribution: the head of instance-level distribution modelling, where a method asked for one; never exported.
-        changes: gives changes of the backbone's weights, by parameter, that its forward pass adds to them; None but while an adapter is trained.
+        changes: gives changes of the backbone's weights, by parameter, that its forward pass adds to them; None but
+            while an adapter is trained.
         still: hold the backbone in eval mode, whatever the mode of the rest.
     """
 
@@ -115,7 +123,9 @@ class ReidModel(nn.Module):
     changes: Callable[[], Mapping[str, Tensor]] | None
     still: bool
 
-    def __init__(self, backbone: Backbone, *, pooling: str, dim: int | None, classes: int = 0, linear: bool = True) -> None:
+    def __init__(
+        self, backbone: Backbone, *, pooling: str, dim: int | None, classes: int = 0, linear: bool = True
+    ) -> None:
         super().__init__()
         self.normalise = Normalise(backbone.rule)
         head, backbone.head = backbone.head, None
@@ -123,12 +133,16 @@ class ReidModel(nn.Module):
         norm, backbone.norm = backbone.norm, None
         self.pool = head if head is not None else _pooling(pooling, backbone, norm)
         if not linear and dim not in (None, backbone.width):
-            raise BackboneError(f"without a linear embedding the width is the backbone's {backbone.width}: leave model.dim unset, not {dim}")
+            raise BackboneError(
+                f"without a linear embedding the width is the backbone's {backbone.width}: leave model.dim unset, not "
+                f"{dim}"
+            )
         keeps_own = not linear or (head is not None and dim in (None, backbone.width))
         self.dim = backbone.width if keeps_own else dim or DEFAULT_DIM
         self.embedding: nn.Module = nn.Identity() if keeps_own else nn.Linear(backbone.width, self.dim)
         if isinstance(self.embedding, nn.Linear):
-            # An orthogonal map keeps the start's neighbourhoods, so that an untrained embedding already ranks as the pooled feature does.
+            # An orthogonal map keeps the start's neighbourhoods, so that an untrained embedding already ranks as the
+            # pooled feature does.
             nn.init.orthogonal_(self.embedding.weight)
             nn.init.zeros_(self.embedding.bias)
         self.neck = nn.BatchNorm1d(self.dim)
@@ -154,18 +168,24 @@ class ReidModel(nn.Module):
             self.classifier.weight[old.out_features :].normal_(std=0.001, generator=torch.Generator().manual_seed(seed))
 
     def add_distribution(self, kind: HeadKind, *, seed: int = 0) -> None:
-        """Give the network a distribution head, drawn from ``seed``; one of this kind that is there already stays. Raises BackboneError."""
+        """Give the network a distribution head, drawn from ``seed``; one of this kind that is there already stays.
+        Raises BackboneError.
+        """
         if self.distribution is not None and self.distribution.kind == kind:
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                self.distribution = DistributionHead(self.backbone.channels, self.dim, kind, self.backbone.prefix_tokens)
+                self.distribution = DistributionHead(
+                    self.backbone.channels, self.dim, kind, self.backbone.prefix_tokens
+                )
             except ValueError as error:
                 raise BackboneError(str(error)) from error
 
     def spread(self, features: Tensor) -> Tensor:
-        """Backbone features → standard deviation of each embedding dimension, ``[B, D]``; raises BackboneError without a head that fits them."""
+        """Backbone features → standard deviation of each embedding dimension, ``[B, D]``; raises BackboneError without
+        a head that fits them.
+        """
         if self.distribution is None:
             raise BackboneError("this network has no distribution head; a method with a distribution term gives it one")
         try:
@@ -206,11 +226,17 @@ class ReidModel(nn.Module):
         return torch.func.functional_call(self.backbone, changed, (images,))  # type: ignore[no-any-return]
 
     def feature_space(self, crop: CropSpec) -> str:
-        """Name of the embedding space: sha256 (hex) of the embedding path (weights, pooling) and crop rule; not of neck or classifier."""
-        digest = hashlib.sha256(content_id(crop.to_dict() | {"bgr": self.normalise.flip, "pool": type(self.pool).__name__}).encode())
+        """Name of the embedding space: sha256 (hex) of the embedding path (weights, pooling) and crop rule; not of neck
+        or classifier.
+        """
+        digest = hashlib.sha256(
+            content_id(crop.to_dict() | {"bgr": self.normalise.flip, "pool": type(self.pool).__name__}).encode()
+        )
         for name, tensor in sorted(self.state_dict().items()):
             if not name.startswith(NOT_EMBEDDING) and not name.endswith("num_batches_tracked"):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.detach().cpu().numpy().tobytes())
+                digest.update(
+                    f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.detach().cpu().numpy().tobytes()
+                )
         return digest.hexdigest()
 
 
@@ -220,10 +246,15 @@ def _pooling(name: str, backbone: Backbone, norm: nn.Module | None) -> nn.Module
         name = of_tokens if backbone.has_tokens else "average" if backbone.signed else "gem"
     if name == "gem":
         if backbone.has_tokens:
-            raise BackboneError("GeM pools feature maps and this backbone gives tokens: set model.pooling to token or average")
+            raise BackboneError(
+                "GeM pools feature maps and this backbone gives tokens: set model.pooling to token or average"
+            )
         return GeM()
     if name == "token":
         if not backbone.prefix_tokens > 0:
-            raise BackboneError("this backbone has no class token: set model.pooling to average" + ("" if backbone.has_tokens else " or gem"))
+            raise BackboneError(
+                "this backbone has no class token: set model.pooling to average"
+                + ("" if backbone.has_tokens else " or gem")
+            )
         return TokenPool(norm)
     return AveragePool(backbone.prefix_tokens, norm)

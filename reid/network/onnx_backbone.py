@@ -1,4 +1,6 @@
-"""Image encoders that were exported to ONNX, made trainable again: opened by torch, cut behind their last map, checked against ONNX Runtime."""
+"""Image encoders that were exported to ONNX, made trainable again: opened by torch, cut behind their last map, checked
+against ONNX Runtime.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def open_onnx(path: Path, config: ModelConfig, crop: CropSpec) -> Backbone:
     """
     if config.channels == "auto" or config.mean is None or config.std is None:
         raise ConfigError(
-            "an onnx: backbone needs its own input declared: model.channels (rgb or bgr), model.mean and model.std in 0..255; "
+            "an onnx: backbone needs its own input declared: model.channels (rgb or bgr), model.mean and model.std in "
+            "0..255; "
             "for a graph fed with raw 0..255 values that is mean [0,0,0] and std [1,1,1]"
         )
     graph = _slimmed(path)
@@ -61,7 +64,9 @@ def _check_input(graph: Any, path: Path, crop: CropSpec) -> None:
     weights = {tensor.name for tensor in graph.graph.initializer}
     inputs = [value for value in graph.graph.input if value.name not in weights]
     if len(inputs) != 1 or len(graph.graph.output) != 1:
-        raise BackboneError(f"{path.name} must have one input and one output, has {len(inputs)} and {len(graph.graph.output)}")
+        raise BackboneError(
+            f"{path.name} must have one input and one output, has {len(inputs)} and {len(graph.graph.output)}"
+        )
     shape = [axis.dim_value or None for axis in inputs[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or shape[1] not in (3, None):
         raise BackboneError(f"{path.name} must take images [N, 3, H, W], takes {shape}")
@@ -69,7 +74,9 @@ def _check_input(graph: Any, path: Path, crop: CropSpec) -> None:
         raise BackboneError(f"{path.name} takes batches of {shape[0]} only; export it with a dynamic batch")
     for axis, size, name in ((2, crop.height, "height"), (3, crop.width, "width")):
         if shape[axis] not in (size, None):
-            raise ConfigError(f"{path.name} takes crops of {shape[2]}×{shape[3]}: set crop.{name}={shape[axis]} (it is {size})")
+            raise ConfigError(
+                f"{path.name} takes crops of {shape[2]}×{shape[3]}: set crop.{name}={shape[axis]} (it is {size})"
+            )
 
 
 def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
@@ -79,26 +86,34 @@ def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
         module: torch.fx.GraphModule = onnx2torch.convert(_lowered(graph))
     except NotImplementedError as error:
         found = re.search(r"operation_type='(\w+)'", str(error))
-        raise BackboneError(f"can't train {path.name}: its operator {found[1] if found else str(error)} has no trainable form") from error
+        raise BackboneError(
+            f"can't train {path.name}: its operator {found[1] if found else str(error)} has no trainable form"
+        ) from error
     except Exception as error:  # the converter raises whatever its parts raise
         raise BackboneError(f"can't train {path.name}: {type(error).__name__}: {first_line(error):.200}") from error
     return module
 
 
 def _lowered(graph: Any) -> Any:
-    """Lower a newer graph to opset 17, where reductions carry their axes as the converter reads them; as it is where that can't be done."""
+    """Lower a newer graph to opset 17, where reductions carry their axes as the converter reads them; as it is where
+    that can't be done.
+    """
     from onnx import version_converter
 
     if all(entry.version <= OPSET for entry in graph.opset_import if entry.domain in ("", "ai.onnx")):
         return graph
     try:
         return version_converter.convert_version(graph, OPSET)
-    except Exception:  # the converter's C++ errors share no class; what the graph then lacks is said by the next step, and parity is checked after it
+    # the converter's C++ errors share no class; what the graph then lacks is said by the next step, and parity is
+    # checked after it
+    except Exception:
         return graph
 
 
 def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec) -> tuple[nn.Module, nn.Module | None]:
-    """Cut the graph behind its last feature map (rank 4 and more than one pixel); None for the head if the graph ends there."""
+    """Cut the graph behind its last feature map (rank 4 and more than one pixel); None for the head if the graph ends
+    there.
+    """
     from torch.fx.passes.shape_prop import ShapeProp
 
     module.eval()
@@ -116,20 +131,31 @@ def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec)
         if node.op == "placeholder" or len(shape) != 4 or shape[2] * shape[3] <= 1:
             return False
         later = order[node]
-        crossing = {source for user in nodes[later + 1 :] for source in user.all_input_nodes if order[source] <= later and source.op != "get_attr"}
+        crossing = {
+            source
+            for user in nodes[later + 1 :]
+            for source in user.all_input_nodes
+            if order[source] <= later and source.op != "get_attr"
+        }
         return crossing == {node}
 
     cut = next((node for node in reversed(nodes) if is_cut(node)), None)
     if cut is None:
-        raise BackboneError(f"can't train {path.name}: no feature map [N, C, h, w] that all of its output passes through")
+        raise BackboneError(
+            f"can't train {path.name}: no feature map [N, C, h, w] that all of its output passes through"
+        )
     body = _subgraph(module, nodes[: order[cut] + 1], cut, {})
     head = (
-        None if nodes[-1].all_input_nodes == [cut] else _subgraph(module, nodes[order[cut] + 1 : -1], nodes[-1].all_input_nodes[0], {cut: "features"})
+        None
+        if nodes[-1].all_input_nodes == [cut]
+        else _subgraph(module, nodes[order[cut] + 1 : -1], nodes[-1].all_input_nodes[0], {cut: "features"})
     )
     return body, head
 
 
-def _subgraph(module: torch.fx.GraphModule, nodes: list[torch.fx.Node], result: torch.fx.Node, inputs: dict[torch.fx.Node, str]) -> nn.Module:
+def _subgraph(
+    module: torch.fx.GraphModule, nodes: list[torch.fx.Node], result: torch.fx.Node, inputs: dict[torch.fx.Node, str]
+) -> nn.Module:
     """Copy a stretch of a graph; constants that lie before it are fetched when first used."""
     graph = torch.fx.Graph()
     copies = {node: graph.placeholder(name) for node, name in inputs.items()}
@@ -150,35 +176,50 @@ def _subgraph(module: torch.fx.GraphModule, nodes: list[torch.fx.Node], result: 
 
 
 def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) -> tuple[int, int]:
-    """Compare with ONNX Runtime on drawn people at several batch sizes; returns the channels of the map, and the output's width."""
+    """Compare with ONNX Runtime on drawn people at several batch sizes; returns the channels of the map, and the
+    output's width.
+    """
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise BackboneError("an onnx: backbone is checked against ONNX Runtime before use: pip install 'lifelong-reid[cpu]'") from error
+        raise BackboneError(
+            "an onnx: backbone is checked against ONNX Runtime before use: pip install 'lifelong-reid[cpu]'"
+        ) from error
     from domains.synthetic import golden_crops
 
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     crops = golden_crops(max(PARITY_BATCHES), height=crop.height, width=crop.width).astype(np.float32)
     rule = backbone.rule
-    pixels = ((crops[..., ::-1] if rule.channels == "bgr" else crops) - np.array(rule.mean, np.float32)) / np.array(rule.std, np.float32)
+    pixels = ((crops[..., ::-1] if rule.channels == "bgr" else crops) - np.array(rule.mean, np.float32)) / np.array(
+        rule.std, np.float32
+    )
     images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
     backbone.eval()
     for batch in PARITY_BATCHES:
         try:
             wanted = session.run(None, {session.get_inputs()[0].name: images[:batch]})[0].reshape(batch, -1)
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise BackboneError(f"{path.name} can't take a batch of {batch}: {first_line(error):.160}; export it with a dynamic batch") from error
+            raise BackboneError(
+                f"{path.name} can't take a batch of {batch}: {first_line(error):.160}; export it with a dynamic batch"
+            ) from error
         with torch.no_grad():
             features = backbone(torch.from_numpy(images[:batch]))
             backbone.signed = bool((features < 0).any())
             got = (features if backbone.head is None else backbone.head(features)).flatten(1).numpy()
         if got.shape != wanted.shape:
-            raise BackboneError(f"{path.name} made trainable gives shape {got.shape} at batch {batch}, ONNX Runtime {wanted.shape}")
+            raise BackboneError(
+                f"{path.name} made trainable gives shape {got.shape} at batch {batch}, ONNX Runtime {wanted.shape}"
+            )
         with np.errstate(invalid="ignore"):
-            cosine = float((np.einsum("nd,nd->n", got, wanted) / (np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1))).min())
+            cosine = float(
+                (
+                    np.einsum("nd,nd->n", got, wanted) / (np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1))
+                ).min()
+            )
         if not cosine >= PARITY_COSINE:
             raise BackboneError(
-                f"{path.name} made trainable differs from ONNX Runtime at batch {batch}: cosine {cosine:.5f}, at least {PARITY_COSINE} is needed"
+                f"{path.name} made trainable differs from ONNX Runtime at batch {batch}: cosine {cosine:.5f}, at "
+                f"least {PARITY_COSINE} is needed"
             )
     channels = int(features.shape[1])
     return channels, channels if backbone.head is None else int(got.shape[1])

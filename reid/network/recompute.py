@@ -1,4 +1,6 @@
-"""Less memory for more time: blocks of a backbone whose activations are computed again for the gradient instead of being kept (Chen et al., 2016)."""
+"""Less memory for more time: blocks of a backbone whose activations are computed again for the gradient instead of
+being kept (Chen et al., 2016).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from domains.errors import ConfigError
 
 
 class Recomputed(nn.Sequential):
-    """Blocks in a row, the first of which keep nothing but their input while training; names of weights are those of the row that it stands for."""
+    """Blocks in a row, the first of which keep nothing but their input while training; names of weights are those of
+    the row that it stands for.
+    """
 
     count: int
 
@@ -23,9 +27,11 @@ class Recomputed(nn.Sequential):
         for place, block in enumerate(self):
             if place < self.count and self.training and torch.is_grad_enabled():
                 features = checkpoint(
-                    block, features, use_reentrant=False,
+                    block,
+                    features,
+                    use_reentrant=False,
                     context_fn=lambda block=block: (nullcontext(), _statistics_held(block)),  # type: ignore[misc]
-                )  # fmt: skip
+                )
             else:
                 features = block(features)
         return features
@@ -40,7 +46,9 @@ def recomputing(network: nn.Module, count: int) -> Iterator[None]:
     """
     rows = _rows(network) if count else []
     if count > (found := sum(len(row) for _, _, row in rows)):
-        raise ConfigError(f"train.recompute={count} is more than this backbone's {found} blocks in a row; set less, or 0")
+        raise ConfigError(
+            f"train.recompute={count} is more than this backbone's {found} blocks in a row; set less, or 0"
+        )
     left = count
     try:
         for parent, name, row in rows:
@@ -60,7 +68,9 @@ def _rows(network: nn.Module) -> list[tuple[nn.Module, str, nn.Sequential]]:
     found: list[tuple[nn.Module, str, nn.Sequential]] = []
     for name, child in network.named_children():
         blocks = list(child) if type(child) is nn.Sequential else []
-        if blocks and all(next(block.children(), None) is not None and type(block) is not nn.Sequential for block in blocks):
+        if blocks and all(
+            next(block.children(), None) is not None and type(block) is not nn.Sequential for block in blocks
+        ):
             found.append((network, name, child))  # type: ignore[arg-type]
         else:
             found += _rows(child)
@@ -70,8 +80,15 @@ def _rows(network: nn.Module) -> list[tuple[nn.Module, str, nn.Sequential]]:
 @contextmanager
 def _statistics_held(block: nn.Module) -> Iterator[None]:
     """BatchNorm has counted this batch already: computing it again must leave its running statistics alone."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training and module.track_running_stats]
-    before = [(module.momentum, None if module.num_batches_tracked is None else module.num_batches_tracked.clone()) for module in norms]
+    norms = [
+        module
+        for module in block.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
+    before = [
+        (module.momentum, None if module.num_batches_tracked is None else module.num_batches_tracked.clone())
+        for module in norms
+    ]
     for module in norms:
         module.momentum = 0.0
     try:

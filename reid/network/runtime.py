@@ -17,8 +17,8 @@ class Runtime:
 
     Attributes:
         device: torch device.
-        dtype: of the arithmetic of convolutions and linear layers. Weights are float32 and losses are computed in it; under bf16 what linear layers
-            give, so embeddings too, is rounded to bf16 on the way.
+        dtype: of the arithmetic of convolutions and linear layers. Weights are float32 and losses are computed in it;
+            under bf16 what linear layers give, so embeddings too, is rounded to bf16 on the way.
     """
 
     device: torch.device
@@ -28,19 +28,24 @@ class Runtime:
     def choose(cls, device: str, precision: str, model: nn.Module) -> Runtime:
         """Resolve ``auto`` precision.
 
-        bf16 pays where dense convolutions and matrix products dominate and the device has instructions for it; depthwise convolutions are bound
-        by memory and run slower (``benchmarks/training.py`` measures both).
+        bf16 pays where dense convolutions and matrix products dominate and the device has instructions for it;
+        depthwise convolutions are bound by memory and run slower (``benchmarks/training.py`` measures both).
 
         Raises:
             DeviceError: CUDA is asked for and not there.
         """
         chosen = torch.device(device)
-        if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        if chosen.type == "cuda" and (
+            not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
+        ):
             raise DeviceError(
-                f"device {device} was asked for and torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or a CUDA build of torch"
+                f"device {device} was asked for and torch sees {torch.cuda.device_count()} CUDA devices; use --device "
+                "cpu or a CUDA build of torch"
             )
         if precision == "auto":
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if chosen.type == "cuda" else cpu_has_bf16()
+            has_bf16 = (
+                torch.cuda.is_bf16_supported(including_emulation=False) if chosen.type == "cuda" else cpu_has_bf16()
+            )
             precision = "bf16" if has_bf16 and not (chosen.type == "cpu" and is_depthwise(model)) else "fp32"
         return cls(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
 

@@ -41,10 +41,14 @@ def open_timm(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Bac
         model = _create(config.backbone, crop, pretrained=fetch)
     except Exception as error:  # families check their sizes by assertions and more
         if not fetch or not isinstance(error, OSError | RuntimeError):
-            raise BackboneError(f"timm can't make {config.backbone} for crops of {crop.height}×{crop.width}: {first_line(error):.200}") from error
+            raise BackboneError(
+                f"timm can't make {config.backbone} for crops of {crop.height}×{crop.width}: {first_line(error):.200}"
+            ) from error
         raise BackboneError(
-            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {first_line(error):.120}); with no network, "
-            "download them on a connected machine and set model.weights=PATH, or start from random weights with model.weights=none"
+            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {first_line(error):.120}); with "
+            "no network, "
+            "download them on a connected machine and set model.weights=PATH, or start from random weights with "
+            "model.weights=none"
         ) from error
     pretrained: Mapping[str, Any] = model.pretrained_cfg
     if load_weights and config.weights not in ("timm", "none"):
@@ -62,15 +66,22 @@ def open_timm(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Bac
     if features.ndim == 4:
         return Backbone(_TimmFeatures(model), width=width, rule=rule, signed=_is_signed(model, crop))
     prefix_tokens, norm = _prefix_tokens(model, features.shape[1], config.backbone, crop), None
-    if getattr(model, "global_pool", None) == "avg" and not isinstance(getattr(model, "fc_norm", None), nn.Identity | None):
+    if getattr(model, "global_pool", None) == "avg" and not isinstance(
+        getattr(model, "fc_norm", None), nn.Identity | None
+    ):
         norm, model.fc_norm = model.fc_norm, nn.Identity()
     return Backbone(_TimmFeatures(model), width=width, rule=rule, prefix_tokens=prefix_tokens, norm=norm)
 
 
 def _take_last_stride(model: Any, name: str, crop: CropSpec) -> None:
-    """Set every stride of a ResNet's last stage to 1; what pools a window of its own stride, or blurs before a stride, goes with it."""
+    """Set every stride of a ResNet's last stage to 1; what pools a window of its own stride, or blurs before a stride,
+    goes with it.
+    """
     if not hasattr(model, "layer4"):
-        raise BackboneError(f"model.last_stride takes the stride out of a ResNet's last stage, and {name} has no such stage; leave it unset")
+        raise BackboneError(
+            f"model.last_stride takes the stride out of a ResNet's last stage, and {name} has no such stage; leave it "
+            "unset"
+        )
     before = _probed(model, name, crop).shape
     for path, layer in list(model.layer4.named_modules()):
         if getattr(layer, "stride", None) not in (2, (2, 2)):
@@ -86,7 +97,10 @@ def _take_last_stride(model: Any, name: str, crop: CropSpec) -> None:
     except BackboneError:
         after = before
     if any(new not in (2 * old, 2 * old - 1) for old, new in zip(before[2:], after[2:], strict=True)):
-        raise BackboneError(f"model.last_stride can't take the stride out of {name}'s last stage, which is built in another way; leave it unset")
+        raise BackboneError(
+            f"model.last_stride can't take the stride out of {name}'s last stage, which is built in another way; "
+            "leave it unset"
+        )
 
 
 def _keep_stages(model: Any, stages: int, name: str, crop: CropSpec) -> int:
@@ -96,7 +110,9 @@ def _keep_stages(model: Any, stages: int, name: str, crop: CropSpec) -> int:
     if not deep:
         raise BackboneError("model.stages cuts ResNets and their kin; leave it unset for this backbone")
     if stages >= deep:
-        raise BackboneError(f"model.stages={stages} keeps all of this backbone's {deep} stages; set less, or leave it unset")
+        raise BackboneError(
+            f"model.stages={stages} keeps all of this backbone's {deep} stages; set less, or leave it unset"
+        )
     for number in range(stages + 1, deep + 1):
         setattr(model, f"layer{number}", nn.Identity())
     return int(_probed(model, name, crop).shape[1])
@@ -120,18 +136,23 @@ def _probed(model: Any, name: str, crop: CropSpec) -> Tensor:
         with torch.no_grad():
             features = model.forward_features(torch.zeros(1, 3, crop.height, crop.width))
     except Exception as error:  # families check their sizes by assertions and more
-        raise BackboneError(f"{name} can't take crops of {crop.height}×{crop.width}: {first_line(error):.200}") from error
+        raise BackboneError(
+            f"{name} can't take crops of {crop.height}×{crop.width}: {first_line(error):.200}"
+        ) from error
     finally:
         model.train(was_training)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        raise BackboneError(f"{name} gives neither one feature map nor one row of tokens; choose another model.backbone")
+        raise BackboneError(
+            f"{name} gives neither one feature map nor one row of tokens; choose another model.backbone"
+        )
     return features
 
 
 def _is_signed(model: Any, crop: CropSpec) -> bool:
     """Whether a map can be negative, as none is that ends in a ReLU, whatever the weights.
 
-    It is asked of weights drawn for the purpose, so that a network says the same of itself before and after its weights are loaded.
+    It is asked of weights drawn for the purpose, so that a network says the same of itself before and after its weights
+    are loaded.
     """
     draw = torch.Generator().manual_seed(0)
     weights: dict[str, Tensor] = {}
@@ -146,7 +167,14 @@ def _is_signed(model: Any, crop: CropSpec) -> bool:
     try:
         with torch.no_grad():
             images = torch.randn(1, 3, crop.height, crop.width, generator=draw)
-            return bool((torch.func.functional_call(_TimmFeatures(model), {f"model.{k}": v for k, v in weights.items()}, (images,)) < 0).any())
+            return bool(
+                (
+                    torch.func.functional_call(
+                        _TimmFeatures(model), {f"model.{k}": v for k, v in weights.items()}, (images,)
+                    )
+                    < 0
+                ).any()
+            )
     finally:
         model.train(was_training)
 
@@ -163,7 +191,8 @@ def _prefix_tokens(model: Any, tokens: int, name: str, crop: CropSpec) -> int:
     if not any(tokens == height * width + announced for height, width in grids):
         wanted = " or ".join(dict.fromkeys(f"{height}×{width}" for height, width in grids)) or "unknown size"
         raise BackboneError(
-            f"{name} gives {tokens} tokens for a grid of {wanted} and {announced} before it, so they can't be pooled; choose another model.backbone"
+            f"{name} gives {tokens} tokens for a grid of {wanted} and {announced} before it, so they can't be pooled; "
+            "choose another model.backbone"
         )
     return announced
 

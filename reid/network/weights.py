@@ -16,7 +16,8 @@ HEADS = ("bottleneck.", "heads.", "classifier.", "head.", "fc.")
 
 
 def load_weights_file(model: nn.Module, path: Path, *, classifier: str | tuple[str, ...] | None) -> None:
-    """Load start weights strictly, but for the classifier; wrappers' key prefixes are stripped and position embeddings resampled.
+    """Load start weights strictly, but for the classifier; wrappers' key prefixes are stripped and position embeddings
+    resampled.
 
     Raises:
         BackboneError: unreadable, not tensors, or a key that is missing, left over or of another shape.
@@ -33,7 +34,8 @@ def load_weights_file(model: nn.Module, path: Path, *, classifier: str | tuple[s
         except RuntimeError as error:
             shape = tuple(given["pos_embed"].shape)
             raise BackboneError(
-                f"{path.name}: position embeddings {shape} are of no square grid, so they can't be resampled to {grid}; set crop.height and "
+                f"{path.name}: position embeddings {shape} are of no square grid, so they can't be resampled to "
+                f"{grid}; set crop.height and "
                 "crop.width to what they were trained with"
             ) from error
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
@@ -44,8 +46,12 @@ def load_weights_file(model: nn.Module, path: Path, *, classifier: str | tuple[s
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             found = f"it {what} {', '.join(keys[:3])}{more}"
-            raise BackboneError(f"{path.name} does not fit {type(model).__name__}: {found}; choose the matching model.backbone")
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in given.items()}, strict=False)
+            raise BackboneError(
+                f"{path.name} does not fit {type(model).__name__}: {found}; choose the matching model.backbone"
+            )
+    model.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in given.items()}, strict=False
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -68,7 +74,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(tensors: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
-    """Strip wrappers' prefixes, one after the other, as far as most keys come to the model's names; then what only a re-ID checkpoint's head has."""
+    """Strip wrappers' prefixes, one after the other, as far as most keys come to the model's names; then what only a
+    re-ID checkpoint's head has.
+    """
     best = stripped = tensors
     while prefix := next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in stripped)), None):
         stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}

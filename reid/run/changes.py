@@ -1,7 +1,9 @@
-"""Several files of a folder changed as one: a kill at any moment leaves all of them old or, once the folder is opened again, all of them new.
+"""Several files of a folder changed as one: a kill at any moment leaves all of them old or, once the folder is opened
+again, all of them new.
 
-New files are written into a staging folder beside the old ones. Renaming that folder is the commit; from then on :func:`finish` can be repeated until
-everything lies in its place. What a plan says is checked before it is followed: a folder that came from elsewhere must not reach outside itself.
+New files are written into a staging folder beside the old ones. Renaming that folder is the commit; from then on
+:func:`finish` can be repeated until everything lies in its place. What a plan says is checked before it is followed: a
+folder that came from elsewhere must not reach outside itself.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ LEFT_OVER = ".*.tmp"
 
 
 class Changes:
-    """What is to be done to a folder; files are written to where :meth:`put` says. A path that leads elsewhere is a ValueError."""
+    """What is to be done to a folder; files are written to where :meth:`put` says. A path that leads elsewhere is a
+    ValueError.
+    """
 
     def __init__(self, staging: Path) -> None:
         self.staging = staging
@@ -47,9 +51,16 @@ class Changes:
         """As it is written down."""
         staged = [f"{number:04d}" for number in range(1, len(self.targets) + 1)]
         put = [
-            {"staged": name, "target": target, "sha256": sha256_file(self.staging / name)} for name, target in zip(staged, self.targets, strict=True)
+            {"staged": name, "target": target, "sha256": sha256_file(self.staging / name)}
+            for name, target in zip(staged, self.targets, strict=True)
         ]
-        return {"kind": "changes", "schema": 1, "put": put, "remove": self.removals, "rename": [list(pair) for pair in self.renames]}
+        return {
+            "kind": "changes",
+            "schema": 1,
+            "put": put,
+            "remove": self.removals,
+            "rename": [list(pair) for pair in self.renames],
+        }
 
 
 @contextmanager
@@ -57,7 +68,8 @@ def changing(folder: Path) -> Iterator[Changes]:
     """Gather changes to a folder, which the caller holds, and make them when the block ends without an error.
 
     Raises:
-        ArtefactError: the disk is full or failed. Before the commit nothing is changed; after it, opening the folder again finishes.
+        ArtefactError: the disk is full or failed. Before the commit nothing is changed; after it, opening the folder
+            again finishes.
     """
     staging = folder / f"{JOURNAL}.{secrets.token_hex(4)}.tmp"
     changes = Changes(staging)
@@ -69,7 +81,9 @@ def changing(folder: Path) -> Iterator[Changes]:
         staging.rename(folder / JOURNAL)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise ArtefactError(f"can't write in {folder}: {error.strerror or error}; nothing was changed, make room and try again") from error
+        raise ArtefactError(
+            f"can't write in {folder}: {error.strerror or error}; nothing was changed, make room and try again"
+        ) from error
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -94,7 +108,8 @@ def finish(folder: Path) -> None:
         fsync_folder(folder)
     except OSError as error:
         raise ArtefactError(
-            f"a change of {folder} was begun and could not be finished: {error.strerror or error}; opening it again goes on with it"
+            f"a change of {folder} was begun and could not be finished: {error.strerror or error}; opening it again "
+            "goes on with it"
         ) from error
 
 
@@ -131,14 +146,20 @@ def _read_plan(folder: Path, journal: Path) -> dict[str, Any]:
             staged = journal / _plain(entry["staged"], parts=1)
             if staged.exists() and (staged.is_symlink() or sha256_file(staged) != entry["sha256"]):
                 raise ValueError(f"{entry['staged']} was changed")
-        names = [*(entry["target"] for entry in plan["put"]), *plan["remove"], *(name for pair in plan["rename"] for name in pair)]
+        names = [
+            *(entry["target"] for entry in plan["put"]),
+            *plan["remove"],
+            *(name for pair in plan["rename"] for name in pair),
+        ]
         for name in names:
             if not (folder / _plain(name)).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{name!r:.80} lies outside the folder")
         if any(len(pair) != 2 for pair in plan["rename"]):
             raise ValueError("a renaming is no pair of names")
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{path} is no list of changes ({type(error).__name__}: {error}); restore {folder} from a backup") from error
+        raise ArtefactError(
+            f"{path} is no list of changes ({type(error).__name__}: {error}); restore {folder} from a backup"
+        ) from error
     return dict(plan)
 
 

@@ -1,8 +1,9 @@
 """Erasure: an identity, or a whole domain, taken out of every step of a run.
 
-A sealed step never changes, but for this. The files that hold the erased are written anew without them (memories, classifier rows, the names on the
-cards, the scores of a domain) and the steps after them get new ids, all as one change: a kill at any moment leaves the old run or the erased one.
-The embedding path is not touched, so that the feature space, and with it every bundle and gallery, stays what it was.
+A sealed step never changes, but for this. The files that hold the erased are written anew without them (memories,
+classifier rows, the names on the cards, the scores of a domain) and the steps after them get new ids, all as one
+change: a kill at any moment leaves the old run or the erased one. The embedding path is not touched, so that the
+feature space, and with it every bundle and gallery, stays what it was.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ ERASURES, REPORT, ERASED = "erasures.json", "report.html", "erased"
 OWN = frozenset({"run.yaml", "backbone.onnx", FILE, QUERIES, ERASURES, REPORT, ".lock"})
 
 REMAINS = (
-    "the weights were taught with these people's crops and are as they were: that they reveal nothing is not claimed; to be rid of that, learn anew",
+    "the weights were taught with these people's crops and are as they were: that they reveal nothing is not claimed; "
+    "to be rid of that, learn anew",
     "averages over a domain's people stay with the domain: its style, and the transport fitted on its crops",
-    "not reached: bundles, galleries (reid gallery forget), the crops themselves, backups and copies of this run; a disk may keep old blocks",
+    "not reached: bundles, galleries (reid gallery forget), the crops themselves, backups and copies of this run; a "
+    "disk may keep old blocks",
 )
 """What an erasure leaves, said wherever one is made."""
 
@@ -71,12 +74,16 @@ class Erasure:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; names nobody."""
         return {
-            "kind": self.kind, "identities": self.identities, "steps": sorted({*self.people, *self.whole}), "files": list(self.files),
-            "remains": list(REMAINS), "others": list(self.others),
-        }  # fmt: skip
+            "kind": self.kind,
+            "identities": self.identities,
+            "steps": sorted({*self.people, *self.whole}),
+            "files": list(self.files),
+            "remains": list(REMAINS),
+            "others": list(self.others),
+        }
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- what goes
+# ------------------------------------------------------------------------------------------------------------ what goes
 
 
 def plan_erasure(run: Steps, *, identity: str | None = None, domain: str | None = None) -> Erasure:
@@ -132,7 +139,9 @@ def _domain(run: Steps, steps: Sequence[Sealed], domain: str) -> Erasure:
         domains[step.index] = (domain,)
         if set(step.learned) == {domain}:
             whole.add(step.index)
-        people[step.index] = tuple(row for row, full in enumerate(step.card["classes"]) if _split(step, str(full))[0] == domain)
+        people[step.index] = tuple(
+            row for row, full in enumerate(step.card["classes"]) if _split(step, str(full))[0] == domain
+        )
     scored = (domain,) if domain in run.scores.scored or any(domain in names for names in run.scores.learned) else ()
     if not domains and not scored:
         known = {*run.learned, *run.scores.scored}
@@ -177,7 +186,8 @@ def _rows(path: Path) -> int:
 
     try:
         with safe_open(path, framework="pt") as stored:
-            return int(stored.get_slice("classifier.weight").get_shape()[0]) if "classifier.weight" in stored.keys() else -1  # noqa: SIM118 - not a mapping
+            held = "classifier.weight" in set(stored.keys())
+            return int(stored.get_slice("classifier.weight").get_shape()[0]) if held else -1
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"can't read {path}: {error}") from error
 
@@ -189,7 +199,9 @@ def _global_rows(steps: Sequence[Sealed], found: Erasure) -> list[int]:
 
 
 def _others(run: Steps, steps: Sequence[Sealed]) -> tuple[str, ...]:
-    own = {run.folder / name for name in OWN} | {step.folder / name for step in steps for name in [CARD, *step.card["files"]]}
+    own = {run.folder / name for name in OWN} | {
+        step.folder / name for step in steps for name in [CARD, *step.card["files"]]
+    }
     return tuple(
         sorted(
             str(file.relative_to(run.folder))
@@ -199,7 +211,7 @@ def _others(run: Steps, steps: Sequence[Sealed]) -> tuple[str, ...]:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- erasing
+# -------------------------------------------------------------------------------------------------------------- erasing
 
 
 def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
@@ -214,11 +226,16 @@ def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
         UsageError: a step is in progress.
         ArtefactError: the disk is full or failed; nothing was changed.
     """
-    begun = sorted(folder.parent for folder in (run.folder / "steps").glob(f"*/{IN_PROGRESS}") if not (folder.parent / CARD).is_file())
+    begun = sorted(
+        folder.parent
+        for folder in (run.folder / "steps").glob(f"*/{IN_PROGRESS}")
+        if not (folder.parent / CARD).is_file()
+    )
     begun += sorted((run.folder / "steps").glob(".replaced-*"))
     if begun and not discard_progress:
         raise UsageError(
-            f"{begun[0].name.removeprefix('.replaced-')} was begun and not finished, and its state holds what is to be forgotten; go on with "
+            f"{begun[0].name.removeprefix('.replaced-')} was begun and not finished, and its state holds what is to "
+            "be forgotten; go on with "
             "reid learn, or add --discard-progress to throw that progress away"
         )
     with changing(run.folder) as changes:
@@ -226,7 +243,12 @@ def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
         if found.scored:
             _renew_scores(run, found, changes)
         _record(run.folder, found, renewed, changes)
-        for stale in [*begun, *run.folder.rglob(LEFT_OVER), *(run.folder / "steps").glob(f"*/{IN_PROGRESS}"), run.folder / REPORT]:
+        for stale in [
+            *begun,
+            *run.folder.rglob(LEFT_OVER),
+            *(run.folder / "steps").glob(f"*/{IN_PROGRESS}"),
+            run.folder / REPORT,
+        ]:
             if stale != changes.staging and stale.exists() and changes.staging not in stale.parents:
                 changes.remove(stale.relative_to(run.folder).as_posix())
         for step in run.steps:
@@ -254,7 +276,13 @@ def _renew_steps(run: Steps, found: Erasure, changes: Changes) -> list[dict[str,
                 memory.write(staged)
             else:
                 tensors, _ = read_tensors(step.folder / file)
-                save_weights(staged, {key: _without(value, gone) if key.startswith("classifier.") else value for key, value in tensors.items()})
+                save_weights(
+                    staged,
+                    {
+                        key: _without(value, gone) if key.startswith("classifier.") else value
+                        for key, value in tensors.items()
+                    },
+                )
             digests[file] = sha256_file(staged)
         card = _renew_card(step, found, memory) | {"parent": parent, "files": digests}
         card = {"id": content_id(card), **card}
@@ -289,7 +317,10 @@ def _renew_card(step: Sealed, found: Erasure, memory: Memory | None) -> dict[str
     card["domains"] = [entry for entry in card["domains"] if entry["name"] not in names]
     card["notes"] = [] if whole else [line for line in card["notes"] if not _names(line, word)]
     if "left_out" in card["train"]:
-        card["train"] = {**card["train"], "left_out": [] if whole else [path for path in card["train"]["left_out"] if word not in path]}
+        card["train"] = {
+            **card["train"],
+            "left_out": [] if whole else [path for path in card["train"]["left_out"] if word not in path],
+        }
     if memory is not None and "bytes" in card:
         card["bytes"] = {**card["bytes"], "memory": memory.bytes}
     if whole:
@@ -311,22 +342,28 @@ def _renew_scores(run: Steps, found: Erasure, changes: Changes) -> None:
     place.rmdir()
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- the record
+# ----------------------------------------------------------------------------------------------------------- the record
 
 
 def _record(folder: Path, found: Erasure, renewed: list[dict[str, Any]], changes: Changes) -> None:
     """Add to the record of erasures, a hash chain that names nobody."""
     records = read_erasures(folder)
     entry = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": found.kind, "identities": found.identities, "files": len(found.files),
-        "code": code_version(), "steps": renewed, "before": records[-1]["id"] if records else None,
-    }  # fmt: skip
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kind": found.kind,
+        "identities": found.identities,
+        "files": len(found.files),
+        "code": code_version(),
+        "steps": renewed,
+        "before": records[-1]["id"] if records else None,
+    }
     records.append({"id": content_id(entry), **entry})
     write_json(changes.put(ERASURES), {"kind": "erasures", "schema": 1, "records": records})
 
 
 def read_erasures(folder: Path) -> list[dict[str, Any]]:
-    """What was erased from a run, oldest first: when, of which kind, how many identities, and the steps' ids before and after.
+    """What was erased from a run, oldest first: when, of which kind, how many identities, and the steps' ids before and
+    after.
 
     Raises:
         ArtefactError: a record was changed, taken out or put in.
@@ -335,11 +372,21 @@ def read_erasures(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     stored = read_json(path)
-    if not isinstance(stored, dict) or stored.get("kind") != "erasures" or stored.get("schema") != 1 or not isinstance(stored.get("records"), list):
+    if (
+        not isinstance(stored, dict)
+        or stored.get("kind") != "erasures"
+        or stored.get("schema") != 1
+        or not isinstance(stored.get("records"), list)
+    ):
         raise ArtefactError(f"{path} is no record of erasures; compare with a backup")
     before = None
     for place, record in enumerate(stored["records"], 1):
-        if not isinstance(record, dict) or record.get("before") != before or not record.get("id") or record["id"] != _id(record):
+        if (
+            not isinstance(record, dict)
+            or record.get("before") != before
+            or not record.get("id")
+            or record["id"] != _id(record)
+        ):
             raise ArtefactError(f"record {place} of {path} was changed or is missing; compare with a backup")
         before = record["id"]
     return list(stored["records"])

@@ -30,11 +30,14 @@ def clear_unmade(folder: Path) -> None:
     steps, graph = folder / "steps", folder / GRAPH
     if not steps.is_dir() and not graph.is_file():
         return
-    others = [item for item in folder.iterdir() if item.name not in ("steps", GRAPH, ".lock") and not item.match(LEFT_OVER)]
+    others = [
+        item for item in folder.iterdir() if item.name not in ("steps", GRAPH, ".lock") and not item.match(LEFT_OVER)
+    ]
     others += [item for item in steps.glob("*") if item.name != "00-start"]
     if others:
         raise UsageError(
-            f"{folder} has no {RUN}, and {others[0].relative_to(folder)} is in the way of a new run; restore {RUN} from a backup, "
+            f"{folder} has no {RUN}, and {others[0].relative_to(folder)} is in the way of a new run; restore {RUN} "
+            "from a backup, "
             "or choose another name"
         )
     if steps.is_dir():
@@ -56,11 +59,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 def begun(steps: Path) -> list[Path]:
     """Folders of steps that were begun and not finished: of at least one snapshot."""
-    return sorted(state.parent.parent for state in steps.glob(f"[0-9]*-*/{IN_PROGRESS}/{SNAPSHOT}") if not (state.parent.parent / CARD).is_file())
+    return sorted(
+        state.parent.parent
+        for state in steps.glob(f"[0-9]*-*/{IN_PROGRESS}/{SNAPSHOT}")
+        if not (state.parent.parent / CARD).is_file()
+    )
 
 
 def sweep(steps: Path) -> None:
-    """Remove what stopped learners left in a run that the caller holds: progress without a snapshot, and progress of a step that is sealed."""
+    """Remove what stopped learners left in a run that the caller holds: progress without a snapshot, and progress of a
+    step that is sealed.
+    """
     kept = begun(steps)
     for work in steps.glob(f"[0-9]*-*/{IN_PROGRESS}"):
         if work.parent not in kept:

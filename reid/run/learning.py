@@ -47,8 +47,12 @@ class _Taught:
     seconds_adapter: float
 
 
-def learn_step(run: Steps, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress) -> Sealed:
-    """Learn a domain, or several at once, and seal the step; the caller has locked the run. See :meth:`reid.run.Run.learn`."""
+def learn_step(
+    run: Steps, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress
+) -> Sealed:
+    """Learn a domain, or several at once, and seal the step; the caller has locked the run. See
+    :meth:`reid.run.Run.learn`.
+    """
     domain, config = _what_to_learn(run, members, config)
     old, parent = run.model()
     every = _checked_terms(method, old)
@@ -87,7 +91,9 @@ def learn_step(run: Steps, members: list[Domain], method: Method, config: Config
 
 
 def _checked_terms(method: Method, old: ReidModel) -> dict[str, Term]:
-    """Build the method's terms, and check all its parts against the network before anything is decoded; raises ConfigError."""
+    """Build the method's terms, and check all its parts against the network before anything is decoded; raises
+    ConfigError.
+    """
     terms = build_terms(method.terms)
     check_adapter(method)
     check_parts(method)
@@ -116,7 +122,9 @@ def _begin(
     return Step(index, domain, config, runtime, model.to(runtime.device), teachers, old.classes, memories, kept=kept)
 
 
-def _teach(learner: Learner, method: Method, old: ReidModel, space: str, rows: list[slice], progress: Progress) -> _Taught:
+def _teach(
+    learner: Learner, method: Method, old: ReidModel, space: str, rows: list[slice], progress: Progress
+) -> _Taught:
     """Train the step, end it, and teach its adapter where the method has one."""
     step, beside = learner.step, 0.0
     with progress.task(f"step {step.index}: {step.domain.name}, {method.name}", step.config.train.iterations) as tick:
@@ -125,13 +133,17 @@ def _teach(learner: Learner, method: Method, old: ReidModel, space: str, rows: l
     with progress.task(f"ending step {step.index}", None):
         ended = end_step(step, learner.terms, method, old, space=space, rows=rows)
     if method.adapter:
-        with progress.task(f"step {step.index}: adapter of {step.domain.name}", adapter_config(step).train.iterations) as tick:
+        with progress.task(
+            f"step {step.index}: adapter of {step.domain.name}", adapter_config(step).train.iterations
+        ) as tick:
             ended, beside = adapted(learner, ended, method.adapter, tick.losses)
     return _Taught(trained, ended, time.perf_counter() - began, beside)
 
 
 def _what_to_learn(run: Steps, members: list[Domain], config: Config) -> tuple[Domain, Config]:
-    """Return what :func:`planned` says of a run's next step; raises UsageError if the run has learned a member already."""
+    """Return what :func:`planned` says of a run's next step; raises UsageError if the run has learned a member
+    already.
+    """
     known = set(run.learned)
     for member in members:
         if member.name in known:
@@ -174,13 +186,21 @@ def _work_folder(folder: Path, *, restart: bool) -> Path:
         if restart:
             shutil.rmtree(other)
         elif other != folder:
-            raise UsageError(f"{other.name} was begun and not finished; go on with it, or add --restart to throw its progress away")
+            raise UsageError(
+                f"{other.name} was begun and not finished; go on with it, or add --restart to throw its progress away"
+            )
     return folder / IN_PROGRESS
 
 
-def _teachers(run: Steps, terms: Mapping[str, Term], old: ReidModel, kept: Mapping[str, State], runtime: Runtime) -> dict[str, ReidModel]:
+def _teachers(
+    run: Steps, terms: Mapping[str, Term], old: ReidModel, kept: Mapping[str, State], runtime: Runtime
+) -> dict[str, ReidModel]:
     """Frozen networks that the terms declare; one that no step has kept yet is M_{t-1}."""
-    teachers = {name: (run.build(kept[name]) if name in kept else old).to(runtime.device) for term in terms.values() for name in term.teachers}
+    teachers = {
+        name: (run.build(kept[name]) if name in kept else old).to(runtime.device)
+        for term in terms.values()
+        for name in term.teachers
+    }
     for frozen in teachers.values():
         frozen.eval().requires_grad_(False)
     return teachers

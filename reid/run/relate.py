@@ -1,4 +1,6 @@
-"""How a new domain relates to what a run has learned, before any training on it: who helps, who is near, and whether the model serves as it is."""
+"""How a new domain relates to what a run has learned, before any training on it: who helps, who is near, and whether
+the model serves as it is.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from reid.run.steps import Steps
 from reid.scores.evaluate import evaluate
 
 CROPS = 2000
-"""Crops of the new domain that are looked at, at most; of a larger one people are drawn by the run's seed, see :func:`drawn_rows`."""
+"""Crops of the new domain that are looked at, at most; of a larger one people are drawn by the run's seed, see
+:func:`drawn_rows`.
+"""
 MOST = 40
 """Crops of one person among them, at most, unless the people are too few to fill ``CROPS`` so."""
 STUDY = Path(__file__).parent / "pair_study.json"
@@ -70,7 +74,8 @@ class Relation:
         found: percent mAP of the last model among the new domain's own train crops, each person's first crop as query.
         predicted: percent mAP to be expected on its test splits.
         learned: mean percent mAP that the run's domains had when just learned, if they are scored.
-        serves: whether the last model is expected to do on it, by the lower end of the error, what the run does on domains that it has learned.
+        serves: whether the last model is expected to do on it, by the lower end of the error, what the run does on
+            domains that it has learned.
     """
 
     domain: str
@@ -92,7 +97,8 @@ class Relation:
         nearest = ", ".join(near.domain for near in self.helps[:2])
         said = [
             f"nearest: {nearest}" if self.helps else "nothing is learned yet, so nothing can help",
-            f"without training: about {self.predicted.mAP:.0f} % mAP ({low:.0f} to {high:.0f}, a study of {self.predicted.pairs} pairs of domains)",
+            f"without training: about {self.predicted.mAP:.0f} % mAP ({low:.0f} to {high:.0f}, a study of "
+            f"{self.predicted.pairs} pairs of domains)",
         ]
         if self.serves is None:
             said.append("whether that is enough can't be said: no learned domain has been scored")
@@ -116,7 +122,9 @@ def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> R
     pids = domain.train.pids
     people, counts = np.unique(pids[pids != JUNK], return_counts=True)
     if (counts >= 2).sum() < 2:
-        raise DataError(f"{domain.name} has {int((counts >= 2).sum())} train identities with two crops or more; relating needs two")
+        raise DataError(
+            f"{domain.name} has {int((counts >= 2).sum())} train identities with two crops or more; relating needs two"
+        )
     rows = np.flatnonzero(np.isin(pids, people[counts >= 2]))
     rows = drawn_rows(domain.train, rows, numpy_generator(run.config.seed, "relate"))
     part = _of_rows(domain, rows)
@@ -128,22 +136,32 @@ def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> R
             helps.append(("+".join(step.learned), score))
             tick.advance(1)
     last = helps[-1][1] if helps else h_score(run.embedder(-1)(store.crops), store.split.pids)
-    rule = domain.with_held_out({domain.identities[pid] for pid in people[counts >= 2]}).same_camera  # the domain's own, whoever is drawn
+    rule = domain.with_held_out(
+        {domain.identities[pid] for pid in people[counts >= 2]}
+    ).same_camera  # the domain's own, whoever is drawn
     own = part.with_held_out({domain.identities[pid] for pid in np.unique(part.train.pids)}).scored_as(rule)
     found = evaluate(own, run.embedder(-1), run.stores).mAP
     predicted = predict(last, found)
     learned = run.scores.summary()["plasticity"]["mAP"] if steps else None
     return Relation(
-        domain.name, len(rows), _shares(helps), last.share, found, predicted, learned,
+        domain.name,
+        len(rows),
+        _shares(helps),
+        last.share,
+        found,
+        predicted,
+        learned,
         None if learned is None else predicted.mAP - predicted.error >= learned,
-    )  # fmt: skip
+    )
 
 
 def drawn_rows(split: Split, rows: NDArray[np.intp], generator: np.random.Generator) -> NDArray[np.intp]:
-    """Those of some rows that are looked at, ascending: all up to ``CROPS``, and otherwise those of people drawn until it is full.
+    """Those of some rows that are looked at, ascending: all up to ``CROPS``, and otherwise those of people drawn until
+    it is full.
 
-    People are drawn and not crops, because crops drawn one by one leave people with a single one, whom nothing can be asked about. Of whoever has
-    more than ``MOST`` (more, where the people are few) so many are drawn, of every camera at least one while there is room.
+    People are drawn and not crops, because crops drawn one by one leave people with a single one, whom nothing can be
+    asked about. Of whoever has more than ``MOST`` (more, where the people are few) so many are drawn, of every camera
+    at least one while there is room.
     """
     if len(rows) <= CROPS:
         return rows
@@ -164,7 +182,9 @@ def drawn_rows(split: Split, rows: NDArray[np.intp], generator: np.random.Genera
 
 def _of_rows(domain: Domain, rows: NDArray[np.intp]) -> Domain:
     """The domain with these train crops and nothing else."""
-    return Domain(domain.name, domain.root, domain.format, domain.identities, domain.cameras, train=domain.train.take(rows))
+    return Domain(
+        domain.name, domain.root, domain.format, domain.identities, domain.cameras, train=domain.train.take(rows)
+    )
 
 
 def _shares(helps: Sequence[tuple[str, HScore]]) -> tuple[Help, ...]:
@@ -176,10 +196,16 @@ def _shares(helps: Sequence[tuple[str, HScore]]) -> tuple[Help, ...]:
 
 
 def predict(score: HScore, found: float) -> Prediction:
-    """Expected percent mAP from the H-score and the mAP among train crops; raises ConfigError if the study's file is missing or damaged."""
+    """Expected percent mAP from the H-score and the mAP among train crops; raises ConfigError if the study's file is
+    missing or damaged.
+    """
     try:
         study = json.loads(STUDY.read_text("utf-8"))
-        weights, spread, pairs = [float(value) for value in study["weights"]], float(study["error"]), int(study["pairs"])
+        weights, spread, pairs = (
+            [float(value) for value in study["weights"]],
+            float(study["error"]),
+            int(study["pairs"]),
+        )
         value = float(np.dot(weights, regressors(score.share, found)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"can't read {STUDY}: {error}; install lifelong-reid again") from error
@@ -191,8 +217,11 @@ def regressors(share: float, found: float) -> list[float]:
     return [1.0, 100 * share, found]
 
 
-def order_domains(run: Steps, learned: Sequence[Domain], *, progress: Progress | None = None) -> tuple[list[Domain], Float64s]:
-    """Propose the order in which to learn several new domains, by the run's last model; returns it with the table that it follows.
+def order_domains(
+    run: Steps, learned: Sequence[Domain], *, progress: Progress | None = None
+) -> tuple[list[Domain], Float64s]:
+    """Propose the order in which to learn several new domains, by the run's last model; returns it with the table that
+    it follows.
 
     Each domain's stand-in is a linear discriminant of its own people in the model's embedding: nothing is trained.
     """
@@ -209,7 +238,9 @@ def order_domains(run: Steps, learned: Sequence[Domain], *, progress: Progress |
 
 
 def picture(relation: Relation) -> str:
-    """SVG: the new domain in the middle, learned ones around it; the most helpful is nearest, the least helpful farthest."""
+    """SVG: the new domain in the middle, learned ones around it; the most helpful is nearest, the least helpful
+    farthest.
+    """
     width, height, near_by, far_off = 640, 420, 80, 150
     shares = [helpful.share for helpful in relation.helps]
     most, span = max(shares, default=0.0), max(shares, default=0.0) - min(shares, default=0.0)
@@ -220,13 +251,22 @@ def picture(relation: Relation) -> str:
         x, y = width / 2 + 1.5 * away * np.cos(angle), height / 2 + away * np.sin(angle)
         anchor = "middle" if abs(np.cos(angle)) < 0.3 else "start" if np.cos(angle) > 0 else "end"
         text_x, text_y = x + 18 * np.cos(angle), y + 5 + 22 * np.sin(angle)
-        parts.append(f'<line x1="{width / 2}" y1="{height / 2}" x2="{x:.1f}" y2="{y:.1f}" stroke="#bbb" stroke-width="{1 + 5 * found.share:.1f}"/>')
+        parts.append(
+            f'<line x1="{width / 2}" y1="{height / 2}" x2="{x:.1f}" y2="{y:.1f}" stroke="#bbb" '
+            f'stroke-width="{1 + 5 * found.share:.1f}"/>'
+        )
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="#0072a6"/>')
         label = f"{escape(found.domain)} {100 * found.share:.1f} %"
         parts.append(f'<text x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{label}</text>')
     low, high = (max(0.0, min(100.0, relation.predicted.mAP + sign * relation.predicted.error)) for sign in (-1, 1))
     parts.append(f'<circle cx="{width / 2}" cy="{height / 2}" r="11" fill="#cc4c12"/>')
-    parts.append(f'<text x="{width / 2}" y="{height / 2 + 30}" text-anchor="middle" font-weight="bold">{escape(relation.domain)}</text>')
-    parts.append(f'<text x="12" y="{height - 14}">share of each in the sum of H-scores; without training about {low:.0f} to {high:.0f} % mAP</text>')
+    parts.append(
+        f'<text x="{width / 2}" y="{height / 2 + 30}" text-anchor="middle" '
+        f'font-weight="bold">{escape(relation.domain)}</text>'
+    )
+    parts.append(
+        f'<text x="12" y="{height - 14}">share of each in the sum of H-scores; without training about {low:.0f} to '
+        f"{high:.0f} % mAP</text>"
+    )
     style = '<style>text{font:13px sans-serif;fill:#333}</style><rect width="100%" height="100%" fill="#fff"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{style}{"".join(parts)}</svg>\n'

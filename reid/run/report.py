@@ -1,4 +1,6 @@
-"""A run as one HTML page: what it can do, what each step did, what it cost. One file, no script, no network, light and dark."""
+"""A run as one HTML page: what it can do, what each step did, what it cost. One file, no script, no network, light and
+dark.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,24 @@ from reid.run.steps import Steps
 
 MEASURES = (
     ("plasticity", "Plasticity", "how well a domain was known when it had just been learned"),
-    ("forgetting_since_learned", "Forgetting", "how much of that best score was lost by the last step, for domains learned before it"),
-    ("forgetting_all_rows", "Forgetting, all rows", "the same against the best score ever, also before the domain was learned"),
-    ("backward_transfer", "Backward transfer", "what later steps did to a domain since it was learned; below zero is a loss"),
+    (
+        "forgetting_since_learned",
+        "Forgetting",
+        "how much of that best score was lost by the last step, for domains learned before it",
+    ),
+    (
+        "forgetting_all_rows",
+        "Forgetting, all rows",
+        "the same against the best score ever, also before the domain was learned",
+    ),
+    (
+        "backward_transfer",
+        "Backward transfer",
+        "what later steps did to a domain since it was learned; below zero is a loss",
+    ),
 )
 HUES = ("#3b6fb6", "#c2571a", "#2a8a5b", "#8a4fa3", "#b03060", "#7a6a1f", "#1f8a99", "#666f7a")
-STYLE = """
-:root{--page:#fbfbf9;--ink:#1d2329;--soft:#5a646e;--line:#d9dcd8;--cell:11,87,164;--good:#1b6e3c;--bad:#a8321f;--card:#fff}
-@media(prefers-color-scheme:dark){:root{--page:#14181c;--ink:#e7eaec;--soft:#a2adb6;--line:#333b42;--cell:70,140,220;--good:#6fce95;--bad:#f08a73;--card:#1b2126}
-}*{box-sizing:border-box}
-body{margin:0 auto;max-width:1040px;padding:28px 18px 60px;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:38px 0 10px}h3{font-size:15px;margin:18px 0 6px}p{margin:6px 0}
-small,.soft{color:var(--soft)}.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line)}th{font-weight:600;color:var(--soft)}
-th:first-child,td:first-child{text-align:left}.heat td.v{min-width:74px}.heat td.own{outline:2px solid var(--ink);outline-offset:-2px}
-.heat td.later{font-style:italic;opacity:.75}.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px}
-.figures div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px}
-.figures b{font-size:24px;display:block}.up{color:var(--good)}.down{color:var(--bad)}svg{max-width:100%;height:auto}
-svg text{fill:var(--ink);font:12px system-ui,sans-serif}svg .axis{stroke:var(--line)}
-.small{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:14px}img{max-width:100%;border-radius:6px}
-code,pre{font:12.5px ui-monospace,monospace;white-space:pre-wrap}@media print{body{max-width:none}details{display:none}}
-"""
+STYLE = Path(__file__).with_name("report.css")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ class Section:
 def picture_section(title: str, caption: str, picture: Crop) -> Section:
     """Embed a picture (uint8 RGB) as PNG. For drawn people only: a report is easily passed on."""
     data = base64.b64encode(cv2.imencode(".png", picture[..., ::-1])[1].tobytes()).decode()
-    return Section(title, f'<img alt="{_text(caption)}" src="data:image/png;base64,{data}"><p class="soft">{_text(caption)}</p>')
+    return Section(
+        title, f'<img alt="{_text(caption)}" src="data:image/png;base64,{data}"><p class="soft">{_text(caption)}</p>'
+    )
 
 
 def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> None:
@@ -61,24 +62,32 @@ def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> No
     summary, steps = run.scores.summary(), run.steps
     methods = ", ".join(dict.fromkeys(step.card["method"]["name"] for step in steps[1:])) or "nothing learned yet"
     crop = run.config.crop
-    head = f"{run.config.model.backbone.rsplit('/', 1)[-1]} · crops {crop.height}×{crop.width} · method {methods} · {code_version()}"
+    head = (
+        f"{run.config.model.backbone.rsplit('/', 1)[-1]} · crops {crop.height}×{crop.width} · method {methods} · "
+        f"{code_version()}"
+    )
     sections = [
         Section("In short", _headlines(summary)),
         *extra,
         Section("Every model on every domain", _matrix(run, summary)),
         Section("mAP over the steps", _curves(run)),
-        Section("What each step did", "".join(_effect(run, step) for step in steps[1:]) or "<p>Nothing has been learned yet.</p>"),
+        Section(
+            "What each step did",
+            "".join(_effect(run, step) for step in steps[1:]) or "<p>Nothing has been learned yet.</p>",
+        ),
         Section("Training", f'<div class="small">{"".join(_losses(step) for step in steps[1:])}</div>'),
         Section("What it cost and what is kept", _costs(steps[1:])),
         Section("Limits", _limits()),
         Section(
             "Settings",
-            f"<details><summary>all settings</summary><pre>{_text(json.dumps(run.config.model_dump(mode='json'), indent=1))}</pre></details>",
+            "<details><summary>all "
+            f"settings</summary><pre>{_text(json.dumps(run.config.model_dump(mode='json'), indent=1))}</pre></details>",
         ),
     ]
     body = "".join(f"<section><h2>{_text(section.title)}</h2>{section.html}</section>" for section in sections)
-    page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{_text(run.folder.name)}: lifelong re-identification</title><style>{STYLE}</style></head>
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{_text(run.folder.name)}: lifelong re-identification</title><style>{STYLE.read_text("utf-8")}</style></head>
 <body><h1>{_text(run.folder.resolve().name)}</h1><p class="soft">{_text(head)}</p>{body}</body></html>"""
     write_atomic(path, page.encode())
 
@@ -108,7 +117,10 @@ def _headlines(summary: dict[str, Any]) -> str:
         for title, figure, meaning in figures
         if figure["mAP"] is not None
     )
-    note = "mAP in percent. Intervals: 95 %, over resampled queries; they say how sure the test set is, not how training varies."
+    note = (
+        "mAP in percent. Intervals: 95 %, over resampled queries; they say how sure the test set is, not how training "
+        "varies."
+    )
     return f'<div class="figures">{cards}</div><p class="soft">{note}</p>'
 
 
@@ -123,9 +135,16 @@ def _matrix(run: Steps, summary: dict[str, Any]) -> str:
     for row in summary["rows"]:
         cells = "".join(_heat(run, row["step"], name) for name in names)
         cells += "".join(f"<td><b>{_number(row[kind]['mAP'])}</b></td>" for kind in ("seen", "unseen"))
-        rows.append(f"<tr><td>{_text(' + '.join(row['learned']) or ('erased' if row['step'] else 'untrained start'))}</td>{cells}</tr>")
-    legend = "Rows: the model after each step. mAP, rank-1 below it. Framed: just learned. Slanted: not learned yet, or never."
-    return f'<div class="scroll"><table class="heat"><tr><th>after</th>{header}</tr>{"".join(rows)}</table></div><p class="soft">{legend}</p>'
+        after = " + ".join(row["learned"]) or ("erased" if row["step"] else "untrained start")
+        rows.append(f"<tr><td>{_text(after)}</td>{cells}</tr>")
+    legend = (
+        "Rows: the model after each step. mAP, rank-1 below it. Framed: just learned. Slanted: not learned yet, or "
+        "never."
+    )
+    return (
+        f'<div class="scroll"><table class="heat"><tr><th>after</th>{header}</tr>{"".join(rows)}</table></div><p '
+        f'class="soft">{legend}</p>'
+    )
 
 
 def _heat(run: Steps, row: int, name: str) -> str:
@@ -134,9 +153,8 @@ def _heat(run: Steps, row: int, name: str) -> str:
     if value is None:
         return '<td class="v">–</td>'
     kind = "own" if name in scores.learned[row] else "" if name in scores.seen(row) else "later"
-    return (
-        f'<td class="v {kind}" style="background:rgba(var(--cell),{0.04 + 0.0036 * value:.3f})">{value:.1f}<br><small>{_number(rank1)}</small></td>'
-    )
+    style = f"background:rgba(var(--cell),{0.04 + 0.0036 * value:.3f})"
+    return f'<td class="v {kind}" style="{style}">{value:.1f}<br><small>{_number(rank1)}</small></td>'
 
 
 def _curves(run: Steps) -> str:
@@ -152,7 +170,10 @@ def _curves(run: Steps) -> str:
     parts = []
     for mark in (0, 25, 50, 75, 100):
         y = place(0, mark)[1]
-        parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/><text x="4" y="{y + 4:.1f}">{mark}</text>')
+        parts.append(
+            f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/><text x="4" '
+            f'y="{y + 4:.1f}">{mark}</text>'
+        )
     for row, names in enumerate(scores.learned):
         label = _text(("+".join(names) or ("erased" if row else "start"))[:14])
         parts.append(f'<text x="{place(row, 0)[0]:.1f}" y="{height - 12}" text-anchor="middle">{label}</text>')
@@ -165,11 +186,19 @@ def _curves(run: Steps) -> str:
         dash = ' stroke-dasharray="5 4"' if name in scores.unseen() else ""
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(row, value) for row, value in points))
         parts.append(f'<polyline fill="none" stroke="{hue}" stroke-width="2.2"{dash} points="{line}"/>')
-        parts += [f'<circle cx="{place(*point)[0]:.1f}" cy="{place(*point)[1]:.1f}" r="3" fill="{hue}"/>' for point in points]
+        parts += [
+            f'<circle cx="{place(*point)[0]:.1f}" cy="{place(*point)[1]:.1f}" r="3" fill="{hue}"/>' for point in points
+        ]
         ends.append((place(*points[-1])[1], hue, f"{name} {points[-1][1]:.1f}"))
     for y, hue, label in _spread(ends, height - 34):
-        parts.append(f'<circle cx="{right + 14}" cy="{y:.1f}" r="4" fill="{hue}"/><text x="{right + 23}" y="{y + 4:.1f}">{_text(label[:22])}</text>')
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="mAP of every domain after each step">{"".join(parts)}</svg>'
+        parts.append(
+            f'<circle cx="{right + 14}" cy="{y:.1f}" r="4" fill="{hue}"/><text x="{right + 23}" '
+            f'y="{y + 4:.1f}">{_text(label[:22])}</text>'
+        )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="mAP of every domain after each '
+        f'step">{"".join(parts)}</svg>'
+    )
 
 
 def _spread(ends: list[tuple[float, str, str]], lowest: float, gap: float = 15) -> Iterator[tuple[float, str, str]]:
@@ -188,7 +217,8 @@ def _spread(ends: list[tuple[float, str, str]], lowest: float, gap: float = 15) 
 
 def _effect(run: Steps, step: Sealed) -> str:
     rows = "".join(
-        f"<tr><td>{_text(row['domain'])}</td><td class='soft'>{row['role']}</td><td>{_number(row['before'])}</td><td>{_number(row['after'])}</td>"
+        f"<tr><td>{_text(row['domain'])}</td><td "
+        f"class='soft'>{row['role']}</td><td>{_number(row['before'])}</td><td>{_number(row['after'])}</td>"
         f"{_change(row['change'])}<td>{_number(row['rank1'])}</td></tr>"
         for row in run.scores.effect(step.index)
     )
@@ -207,7 +237,10 @@ def _losses(step: Sealed) -> str:
     for number, name in enumerate(dict.fromkeys(name for record in records for name in record)):
         values = [record[name] for record in records if name in record]  # a term may have no loss in some iterations
         shown = values[:: max(1, len(values) // 120)]
-        points = " ".join(f"{width * at / max(1, len(shown) - 1):.1f},{height - (height - 8) * max(0.0, v) / top:.1f}" for at, v in enumerate(shown))
+        points = " ".join(
+            f"{width * at / max(1, len(shown) - 1):.1f},{height - (height - 8) * max(0.0, v) / top:.1f}"
+            for at, v in enumerate(shown)
+        )
         hue = HUES[number % len(HUES)]
         parts.append(f'<polyline fill="none" stroke="{hue}" stroke-width="1.5" points="{points}"/>')
         labels.append(f'<span style="color:{hue}">■</span> {_text(name.replace("_", " "))} {values[-1]:.2f}')
@@ -242,17 +275,29 @@ def _costs(steps: list[Sealed]) -> str:
         sizes += [kept.get(name, 0) for name in ("transport", "kept")]  # cards before there were any lack them
         crops = sum(entry["crops"]["train"] for entry in step.card["domains"])
         seconds = [f"{value:.0f}" for value in (train["seconds"], train.get("seconds_ending", 0.0))]
-        cells = [crops, len(step.card["classes"]), *seconds, f"{train['crops_per_second']:.0f}", f"{100 * train['waiting']:.1f} %"]
-        rows.append(f"<tr><td>{_text(step.folder.name)}</td>{''.join(f'<td>{cell}</td>' for cell in [*cells, *map(_size, sizes)])}</tr>")
+        cells = [
+            crops,
+            len(step.card["classes"]),
+            *seconds,
+            f"{train['crops_per_second']:.0f}",
+            f"{100 * train['waiting']:.1f} %",
+        ]
+        shown = "".join(f"<td>{cell}</td>" for cell in [*cells, *map(_size, sizes)])
+        rows.append(f"<tr><td>{_text(step.folder.name)}</td>{shown}</tr>")
         named += [f"{step.folder.name}: {name}" for name in train["left_out"]]
     broken = f"<p>Images that could not be read, left out: {_text(', '.join(named))}</p>" if named else ""
     note = (
-        "Seconds of training, and of its end: prototypes, fusion, repair, transport, adapter. Waiting: share of the time spent waiting for crops. "
-        "Memory: what is kept of a domain beside the model. Old rows: classifier rows of earlier identities. Teachers and the model fused with are "
-        "read from the step before and not kept twice. Transport: the map from the feature space before. Further weights: models that the fusion "
+        "Seconds of training, and of its end: prototypes, fusion, repair, transport, adapter. Waiting: share of the "
+        "time spent waiting for crops. "
+        "Memory: what is kept of a domain beside the model. Old rows: classifier rows of earlier identities. Teachers "
+        "and the model fused with are "
+        "read from the step before and not kept twice. Transport: the map from the feature space before. Further "
+        "weights: models that the fusion "
         "keeps for the next step. No image is kept."
     )
-    return f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>{broken}<p class="soft">{note}</p>'
+    return (
+        f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>{broken}<p class="soft">{note}</p>'
+    )
 
 
 def _size(count: int) -> str:
@@ -264,7 +309,8 @@ def _size(count: int) -> str:
 
 def _limits() -> str:
     return (
-        "<p>Scores hold for these test sets and say little about another place, season or group of people. A match says that two pictures look "
+        "<p>Scores hold for these test sets and say little about another place, season or group of people. A match "
+        "says that two pictures look "
         "alike; it is a hint for a person to check, never an "
         "identification. Embeddings and galleries of people are personal data, often biometric data: "
         "use them only with a legal ground, for a stated purpose, and no longer than it needs.</p>"

@@ -1,8 +1,10 @@
-"""Routes: a site is served by the network that its own domain's adapter gives, where a run's method keeps one per domain.
+"""Routes: a site is served by the network that its own domain's adapter gives, where a run's method keeps one per
+domain.
 
-A learned site is known by its name. Where the step's own network is for all sites and adapters stand beside it, another site is served by that
-network. Where there is nothing but adapters, another site is known by its look alone: the learned domains' adapters are mixed by how near their
-twelve style numbers are to those of the crops that ask. What is in a gallery has no say, and a gallery holds embeddings of one route.
+A learned site is known by its name. Where the step's own network is for all sites and adapters stand beside it, another
+site is served by that network. Where there is nothing but adapters, another site is known by its look alone: the
+learned domains' adapters are mixed by how near their twelve style numbers are to those of the crops that ask. What is
+in a gallery has no say, and a gallery holds embeddings of one route.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from reid.network.model import ReidModel
 from reid.terms.hypernetwork import KIND, HyperNetworkTerm, hypernetwork
 
 REACH = 5.0
-"""τ, in grey levels: a domain whose twelve numbers differ by this much (root mean square) weighs 0.6 of one that is the same."""
+"""τ, in grey levels: a domain whose twelve numbers differ by this much (root mean square) weighs 0.6 of one that is the
+same.
+"""
 
 Write = Callable[[Tensor], Mapping[str, Tensor]]
 """A domain's embedding → the weights that it changes, by parameter of the backbone."""
@@ -46,7 +50,8 @@ class Router:
     shared: bool = False
 
     def place(self, site: str, look: StyleStatistics | None) -> Tensor | None:
-        """Embedding of a site: a learned one's own; else None where the step's own network is for all, and ``Σ π_n e_n`` where it is not.
+        """Embedding of a site: a learned one's own; else None where the step's own network is for all, and ``Σ π_n
+        e_n`` where it is not.
 
         There ``π_n ∝ exp(-|s - s_n|² / 2τ²)``, and the mean serves where no look is known.
         """
@@ -74,11 +79,15 @@ def routing_term(card: Mapping[str, Any]) -> HyperNetworkTerm | None:
     if not card.get("method"):
         return None
     method = validated(Method, card["method"], "method")
-    terms = [hypernetwork(**entry[KIND]) for entry in (*method.terms, *method.adapter) if KIND in entry]  # other terms may be a user's own
+    terms = [
+        hypernetwork(**entry[KIND]) for entry in (*method.terms, *method.adapter) if KIND in entry
+    ]  # other terms may be a user's own
     return next((term for term in terms if term.routes), None)
 
 
-def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mapping[str, Tensor]], memories: Sequence[Memory]) -> Router | None:
+def router_of(
+    model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mapping[str, Tensor]], memories: Sequence[Memory]
+) -> Router | None:
     """Return the routes of a step, or None if nothing has been routed yet.
 
     Args:
@@ -94,11 +103,21 @@ def router_of(model: ReidModel, term: HyperNetworkTerm, kept: Mapping[str, Mappi
     base = term.below(model.backbone, kept, slots)
 
     def write(place: Tensor) -> Mapping[str, Tensor]:
-        return {name: base[name] + term.adapter.share * change for name, change in term.written(net, slots, place).items()}
+        return {
+            name: base[name] + term.adapter.share * change for name, change in term.written(net, slots, place).items()
+        }
 
     found = {memory.domain: memory.arrays for memory in memories}
-    embeddings = {name: torch.from_numpy(np.asarray(arrays[f"{KIND}.embedding"])) for name, arrays in found.items() if f"{KIND}.embedding" in arrays}
-    looks = {name: StyleStatistics.from_array(arrays["style.statistics"]) for name, arrays in found.items() if "style.statistics" in arrays}
+    embeddings = {
+        name: torch.from_numpy(np.asarray(arrays[f"{KIND}.embedding"]))
+        for name, arrays in found.items()
+        if f"{KIND}.embedding" in arrays
+    }
+    looks = {
+        name: StyleStatistics.from_array(arrays["style.statistics"])
+        for name, arrays in found.items()
+        if "style.statistics" in arrays
+    }
     if not embeddings:  # all that was routed is erased
         return None
     return Router(write, embeddings, looks, shared=term.beside)

@@ -31,9 +31,11 @@ REPLACED = ".replaced-"
 
 
 class Run(Steps):
-    """See the module's docstring, and :class:`reid.run.steps.Steps` for what can be read. Make one with :meth:`create` or :meth:`open`."""
+    """See the module's docstring, and :class:`reid.run.steps.Steps` for what can be read. Make one with :meth:`create`
+    or :meth:`open`.
+    """
 
-    # ------------------------------------------------------------------------------------------------------------------ making and opening
+    # ----------------------------------------------------------------------------------------------- making and opening
 
     @classmethod
     def create(cls, folder: str | Path, config: Config | None = None) -> Run:
@@ -45,7 +47,9 @@ class Run(Steps):
         """
         folder, config = Path(folder), config or Config()
         if folder.exists() and (not folder.is_dir() or any(item.name != ".lock" for item in folder.iterdir())):
-            raise UsageError(f"{folder} exists already and is no empty folder; open it, or choose another name for a new run")
+            raise UsageError(
+                f"{folder} exists already and is no empty folder; open it, or choose another name for a new run"
+            )
         Runtime.choose(config.device, config.train.precision, torch.nn.Identity())  # before anything is written
         name = config.model.backbone.removeprefix("onnx:")
         model = build_model(config.model, config.crop.spec(), seed=config.seed)
@@ -55,7 +59,13 @@ class Run(Steps):
         start = cls(folder, config, "")
         card: dict[str, Any] = {"method": None, "domains": [], "classes": [], "train": {}, "notes": []}
         seal(folder / "steps" / "00-start", 0, model, config.crop.spec(), card, {}, parent=None)
-        head = {"kind": "run", "schema": 1, "code": code_version(), "start": start.steps[0].card["id"], "config": config.model_dump(mode="json")}
+        head = {
+            "kind": "run",
+            "schema": 1,
+            "code": code_version(),
+            "start": start.steps[0].card["id"],
+            "config": config.model_dump(mode="json"),
+        }
         write_atomic(folder / RUN, yaml.safe_dump(head, sort_keys=False, allow_unicode=True).encode())
         return cls.open(folder)
 
@@ -71,17 +81,22 @@ class Run(Steps):
         head = read_yaml(folder / RUN)
         if head.get("kind") != "run" or head.get("schema") not in SCHEMAS:
             raise ArtefactError(
-                f"{folder / RUN} has kind {head.get('kind')!r} and schema {head.get('schema')!r}; this version reads runs of schema 1"
+                f"{folder / RUN} has kind {head.get('kind')!r} and schema {head.get('schema')!r}; this version reads "
+                "runs of schema 1"
             )
         run = cls(folder, build_config(head.get("config") or {}), str(head.get("start")))
         steps = run.steps
         if not steps or steps[0].card["id"] != run.identity:
-            raise ArtefactError(f"{folder} lacks the untrained start that its {RUN} names; restore the folder from a backup")
+            raise ArtefactError(
+                f"{folder} lacks the untrained start that its {RUN} names; restore the folder from a backup"
+            )
         run.scores.learned = [step.learned for step in steps]  # a step may be sealed and not scored yet
         return run
 
     @classmethod
-    def open_or_create(cls, folder: str | Path, layers: Iterable[Mapping[str, Any]], overrides: Iterable[str] = ()) -> tuple[Run, Config]:
+    def open_or_create(
+        cls, folder: str | Path, layers: Iterable[Mapping[str, Any]], overrides: Iterable[str] = ()
+    ) -> tuple[Run, Config]:
         """Open a run, or create it with these settings; also returns the settings for the next step.
 
         Raises:
@@ -103,7 +118,9 @@ class Run(Steps):
         differing = {key: value for key, value in config.fixed().items() if saved[key] != value}
         if differing:
             lines = "\n".join(f"  {key}: saved {saved[key]!r}, requested {value!r}" for key, value in differing.items())
-            raise ConfigError(f"these settings are fixed for the life of {self.folder}; keep them, or start another run:\n{lines}")
+            raise ConfigError(
+                f"these settings are fixed for the life of {self.folder}; keep them, or start another run:\n{lines}"
+            )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -111,7 +128,7 @@ class Run(Steps):
         with locked(self.folder):
             yield
 
-    # ------------------------------------------------------------------------------------------------------------------ steps
+    # ------------------------------------------------------------------------------------------------------------ steps
 
     def drop_last(self) -> str:
         """Discard the last step, and return its name; raises UsageError if only the start is left."""
@@ -135,10 +152,11 @@ class Run(Steps):
         return aside
 
     def _settle(self, *, replacing: bool) -> bool:
-        """Tidy up after learners that were stopped; returns whether a step is set aside whose successor is to be learned, or is being.
+        """Tidy up after learners that were stopped; returns whether a step is set aside whose successor is to be
+        learned, or is being.
 
-        A step that was set aside goes once its successor is sealed. While that has no progress to go on from, the step is put in its place again,
-        unless it is to be replaced now.
+        A step that was set aside goes once its successor is sealed. While that has no progress to go on from, the step
+        is put in its place again, unless it is to be replaced now.
         """
         sweep(self.folder / "steps")
         for aside in sorted((self.folder / "steps").glob(REPLACED + "*")):
@@ -152,7 +170,7 @@ class Run(Steps):
                 fsync_folder(place.parent)
         return False
 
-    # ------------------------------------------------------------------------------------------------------------------ learning
+    # --------------------------------------------------------------------------------------------------------- learning
 
     def learn(
         self,
@@ -175,8 +193,8 @@ class Run(Steps):
             progress: where to show it.
 
         Raises:
-            ReidError: see the message; nothing sealed is ever changed. A step that was to be replaced is back, unless its successor has made
-                progress.
+            ReidError: see the message; nothing sealed is ever changed. A step that was to be replaced is back, unless
+                its successor has made progress.
         """
         config, progress = config or self.config, progress or Progress()
         chosen = method if isinstance(method, Method) else read_method(method or config.method)
@@ -185,7 +203,8 @@ class Run(Steps):
             raise UsageError(f"method {chosen.name} learns one domain at a time")
         if chosen.needs_all_images and self.learned:
             raise UsageError(
-                f"method {chosen.name} learns all domains at once, breaking the rule that old images are not kept: use reid stream with a new run"
+                f"method {chosen.name} learns all domains at once, breaking the rule that old images are not kept: "
+                "use reid stream with a new run"
             )
         self._check_fixed(config)
         with self.lock():
@@ -203,14 +222,22 @@ class Run(Steps):
             self.scores.learned = [step.learned for step in self.steps]
             return sealed
 
-    def forget(self, *, identity: str | None = None, domain: str | None = None, dry_run: bool = False, discard_progress: bool = False) -> Erasure:
+    def forget(
+        self,
+        *,
+        identity: str | None = None,
+        domain: str | None = None,
+        dry_run: bool = False,
+        discard_progress: bool = False,
+    ) -> Erasure:
         """Erase an identity, or all of a domain, from every step; see :mod:`reid.run.erasure`.
 
         Args:
             identity: a person's label, wherever it occurs, or ``LABEL@DOMAIN``.
             domain: a domain's name, in its place.
             dry_run: say what would go, and change nothing.
-            discard_progress: throw a step away that was begun and not finished, for its state holds what is to be erased.
+            discard_progress: throw a step away that was begun and not finished, for its state holds what is to be
+                erased.
 
         Raises:
             ReidError: the run knows no such, a step is in progress, or the disk failed; nothing was changed.
@@ -225,7 +252,7 @@ class Run(Steps):
                 self.scores.learned = [step.learned for step in self.steps]
         return found
 
-    # ------------------------------------------------------------------------------------------------------------------ scoring
+    # ---------------------------------------------------------------------------------------------------------- scoring
 
     def known_domains(self) -> dict[str, Domain]:
         """Learned and otherwise scored domains whose folders can still be opened."""
@@ -235,10 +262,16 @@ class Run(Steps):
         """Raise UsageError if the run knows other data under this domain's name: learned, or scored before."""
         run_scores.check_name(self, domain)
 
-    def fill_scores(self, wanted: Iterable[Domain] = (), *, rows: Iterable[int] | None = None, progress: Progress | None = None) -> list[str]:
-        """Score every (row, domain) that the matrix lacks, and save it after each domain; see :func:`reid.run.scoring.fill`."""
+    def fill_scores(
+        self, wanted: Iterable[Domain] = (), *, rows: Iterable[int] | None = None, progress: Progress | None = None
+    ) -> list[str]:
+        """Score every (row, domain) that the matrix lacks, and save it after each domain; see
+        :func:`reid.run.scoring.fill`.
+        """
         return run_scores.fill(self, list(wanted), rows=rows, progress=progress or Progress())
 
     def evaluate_without_reindexing(self, wanted: Iterable[Domain] = ()) -> dict[str, dict[str, float | None]]:
-        """Score the last model's queries on galleries that older models embedded; see :func:`reid.run.scoring.without_reindexing`."""
+        """Score the last model's queries on galleries that older models embedded; see
+        :func:`reid.run.scoring.without_reindexing`.
+        """
         return run_scores.without_reindexing(self, wanted)

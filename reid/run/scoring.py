@@ -1,4 +1,6 @@
-"""What a run's matrix holds: the domains that are scored, every model on each of them, and galleries that are not embedded again."""
+"""What a run's matrix holds: the domains that are scored, every model on each of them, and galleries that are not
+embedded again.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import domains
+from domains.arrays import Embed
 from domains.domain import Domain
 from domains.errors import DataError, ReidError, UsageError
-from prototypes.transport import compose
+from prototypes.transport import Transport, compose
 from reid.progress import Progress
 from reid.run.steps import Steps
 from reid.scores.evaluate import Retrieval, can_be_scored, evaluate
@@ -32,9 +35,16 @@ def check_name(run: Steps, domain: Domain) -> None:
     """Raise UsageError if the run knows other data under this domain's name: learned, or scored before."""
     known = [entry for entry in (_cards(run).get(domain.name), run.scores.scored.get(domain.name)) if entry]
     place, prints = str(domain.root.resolve()), {entry.get("fingerprint") or entry.get("data") for entry in known}
-    if not known or place in {entry["path"] for entry in known} or prints & {None, domain.fingerprint, domain.test_fingerprint}:
+    if (
+        not known
+        or place in {entry["path"] for entry in known}
+        or prints & {None, domain.fingerprint, domain.test_fingerprint}
+    ):
         return
-    raise UsageError(f"{run.folder} knows {domain.name} as other data, from {known[0]['path']}; {place} needs another name: rename its folder")
+    raise UsageError(
+        f"{run.folder} knows {domain.name} as other data, from {known[0]['path']}; {place} needs another name: rename "
+        "its folder"
+    )
 
 
 def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, progress: Progress) -> list[str]:
@@ -61,7 +71,11 @@ def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, pr
     everyone = known_domains(run) | {domain.name: domain for domain in wanted}
     reasons = {name: can_be_scored(domain) for name, domain in everyone.items()}
     gone = [name for name in [*run.learned, *scores.scored] if name not in everyone]
-    notes = [f"{name} is not scored: {why}" for name, why in (reasons | dict.fromkeys(gone, "its folder is gone")).items() if why]
+    notes = [
+        f"{name} is not scored: {why}"
+        for name, why in (reasons | dict.fromkeys(gone, "its folder is gone")).items()
+        if why
+    ]
     asked = set(range(len(steps)) if rows is None else (row % len(steps) for row in rows))
     for name, domain in everyone.items():
         if reasons[name]:
@@ -76,7 +90,9 @@ def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, pr
             notes.append(f"{name} is not scored: {error}")
             continue
         if stale:
-            notes.append(f"{name} is scored anew in every row: its test crops or its camera rule are others than before")
+            notes.append(
+                f"{name} is scored anew in every row: its test crops or its camera rule are others than before"
+            )
         notes += [f"{name}: {line}" for line in left_out]
         scores.cells |= cells
         scores.scored[name] = now
@@ -94,8 +110,8 @@ def without_reindexing(run: Steps, wanted: Iterable[Domain]) -> dict[str, dict[s
         wanted: domains to use in place of those that the run's cards name.
 
     Returns:
-        By domain, percent mAP of the gallery ``reindexed`` by the last model, ``carried`` through the sealed transports (None where a step has
-        none), and left ``as_it_was``.
+        By domain, percent mAP of the gallery ``reindexed`` by the last model, ``carried`` through the sealed transports
+        (None where a step has none), and left ``as_it_was``.
     """
     steps, known = run.steps, known_domains(run) | {domain.name: domain for domain in wanted}
     ask = run.served(-1)
@@ -107,7 +123,7 @@ def without_reindexing(run: Steps, wanted: Iterable[Domain]) -> dict[str, dict[s
             transports = [later.transport() for later in steps[step.index + 1 :]]
             domain, whole = known[name], [transport for transport in transports if transport]
             hold, asked = run.served(step.index)(domain), ask(domain)
-            carried = evaluate(domain, asked, run.stores, gallery_embed=lambda crops, hold=hold, path=whole: compose(path, hold(crops)))  # type: ignore[misc]
+            carried = evaluate(domain, asked, run.stores, gallery_embed=_carrying(hold, whole))
             scored[name] = {
                 "reindexed": evaluate(domain, asked, run.stores).mAP,
                 "carried": carried.mAP if len(whole) == len(transports) else None,
@@ -116,13 +132,22 @@ def without_reindexing(run: Steps, wanted: Iterable[Domain]) -> dict[str, dict[s
     return scored
 
 
+def _carrying(hold: Embed, path: Sequence[Transport]) -> Embed:
+    """Embed, and carry what comes out through transports."""
+    return lambda crops: compose(path, hold(crops))
+
+
 def _cards(run: Steps) -> dict[str, Any]:
     """What the steps' cards say of the domains that they learned, by name."""
     return {entry["name"]: entry for step in run.steps for entry in step.card["domains"]}
 
 
-def _cells(run: Steps, domain: Domain, rows: Sequence[int], progress: Progress) -> tuple[dict[tuple[int, str], Cell], tuple[str, ...]]:
-    """Score one domain in these rows, its crops decoded once; also a line for each image that can't be read. Raises DataError."""
+def _cells(
+    run: Steps, domain: Domain, rows: Sequence[int], progress: Progress
+) -> tuple[dict[tuple[int, str], Cell], tuple[str, ...]]:
+    """Score one domain in these rows, its crops decoded once; also a line for each image that can't be read. Raises
+    DataError.
+    """
     cells: dict[tuple[int, str], Cell] = {}
     left_out: tuple[str, ...] = ()
     if rows:

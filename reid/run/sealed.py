@@ -17,7 +17,13 @@ from reid.network.model import ReidModel
 from reid.step.ending import Ended
 from reid.step.learner import LOG
 
-CARD, WEIGHTS, MEMORY, TRANSPORT, KEPT = "card.json", "model.safetensors", "memory.safetensors", "transport.npz", "kept-{}.safetensors"
+CARD, WEIGHTS, MEMORY, TRANSPORT, KEPT = (
+    "card.json",
+    "model.safetensors",
+    "memory.safetensors",
+    "transport.npz",
+    "kept-{}.safetensors",
+)
 IN_PROGRESS = ".inprogress"
 SCHEMAS = range(1, 2)
 
@@ -45,7 +51,9 @@ class Sealed:
         return str(self.card["feature_space"])
 
     def file(self, name: str) -> Path:
-        """Path of one of the step's files; raises ArtefactError if the card does not know it or it was changed since."""
+        """Path of one of the step's files; raises ArtefactError if the card does not know it or it was changed
+        since.
+        """
         path = self.folder / name
         if name not in self.card["files"]:
             raise ArtefactError(f"{self.folder} has no {name}")
@@ -69,9 +77,16 @@ class Sealed:
 
 
 def seal(
-    folder: Path, index: int, model: ReidModel, crop: CropSpec, card: Mapping[str, Any], memory: Mapping[str, Any], *, parent: str | None,
+    folder: Path,
+    index: int,
+    model: ReidModel,
+    crop: CropSpec,
+    card: Mapping[str, Any],
+    memory: Mapping[str, Any],
+    *,
+    parent: str | None,
     ended: Ended | None = None,
-) -> Sealed:  # fmt: skip
+) -> Sealed:
     """Write a step's files, then its card, which makes it sealed.
 
     Args:
@@ -98,6 +113,13 @@ def seal(
     if (folder / IN_PROGRESS / LOG).is_file():
         write_atomic(folder / LOG, (folder / IN_PROGRESS / LOG).read_bytes())
         files.append(LOG)
-    body = {"index": index, "name": folder.name, "feature_space": space, "dim": model.dim, "crop": crop.to_dict(), **card}
+    body = {
+        "index": index,
+        "name": folder.name,
+        "feature_space": space,
+        "dim": model.dim,
+        "crop": crop.to_dict(),
+        **card,
+    }
     fsync_folder(folder.parent)
     return Sealed(folder, write_manifest(folder, CARD, kind="step", schema=1, files=files, parent=parent, body=body))

@@ -50,11 +50,18 @@ class Steps:
     @property
     def steps(self) -> list[Sealed]:
         """Sealed steps in order; raises ArtefactError if one is damaged or missing."""
-        folders = sorted((folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file()), key=number)
-        sealed = [Sealed(folder, read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False)) for folder in folders]
+        folders = sorted(
+            (folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file()), key=number
+        )
+        sealed = [
+            Sealed(folder, read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False))
+            for folder in folders
+        ]
         for place, step in enumerate(sealed):
             if step.index != place or step.card["parent"] != (sealed[place - 1].card["id"] if place else None):
-                raise ArtefactError(f"{step.folder} does not follow the step before it; restore {self.folder} from a backup")
+                raise ArtefactError(
+                    f"{step.folder} does not follow the step before it; restore {self.folder} from a backup"
+                )
         return sealed
 
     @property
@@ -98,24 +105,29 @@ class Steps:
         """What is kept of each learned domain, in order.
 
         Args:
-            renew: carry prototypes through the sealed transports into the feature space of the last step. A step without one leaves those before it
-                where they are.
+            renew: carry prototypes through the sealed transports into the feature space of the last step. A step
+                without one leaves those before it where they are.
         """
         steps = self.steps[1:]
         memories = [step.memory() for step in steps]
         if not renew:
             return memories
         transports = [step.transport() for step in steps]
-        return [renewed(memory, [later for later in transports[place + 1 :] if later]) for place, memory in enumerate(memories)]
+        return [
+            renewed(memory, [later for later in transports[place + 1 :] if later])
+            for place, memory in enumerate(memories)
+        ]
 
     def evaluate(self, domain: Domain, *, step: int = -1, rerank: bool = False) -> dict[str, float | int]:
         """Score one domain with one step's model, in percent."""
         return evaluate(domain, self.served(step)(domain), self.stores, rerank=rerank).to_dict()
 
     def route(self, site: Domain | str, step: int = -1) -> ReidModel | None:
-        """Build the network that serves a site, where a step's method keeps one per domain; None where all are served by the step's own.
+        """Build the network that serves a site, where a step's method keeps one per domain; None where all are served
+        by the step's own.
 
-        A learned site's name is enough; of another the query crops are looked at. None, too, where another site is served by the step's own network.
+        A learned site's name is enough; of another the query crops are looked at. None, too, where another site is
+        served by the step's own network.
         """
         term = routing_term(self.steps[step].card)
         if term is None:
@@ -127,7 +139,9 @@ class Steps:
         name, look = site if isinstance(site, str) else site.name, None
         if name not in router.embeddings:
             if isinstance(site, str):
-                raise UsageError(f"step {sealed.index} has no route for {name}; it has learned {', '.join(router.embeddings)}")
+                raise UsageError(
+                    f"step {sealed.index} has no route for {name}; it has learned {', '.join(router.embeddings)}"
+                )
             if len(site.query) and not router.shared:
                 look = StyleStatistics.of(batches(self.stores.get(site, site.query).crops))
         place = router.place(name, look)

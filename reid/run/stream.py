@@ -22,17 +22,21 @@ def open_stream(stream: Stream) -> tuple[list[Domain], list[Domain]]:
 
 
 def in_proposed_order(run: Run, learned: list[Domain], *, progress: Progress | None = None) -> list[Domain]:
-    """Put what a run has learned first, as it was learned, then the others in the order that :func:`reid.run.relate.order_domains` proposes.
+    """Put what a run has learned first, as it was learned, then the others in the order that
+    :func:`reid.run.relate.order_domains` proposes.
 
     Raises:
         UsageError: a learned domain is not among these and no longer where it was.
     """
     from reid.run.relate import order_domains
 
-    known = {domain.name: domain for domain in learned} | {name: domain for name, domain in run.known_domains().items() if name in run.learned}
+    known = {domain.name: domain for domain in learned} | {
+        name: domain for name, domain in run.known_domains().items() if name in run.learned
+    }
     if gone := [name for name in run.learned if name not in known]:
         raise UsageError(
-            f"{', '.join(gone)} was learned, and is neither in the stream nor where it was; name it there, or learn the new sites one by one"
+            f"{', '.join(gone)} was learned, and is neither in the stream nor where it was; name it there, or learn "
+            "the new sites one by one"
         )
     done = [known[name] for name in run.learned]
     left = [domain for domain in learned if domain.name not in run.learned]
@@ -67,10 +71,15 @@ def learn_stream(
     everyone = [*learned, *unseen]
     names = [domain.name for domain in everyone]
     if len(set(names)) < len(names):
-        raise UsageError(f"the stream names two domains {next(name for name in names if names.count(name) > 1)!r}; folder names must differ")
+        raise UsageError(
+            f"the stream names two domains {next(name for name in names if names.count(name) > 1)!r}; folder names "
+            "must differ"
+        )
     done = run.learned
     if done != names[: len(done)] or len(done) > len(learned):
-        raise UsageError(f"{run.folder} has learned {', '.join(done)}, which is not how this stream begins; name another run")
+        raise UsageError(
+            f"{run.folder} has learned {', '.join(done)}, which is not how this stream begins; name another run"
+        )
     notes = run.fill_scores(everyone, progress=progress)
     parts: list[list[Domain]] = [learned] if chosen.needs_all_images else [[domain] for domain in learned]
     for part in parts:

@@ -33,7 +33,9 @@ def can_be_scored(domain: Domain) -> str | None:
     """None, or why a domain has no score: no query and gallery, or images that are gone."""
     if not len(domain.query) or not len(domain.gallery):
         return "it has no query and gallery splits"
-    gone = [split for split in (domain.query, domain.gallery) if not any(file.is_file() for file in domain.files(split))]
+    gone = [
+        split for split in (domain.query, domain.gallery) if not any(file.is_file() for file in domain.files(split))
+    ]
     return "its images are gone" if gone else None
 
 
@@ -62,10 +64,15 @@ class Retrieval:
         if why:
             raise DataError(f"domain {domain.name} can't be scored: {why}")
         query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
-        left_out = tuple(f"{one.path} can't be read and takes no part: {one.reason}" for one in (*query.left_out, *gallery.left_out))
+        left_out = tuple(
+            f"{one.path} can't be read and takes no part: {one.reason}" for one in (*query.left_out, *gallery.left_out)
+        )
         tested = len(domain.query) + len(domain.gallery)
         if len(left_out) > UNREADABLE * tested:
-            raise DataError(f"domain {domain.name} can't be scored: {len(left_out)} of its {tested} test images can't be read; {left_out[0]}")
+            raise DataError(
+                f"domain {domain.name} can't be scored: {len(left_out)} of its {tested} test images can't be read; "
+                f"{left_out[0]}"
+            )
         people = Labels.from_split(query.split), Labels.from_split(gallery.split)
         return cls(embed(query.crops), (gallery_embed or embed)(gallery.crops), people, domain.same_camera, left_out)
 
@@ -76,18 +83,22 @@ class Retrieval:
         return score_domain(self.asked, self.held, *self.people, same_camera=self.same_camera)
 
 
-def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed: Embed | None = None, rerank: bool = False) -> Scores:
+def evaluate(
+    domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed: Embed | None = None, rerank: bool = False
+) -> Scores:
     """Score a domain under its own camera rule.
 
     Args:
         domain: needs query and gallery splits.
         embed: the model.
         stores: decodes, and keeps what it decoded.
-        gallery_embed: embeds the gallery, where that is not the same model: an older one whose vectors are carried over, say.
+        gallery_embed: embeds the gallery, where that is not the same model: an older one whose vectors are carried
+            over, say.
         rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before scoring.
 
     Raises:
-        DataError: no split to score, no query that can be scored, or more than a hundredth of the images unreadable; fewer are a warning.
+        DataError: no split to score, no query that can be scored, or more than a hundredth of the images unreadable;
+            fewer are a warning.
     """
     retrieval = Retrieval.of(domain, embed, stores, gallery_embed)
     for line in retrieval.left_out:
@@ -96,9 +107,11 @@ def evaluate(domain: Domain, embed: Embed, stores: StoreCache, *, gallery_embed:
 
 
 def evaluate_open_set(domain: Domain, embed: Embed, stores: StoreCache, *, rerank: bool = False) -> dict[str, Any]:
-    """What :func:`evaluate` gives, as plain values, and ``open_set`` (:mod:`domains.openset`), from one pass over the crops.
+    """What :func:`evaluate` gives, as plain values, and ``open_set`` (:mod:`domains.openset`), from one pass over the
+    crops.
 
-    Open-set metrics are of the cosine even with ``rerank``: a re-ranked distance is made for one query and can't be held against one threshold.
+    Open-set metrics are of the cosine even with ``rerank``: a re-ranked distance is made for one query and can't be
+    held against one threshold.
 
     Raises:
         DataError: no split to score, or no query that can be scored.

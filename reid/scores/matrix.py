@@ -1,11 +1,12 @@
 """The score matrix a[t][j]: every model of a run on every domain, and what it says of forgetting.
 
-Row t = 0 is the untrained start. Definitions, with T the last row, L the learned domains and s(j) the step that learned j (after Díaz-Rodríguez et
-al. 2018 and Chaudhry et al. ECCV 2018):
+Row t = 0 is the untrained start. Definitions, with T the last row, L the learned domains and s(j) the step that learned
+j (after Díaz-Rodríguez et al. 2018 and Chaudhry et al. ECCV 2018):
 
 * Seen-Avg of row t: mean over domains learned by t of a[t][j]; Unseen-Avg: mean over those never learned.
 * plasticity: mean over L of a[s(j)][j].
-* forgetting, all rows: mean over j with s(j) < T of max_{t < T} a[t][j] - a[T][j]; since learned: the maximum over s(j) <= t < T.
+* forgetting, all rows: mean over j with s(j) < T of max_{t < T} a[t][j] - a[T][j]; since learned: the maximum over s(j)
+  <= t < T.
 * backward transfer: mean over j with s(j) < T of a[T][j] - a[s(j)][j].
 """
 
@@ -43,7 +44,10 @@ class Cell:
     @classmethod
     def of(cls, scores: Scores) -> Cell:
         """Keep what the matrix needs of a ranking's scores."""
-        return cls({key: round(value, 4) if isinstance(value, float) else value for key, value in scores.to_dict().items()}, scores.ap)
+        return cls(
+            {key: round(value, 4) if isinstance(value, float) else value for key, value in scores.to_dict().items()},
+            scores.ap,
+        )
 
 
 @dataclass
@@ -96,18 +100,22 @@ class ScoreMatrix:
         out = []
         for name in self.scored:
             before, after = self.value(row - 1, name), self.value(row, name)
-            out.append({
-                "domain": name,
-                "role": "new" if name in new else "learned before" if name in seen else "not learned",
-                "before": before,
-                "after": after,
-                "change": None if before is None or after is None else round(after - before, 4),
-                "rank1": self.value(row, name, "rank1"),
-            })  # fmt: skip
+            out.append(
+                {
+                    "domain": name,
+                    "role": "new" if name in new else "learned before" if name in seen else "not learned",
+                    "before": before,
+                    "after": after,
+                    "change": None if before is None or after is None else round(after - before, 4),
+                    "rank1": self.value(row, name, "rank1"),
+                }
+            )
         return out
 
     def summary(self) -> dict[str, Any]:
-        """Every row's averages and the run's plasticity, forgetting and backward transfer, each with its 95 % interval."""
+        """Every row's averages and the run's plasticity, forgetting and backward transfer, each with its 95 %
+        interval.
+        """
         points = {key: np.array([float(cell.scores["mAP"])]) for key, cell in self.cells.items()}
         draws = self._bootstrap()
         rows = []
@@ -120,7 +128,10 @@ class ScoreMatrix:
         measures: dict[str, Any] = {}
         for name, measure in self._measures().items():
             point = measure(points)
-            measures[name] = {"mAP": None if point is None else round(float(point[0]), 4), "interval": _interval(measure(draws))}
+            measures[name] = {
+                "mAP": None if point is None else round(float(point[0]), 4),
+                "interval": _interval(measure(draws)),
+            }
         return {"rows": rows, **measures}
 
     def _measures(self) -> dict[str, Callable[[Values], Float64s | None]]:
@@ -145,7 +156,9 @@ class ScoreMatrix:
         }
 
     def _bootstrap(self) -> dict[tuple[int, str], Float64s]:
-        """Draw mAP ``[SAMPLES]`` in percent for each cell; all rows of a domain share the resampled queries, so that differences are paired."""
+        """Draw mAP ``[SAMPLES]`` in percent for each cell; all rows of a domain share the resampled queries, so that
+        differences are paired.
+        """
         draws: dict[tuple[int, str], Float64s] = {}
         for number, name in enumerate(sorted({name for _, name in self.cells})):
             rows = [row for row, other in self.cells if other == name]
@@ -162,13 +175,18 @@ class ScoreMatrix:
     def write(self, folder: Path) -> None:
         """Write ``scores.json`` and the per-query values behind its intervals."""
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {f"{row}/{name}": cell.ap.astype(np.float32) for (row, name), cell in self.cells.items()}
+        arrays: dict[str, Any] = {
+            f"{row}/{name}": cell.ap.astype(np.float32) for (row, name), cell in self.cells.items()
+        }
         np.savez_compressed(buffer, **arrays)
         write_atomic(folder / QUERIES, buffer.getvalue())
         summary = self.summary()
         for row in summary["rows"]:
             row["scores"] = {name: dict(cell.scores) for (at, name), cell in self.cells.items() if at == row["step"]}
-        write_json(folder / FILE, {"kind": "scores", "schema": SCHEMA, "code": code_version(), "domains": self.scored, **summary})
+        write_json(
+            folder / FILE,
+            {"kind": "scores", "schema": SCHEMA, "code": code_version(), "domains": self.scored, **summary},
+        )
 
     @classmethod
     def read(cls, folder: Path) -> ScoreMatrix:
@@ -177,7 +195,9 @@ class ScoreMatrix:
             return cls()
         stored = read_json(folder / FILE)
         if not isinstance(stored, dict) or stored.get("kind") != "scores" or stored.get("schema") != SCHEMA:
-            raise ArtefactError(f"{folder / FILE} is no score matrix of schema {SCHEMA}; delete it: reid learn scores again")
+            raise ArtefactError(
+                f"{folder / FILE} is no score matrix of schema {SCHEMA}; delete it: reid learn scores again"
+            )
         try:
             with np.load(folder / QUERIES, allow_pickle=False) as queries:
                 cells = {
@@ -187,8 +207,20 @@ class ScoreMatrix:
                     if f"{row['step']}/{name}" in queries
                 }
             return cls([tuple(row["learned"]) for row in stored["rows"]], dict(stored["domains"]), cells)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-            raise ArtefactError(f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both: reid learn scores again") from error
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            EOFError,
+            RuntimeError,
+            zlib.error,
+            zipfile.BadZipFile,
+        ) as error:
+            raise ArtefactError(
+                f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both: reid learn scores again"
+            ) from error
 
 
 def _mean(names: list[str], value: Callable[[str], Any]) -> Any:

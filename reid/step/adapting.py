@@ -1,7 +1,8 @@
 """What one site needs and no other: a second training of a step, beside the finished model, which it leaves as it is.
 
-Fusion gives up some of what a step learned so that older domains keep theirs. An adapter of the site's own wins that back, and more: it is taught on
-the step's crops with everything that sites share held, and is used for that site alone (:mod:`reid.run.routing`).
+Fusion gives up some of what a step learned so that older domains keep theirs. An adapter of the site's own wins that
+back, and more: it is taught on the step's crops with everything that sites share held, and is used for that site alone
+(:mod:`reid.run.routing`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def check_adapter(method: Method) -> None:
     for name, term in terms.items():
         if term.teachers or term.head or term.view != "plain":
             raise ConfigError(
-                f"method {method.name}: an adapter is taught on plain crops without teachers or distributions, so {name} has no place there"
+                f"method {method.name}: an adapter is taught on plain crops without teachers or distributions, so "
+                f"{name} has no place there"
             )
         if term.keeps in kept:
             raise ConfigError(f"method {method.name}: its terms and its adapter both keep {term.keeps}; leave one out")
@@ -33,8 +35,11 @@ def check_adapter(method: Method) -> None:
         raise ConfigError(f"method {method.name}: its adapter list needs a hypernetwork, which writes the adapter")
 
 
-def adapted(learner: Learner, ended: Ended, entries: tuple[Entry, ...], tick: Tick | None = None) -> tuple[Ended, float]:
-    """Teach the step's adapter; returns what the step leaves with what these terms leave added, and the seconds of the loop.
+def adapted(
+    learner: Learner, ended: Ended, entries: tuple[Entry, ...], tick: Tick | None = None
+) -> tuple[Ended, float]:
+    """Teach the step's adapter; returns what the step leaves with what these terms leave added, and the seconds of the
+    loop.
 
     Args:
         learner: has trained the step, which is ended; its model is copied, and not changed.
@@ -54,5 +59,9 @@ def adapted(learner: Learner, ended: Ended, entries: tuple[Entry, ...], tick: Ti
 def adapter_config(step: Step) -> Config:
     """Settings of the step with the adapter's own iterations and rate."""
     train = step.config.train
-    found = {"iterations": max(1, round(train.adapter * train.iterations)), "lr": train.lr * train.adapter_lr, "recompute": 0}
+    found = {
+        "iterations": max(1, round(train.adapter * train.iterations)),
+        "lr": train.lr * train.adapter_lr,
+        "recompute": 0,
+    }
     return step.config.model_copy(update={"train": train.model_copy(update=found)})

@@ -1,6 +1,7 @@
 """The end of a step, in the order that makes each part right for the next.
 
-Fuse → BatchNorm on the step's crops → fit the transport → carry older prototypes through it → this domain's memory → align the classifier.
+Fuse → BatchNorm on the step's crops → fit the transport → carry older prototypes through it → this domain's memory →
+align the classifier.
 """
 
 from __future__ import annotations
@@ -59,20 +60,25 @@ def check_parts(method: Method) -> None:
         check_parameters(f"transport {kind}", TransportSettings, parameters, of=("shrinkage", "recoloured", "drawn"))
 
 
-def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidModel, *, space: str, rows: list[slice]) -> Ended:
+def end_step(
+    step: Step, terms: Mapping[str, Term], method: Method, old: ReidModel, *, space: str, rows: list[slice]
+) -> Ended:
     """Finish a trained step; ``step.model`` becomes M_t.
 
     Args:
         step: trained.
         terms: those that had a part in it.
-        method: whose fusion, repair and transport are applied; at the first step, a fusion that says what weight the start has then.
+        method: whose fusion, repair and transport are applied; at the first step, a fusion that says what weight the
+            start has then.
         old: M_{t-1}.
         space: its feature space.
         rows: classifier rows of each of ``step.memories``.
     """
     survey, model = _survey_of(step), step.model
     figures: dict[str, float] = {}
-    keep: dict[str, State] = {name: dict(state) for term in terms.values() for name, state in term.weights_for_next(step).items()}
+    keep: dict[str, State] = {
+        name: dict(state) for term in terms.values() for name, state in term.weights_for_next(step).items()
+    }
     first = step.index == 1
     fusions = applied(method.fusion, first=first, random=step.config.model.weights == "none")
     if fusions:
@@ -98,7 +104,11 @@ def end_step(step: Step, terms: Mapping[str, Term], method: Method, old: ReidMod
     model.eval()
     for name, parameters in _entries(method.repair):
         if name in AFTER:
-            gaussians = [(where, found) for where, old_memory in zip(rows, step.memories, strict=True) if (found := _carried(old_memory, transport))]
+            gaussians = [
+                (where, found)
+                for where, old_memory in zip(rows, step.memories, strict=True)
+                if (found := _carried(old_memory, transport))
+            ]
             own = DistributionPrototypes.from_arrays({key: value.cpu().numpy() for key, value in memory.items()})
             if own is not None:
                 gaussians.append((slice(step.old_classes, model.classes), own))
@@ -142,9 +152,11 @@ class _Scratch:
             model.load_state_dict(own)
 
     def fisher(self, state: State) -> State:
-        """Mean over some batches of the squared gradient of the batch's mean cross-entropy, per parameter of the embedding path.
+        """Mean over some batches of the squared gradient of the batch's mean cross-entropy, per parameter of the
+        embedding path.
 
-        One backward pass per batch, not per crop, so it is not the empirical Fisher information itself, see :class:`reid.step.fusion.Fusing`.
+        One backward pass per batch, not per crop, so it is not the empirical Fisher information itself, see
+        :class:`reid.step.fusion.Fusing`.
         """
         model = self.step.model
         own = _copy(model)
@@ -152,7 +164,9 @@ class _Scratch:
         model.eval()
         found = {name: torch.zeros_like(value) for name, value in model.named_parameters() if value.requires_grad}
         try:
-            for crops, labels in itertools.islice(self.survey.shuffled(self.step.config.seed).batches(FISHER_BATCH), FISHER_BATCHES):
+            for crops, labels in itertools.islice(
+                self.survey.shuffled(self.step.config.seed).batches(FISHER_BATCH), FISHER_BATCHES
+            ):
                 model.zero_grad(set_to_none=True)
                 logits = model(crops).logits[:, self.step.old_classes :]
                 F.cross_entropy(logits, torch.from_numpy(labels).to(logits.device)).backward()  # type: ignore[no-untyped-call]

@@ -35,9 +35,10 @@ class Fusing:
         old: weights of M_{t-1}.
         embed: unit-length embeddings ``[N, D]`` of the step's train crops under any weights.
         labels: their identities, ``[N]``.
-        fisher: importance of each parameter under any weights, on the step's train crops: the mean square of the gradients of *batch means* (32 crops
-            each). It stands in for the diagonal of the empirical Fisher information, which squares the gradient of each crop: where crops disagree
-            their gradients cancel before they are squared, so it is smaller than that, and not by the same factor for every parameter.
+        fisher: importance of each parameter under any weights, on the step's train crops: the mean square of the
+            gradients of *batch means* (32 crops each). It stands in for the diagonal of the empirical Fisher
+            information, which squares the gradient of each crop: where crops disagree their gradients cancel before
+            they are squared, so it is smaller than that, and not by the same factor for every parameter.
         first: whether this is the first step, where M_{t-1} is the start, which has learned no domain.
         kept: further weights that the step before sealed, by name.
         keep: further weights to seal with this step, for the next.
@@ -58,8 +59,8 @@ class Fusing:
 def blend(new: Mapping[str, Tensor], old: Mapping[str, Tensor], weight: float | Mapping[str, Tensor]) -> State:
     """θ = w·θ_new + (1-w)·θ_old for every floating-point entry, w one number or one per entry's element.
 
-    Of the classifier only the rows that both have are averaged, and what the old model lacks is taken from the new. Counters (BatchNorm's number of
-    batches) are the new model's: an average of counts means nothing.
+    Of the classifier only the rows that both have are averaged, and what the old model lacks is taken from the new.
+    Counters (BatchNorm's number of batches) are the new model's: an average of counts means nothing.
     """
     fused: State = {}
     for name, value in new.items():
@@ -68,19 +69,27 @@ def blend(new: Mapping[str, Tensor], old: Mapping[str, Tensor], weight: float | 
             continue
         before = old[name].to(value.device)
         rows = min(len(before), len(value)) if value.ndim else None
-        share = weight[name] if isinstance(weight, Mapping) and name in weight else weight if not isinstance(weight, Mapping) else 0.5
+        share = (
+            weight[name]
+            if isinstance(weight, Mapping) and name in weight
+            else weight
+            if not isinstance(weight, Mapping)
+            else 0.5
+        )
         if rows is None:
             fused[name] = torch.lerp(before, value, share)
         else:
-            fused[name][:rows] = torch.lerp(before[:rows], value[:rows], share[:rows] if isinstance(share, Tensor) else share)
+            fused[name][:rows] = torch.lerp(
+                before[:rows], value[:rows], share[:rows] if isinstance(share, Tensor) else share
+            )
     return fused
 
 
 def average(given: Fusing, *, weight: float = 0.5, first_weight: float = 1.0) -> State:
     """Fixed weight of the new model; 0.5 in DKP (CVPR 2024).
 
-    ``first_weight`` is that of the first step, after which the old model is the start: below 1 it keeps some of a start that is worth keeping, as
-    robust fine-tuning does (Wortsman et al., CVPR 2022).
+    ``first_weight`` is that of the first step, after which the old model is the start: below 1 it keeps some of a start
+    that is worth keeping, as robust fine-tuning does (Wortsman et al., CVPR 2022).
     """
     return blend(given.new, given.old, first_weight if given.first else weight)
 
@@ -88,7 +97,8 @@ def average(given: Fusing, *, weight: float = 0.5, first_weight: float = 1.0) ->
 def adaptive(given: Fusing, *, sharpness: float = 100.0) -> State:
     """LSTKC (AAAI 2024): the more the relations among the step's crops changed, the more of the old model is kept.
 
-    w = 1 - mean_i Σ_j |A^new_ij - A^old_ij| with A = rowsoftmax(100 · cos); no factor ½ as published, so it can fall below 0 and is clamped.
+    w = 1 - mean_i Σ_j |A^new_ij - A^old_ij| with A = rowsoftmax(100 · cos); no factor ½ as published, so it can fall
+    below 0 and is clamped.
     """
     new, old = given.embed(given.new), given.embed(given.old)
     change = _over_rows(new, old, lambda a, b: np.abs(a - b).sum(1), sharpness)
@@ -98,14 +108,18 @@ def adaptive(given: Fusing, *, sharpness: float = 100.0) -> State:
 
 
 def two_teachers(given: Fusing, *, sharpness: float = 400.0) -> State:
-    """LSTKC++ (TPAMI 2025): a short-term model, trained last, and a long-term one, fused from all before it, are both kept.
+    """LSTKC++ (TPAMI 2025): a short-term model, trained last, and a long-term one, fused from all before it, are both
+    kept.
 
-    The long-term model becomes α·long + (1-α)·short with α of {0, 0.1, …, 1} that ranks the step's crops best among themselves (mAP). The result is
-    w·new + (1-w)·long with w = mean_i Σ_j A^new_ij · A^long_ij, A = rowsoftmax(400 · cos) without the diagonal.
+    The long-term model becomes α·long + (1-α)·short with α of {0, 0.1, …, 1} that ranks the step's crops best among
+    themselves (mAP). The result is w·new + (1-w)·long with w = mean_i Σ_j A^new_ij · A^long_ij, A = rowsoftmax(400 ·
+    cos) without the diagonal.
     """
     short, long = given.kept.get("short", given.old), given.kept.get("long", given.old)
     scores = (
-        {share: self_retrieval(given.embed(blend(long, short, share)), given.labels) for share in SEARCHED} if "long" in given.kept else {1.0: 0.0}
+        {share: self_retrieval(given.embed(blend(long, short, share)), given.labels) for share in SEARCHED}
+        if "long" in given.kept
+        else {1.0: 0.0}
     )
     share = max(scores, key=lambda candidate: (scores[candidate], candidate))
     long = blend(long, short, share)
@@ -117,11 +131,12 @@ def two_teachers(given: Fusing, *, sharpness: float = 400.0) -> State:
 
 
 def fisher(given: Fusing, *, decay: float = 1.0) -> State:
-    """Per parameter: θ = (F_new θ_new + F_old θ_old) / (F_new + F_old), and F_old ← γ F_old + F_new is kept for the next step.
+    """Per parameter: θ = (F_new θ_new + F_old θ_old) / (F_new + F_old), and F_old ← γ F_old + F_new is kept for the
+    next step.
 
-    Diagonal Laplace merging of the posteriors (Kirkpatrick et al., PNAS 2017, for F; Matena & Raffel, NeurIPS 2022, for merging), with F from batches
-    instead of single crops, see :class:`Fusing`. Where neither model
-    cares about a parameter the two are averaged; buffers are averaged.
+    Diagonal Laplace merging of the posteriors (Kirkpatrick et al., PNAS 2017, for F; Matena & Raffel, NeurIPS 2022, for
+    merging), with F from batches instead of single crops, see :class:`Fusing`. Where neither model cares about a
+    parameter the two are averaged; buffers are averaged.
     """
     now = given.fisher(given.new)
     before = given.kept.get("fisher") or given.fisher(given.old)
@@ -140,12 +155,23 @@ def fisher(given: Fusing, *, decay: float = 1.0) -> State:
     return blend(given.new, given.old, shares)
 
 
-FUSIONS: Mapping[str, Callable[..., State]] = {"adaptive": adaptive, "average": average, "fisher": fisher, "two_teachers": two_teachers}
+FUSIONS: Mapping[str, Callable[..., State]] = {
+    "adaptive": adaptive,
+    "average": average,
+    "fisher": fisher,
+    "two_teachers": two_teachers,
+}
 
 
 def applied(entries: tuple[Entry, ...], *, first: bool, random: bool = False) -> tuple[Entry, ...]:
-    """Return the fusions that a step applies: at the first, those that say what weight the start has then, and none if it was drawn at random."""
-    return tuple(entry for entry in entries if not first or (not random and any("first_weight" in parameters for parameters in entry.values())))
+    """Return the fusions that a step applies: at the first, those that say what weight the start has then, and none if
+    it was drawn at random.
+    """
+    return tuple(
+        entry
+        for entry in entries
+        if not first or (not random and any("first_weight" in parameters for parameters in entry.values()))
+    )
 
 
 def fuse(entries: tuple[Entry, ...], given: Fusing) -> State:
@@ -165,9 +191,15 @@ def check_fusions(entries: tuple[Entry, ...]) -> None:
         check_parameters(f"fusion {name}", _named(name), parameters)
 
 
-def check_parameters(what: str, function: Callable[..., Any], parameters: Mapping[str, Any], of: Collection[str] | None = None) -> None:
-    """Raise ConfigError if a part takes no such keyword (``of`` these, if given), or a number that must lie in 0..1 or above 0 does not."""
-    known = {name: item for name, item in inspect.signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY}
+def check_parameters(
+    what: str, function: Callable[..., Any], parameters: Mapping[str, Any], of: Collection[str] | None = None
+) -> None:
+    """Raise ConfigError if a part takes no such keyword (``of`` these, if given), or a number that must lie in 0..1 or
+    above 0 does not.
+    """
+    known = {
+        name: item for name, item in inspect.signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY
+    }
     known = {name: item for name, item in known.items() if of is None or name in of}
     for name, value in parameters.items():
         if name not in known:
@@ -175,14 +207,22 @@ def check_parameters(what: str, function: Callable[..., Any], parameters: Mappin
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{what}: {name} must be a number, got {value!r}")
         if not (0 <= value <= 1 if name in IN_UNIT else 0 <= value <= COUNTS[name] if name in COUNTS else value > 0):
-            wanted = "lie in 0..1" if name in IN_UNIT else f"lie in 0..{COUNTS[name]}" if name in COUNTS else "lie in the positive numbers"
+            wanted = (
+                "lie in 0..1"
+                if name in IN_UNIT
+                else f"lie in 0..{COUNTS[name]}"
+                if name in COUNTS
+                else "lie in the positive numbers"
+            )
             raise ConfigError(f"{what}: {name} must {wanted}, got {value!r}")
         if isinstance(known[name].default, int) and not isinstance(value, int):
             raise ConfigError(f"{what}: {name} must be a whole number, got {value!r}")
 
 
 def self_retrieval(embeddings: Float32s, labels: NDArray[np.int64]) -> float:
-    """Percent mAP of every crop as query against all the others, cameras disregarded; crops that are alone of their identity ask nothing."""
+    """Percent mAP of every crop as query against all the others, cameras disregarded; crops that are alone of their
+    identity ask nothing.
+    """
     found: list[float] = []
     order = np.argsort(labels, kind="stable")
     first, last = (np.searchsorted(labels[order], labels, side) for side in ("left", "right"))
@@ -198,7 +238,12 @@ def self_retrieval(embeddings: Float32s, labels: NDArray[np.int64]) -> float:
 
 
 def _over_rows(
-    left: Float32s, right: Float32s, measure: Callable[[Float32s, Float32s], Float32s], sharpness: float, *, diagonal: bool = True
+    left: Float32s,
+    right: Float32s,
+    measure: Callable[[Float32s, Float32s], Float32s],
+    sharpness: float,
+    *,
+    diagonal: bool = True,
 ) -> float:
     """Mean over rows of a measure of two affinities, a few rows at a time, so that nothing of size N² is held."""
     total = 0.0
@@ -218,7 +263,10 @@ def _softmax_rows(vectors: Float32s, start: int, sharpness: float, *, diagonal: 
 
 def _like(state: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> State:
     """A state with fewer classifier rows, or without a distribution head, brought to the shape of another."""
-    return {name: state[name] if name in state and state[name].shape == value.shape else value for name, value in full.items()}
+    return {
+        name: state[name] if name in state and state[name].shape == value.shape else value
+        for name, value in full.items()
+    }
 
 
 def _named(name: str) -> Callable[..., State]:

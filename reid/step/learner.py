@@ -35,7 +35,9 @@ Tick = Callable[[int, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """How a step's training went: seconds of the loop over all its resumptions, crops seen, and seconds spent waiting for crops."""
+    """How a step's training went: seconds of the loop over all its resumptions, crops seen, and seconds spent waiting
+    for crops.
+    """
 
     seconds: float
     crops: int
@@ -53,7 +55,9 @@ class Learner:
         folder: where the state of the step in progress is kept.
     """
 
-    def __init__(self, step: Step, terms: Mapping[str, Term], store: CropStore, contract: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, step: Step, terms: Mapping[str, Term], store: CropStore, contract: Mapping[str, Any], folder: Path
+    ) -> None:
         config = step.config
         self.step = step
         self.terms = dict(terms)
@@ -69,11 +73,15 @@ class Learner:
             store.split.camids[usable],
             identities=config.train.identities,
             instances=config.train.instances,
-            groups=[step.domain.groups[pid] for pid in self.people] if step.domain.groups and config.train.sampling == "domain" else None,
+            groups=[step.domain.groups[pid] for pid in self.people]
+            if step.domain.groups and config.train.sampling == "domain"
+            else None,
             seed=(config.seed, step.index),
         )
         self.augment = Augment(config.augment, _fill(step))
-        step.survey = Survey(store, self.positions, np.searchsorted(self.people, store.split.pids[usable]), step.runtime.device)
+        step.survey = Survey(
+            store, self.positions, np.searchsorted(self.people, store.split.pids[usable]), step.runtime.device
+        )
 
     def train(self, tick: Tick | None = None) -> Trained:
         """Train to the last iteration, from the snapshot if there is one.
@@ -93,7 +101,11 @@ class Learner:
             step.model.to(memory_format=torch.channels_last)
         start, seconds, waiting = self._resume()
         if train.recompute and (train.compile or step.model.changes is not None):
-            other = "train.compile" if train.compile else "a term that changes the weights of each forward pass (hypernetwork)"
+            other = (
+                "train.compile"
+                if train.compile
+                else "a term that changes the weights of each forward pass (hypernetwork)"
+            )
             raise ConfigError(f"train.recompute and {other} can't be used together; leave train.recompute at 0")
         if train.compile:
             step.model.compile()
@@ -114,7 +126,10 @@ class Learner:
                 batch = self._batch(iteration)
                 waiting += time.perf_counter() - began
                 losses = self._update(batch, iteration)
-                log.write(json.dumps({"iteration": iteration, "lr": self.optimiser.param_groups[0]["lr"], "losses": losses}) + "\n")
+                log.write(
+                    json.dumps({"iteration": iteration, "lr": self.optimiser.param_groups[0]["lr"], "losses": losses})
+                    + "\n"
+                )
                 now = time.perf_counter()
                 if iteration + 1 == train.iterations or now - saved >= step.config.storage.snapshot_seconds:
                     log.flush()
@@ -196,7 +211,8 @@ def check_contract(saved: Mapping[str, Any], requested: Mapping[str, Any], folde
     if differing:
         lines = "\n".join(f"  {name}: saved {saved.get(name)!r}, requested {plain.get(name)!r}" for name in differing)
         raise ConfigError(
-            f"the step in progress in {folder.parent} was begun with other settings; use those, or add --restart to begin it again:\n{lines}"
+            f"the step in progress in {folder.parent} was begun with other settings; use those, or add --restart to "
+            f"begin it again:\n{lines}"
         )
 
 

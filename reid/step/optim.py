@@ -14,8 +14,8 @@ from reid.network.model import ReidModel
 def build_optimiser(model: ReidModel, config: TrainConfig, extra: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
     """AdamW or SGD, fused; each group's ``scale`` (``backbone_lr`` for the backbone) multiplies the scheduled rate.
 
-    Of the network, only weights of two or more axes decay, and not those that the backbone's family exempts (timm's ``no_weight_decay``: position
-    embeddings, class token). ``extra``, the parameters of terms, decays whole.
+    Of the network, only weights of two or more axes decay, and not those that the backbone's family exempts (timm's
+    ``no_weight_decay``: position embeddings, class token). ``extra``, the parameters of terms, decays whole.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     exempt = _exempt(model)
@@ -27,7 +27,10 @@ def build_optimiser(model: ReidModel, config: TrainConfig, extra: Iterable[nn.Pa
     extra = list(extra)
     if extra:
         groups.setdefault((1.0, config.weight_decay), []).extend(extra)
-    rows = [{"params": params, "lr": config.lr * scale, "weight_decay": decay, "scale": scale} for (scale, decay), params in groups.items()]
+    rows = [
+        {"params": params, "lr": config.lr * scale, "weight_decay": decay, "scale": scale}
+        for (scale, decay), params in groups.items()
+    ]
     if config.optimiser == "sgd":
         return torch.optim.SGD(rows, lr=config.lr, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(rows, lr=config.lr, fused=True)

@@ -1,7 +1,8 @@
 """Probes: the crops on which two models are compared to learn the map from one feature space to the other.
 
-A step's own crops reach a part of the space only, and a map that was fitted there moves the rest almost at random. Two kinds of crops reach further
-and cost no memory: the step's crops with their colour channels exchanged, and drawn people (``benchmarks/transports.py`` compares).
+A step's own crops reach a part of the space only, and a map that was fitted there moves the rest almost at random. Two
+kinds of crops reach further and cost no memory: the step's crops with their colour channels exchanged, and drawn people
+(``benchmarks/transports.py`` compares).
 """
 
 from __future__ import annotations
@@ -47,9 +48,16 @@ class TransportSettings:
 
 
 def learn_transport(
-    survey: Survey, old: ReidModel, new: ReidModel, spec: CropSpec, settings: TransportSettings | None = None, *,
-    source: str = "", target: str = "", seed: int = 0,
-) -> Transport:  # fmt: skip
+    survey: Survey,
+    old: ReidModel,
+    new: ReidModel,
+    spec: CropSpec,
+    settings: TransportSettings | None = None,
+    *,
+    source: str = "",
+    target: str = "",
+    seed: int = 0,
+) -> Transport:
     """Fit the transport from the old model to the new.
 
     Args:
@@ -65,7 +73,9 @@ def learn_transport(
     fit = settings or TransportSettings()
     probes = Probes(survey.sample(OWN, seed, "transport"), spec, recoloured=fit.recoloured, drawn=fit.drawn)
     before, after = embeddings(old, probes), embeddings(new, probes)
-    return fit_transport(before, after, kind=fit.kind, shrinkage=fit.shrinkage, sources=probes.sources, source=source, target=target)
+    return fit_transport(
+        before, after, kind=fit.kind, shrinkage=fit.shrinkage, sources=probes.sources, source=source, target=target
+    )
 
 
 class Probes:

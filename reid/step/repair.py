@@ -26,14 +26,20 @@ Gaussians = list[tuple[slice, DistributionPrototypes]]
 
 
 def batchnorm(step: Step, survey: Survey, *, share: float = 1.0, until: int = EVERY) -> None:
-    """Estimate BatchNorm's statistics again on the step's crops: an average of two models' statistics belongs to neither network.
+    """Estimate BatchNorm's statistics again on the step's crops: an average of two models' statistics belongs to
+    neither network.
 
-    Layer by layer in one pass, as each saw it in training mode; the result is ``share`` of the new estimate and the rest of what was there. ``until``
-    is the last step that is repaired so: the first alone where later ones hold the statistics (:class:`reid.terms.normalisation.FixedStatistics`).
+    Layer by layer in one pass, as each saw it in training mode; the result is ``share`` of the new estimate and the
+    rest of what was there. ``until`` is the last step that is repaired so: the first alone where later ones hold the
+    statistics (:class:`reid.terms.normalisation.FixedStatistics`).
     """
     if step.index > until:
         return
-    layers = [layer for layer in step.model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer is not step.model.neck]
+    layers = [
+        layer
+        for layer in step.model.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer is not step.model.neck
+    ]
     if not layers:
         return
     before = [(layer.running_mean.clone(), layer.running_var.clone(), layer.momentum) for layer in layers]  # type: ignore[union-attr]
@@ -54,15 +60,23 @@ def batchnorm(step: Step, survey: Survey, *, share: float = 1.0, until: int = EV
 
 
 def classifier(step: Step, gaussians: Gaussians, *, iterations: int = 100, batch: int = 256, lr: float = 1e-3) -> None:
-    """Align neck and classifier on draws from all stored Gaussians, old and current alike, with the rest frozen (SLCA, ICCV 2023, in re-ID's terms).
+    """Align neck and classifier on draws from all stored Gaussians, old and current alike, with the rest frozen (SLCA,
+    ICCV 2023, in re-ID's terms).
 
     The embedding lies before the neck, so no feature moves.
     """
     model = step.model
     mean = torch.cat([torch.from_numpy(found.mean) for _, found in gaussians]).to(step.runtime.device)
     spread = torch.cat([torch.from_numpy(found.spread) for _, found in gaussians]).to(step.runtime.device)
-    rows = torch.from_numpy(np.concatenate([np.arange(where.start, where.stop) for where, _ in gaussians])).to(step.runtime.device)
-    learned = [parameter for part in (model.neck, model.classifier) for parameter in part.parameters() if parameter.requires_grad]
+    rows = torch.from_numpy(np.concatenate([np.arange(where.start, where.stop) for where, _ in gaussians])).to(
+        step.runtime.device
+    )
+    learned = [
+        parameter
+        for part in (model.neck, model.classifier)
+        for parameter in part.parameters()
+        if parameter.requires_grad
+    ]
     optimiser = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
     model.neck.train()
     for iteration in range(iterations):

@@ -30,7 +30,8 @@ class Speed:
 
     Attributes:
         crops_per_second: after warming up.
-        peak_bytes: the largest memory the process (on a GPU: the device) held meanwhile; crops of the domain come on top.
+        peak_bytes: the largest memory the process (on a GPU: the device) held meanwhile; crops of the domain come on
+            top.
     """
 
     crops_per_second: float
@@ -41,7 +42,9 @@ def measure_speed(config: Config) -> Speed:
     """Train a few iterations with random weights; raises what training raises."""
     spec, train = config.crop.spec(), config.train
     people = train.identities
-    crops = np.resize(golden_crops(16, height=spec.height, width=spec.width), (people * train.instances, spec.height, spec.width, 3))
+    crops = np.resize(
+        golden_crops(16, height=spec.height, width=spec.width), (people * train.instances, spec.height, spec.width, 3)
+    )
     pids = np.repeat(np.arange(people), train.instances)
     split = Split(tuple(str(row) for row in range(len(pids))), pids, np.zeros(len(pids), np.int64))
     domain = Domain("speed", Path(), "drawn", tuple(str(person) for person in range(people)), ("1",), train=split)

@@ -11,7 +11,13 @@ from prototypes.memory import Memory
 from reid.config import Entry, nearest
 from reid.terms.averaging import MovingAverage
 from reid.terms.cross_entropy import CrossEntropy
-from reid.terms.distillation import EmbeddingDistillation, LogitDistillation, RectifiedDistillation, RelationDistillation, TwoTeacherDistillation
+from reid.terms.distillation import (
+    EmbeddingDistillation,
+    LogitDistillation,
+    RectifiedDistillation,
+    RelationDistillation,
+    TwoTeacherDistillation,
+)
 from reid.terms.distribution import DistributionCrossEntropy, DistributionTriplet, JointTriplet, Prototypes
 from reid.terms.hypernetwork import hypernetwork
 from reid.terms.normalisation import FixedStatistics
@@ -49,7 +55,8 @@ def build_terms(entries: tuple[Entry, ...]) -> dict[str, Term]:
     A name with a colon, ``module:Class``, is a user's own term.
 
     Raises:
-        ConfigError: an unknown name, a wrong parameter, the same term on the same view twice, or two distribution heads.
+        ConfigError: an unknown name, a wrong parameter, the same term on the same view twice, or two distribution
+            heads.
     """
     terms: dict[str, Term] = {}
     for entry in entries:
@@ -81,7 +88,9 @@ def _own(name: str) -> type[Term]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"can't import the term {name!r}: {error}; is its folder on PYTHONPATH?") from error
     if not (isinstance(found, type) and issubclass(found, Term)):
-        raise ConfigError(f"{name!r} is no term: a class that derives from reid.terms.Term is needed, got {found!r:.80}")
+        raise ConfigError(
+            f"{name!r} is no term: a class that derives from reid.terms.Term is needed, got {found!r:.80}"
+        )
     return found
 
 
@@ -96,7 +105,8 @@ def head_of(terms: Iterable[Term]) -> HeadKind | None:
 def idle_terms(terms: Mapping[str, Term], index: int, memories: Sequence[Memory]) -> dict[str, str]:
     """Say which of a method's terms have no part in a step, and why.
 
-    There is no model before the first step; nothing of the kind that a term reads may be kept; or no term makes the view that it looks at.
+    There is no model before the first step; nothing of the kind that a term reads may be kept; or no term makes the
+    view that it looks at.
     """
     views = {"plain", *(view for term in terms.values() for view in term.makes(memories))}
     found = {name: _why_idle(term, index, memories, views) for name, term in terms.items()}
@@ -109,4 +119,8 @@ def _why_idle(term: Term, index: int, memories: Sequence[Memory], views: Collect
         return "it needs an earlier domain"
     if missing := [kind for kind in term.reads if kind not in kept]:
         return f"the memories of earlier domains hold no {' and no '.join(missing)}"
-    return None if term.view in views else f"no term of the method makes its {term.view} view from the memories of earlier domains"
+    return (
+        None
+        if term.view in views
+        else f"no term of the method makes its {term.view} view from the memories of earlier domains"
+    )

@@ -10,9 +10,11 @@ from reid.terms.term import Step, Term
 
 
 class MovingAverage(Term):
-    """Exponential moving average of the embedding path's weights (Polyak & Juditsky, 1992), swapped in after the last iteration.
+    """Exponential moving average of the embedding path's weights (Polyak & Juditsky, 1992), swapped in after the last
+    iteration.
 
-    It has no loss. It starts at the weights before the step and forgets them quickly: the decay of update t is at most t / (t + 10).
+    It has no loss. It starts at the weights before the step and forgets them quickly: the decay of update t is at most
+    t / (t + 10).
 
     Args:
         decay: of the average, per iteration.
@@ -49,4 +51,8 @@ class MovingAverage(Term):
 
 
 def _weights(step: Step) -> dict[str, Tensor]:
-    return {name: weight for name, weight in step.model.named_parameters() if weight.requires_grad and not name.startswith(NOT_EMBEDDING)}
+    return {
+        name: weight
+        for name, weight in step.model.named_parameters()
+        if weight.requires_grad and not name.startswith(NOT_EMBEDDING)
+    }

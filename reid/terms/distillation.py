@@ -36,7 +36,8 @@ class LogitDistillation(Term):
 
 
 class RelationDistillation(Term):
-    """L_rel: KL(R_old ‖ R_new) between the row-softmax affinities of a batch, as in LSTKC (AAAI 2024) and DASK (AAAI 2025).
+    """L_rel: KL(R_old ‖ R_new) between the row-softmax affinities of a batch, as in LSTKC (AAAI 2024) and DASK (AAAI
+    2025).
 
     Args:
         weight: factor of the loss.
@@ -47,7 +48,9 @@ class RelationDistillation(Term):
 
     teachers = ("old",)
 
-    def __init__(self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1, direction: Direction = "forward") -> None:
+    def __init__(
+        self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1, direction: Direction = "forward"
+    ) -> None:
         super().__init__(weight, view)
         check_choice("direction", direction, Direction, ValueError)
         self.temperature = temperature
@@ -60,7 +63,8 @@ class RelationDistillation(Term):
 
 
 class RectifiedDistillation(Term):
-    """L_KL of LSTKC (AAAI 2024): KL(T ‖ R_new), the old model's relations corrected by the new model's and by the labels.
+    """L_KL of LSTKC (AAAI 2024): KL(T ‖ R_new), the old model's relations corrected by the new model's and by the
+    labels.
 
     Args:
         weight: factor of the loss.
@@ -71,7 +75,9 @@ class RectifiedDistillation(Term):
 
     teachers = ("old",)
 
-    def __init__(self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1, detach: bool = False) -> None:
+    def __init__(
+        self, weight: float = 1.0, view: View = "plain", temperature: float = 0.1, detach: bool = False
+    ) -> None:
         super().__init__(weight, view)
         self.temperature, self.detach = temperature, detach
 
@@ -85,7 +91,8 @@ class RectifiedDistillation(Term):
 
 
 class TwoTeacherDistillation(Term):
-    """L_KL of LSTKC++ (TPAMI 2025): KL(T ‖ R_new), T combined from a short-term teacher (the last step's model before fusion) and a long-term one.
+    """L_KL of LSTKC++ (TPAMI 2025): KL(T ‖ R_new), T combined from a short-term teacher (the last step's model before
+    fusion) and a long-term one.
 
     Args:
         weight: factor of the loss.
@@ -102,13 +109,16 @@ class TwoTeacherDistillation(Term):
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
         with torch.no_grad():
-            short, long = (affinity(batch.teacher(name, self.view).embedding, self.temperature).exp() for name in self.teachers)
+            short, long = (
+                affinity(batch.teacher(name, self.view).embedding, self.temperature).exp() for name in self.teachers
+            )
             target = losses.rectified_affinity(short, long, batch.labels, mean=True)
         return losses.affinity_divergence(target, batch.output(self.view).embedding, self.temperature)
 
 
 class EmbeddingDistillation(Term):
-    """L_emb: mean of 1 - cos between the embedding and the old model's, so that the feature space itself stays where it was.
+    """L_emb: mean of 1 - cos between the embedding and the old model's, so that the feature space itself stays where it
+    was.
 
     Args:
         weight: factor of the loss.

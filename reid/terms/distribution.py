@@ -44,13 +44,20 @@ class DistributionCrossEntropy(DistributionTerm):
         head: which distribution head.
         smoothing: ε of label smoothing; none as published.
         classes: ``all`` keeps every earlier identity in the softmax, as published; ``current`` those of this step only.
-        start: where new classifier rows begin: at their identity's mean ``centre``, as published, or ``random`` and small.
+        start: where new classifier rows begin: at their identity's mean ``centre``, as published, or ``random`` and
+            small.
     """
 
     def __init__(
-        self, weight: float = 1.0, view: View = "plain", samples: int = 6, head: HeadKind = "pooled", smoothing: float = 0.0,
-        classes: Classes = "all", start: Start = "centre",
-    ) -> None:  # fmt: skip
+        self,
+        weight: float = 1.0,
+        view: View = "plain",
+        samples: int = 6,
+        head: HeadKind = "pooled",
+        smoothing: float = 0.0,
+        classes: Classes = "all",
+        start: Start = "centre",
+    ) -> None:
         super().__init__(weight, view, samples, head)
         self.from_centres = checked_start(start)
         check_choice("classes", classes, Classes, ValueError)
@@ -75,11 +82,15 @@ class DistributionTriplet(DistributionTerm):
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
         found = batch.gaussians(self.view, self.samples)
-        return losses.set_triplet(found.samples.flatten(0, 1), batch.labels.repeat(self.samples), found.centre, batch.labels)
+        return losses.set_triplet(
+            found.samples.flatten(0, 1), batch.labels.repeat(self.samples), found.centre, batch.labels
+        )
 
 
 class JointTriplet(DistributionTerm):
-    """L_tri-joint of DKP++: draws of the aligned crop, and centre and draws of the plain one, against the aligned centres."""
+    """L_tri-joint of DKP++: draws of the aligned crop, and centre and draws of the plain one, against the aligned
+    centres.
+    """
 
     def __init__(self, weight: float = 1.0, samples: int = 6, head: HeadKind = "pooled") -> None:
         super().__init__(weight, "aligned", samples, head)
@@ -88,7 +99,9 @@ class JointTriplet(DistributionTerm):
         """Scalar."""
         plain, aligned = batch.gaussians("plain", self.samples), batch.gaussians("aligned", self.samples)
         anchors = torch.cat([aligned.samples, plain.centre[None], plain.samples])
-        return losses.set_triplet(anchors.flatten(0, 1), batch.labels.repeat(len(anchors)), aligned.centre, batch.labels)
+        return losses.set_triplet(
+            anchors.flatten(0, 1), batch.labels.repeat(len(anchors)), aligned.centre, batch.labels
+        )
 
 
 class Prototypes(DistributionTerm):

@@ -1,7 +1,7 @@
 """Adapters written by a hypernetwork from a domain's embedding.
 
-After "Exploiting Task Relationships for Continual Learning Using Transferability-Aware Task Embeddings" (NeurIPS 2025), with one embedding space and
-one exported network in the place of a task that is known.
+After "Exploiting Task Relationships for Continual Learning Using Transferability-Aware Task Embeddings" (NeurIPS 2025),
+with one embedding space and one exported network in the place of a task that is known.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ class AdapterSettings:
 
     Attributes:
         rank: of the low-rank changes.
-        where: what is adapted, see :data:`reid.network.adapter.WHERE`; by default attention of a ViT, convolutions and BatchNorms of a CNN.
+        where: what is adapted, see :data:`reid.network.adapter.WHERE`; by default attention of a ViT, convolutions and
+            BatchNorms of a CNN.
         frozen: whether the backbone below the adapter is held; always so where it is not merged.
         beta: β_c, how strongly older adapters are held.
         look_ahead: compute L_c after the step that the other losses alone would take, as von Oswald et al.
-        guide: where the new embedding is pulled: ``h`` by transferability, ``random`` to a random place for comparison, ``none``.
+        guide: where the new embedding is pulled: ``h`` by transferability, ``random`` to a random place for comparison,
+            ``none``.
         gain: factor of what the hypernetwork writes, so of the rate at which adapters learn.
-        share: how much of an adapter that is ``beside`` is used when its site is served. Half of it keeps most of the gain, as half of a step does in
-            fusion (Wortsman et al., CVPR 2022).
+        share: how much of an adapter that is ``beside`` is used when its site is served. Half of it keeps most of the
+            gain, as half of a step does in fusion (Wortsman et al., CVPR 2022).
         chunk: weights written at a time.
         hidden: width of the hypernetwork's hidden layer.
     """
@@ -79,10 +81,12 @@ class AdapterSettings:
 
 
 class HyperNetworkTerm(Term):
-    """The backbone learns through an adapter that a hypernetwork writes; L = β_c L_c + β_e L_e is added to the other losses.
+    """The backbone learns through an adapter that a hypernetwork writes; L = β_c L_c + β_e L_e is added to the other
+    losses.
 
-    What is kept of a domain is its embedding, 32 numbers. The uses of an adapter are the subclasses; :func:`hypernetwork` builds one by its name.
-    Unless a use says otherwise, the first domain trains the network itself: its adapter is none, and L_c keeps it so.
+    What is kept of a domain is its embedding, 32 numbers. The uses of an adapter are the subclasses;
+    :func:`hypernetwork` builds one by its name. Unless a use says otherwise, the first domain trains the network
+    itself: its adapter is none, and L_c keeps it so.
 
     Args:
         adapter: what is adapted, and how.
@@ -93,7 +97,8 @@ class HyperNetworkTerm(Term):
     listed: ClassVar[str] = "among a method's terms, and not in its adapter list"
     """Where in a method the use belongs."""
     beside: ClassVar[bool] = False
-    """Whether it is taught once the step's model is finished, from the first domain on, and leaves that model as it is."""
+    """Whether it is taught once the step's model is finished, from the first domain on, and leaves that model as it is.
+    """
     routes: ClassVar[bool] = False
     """Whether a learned site is served by the network that its own adapter gives (:mod:`reid.run.routing`)."""
     moves_embedding: ClassVar[bool] = False
@@ -112,10 +117,12 @@ class HyperNetworkTerm(Term):
         self.net: HyperNetwork | None = None
         self.guide: Guide | None = None
 
-    # ------------------------------------------------------------------------------------------------------------------ a step
+    # ----------------------------------------------------------------------------------------------------------- a step
 
     def begin(self, step: Step) -> None:
-        """Take up the hypernetwork where the last step left it, place the new domain, and let the model learn through its adapter."""
+        """Take up the hypernetwork where the last step left it, place the new domain, and let the model learn through
+        its adapter.
+        """
         seed = (step.config.seed, step.index)
         if self.beside != step.finished:
             raise ConfigError(f"hypernetwork: {{use: {self.use}}} belongs {self.listed}")
@@ -128,14 +135,19 @@ class HyperNetworkTerm(Term):
         self.net = self.network(step.kept.get(KIND), self.slots, seed=torch_seed(*seed, KIND))
         known = _embeddings(step.memories)
         if KIND not in step.kept and len(known) > (not self.beside):
-            raise ConfigError("the step before kept no hypernetwork, so older adapters can't be held; go on with the method of the step before it")
+            raise ConfigError(
+                "the step before kept no hypernetwork, so older adapters can't be held; go on with the method of the "
+                "step before it"
+            )
         self._hold(self.net, known)
         for name, weight in step.kept.get(BASE, {}).items():
             with torch.no_grad():
                 backbone.get_parameter(name).copy_(weight)
         self.to(step.runtime.device)
         if self.adapter.guide != "none" and len(known) > 1:
-            self.guide = Guide(self.net, self._target(step, known), seed=torch_seed(*seed, "guide")).to(step.runtime.device)
+            self.guide = Guide(self.net, self._target(step, known), seed=torch_seed(*seed, "guide")).to(
+                step.runtime.device
+            )
         if self.adapter.frozen:
             step.model.still = True
             backbone.requires_grad_(False)
@@ -146,7 +158,9 @@ class HyperNetworkTerm(Term):
     def _hold(self, net: HyperNetwork, known: Sequence[NDArray[np.generic]]) -> None:
         """Remember what the hypernetwork writes for the domains learned before."""
         self.register_buffer("others", torch.from_numpy(np.stack(known)) if known else torch.zeros(0, EMBEDDING_DIM))
-        self.register_buffer("before", torch.stack([net(other) for other in self.others]) if known else torch.zeros(0, net.length))
+        self.register_buffer(
+            "before", torch.stack([net(other) for other in self.others]) if known else torch.zeros(0, net.length)
+        )
 
     def loss(self, batch: Batch) -> Tensor | None:
         """β_c L_c, unless it looks ahead, and β_e L_e with the published weight min(0.05 t, 1)."""
@@ -155,13 +169,17 @@ class HyperNetworkTerm(Term):
         self._iteration = batch.iteration
         loss = self.net.last.bias.new_zeros(())
         if not self.adapter.look_ahead and len(self.others):
-            loss = loss + self.adapter.beta * drift(torch.stack([self.net(other) for other in self.others]), self.before)
+            loss = loss + self.adapter.beta * drift(
+                torch.stack([self.net(other) for other in self.others]), self.before
+            )
         if self.guide is not None:
             loss = loss + min(0.05 * batch.step.index, 1.0) * self.guide(self.net.hidden(self.embedding))
         return loss
 
     def after_backward(self, step: Step) -> None:
-        """Look ahead: L_c's gradient where the weights would be after the step of the other losses, that step taken as given."""
+        """Look ahead: L_c's gradient where the weights would be after the step of the other losses, that step taken as
+        given.
+        """
         if self.net is None or not self.adapter.look_ahead or not len(self.others):
             return
         rate = learning_rate(step.config.train, self._iteration)
@@ -195,7 +213,7 @@ class HyperNetworkTerm(Term):
         """``embedding``, ``[32]`` float32."""
         return {"embedding": self.embedding.detach().cpu()}
 
-    # ------------------------------------------------------------------------------------------------------------------ parts
+    # ------------------------------------------------------------------------------------------------------------ parts
 
     def places(self, backbone: Backbone) -> tuple[str, ...]:
         """What is adapted in this backbone."""
@@ -206,22 +224,35 @@ class HyperNetworkTerm(Term):
         find_slots(model.backbone, rank=self.adapter.rank, where=self.places(model.backbone))
 
     def network(self, state: Mapping[str, Tensor] | None, slots: Sequence[Slot], *, seed: int = 0) -> HyperNetwork:
-        """Build the hypernetwork of these slots, with the weights that an earlier step kept if there are any; raises ConfigError if they misfit."""
-        net = HyperNetwork(sum(slot.length for slot in slots), chunk=self.adapter.chunk, hidden=self.adapter.hidden, seed=seed)
+        """Build the hypernetwork of these slots, with the weights that an earlier step kept if there are any; raises
+        ConfigError if they misfit.
+        """
+        net = HyperNetwork(
+            sum(slot.length for slot in slots), chunk=self.adapter.chunk, hidden=self.adapter.hidden, seed=seed
+        )
         if state is not None:
             try:
                 net.load_state_dict(dict(state))
             except RuntimeError as error:
-                raise ConfigError("the step before kept a hypernetwork of another size; keep rank, where, chunk and hidden as they were") from error
+                raise ConfigError(
+                    "the step before kept a hypernetwork of another size; keep rank, where, chunk and hidden as they "
+                    "were"
+                ) from error
         return net
 
     def written(self, net: HyperNetwork, slots: Sequence[Slot], place: Tensor) -> dict[str, Tensor]:
         """Changes of the backbone's weights for an embedding ``[32]``, by parameter."""
         return changes(slots, self.adapter.gain * net(place))
 
-    def below(self, backbone: Backbone, kept: Mapping[str, Mapping[str, Tensor]], slots: Sequence[Slot]) -> Mapping[str, Tensor]:
+    def below(
+        self, backbone: Backbone, kept: Mapping[str, Mapping[str, Tensor]], slots: Sequence[Slot]
+    ) -> Mapping[str, Tensor]:
         """Weights below the adapters of a sealed step, by parameter: the network's own, or those that the step kept."""
-        return kept[BASE] if BASE in kept else {slot.name: backbone.get_parameter(slot.name).detach().clone() for slot in slots}
+        return (
+            kept[BASE]
+            if BASE in kept
+            else {slot.name: backbone.get_parameter(slot.name).detach().clone() for slot in slots}
+        )
 
     def _changes(self) -> dict[str, Tensor]:
         if self.net is None:
@@ -248,7 +279,9 @@ class HyperNetworkTerm(Term):
 
 
 class Merged(HyperNetworkTerm):
-    """The adapter is added to the weights when the step is trained, before fusion; the linear embedding is trained along with it."""
+    """The adapter is added to the weights when the step is trained, before fusion; the linear embedding is trained
+    along with it.
+    """
 
     use = "merged"
     moves_embedding = True
@@ -281,14 +314,18 @@ class Averaged(_OverFirst):
 
 
 class Routed(_OverFirst):
-    """A learned site is served by the network that its own adapter gives; any other by a mixture, see :mod:`reid.run.routing`."""
+    """A learned site is served by the network that its own adapter gives; any other by a mixture, see
+    :mod:`reid.run.routing`.
+    """
 
     use = "routed"
     routes = True
 
 
 class Beside(HyperNetworkTerm):
-    """In a method's ``adapter`` list: every learned site, the first too, has an adapter of its own beside the weights that the other parts give."""
+    """In a method's ``adapter`` list: every learned site, the first too, has an adapter of its own beside the weights
+    that the other parts give.
+    """
 
     use = "beside"
     listed = "in a method's adapter list, and nowhere else"

@@ -10,12 +10,16 @@ from prototypes.distribution import affinity
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of logits ``[B, K]`` with labels ``[B]``, smoothed as by Szegedy et al. (CVPR 2016): 1 - ε on the label, ε/K on each."""
+    """Mean cross-entropy of logits ``[B, K]`` with labels ``[B]``, smoothed as by Szegedy et al. (CVPR 2016): 1 - ε on
+    the label, ε/K on each.
+    """
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
 def pairwise_distance(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean distances ``[A, B]`` of rows; the root is taken of at least 1e-12, so that its gradient stays finite at zero."""
+    """Euclidean distances ``[A, B]`` of rows; the root is taken of at least 1e-12, so that its gradient stays finite at
+    zero.
+    """
     squared = left.square().sum(1, keepdim=True) + right.square().sum(1) - 2 * left @ right.T
     return squared.clamp(min=1e-12).sqrt()
 
@@ -23,9 +27,9 @@ def pairwise_distance(left: Tensor, right: Tensor) -> Tensor:
 def batch_hard_triplet(embedding: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
     """Batch-hard triplet loss (Hermans et al., 2017) of embeddings ``[B, D]`` with labels ``[B]``.
 
-    With the farthest crop of the same identity at d⁺ and the nearest of another at d⁻, the mean over anchors of max(0, margin + d⁺ - d⁻), or of
-    the soft margin log(1 + exp(d⁺ - d⁻)) where ``margin`` is None. An anchor is its own positive only if it has no other. An anchor without a
-    negative counts as zero.
+    With the farthest crop of the same identity at d⁺ and the nearest of another at d⁻, the mean over anchors of max(0,
+    margin + d⁺ - d⁻), or of the soft margin log(1 + exp(d⁺ - d⁻)) where ``margin`` is None. An anchor is its own
+    positive only if it has no other. An anchor without a negative counts as zero.
     """
     distance = pairwise_distance(embedding.float(), embedding.float())
     same = labels[:, None] == labels[None, :]
@@ -37,15 +41,23 @@ def batch_hard_triplet(embedding: Tensor, labels: Tensor, margin: float | None =
 
 
 def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
-    """Learning without forgetting (Li & Hoiem, TPAMI 2018): T² · KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the rows of ``[B, K]``."""
+    """Learning without forgetting (Li & Hoiem, TPAMI 2018): T² · KL(softmax(teacher/T) ‖ softmax(student/T)), mean over
+    the rows of ``[B, K]``.
+    """
     target = F.log_softmax(teacher.float() / temperature, 1)
-    return temperature**2 * F.kl_div(F.log_softmax(student.float() / temperature, 1), target, reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(
+        F.log_softmax(student.float() / temperature, 1), target, reduction="batchmean", log_target=True
+    )
 
 
-def relation_distillation(student: Tensor, teacher: Tensor, temperature: float = 0.1, *, reverse: bool = False) -> Tensor:
-    """KL(R_old ‖ R_new) between the affinities of teacher and student embeddings ``[B, ·]``, mean over rows (as in LSTKC and DASK).
+def relation_distillation(
+    student: Tensor, teacher: Tensor, temperature: float = 0.1, *, reverse: bool = False
+) -> Tensor:
+    """KL(R_old ‖ R_new) between the affinities of teacher and student embeddings ``[B, ·]``, mean over rows (as in
+    LSTKC and DASK).
 
-    ``reverse`` gives KL(R_new ‖ R_old), the direction of DKP++, which asks that no relation be made that the teacher does not see.
+    ``reverse`` gives KL(R_new ‖ R_old), the direction of DKP++, which asks that no relation be made that the teacher
+    does not see.
     """
     new, old = affinity(student, temperature), affinity(teacher, temperature)
     given, target = (old, new) if reverse else (new, old)
@@ -53,7 +65,8 @@ def relation_distillation(student: Tensor, teacher: Tensor, temperature: float =
 
 
 def set_triplet(anchors: Tensor, anchor_labels: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
-    """Soft-margin batch-hard triplet between draws and centres (DKP, CVPR 2024): mean over anchors of log(1 + exp(d⁺ - d⁻)).
+    """Soft-margin batch-hard triplet between draws and centres (DKP, CVPR 2024): mean over anchors of log(1 + exp(d⁺ -
+    d⁻)).
 
     Args:
         anchors: ``[A, D]``.
@@ -69,12 +82,14 @@ def set_triplet(anchors: Tensor, anchor_labels: Tensor, centres: Tensor, labels:
 
 
 def rectified_affinity(first: Tensor, second: Tensor, labels: Tensor, *, mean: bool = False) -> Tensor:
-    """Correct one affinity matrix by another and by the labels: the target of LSTKC (AAAI 2024), and with ``mean`` of LSTKC++ (TPAMI 2025).
+    """Correct one affinity matrix by another and by the labels: the target of LSTKC (AAAI 2024), and with ``mean`` of
+    LSTKC++ (TPAMI 2025).
 
-    In row i, let P be the largest value of another identity and N the smallest of the same one, the diagonal left out. A value of the same identity
-    is right above P (the diagonal always is), one of another identity is right unless above N. The target takes the first matrix where it is right,
-    else the second where that is; where both are right, ``mean`` takes their average. Where both are wrong it takes the larger P of the two for the
-    same identity and the smaller N for another. Rows are brought to sum 1.
+    In row i, let P be the largest value of another identity and N the smallest of the same one, the diagonal left out.
+    A value of the same identity is right above P (the diagonal always is), one of another identity is right unless
+    above N. The target takes the first matrix where it is right, else the second where that is; where both are right,
+    ``mean`` takes their average. Where both are wrong it takes the larger P of the two for the same identity and the
+    smaller N for another. Rows are brought to sum 1.
 
     Args:
         first: ``[B, B]``, rows of probabilities.
@@ -88,7 +103,11 @@ def rectified_affinity(first: Tensor, second: Tensor, labels: Tensor, *, mean: b
     def judged(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         highest_negative = rows.masked_fill(same, 0).amax(1, keepdim=True)
         lowest_positive = rows.masked_fill(~same | own, torch.inf).amin(1, keepdim=True)
-        return torch.where(same, (rows > highest_negative) | own, rows <= lowest_positive), highest_negative, lowest_positive
+        return (
+            torch.where(same, (rows > highest_negative) | own, rows <= lowest_positive),
+            highest_negative,
+            lowest_positive,
+        )
 
     right, first_p, first_n = judged(first)
     right_too, second_p, second_n = judged(second)
@@ -100,7 +119,9 @@ def rectified_affinity(first: Tensor, second: Tensor, labels: Tensor, *, mean: b
 
 def affinity_divergence(target: Tensor, student: Tensor, temperature: float = 0.1) -> Tensor:
     """KL(T ‖ R_new) of a target affinity ``[B, B]`` and that of student embeddings ``[B, D]``, mean over rows."""
-    return F.kl_div(affinity(student, temperature), target.clamp(min=1e-12).log(), reduction="batchmean", log_target=True)
+    return F.kl_div(
+        affinity(student, temperature), target.clamp(min=1e-12).log(), reduction="batchmean", log_target=True
+    )
 
 
 def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:

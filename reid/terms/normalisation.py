@@ -6,13 +6,15 @@ from reid.terms.term import Step, Term
 
 
 class FixedStatistics(Term):
-    """From the second domain on the backbone normalises by the statistics that it has, in training as when it is matched.
+    """From the second domain on the backbone normalises by the statistics that it has, in training as when it is
+    matched.
 
-    In training mode a network is fitted to the statistics of each batch, so to the new domain's alone, and no statistics are right for it once its
-    weights are averaged with those of a network that was fitted to others. Held, both networks that are averaged normalise alike, old domains see the
-    statistics that they were learned with, and the new domain is brought to them by the weights. Freezing after pre-training is usual in detection
-    (Ren et al., NeurIPS 2015); Pham et al. (ICLR 2022) show what BatchNorm costs in continual learning. It has no loss, and changes nothing in a
-    network without BatchNorm or dropout. The neck is not held.
+    In training mode a network is fitted to the statistics of each batch, so to the new domain's alone, and no
+    statistics are right for it once its weights are averaged with those of a network that was fitted to others. Held,
+    both networks that are averaged normalise alike, old domains see the statistics that they were learned with, and the
+    new domain is brought to them by the weights. Freezing after pre-training is usual in detection (Ren et al., NeurIPS
+    2015); Pham et al. (ICLR 2022) show what BatchNorm costs in continual learning. It has no loss, and changes nothing
+    in a network without BatchNorm or dropout. The neck is not held.
     """
 
     def begin(self, step: Step) -> None:

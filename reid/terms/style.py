@@ -1,4 +1,6 @@
-"""Input-side distribution modelling: terms that keep a domain's look, and make the ``aligned`` view from the looks kept before."""
+"""Input-side distribution modelling: terms that keep a domain's look, and make the ``aligned`` view from the looks kept
+before.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Aligner(Term):
     """What both aligners share; ``look`` begins the names of what one keeps.
 
     Args:
-        domains: ``last`` aligns to the domain before, as published; ``all`` draws one of the learned domains for each crop (or batch, for a network).
+        domains: ``last`` aligns to the domain before, as published; ``all`` draws one of the learned domains for each
+            crop (or batch, for a network).
     """
 
     look: ClassVar[str]
@@ -46,7 +49,9 @@ class StyleStatisticsTerm(Aligner):
     def begin(self, step: Step) -> None:
         """Offer the ``aligned`` view, if any look is kept."""
         kept = [
-            StyleStatistics.from_array(memory.arrays["style.statistics"]).numbers for memory in step.memories if "style.statistics" in memory.arrays
+            StyleStatistics.from_array(memory.arrays["style.statistics"]).numbers
+            for memory in step.memories
+            if "style.statistics" in memory.arrays
         ]
         if not kept:
             return
@@ -67,9 +72,11 @@ class StyleStatisticsTerm(Aligner):
 
 
 class StyleNetworkTerm(Aligner):
-    """A network per domain that pulls any crop towards its look: DTNet of DKP++ (TPAMI 2025), AKPNet of DASK (AAAI 2025); 2.2 MB in fp16.
+    """A network per domain that pulls any crop towards its look: DTNet of DKP++ (TPAMI 2025), AKPNet of DASK (AAAI
+    2025); 2.2 MB in fp16.
 
-    Trained at the end of the step, on its crops alone, by undoing random changes of their channel statistics (Adam, β = (0, 0.999)).
+    Trained at the end of the step, on its crops alone, by undoing random changes of their channel statistics (Adam, β =
+    (0, 0.999)).
 
     Args:
         domains: which of the learned domains to align to.
@@ -81,7 +88,9 @@ class StyleNetworkTerm(Aligner):
     keeps = "style"
     look = f"style.{PREFIX}"
 
-    def __init__(self, domains: LearnedDomains = "last", iterations: int = 300, batch: int = 64, lr: float = 2e-4) -> None:
+    def __init__(
+        self, domains: LearnedDomains = "last", iterations: int = 300, batch: int = 64, lr: float = 2e-4
+    ) -> None:
         super().__init__(domains)
         self.iterations, self.batch, self.lr = iterations, batch, lr
 
@@ -89,7 +98,11 @@ class StyleNetworkTerm(Aligner):
         """Offer the ``aligned`` view, if any look is kept."""
         networks = []
         for memory in step.memories:
-            weights = {name.removeprefix(f"style.{PREFIX}"): array for name, array in memory.arrays.items() if name.startswith(f"style.{PREFIX}")}
+            weights = {
+                name.removeprefix(f"style.{PREFIX}"): array
+                for name, array in memory.arrays.items()
+                if name.startswith(f"style.{PREFIX}")
+            }
             if weights:
                 network = _network(step)
                 network.load_arrays(weights)

@@ -1,4 +1,6 @@
-"""One look at a step's train crops as they are, without augmentation and in eval mode: what the end of a step is made from."""
+"""One look at a step's train crops as they are, without augmentation and in eval mode: what the end of a step is made
+from.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Survey:
         device: where models are.
     """
 
-    def __init__(self, store: CropStore, positions: NDArray[np.int64], labels: NDArray[np.int64], device: torch.device) -> None:
+    def __init__(
+        self, store: CropStore, positions: NDArray[np.int64], labels: NDArray[np.int64], device: torch.device
+    ) -> None:
         self.store = store
         self.positions = positions
         self.labels = labels
@@ -43,12 +47,16 @@ class Survey:
             yield torch.from_numpy(self.store.crops[rows]).to(self.device), self.labels[start : start + size]
 
     def shuffled(self, *seed: int) -> Survey:
-        """The same crops in another order, as for anything that looks at batches: rows of a table are sorted by person."""
+        """The same crops in another order, as for anything that looks at batches: rows of a table are sorted by
+        person.
+        """
         order = numpy_generator(*seed, "survey").permutation(len(self))
         return Survey(self.store, self.positions[order], self.labels[order], self.device)
 
     def sample(self, count: int, *seed: int | str) -> Survey:
-        """So many of the crops at most, drawn without replacement and in their order, with one of each identity while there is room."""
+        """So many of the crops at most, drawn without replacement and in their order, with one of each identity while
+        there is room.
+        """
         if len(self) <= count:
             return self
         order = numpy_generator(*seed, "sample").permutation(len(self))

@@ -64,7 +64,8 @@ class Step:
 
 @dataclass
 class Batch:
-    """One training batch; views and outputs are computed once and only when asked for, each from random numbers of its own.
+    """One training batch; views and outputs are computed once and only when asked for, each from random numbers of its
+    own.
 
     Attributes:
         crops: augmented crops, the ``plain`` view, ``[B, H, W, 3]`` in 0..255.
@@ -136,9 +137,11 @@ class Term(nn.Module):
     """
 
     teachers: ClassVar[tuple[str, ...]] = ()
-    """Frozen networks that the term asks for. A term with a teacher has no part in the first step, where there is none."""
+    """Frozen networks that the term asks for. A term with a teacher has no part in the first step, where there is none.
+    """
     reads: ClassVar[tuple[str, ...]] = ()
-    """Kinds of memory that it can't do without, as ``prototypes``; it has no part in a step before which none is kept."""
+    """Kinds of memory that it can't do without, as ``prototypes``; it has no part in a step before which none is kept.
+    """
     keeps: ClassVar[str | None] = None
     """The kind of memory that it keeps."""
     head: HeadKind | None = None
@@ -157,7 +160,9 @@ class Term(nn.Module):
         return ()
 
     def check(self, model: ReidModel) -> None:
-        """Raise ConfigError if the term can't be used with this model; asked of every step, before anything is decoded or trained."""
+        """Raise ConfigError if the term can't be used with this model; asked of every step, before anything is decoded
+        or trained.
+        """
 
     def begin(self, step: Step) -> None:
         """Once, before training on the domain; may train something of its own."""
@@ -173,10 +178,14 @@ class Term(nn.Module):
         """Update moving averages and the like."""
 
     def after_training(self, step: Step) -> None:
-        """Once, after the last iteration and before fusion; not part of the resume state, so it is done again if the step's end is cut short."""
+        """Once, after the last iteration and before fusion; not part of the resume state, so it is done again if the
+        step's end is cut short.
+        """
 
     def weights_for_next(self, step: Step) -> Mapping[str, Mapping[str, Tensor]]:
-        """Return further weights that the next step needs, by name; sealed beside the model, and those of the step before are needed no more."""
+        """Return further weights that the next step needs, by name; sealed beside the model, and those of the step
+        before are needed no more.
+        """
         return {}
 
     def end(self, step: Step) -> Mapping[str, Tensor]:

@@ -19,7 +19,8 @@ class PrototypeTransfer(Term):
     Args:
         weight: factor of the loss; published 0.1 (DKP) and 1.5 (DKP++).
         view: which crops it looks at.
-        domains: ``last`` uses the prototypes of the domain before, as published; ``all`` those of every domain, which a transport must keep fresh.
+        domains: ``last`` uses the prototypes of the domain before, as published; ``all`` those of every domain, which a
+            transport must keep fresh.
         assign: λ₁, temperature of the assignment to old identities.
         relate: λ₂, temperature of the relations.
         detach: keep the gradient out of the target; published: it flows through both sides.
@@ -28,9 +29,14 @@ class PrototypeTransfer(Term):
     reads = ("prototypes",)
 
     def __init__(
-        self, weight: float = 1.0, view: View = "plain", domains: LearnedDomains = "last", assign: float = 0.1, relate: float = 0.1,
+        self,
+        weight: float = 1.0,
+        view: View = "plain",
+        domains: LearnedDomains = "last",
+        assign: float = 0.1,
+        relate: float = 0.1,
         detach: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(weight, view)
         check_choice("domains", domains, LearnedDomains, ValueError)
         self.every = domains == "all"

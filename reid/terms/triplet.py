@@ -16,11 +16,14 @@ class Triplet(Term):
         weight: factor of the loss.
         view: which crops it looks at.
         margin: a number, or None for the soft margin.
-        unit: compare embeddings at unit length, as they are matched. Off, as in "bag of tricks", the soft margin is most easily lowered by making all
-            embeddings short and alike, and what unit vectors tell is lost with every domain (docs/methods.md).
+        unit: compare embeddings at unit length, as they are matched. Off, as in "bag of tricks", the soft margin is
+            most easily lowered by making all embeddings short and alike, and what unit vectors tell is lost with every
+            domain (docs/methods.md).
     """
 
-    def __init__(self, weight: float = 1.0, view: View = "plain", margin: float | None = None, unit: bool = True) -> None:
+    def __init__(
+        self, weight: float = 1.0, view: View = "plain", margin: float | None = None, unit: bool = True
+    ) -> None:
         super().__init__(weight, view)
         self.margin = margin
         self.unit = unit
@@ -28,4 +31,6 @@ class Triplet(Term):
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
         embedding = batch.output(self.view).embedding
-        return losses.batch_hard_triplet(F.normalize(embedding, dim=1) if self.unit else embedding, batch.labels, self.margin)
+        return losses.batch_hard_triplet(
+            F.normalize(embedding, dim=1) if self.unit else embedding, batch.labels, self.margin
+        )

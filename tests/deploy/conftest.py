@@ -25,7 +25,9 @@ def golden_crops():
 def make_bundle(tmp_path, projection, golden_crops):
     """Write a bundle; arguments replace its parts, ``options`` those of the graph."""
 
-    def make(name="bundle", *, model=None, crops=golden_crops, embeddings=None, changes=None, transport=None, **options) -> Bundle:
+    def make(
+        name="bundle", *, model=None, crops=golden_crops, embeddings=None, changes=None, transport=None, **options
+    ) -> Bundle:
         return write_bundle(
             tmp_path / name,
             model_onnx=graph(projection, **options) if model is None else model,

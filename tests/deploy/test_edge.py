@@ -20,7 +20,9 @@ TRAINING = ("torch", "torchvision", "timm", "onnx", "safetensors", "sklearn")
 
 def run(code, *arguments, blocked=TRAINING):
     script = BLOCK.format(blocked=blocked) + code
-    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -31,7 +33,10 @@ import deploy, deploy.gallery.sources, deploy.answers.picture
 print(sorted({"torch", "faiss", "onnxruntime", "onnx", "timm", "reid"} & set(sys.modules)))
 print(sorted(deploy.__all__))
 """
-    assert run(code, blocked=(*TRAINING, "faiss", "onnxruntime")).splitlines() == ["[]", "['Bundle', 'Embeddings', 'Encoder', 'Gallery', 'Match']"]
+    assert run(code, blocked=(*TRAINING, "faiss", "onnxruntime")).splitlines() == [
+        "[]",
+        "['Bundle', 'Embeddings', 'Encoder', 'Gallery', 'Match']",
+    ]
 
 
 def test_encoder_gallery_query_and_picture_without_torch(bundle, people, tmp_path):

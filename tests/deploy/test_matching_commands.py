@@ -1,4 +1,6 @@
-"""``reid calibrate``, ``query`` and ``evaluate --open-set`` as they are typed, with a bundle small enough to build in a moment."""
+"""``reid calibrate``, ``query`` and ``evaluate --open-set`` as they are typed, with a bundle small enough to build in a
+moment.
+"""
 
 import json
 import sys
@@ -59,7 +61,9 @@ def test_calibrate_measures_and_keeps(reid, bundle, site):
     assert "same person" in text
     assert "among 10,000 strangers" in text
     kept = Bundle.load(bundle.folder).thresholds["site"]
-    assert {name: kept[name] for name in ("score", "unsure", "fpr")} == {name: dry[name] for name in ("score", "unsure", "fpr")}
+    assert {name: kept[name] for name in ("score", "unsure", "fpr")} == {
+        name: dry[name] for name in ("score", "unsure", "fpr")
+    }
     assert "13 people" in text
 
 
@@ -95,7 +99,13 @@ def test_a_query_is_judged_once_the_bundle_is_calibrated(reid, bundle, site, gal
     assert [match["id"] for match in judged] == [match["id"] for match in plain]
     limits = Bundle.load(bundle.folder).thresholds["site"]
     for match in judged:
-        wanted = "same person" if match["score"] >= limits["score"] else "unsure" if match["score"] >= limits["unsure"] else "no match"
+        wanted = (
+            "same person"
+            if match["score"] >= limits["score"]
+            else "unsure"
+            if match["score"] >= limits["unsure"]
+            else "no match"
+        )
         assert match["verdict"] == wanted
     assert judged[0]["verdict"] == "same person"
     assert "same person" in reid("query", gallery, image)
@@ -107,10 +117,22 @@ def test_no_match_is_said_clearly(reid, bundle, site, gallery, tmp_path):
     text = reid("query", gallery, stranger, "--threshold", "0.99")
     assert f"{stranger}: no match (the best score is" in text.replace("\n", "")
     assert "by a score of 0.99" in text.replace("\n", "")
-    assert {match["verdict"] for match in reid("query", gallery, stranger, "--threshold", "0.99", "--json")} == {"no match"}
-    revise_bundle(bundle.folder, {"thresholds": {"a": {"fpr": 0.1, "score": 0.2, "unsure": -1}, "b": {"fpr": 0.001, "score": 0.98, "unsure": 0.97}}})
+    assert {match["verdict"] for match in reid("query", gallery, stranger, "--threshold", "0.99", "--json")} == {
+        "no match"
+    }
+    revise_bundle(
+        bundle.folder,
+        {
+            "thresholds": {
+                "a": {"fpr": 0.1, "score": 0.2, "unsure": -1},
+                "b": {"fpr": 0.001, "score": 0.98, "unsure": 0.97},
+            }
+        },
+    )
     assert "no match" in reid("query", gallery, stranger), "the most conservative domain is the default"
-    assert {match["verdict"] for match in reid("query", gallery, stranger, "--threshold", "a", "--top", "1", "--json")} <= {"same person", "unsure"}
+    assert {
+        match["verdict"] for match in reid("query", gallery, stranger, "--threshold", "a", "--top", "1", "--json")
+    } <= {"same person", "unsure"}
     assert "it is calibrated on a, b" in reid("query", gallery, stranger, "--threshold", "c", code=2)
 
 
@@ -133,15 +155,32 @@ def test_refined_answers_say_what_they_are_ranked_by(reid, site, gallery, tmp_pa
 def test_what_the_times_rule_out_goes_last_or_away(reid, site, gallery, tmp_path):
     rules = tmp_path / "rules.csv"
     rules.write_text("from,to,min,max\ngate,yard,0,30\n")
-    asked = ("query", gallery, site / "3_0.png", "--top", "60", "--transitions", rules, "--seen-at", "gate", "2026-01-01T12:03:00+00:00")
+    asked = (
+        "query",
+        gallery,
+        site / "3_0.png",
+        "--top",
+        "60",
+        "--transitions",
+        rules,
+        "--seen-at",
+        "gate",
+        "2026-01-01T12:03:00+00:00",
+    )
     found = reid(*asked, "--json")
-    assert [match["possible"] for match in found if match["possible"] is False] == [match["possible"] for match in found][-22:]
-    assert {match["camera"] for match in found if match["possible"] is None} == {"hall", "yard"}, "before the query, nothing is known of the yard"
+    assert [match["possible"] for match in found if match["possible"] is False] == [
+        match["possible"] for match in found
+    ][-22:]
+    assert {match["camera"] for match in found if match["possible"] is None} == {"hall", "yard"}, (
+        "before the query, nothing is known of the yard"
+    )
     assert [match["source"] for match in found if match["possible"] is True] == [str(site / "3_1.png")]
     assert all(match["possible"] is not False for match in reid(*asked, "--remove-impossible", "--json"))
     assert "impossible" in reid(*asked)
     assert "give both or neither" in reid("query", gallery, site / "3_0.png", "--transitions", rules, code=2)
-    assert "has no zone" in reid("query", gallery, site / "3_0.png", "--transitions", rules, "--seen-at", "gate", "2026-01-01T12:03:00", code=1)
+    assert "has no zone" in reid(
+        "query", gallery, site / "3_0.png", "--transitions", rules, "--seen-at", "gate", "2026-01-01T12:03:00", code=1
+    )
 
 
 def test_open_set_metrics_beside_the_others(reid, bundle, site):

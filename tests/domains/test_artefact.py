@@ -34,7 +34,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def run_until_killed(code, *arguments):
     """Run code in a process of its own that kills itself with SIGKILL."""
     program = "import os, signal, sys\nfrom pathlib import Path\nfrom domains import artefact\n" + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
@@ -59,7 +61,7 @@ def rewrite(folder, change):
     file.write_text(json.dumps({"id": content_id(manifest), **manifest}))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ one file
+# ------------------------------------------------------------------------------------------------------------- one file
 
 
 def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):
@@ -89,7 +91,11 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path, monkeypatch, momen
 def test_killed_before_the_rename_leaves_the_old_file(tmp_path, moment):
     file = tmp_path / "x.bin"
     write_atomic(file, b"old")
-    run_until_killed(f"{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nartefact.write_atomic(Path(sys.argv[1]), b'new' * 99999)", file)
+    run_until_killed(
+        f"{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nartefact.write_atomic(Path(sys.argv[1]), b'new' "
+        "* 99999)",
+        file,
+    )
     assert file.read_bytes() == b"old"
     write_atomic(file, b"next")
     assert file.read_bytes() == b"next"
@@ -98,7 +104,10 @@ def test_killed_before_the_rename_leaves_the_old_file(tmp_path, moment):
 def test_killed_after_the_rename_has_the_new_file(tmp_path):
     file = tmp_path / "x.bin"
     write_atomic(file, b"old")
-    code = "artefact.fsync_folder = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nartefact.write_atomic(Path(sys.argv[1]), b'new' * 99999)"
+    code = (
+        "artefact.fsync_folder = lambda *_: os.kill(os.getpid(), "
+        "signal.SIGKILL)\nartefact.write_atomic(Path(sys.argv[1]), b'new' * 99999)"
+    )
     run_until_killed(code, file)
     assert file.read_bytes() == b"new" * 99999
     assert os.listdir(tmp_path) == ["x.bin"]
@@ -107,15 +116,23 @@ def test_killed_after_the_rename_has_the_new_file(tmp_path):
 def test_data_is_synced_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
     order = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: order.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file") or fsync(handle))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: order.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file") or fsync(handle),
+    )
     monkeypatch.setattr(Path, "replace", lambda self, target: order.append("rename") or replace(self, target))
     write_atomic(tmp_path / "x", b"1")
     assert order == ["file", "rename", "folder"]
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]))
-plain = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | words
-json_values = st.recursive(plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4), max_leaves=12)
+plain = (
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | words
+)
+json_values = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4), max_leaves=12
+)
 
 
 @given(json_values)
@@ -129,7 +146,15 @@ def test_json_round_trip_and_content_id(tmp_path_factory, value):
 
 def test_content_id_ignores_order_of_keys_and_nothing_else():
     assert content_id({"a": 1, "b": [1, 2]}) == content_id({"b": [1, 2], "a": 1})
-    assert len({content_id(value) for value in ({"a": 1}, {"a": "1"}, {"a": 1.5}, {"b": 1}, {"a": [1]}, ["a", 1], {"a": None})}) == 7
+    assert (
+        len(
+            {
+                content_id(value)
+                for value in ({"a": 1}, {"a": "1"}, {"a": 1.5}, {"b": 1}, {"a": [1]}, ["a", 1], {"a": None})
+            }
+        )
+        == 7
+    )
 
 
 def test_not_a_number_is_neither_written_nor_read(tmp_path):
@@ -169,7 +194,7 @@ def test_sha256_file(tmp_path):
             sha256_file(path)
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- folders
+# -------------------------------------------------------------------------------------------------------------- folders
 
 
 def test_sealing_is_whole_or_not_there(tmp_path):
@@ -224,7 +249,9 @@ def test_killed_after_sealing_has_all_of_it(tmp_path):
 
 def test_every_file_and_new_folder_is_synced(tmp_path, monkeypatch):
     synced, fsync = set(), os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(os.path.realpath(f"/proc/self/fd/{handle}")) or fsync(handle))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: synced.add(os.path.realpath(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
     with sealing(tmp_path / "new" / "step") as temporary:
         (temporary / "inner").mkdir()
         (temporary / "inner" / "a.bin").write_bytes(b"a")
@@ -233,7 +260,7 @@ def test_every_file_and_new_folder_is_synced(tmp_path, monkeypatch):
     assert {str(path) for path in wanted} <= synced
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- manifests
+# ------------------------------------------------------------------------------------------------------------ manifests
 
 
 def test_manifest_round_trip(tmp_path):
@@ -253,7 +280,9 @@ def test_the_id_depends_on_files_body_and_parent(tmp_path):
 
     one = identity(b"1", {"x": 1}, None)
     assert identity(b"1", {"x": 1}, None) == one
-    assert len({one, identity(b"2", {"x": 1}, None), identity(b"1", {"x": 2}, None), identity(b"1", {"x": 1}, "p")}) == 4
+    assert (
+        len({one, identity(b"2", {"x": 1}, None), identity(b"1", {"x": 2}, None), identity(b"1", {"x": 1}, "p")}) == 4
+    )
 
 
 def test_changed_bytes_are_seen(tmp_path):
@@ -269,7 +298,9 @@ def test_changed_bytes_are_seen(tmp_path):
         read(folder)
 
 
-@pytest.mark.parametrize("change", [{"method": "x"}, {"parent": "p"}, {"id": "0"}, {"files": {}}, {"extra": 1}, {"code": "1"}])
+@pytest.mark.parametrize(
+    "change", [{"method": "x"}, {"parent": "p"}, {"id": "0"}, {"files": {}}, {"extra": 1}, {"code": "1"}]
+)
 def test_a_changed_manifest_is_seen(tmp_path, change):
     folder = seal(tmp_path / "step", method="default")
     manifest = json.loads((folder / "m.json").read_text()) | change
@@ -296,7 +327,10 @@ def test_other_schemas_are_refused(tmp_path, schema):
         read(folder)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '{"kind": "other"}', '{"kind": "test", "schema": 1}', '{"kind": "test", "schema": 1, "files": []}'])
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", '{"kind": "other"}', '{"kind": "test", "schema": 1}', '{"kind": "test", "schema": 1, "files": []}'],
+)
 def test_what_is_no_manifest(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(ArtefactError):
@@ -312,7 +346,9 @@ def test_odd_values_are_an_artefact_error(tmp_path, value):
 
 def test_deep_nesting_is_an_artefact_error(tmp_path):
     for depth in (500, 900, 990, 5000, 50_000):
-        (tmp_path / "m.json").write_text('{"kind": "test", "schema": 1, "files": {}, "id": "1", "x": ' + "[" * depth + "]" * depth + "}")
+        (tmp_path / "m.json").write_text(
+            '{"kind": "test", "schema": 1, "files": {}, "id": "1", "x": ' + "[" * depth + "]" * depth + "}"
+        )
         with pytest.raises(ArtefactError):
             read(tmp_path)
 
@@ -326,7 +362,7 @@ def test_a_link_to_other_bytes_is_seen(tmp_path):
         read(folder)
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- versions
+# ------------------------------------------------------------------------------------------------------------- versions
 
 
 def test_source_hash_is_of_the_sources(tmp_path, monkeypatch):

@@ -56,8 +56,15 @@ def test_a_healthy_domain(tmp_path):
         "gallery": (2, 2, 1, 0),
     }
     assert report.identities_per_camera == {"a": {"train": 2, "test": 1}, "b": {"train": 2, "test": 2}}
-    assert (report.singletons, report.shared, report.unreadable, report.tiny, report.duplicates, report.dropped) == ((),) * 6
-    assert (report.scored, report.train_crops, report.train_identities, report.train_bytes) == (1, 4, 2, 4 * 64 * 32 * 3)
+    assert (report.singletons, report.shared, report.unreadable, report.tiny, report.duplicates, report.dropped) == (
+        (),
+    ) * 6
+    assert (report.scored, report.train_crops, report.train_identities, report.train_bytes) == (
+        1,
+        4,
+        2,
+        4 * 64 * 32 * 3,
+    )
     assert report.train_seconds is None
     assert "domain site: csv layout" in text(report)
     assert "1 of 1 queries can be scored" in text(report)
@@ -84,8 +91,11 @@ def test_unreadable_images_are_named_and_left_out_of_everything(tmp_path, capfd)
     (tmp_path / "train_8.png").unlink()
     report = check(domain)
     assert {(item.split, item.path) for item in report.unreadable} == {
-        ("train", "train_0.png"), ("gallery", "gallery_6.png"), ("query", "query_9.png"), ("train", "train_8.png"),
-    }  # fmt: skip
+        ("train", "train_0.png"),
+        ("gallery", "gallery_6.png"),
+        ("query", "query_9.png"),
+        ("train", "train_8.png"),
+    }
     reasons = {item.path: item.reason for item in report.unreadable}
     assert "damaged" in reasons["train_0.png"]
     assert "not a PNG" in reasons["gallery_6.png"]
@@ -126,7 +136,16 @@ def test_exact_duplicates_across_splits(tmp_path):
 
 
 def test_each_dropped_query_names_its_rule(tmp_path):
-    entries = ["query 1 a", "query 12 3", "query -1 a", "query 2 a", "gallery 12 3", "gallery 12 3", "gallery 2 b", "gallery -1 b"]
+    entries = [
+        "query 1 a",
+        "query 12 3",
+        "query -1 a",
+        "query 2 a",
+        "gallery 12 3",
+        "gallery 12 3",
+        "gallery 2 b",
+        "gallery -1 b",
+    ]
     report = check(build(tmp_path, entries))
     assert [(item.path, item.identity, item.camera, item.reason) for item in report.dropped] == [
         ("query_0.png", "1", "a", "no gallery crop of identity 1"),
@@ -134,7 +153,8 @@ def test_each_dropped_query_names_its_rule(tmp_path):
             "query_1.png",
             "12",
             "3",
-            "identity 12 is in the gallery only under the query's own camera 3 (rule: drop same camera); use same_camera=keep",
+            "identity 12 is in the gallery only under the query's own camera 3 (rule: drop same camera); use "
+            "same_camera=keep",
         ),
         ("query_2.png", "junk", "a", "the query is junk: it has no identity"),
     ]

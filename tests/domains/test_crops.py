@@ -52,7 +52,9 @@ def test_cut_off_images_are_refused(suffix, share):
 
 @given(
     data=st.binary(max_size=300),
-    start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM", b"P6", b"P5\n", b"\xff\xd8\xff\xc0", b"RIFF....WEBPVP8X"]),
+    start=st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"BM", b"P6", b"P5\n", b"\xff\xd8\xff\xc0", b"RIFF....WEBPVP8X"]
+    ),
 )
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_decode_or_raise_data_error(data, start):
@@ -105,14 +107,18 @@ def test_bombs_are_refused_by_their_header(data, monkeypatch):
 
 
 def test_a_header_that_says_one_thing_to_us_and_another_to_the_decoder():
-    """A marker without length makes a JPEG decoder read on where a careless reader skips: to a large frame where we would see a small one."""
+    """A marker without length makes a JPEG decoder read on where a careless reader skips: to a large frame where we
+    would see a small one.
+    """
     large = encoded(".jpg", np.zeros((3000, 2000, 3), np.uint8))
     scan = large.index(b"\xff\xda")
     small = b"\xff\xc0\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00"
     comment = b"\xff\xfe" + struct.pack(">H", len(small) + 2) + small
     for marker in (0x01, 0xD0, 0xD7):
         body = large[2:scan]
-        forged = b"\xff\xd8\xff" + bytes([marker]) + struct.pack(">H", 2 + len(body) + 4) + body + comment + large[scan:]
+        forged = (
+            b"\xff\xd8\xff" + bytes([marker]) + struct.pack(">H", 2 + len(body) + 4) + body + comment + large[scan:]
+        )
         if marker == 0x01:
             assert cv2.imdecode(np.frombuffer(forged, np.uint8), cv2.IMREAD_COLOR).shape == (3000, 2000, 3)
         with pytest.raises(DataError, match="damaged"):
@@ -133,7 +139,9 @@ def test_the_limits_themselves(monkeypatch):
     assert MAX_PIXELS * 3 <= 2**28
 
 
-@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\xff\xd8", b"\xff\xd8\xff", b"P6", b"P6 x y", b"P6 0 5 255\n", b"BM", png_header(0, 5)])
+@pytest.mark.parametrize(
+    "data", [b"", b"GIF89a", b"\xff\xd8", b"\xff\xd8\xff", b"P6", b"P6 x y", b"P6 0 5 255\n", b"BM", png_header(0, 5)]
+)
 def test_what_is_no_image(data):
     with pytest.raises(DataError):
         decode_crop(data)
@@ -152,7 +160,11 @@ def test_reading_names_the_file(tmp_path):
     np.testing.assert_array_equal(read_crop(str(file)), PICTURE)
     assert CropSpec(32, 16).read(file).shape == (32, 16, 3)
     file.write_bytes(b"nothing")
-    for path, message in ((file, "can't use image"), (tmp_path / "b.png", "No such file"), (tmp_path, "can't read image")):
+    for path, message in (
+        (file, "can't use image"),
+        (tmp_path / "b.png", "No such file"),
+        (tmp_path, "can't read image"),
+    ):
         with pytest.raises(DataError, match=message) as caught:
             read_crop(path)
         assert str(path) in str(caught.value)
@@ -190,7 +202,15 @@ def test_batch_is_each_crop_by_itself():
 
 @pytest.mark.parametrize(
     "bad",
-    [None, [[1]], np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), "x"],
+    [
+        None,
+        [[1]],
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        "x",
+    ],
 )
 def test_what_is_no_crop_is_refused(bad):
     with pytest.raises(DataError, match="uint8 RGB"):

@@ -60,7 +60,12 @@ def test_order_of_rows_changes_nothing_and_every_row_survives(rows, rng):
     assert again.identities == domain.identities
     assert again.cameras == domain.cameras
     for (_, a), (_, b) in zip(again.splits(), domain.splits(), strict=True):
-        assert (a.paths, a.pids.tolist(), a.camids.tolist(), a.times) == (b.paths, b.pids.tolist(), b.camids.tolist(), b.times)
+        assert (a.paths, a.pids.tolist(), a.camids.tolist(), a.times) == (
+            b.paths,
+            b.pids.tolist(),
+            b.camids.tolist(),
+            b.times,
+        )
 
 
 def test_empty_and_unknown_splits_are_refused():
@@ -123,9 +128,13 @@ def test_fingerprint_tells_data_apart(tmp_path):
     same = from_rows("d", tmp_path, "csv", base).fingerprint
     assert from_rows("other name", tmp_path, "viper", base[::-1], notes=["n"]).fingerprint == same
     variants = [
-        [("query", "a.jpg", "1", "1"), base[1]], [("train", "c.jpg", "1", "1"), base[1]], [("train", "a.jpg", "3", "1"), base[1]],
-        [("train", "a.jpg", "1", "2"), base[1]], [("train", "a.jpg", None, "1"), base[1]], base[:1],
-    ]  # fmt: skip
+        [("query", "a.jpg", "1", "1"), base[1]],
+        [("train", "c.jpg", "1", "1"), base[1]],
+        [("train", "a.jpg", "3", "1"), base[1]],
+        [("train", "a.jpg", "1", "2"), base[1]],
+        [("train", "a.jpg", None, "1"), base[1]],
+        base[:1],
+    ]
     assert same not in {from_rows("d", tmp_path, "csv", rows).fingerprint for rows in variants}
     (tmp_path / "a.jpg").write_bytes(b"123456")
     assert from_rows("d", tmp_path, "csv", base).fingerprint != same
@@ -134,7 +143,12 @@ def test_fingerprint_tells_data_apart(tmp_path):
 
 
 def test_union_keeps_people_of_different_sites_apart(tmp_path):
-    first = from_rows("first", tmp_path / "1", "csv", [("train", "a.jpg", "1", "c"), ("train", "j.jpg", None, "c"), ("query", "q.jpg", "2", "c")])
+    first = from_rows(
+        "first",
+        tmp_path / "1",
+        "csv",
+        [("train", "a.jpg", "1", "c"), ("train", "j.jpg", None, "c"), ("query", "q.jpg", "2", "c")],
+    )
     second = from_rows("second", tmp_path / "2", "csv", [("train", "a.jpg", "1", "c")])
     both = union("both", [first, second])
     assert both.identities == ("first/1", "first/2", "second/1")
@@ -149,7 +163,11 @@ def test_union_keeps_people_of_different_sites_apart(tmp_path):
 
 
 def test_people_held_out_become_query_and_gallery(tmp_path):
-    rows = [("train", f"{person}{number}.jpg", person, camera) for person in ("1", "2", "3") for number, camera in enumerate(("c", "d", "c"))]
+    rows = [
+        ("train", f"{person}{number}.jpg", person, camera)
+        for person in ("1", "2", "3")
+        for number, camera in enumerate(("c", "d", "c"))
+    ]
     whole = from_rows("d", tmp_path, "csv", [*rows, ("train", "junk.jpg", None, "c"), ("query", "old.jpg", "1", "c")])
     held = whole.with_held_out({"1", "3"})
     assert {held.identities[pid] for pid in held.train.pids if pid != JUNK} == {"2"}

@@ -17,7 +17,9 @@ RATES = (1.0, 0.5, 0.3, 0.1, 0.01)
 
 
 def accepted(scores, strangers, rate):
-    """Best share of scores under any threshold that lets at most the rate of strangers in; None if not one stranger may be let in."""
+    """Best share of scores under any threshold that lets at most the rate of strangers in; None if not one stranger may
+    be let in.
+    """
     if rate * len(strangers) < 1 - 1e-9 or not scores:
         return None
     best = 0.0
@@ -52,7 +54,14 @@ def naive(query, gallery, asked, held, rule, fpr, fpir):
             score, _, mate = min(answers)
             found.append(-score if mate else -3.0)
     tpr = {rate: accepted(genuine, impostor, rate) for rate in fpr}
-    return tpr, {rate: accepted(found, nearest, rate) for rate in fpir}, len(genuine), len(impostor), mated, len(nearest)
+    return (
+        tpr,
+        {rate: accepted(found, nearest, rate) for rate in fpir},
+        len(genuine),
+        len(impostor),
+        mated,
+        len(nearest),
+    )
 
 
 def labels(rng, count, people, cameras=3):
@@ -92,7 +101,9 @@ def test_equals_the_definition_with_ties_junk_and_distractors(rule):
         compared += 1
         result = open_set(query, gallery, asked, held, same_camera=rule, fpr=RATES, fpir=RATES)
         assert result.tpr == {rate: value if value is None else pytest.approx(value) for rate, value in tpr.items()}
-        assert result.dir == {rate: value if value is None else pytest.approx(value) for rate, value in detected.items()}
+        assert result.dir == {
+            rate: value if value is None else pytest.approx(value) for rate, value in detected.items()
+        }
         assert (result.pairs, result.mated, result.nonmated) == ((genuine, impostor), mated, nonmated)
     assert compared > 50
 
@@ -102,7 +113,8 @@ def test_by_hand():
     gallery = np.float32([[1, 0], [0.6, 0.8], [0.8, 0.6], [0, 1]])
     asked, held = Labels([0, 1], [0, 0]), Labels([0, 1, 2, JUNK], [1, 1, 1, 1])
     result = open_set(query, gallery, asked, held, fpr=(0.25, 0.5, 0.2), fpir=(0.5, 1.0, 0.4))
-    # genuine 1.0 and 0.8; impostors 0.6, 0.8 (first query), 0.0, 0.6 (second): the second person's own score ties with the first's stranger
+    # genuine 1.0 and 0.8; impostors 0.6, 0.8 (first query), 0.0, 0.6 (second): the second person's own score ties with
+    # the first's stranger
     assert result.tpr == {0.25: 100.0, 0.5: 100.0, 0.2: None}
     assert result.dir == {0.5: 100.0, 1.0: 100.0, 0.4: None}
     assert result.to_dict()["dir_at_fpir"] == {"0.5": 100.0, "1": 100.0, "0.4": None}
@@ -115,7 +127,9 @@ def test_a_stranger_equal_to_a_mate_is_refused_with_it():
     assert result.tpr == {0.5: 100.0}, "one of two strangers may be let in, and then so may the mate"
     strict = open_set(query, gallery, Labels([0], [0]), Labels([0, 1, 1], [1, 1, 1]), fpr=(0.5,))
     assert strict.tpr == {0.5: 100.0}
-    tied = open_set(query, np.float32([[1, 0], [1, 0], [1, 0]]), Labels([0], [0]), Labels([0, 1, 2], [1, 1, 1]), fpr=(0.5,))
+    tied = open_set(
+        query, np.float32([[1, 0], [1, 0], [1, 0]]), Labels([0], [0]), Labels([0, 1, 2], [1, 1, 1]), fpr=(0.5,)
+    )
     assert tied.tpr == {0.5: 0.0}, "both strangers tie with the mate, so none of the three can be accepted"
 
 

@@ -57,7 +57,9 @@ def people(rng, count, identities=6, dim=12, noise=0.5):
     return values / np.linalg.norm(values, axis=1, keepdims=True), pids
 
 
-@pytest.mark.parametrize(("k1", "k2", "weight"), [(20, 6, 0.3), (7, 3, 0.3), (6, 1, 0.5), (5, 2, 0.0), (3, 9, 0.1), (1, 1, 0.3)])
+@pytest.mark.parametrize(
+    ("k1", "k2", "weight"), [(20, 6, 0.3), (7, 3, 0.3), (6, 1, 0.5), (5, 2, 0.0), (3, 9, 0.1), (1, 1, 0.3)]
+)
 def test_equals_the_definition(k1, k2, weight):
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -72,7 +74,9 @@ def test_equal_distances_rank_in_row_order():
     for seed in range(30):
         rng = np.random.default_rng(seed)
         query, gallery = (rng.choice(np.float32([-0.5, 0.5]), (count, 4)) for count in (4, 30))
-        np.testing.assert_allclose(k_reciprocal(query, gallery, k1=6, k2=3), naive(query, gallery, 6, 3, 0.3), atol=3e-6)
+        np.testing.assert_allclose(
+            k_reciprocal(query, gallery, k1=6, k2=3), naive(query, gallery, 6, 3, 0.3), atol=3e-6
+        )
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 3), (3, 1), (2, 5)])
@@ -133,7 +137,9 @@ def test_memory_stays_below_one_square_matrix(monkeypatch):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("settings", [{"k1": 0}, {"k2": 0}, {"weight": -0.1}, {"weight": 1.1}, {"weight": float("nan")}])
+@pytest.mark.parametrize(
+    "settings", [{"k1": 0}, {"k2": 0}, {"weight": -0.1}, {"weight": 1.1}, {"weight": float("nan")}]
+)
 def test_settings_refused(settings):
     with pytest.raises(UsageError, match="re-ranking needs"):
         k_reciprocal(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), **settings)

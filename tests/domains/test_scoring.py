@@ -61,7 +61,12 @@ def check(scores, expected):
     np.testing.assert_array_equal(scores.rank, rank)
     np.testing.assert_array_equal(scores.scored, scored)
     assert scores.dropped == dropped
-    assert (scores.ap.dtype, scores.rank.dtype, scores.inp.dtype, scores.scored.dtype) == (np.float64, np.int64, np.float64, np.int64)
+    assert (scores.ap.dtype, scores.rank.dtype, scores.inp.dtype, scores.scored.dtype) == (
+        np.float64,
+        np.int64,
+        np.float64,
+        np.int64,
+    )
 
 
 def labels(rng, count, people, cameras):
@@ -125,7 +130,10 @@ def test_equal_similarities_rank_in_gallery_order():
     for place in range(4):
         pids = np.zeros(4, np.int64)
         pids[place] = 1
-        assert score_similarities(np.zeros((1, 4), np.float32), query, Labels(pids, np.ones(4, np.int64))).rank[0] == place + 1
+        assert (
+            score_similarities(np.zeros((1, 4), np.float32), query, Labels(pids, np.ones(4, np.int64))).rank[0]
+            == place + 1
+        )
 
 
 def test_negative_zero_ties_with_zero():
@@ -169,7 +177,9 @@ def same(one, other):
 def test_without_ties_the_gallery_order_does_not_matter(case):
     rng, similarity, query, gallery, rule = drawn(case)
     order = rng.permutation(len(gallery))
-    shuffled = score_similarities(similarity[:, order], query, Labels(gallery.pids[order], gallery.camids[order]), same_camera=rule)
+    shuffled = score_similarities(
+        similarity[:, order], query, Labels(gallery.pids[order], gallery.camids[order]), same_camera=rule
+    )
     same(score_similarities(similarity, query, gallery, same_camera=rule), shuffled)
 
 
@@ -178,7 +188,9 @@ def test_without_ties_the_gallery_order_does_not_matter(case):
 def test_junk_in_the_gallery_changes_nothing(case):
     rng, similarity, query, gallery, rule = drawn(case)
     noise = rng.uniform(-50, 50, (len(query), 7)).astype(np.float32)
-    more = Labels(np.concatenate([np.full(7, JUNK), gallery.pids]), np.concatenate([rng.integers(0, 4, 7), gallery.camids]))
+    more = Labels(
+        np.concatenate([np.full(7, JUNK), gallery.pids]), np.concatenate([rng.integers(0, 4, 7), gallery.camids])
+    )
     with_junk = score_similarities(np.concatenate([noise, similarity], axis=1), query, more, same_camera=rule)
     same(score_similarities(similarity, query, gallery, same_camera=rule), with_junk)
 
@@ -187,7 +199,10 @@ def test_junk_in_the_gallery_changes_nothing(case):
 @given(cases)
 def test_only_the_order_of_similarities_matters(case):
     _, similarity, query, gallery, rule = drawn(case)
-    same(score_similarities(similarity, query, gallery, same_camera=rule), score_similarities(np.exp2(similarity), query, gallery, same_camera=rule))
+    same(
+        score_similarities(similarity, query, gallery, same_camera=rule),
+        score_similarities(np.exp2(similarity), query, gallery, same_camera=rule),
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -196,12 +211,22 @@ def test_perfect_features_score_one_hundred(case):
     _, _, query, gallery, rule = drawn(case)
     axes = np.eye(6, dtype=np.float32)
     scores = score_domain(axes[query.pids], axes[gallery.pids], query, gallery, same_camera=rule)
-    assert scores.to_dict() == {"mAP": 100, "rank1": 100, "rank5": 100, "rank10": 100, "mINP": 100, "queries": len(query)}
+    assert scores.to_dict() == {
+        "mAP": 100,
+        "rank1": 100,
+        "rank5": 100,
+        "rank10": 100,
+        "mINP": 100,
+        "queries": len(query),
+    }
 
 
 def test_chunk_and_company_change_no_bit():
     rng = np.random.default_rng(0)
-    query, gallery = Labels(rng.integers(0, 9, 300), np.zeros(300, int)), Labels(rng.integers(0, 9, 700), np.ones(700, int))
+    query, gallery = (
+        Labels(rng.integers(0, 9, 300), np.zeros(300, int)),
+        Labels(rng.integers(0, 9, 700), np.ones(700, int)),
+    )
     left, right = units(rng, 300, 96), units(rng, 700, 96)
     whole = score_domain(left, right, query, gallery)
     for chunk in (1, 7, 128, 129, 300, 10**9):
@@ -226,7 +251,10 @@ def peak(function):
 
 def test_memory_is_one_block_and_not_the_matrix(monkeypatch):
     rng = np.random.default_rng(0)
-    query, gallery = Labels(rng.integers(0, 400, 600), np.zeros(600, int)), Labels(rng.integers(0, 400, 16000), np.ones(16000, int))
+    query, gallery = (
+        Labels(rng.integers(0, 400, 600), np.zeros(600, int)),
+        Labels(rng.integers(0, 400, 16000), np.ones(16000, int)),
+    )
     left, right = units(rng, 600, 8), units(rng, 16000, 8)
     block, matrix = 128 * 16000 * 4, 600 * 16000 * 4
     assert peak(lambda: score_domain(left, right, query, gallery, chunk=128)) < 1.5 * block < matrix / 2
@@ -257,7 +285,10 @@ def test_any_memory_layout():
     wide = np.repeat(similarity, 2, axis=1)
     same(expected, score_similarities(wide[:, ::2], query, gallery))
     left, right = units(rng, 8), units(rng, len(gallery))
-    same(score_domain(left, right, query, gallery), score_domain(np.asfortranarray(left), np.asfortranarray(right), query, gallery))
+    same(
+        score_domain(left, right, query, gallery),
+        score_domain(np.asfortranarray(left), np.asfortranarray(right), query, gallery),
+    )
 
 
 def test_labels_of_a_split():
@@ -358,7 +389,11 @@ def test_chunk_below_one():
 @pytest.mark.parametrize(
     ("query", "gallery", "message"),
     [
-        (([JUNK, JUNK], [0, 0]), ([0], [0]), "none of the 2 queries can be scored; for 2 of them the query is junk.*give the queries identities"),
+        (
+            ([JUNK, JUNK], [0, 0]),
+            ([0], [0]),
+            "none of the 2 queries can be scored; for 2 of them the query is junk.*give the queries identities",
+        ),
         (([5, 5, 0], [0, 0, 0]), ([0], [0]), "for 2 of them its identity is not in the gallery: .*same codes"),
         (([0, 0, 5], [0, 0, 0]), ([0], [0]), 'for 2 of them every gallery crop .* own camera.*same_camera="keep"'),
         (([0], [0]), ([], []), "identity is not in the gallery"),
@@ -374,7 +409,9 @@ def test_nothing_to_score_says_why(query, gallery, message):
 
 def naive_bootstrap(per_domain, samples, seed, level):
     rng = np.random.default_rng(seed)
-    means = [[values[rng.integers(len(values), size=len(values))].mean() for _ in range(samples)] for values in per_domain]
+    means = [
+        [values[rng.integers(len(values), size=len(values))].mean() for _ in range(samples)] for values in per_domain
+    ]
     return np.quantile(np.mean(means, axis=0), [(1 - level) / 2, (1 + level) / 2])
 
 

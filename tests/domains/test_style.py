@@ -29,7 +29,7 @@ def root_mean_square(values):
     return float(np.sqrt(np.mean(np.square(values - np.mean(values)))))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- StyleStatistics
+# ------------------------------------------------------------------------------------------------------ StyleStatistics
 
 
 @pytest.mark.parametrize("count", [1, 5, 256, 257, 600])  # 256 are taken at a time
@@ -63,14 +63,16 @@ def test_statistics_come_back_from_an_array():
     assert StyleStatistics.from_array(numbers.astype(np.float64)).numbers.dtype == np.float32
 
 
-@pytest.mark.parametrize("array", [np.zeros((3, 4)), np.zeros(12), np.full((4, 3), np.nan), np.full((4, 3), np.inf), np.float32(1)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((3, 4)), np.zeros(12), np.full((4, 3), np.nan), np.full((4, 3), np.inf), np.float32(1)]
+)
 def test_other_arrays_are_no_statistics(array):
     with pytest.raises(ArtefactError, match=r"12 finite numbers \[4, 3\]") as caught:
         StyleStatistics.from_array(array)
     assert "\n" not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ restyle
+# -------------------------------------------------------------------------------------------------------------- restyle
 
 
 def test_restyle_gives_each_crop_the_mean_and_deviation_asked_for():
@@ -81,8 +83,12 @@ def test_restyle_gives_each_crop_the_mean_and_deviation_asked_for():
     for crop, image in enumerate(found.double().numpy()):
         for channel in range(3):
             style = numbers[crop, :, channel].tolist()
-            assert image[..., channel].mean() == pytest.approx(style[0] + style[1] * draws[crop, 0, channel].item(), abs=1e-2)
-            assert root_mean_square(image[..., channel]) == pytest.approx(style[2] + style[3] * draws[crop, 1, channel].item(), abs=1e-2)
+            assert image[..., channel].mean() == pytest.approx(
+                style[0] + style[1] * draws[crop, 0, channel].item(), abs=1e-2
+            )
+            assert root_mean_square(image[..., channel]) == pytest.approx(
+                style[2] + style[3] * draws[crop, 1, channel].item(), abs=1e-2
+            )
 
 
 def test_restyle_moves_each_channel_along_a_line():
@@ -115,7 +121,7 @@ def test_a_deviation_drawn_below_zero_does_not_turn_the_picture_over():
     assert torch.allclose(found, torch.full_like(found, 100.0), atol=0.01)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- StyleNetwork
+# --------------------------------------------------------------------------------------------------------- StyleNetwork
 
 
 def test_the_network_has_as_many_weights_as_the_published_one():
@@ -196,17 +202,29 @@ def test_crops_beyond_the_looks_that_it_learned_are_brought_to_their_edge_first(
     looks = StyleStatistics.of([dull])
     torch.manual_seed(0)
     careful, careless = StyleNetwork(MEAN, STD, looks).eval(), network().eval()
-    careless.load_arrays({name: array for name, array in careful.to_arrays().items() if name != "looks"})  # a memory of the first form
-    within, beyond = torch.from_numpy(dull), torch.from_numpy(np.where(pictures(4, 64, 32) > 128, 255, 0).astype(np.uint8))
+    careless.load_arrays(
+        {name: array for name, array in careful.to_arrays().items() if name != "looks"}
+    )  # a memory of the first form
+    within, beyond = (
+        torch.from_numpy(dull),
+        torch.from_numpy(np.where(pictures(4, 64, 32) > 128, 255, 0).astype(np.uint8)),
+    )
     low, high = (looks.numbers[::2] + side * looks.numbers[1::2] for side in (-2, 2))
-    edge = restyle(beyond, torch.from_numpy(looks.numbers).expand(4, 4, 3), torch.zeros(4, 2, 3))  # a start with the moments to be clamped
+    edge = restyle(
+        beyond, torch.from_numpy(looks.numbers).expand(4, 4, 3), torch.zeros(4, 2, 3)
+    )  # a start with the moments to be clamped
     mean = np.clip(beyond.double().numpy().mean((1, 2)), low[0], high[0])
     spread = np.clip(beyond.double().numpy().std((1, 2)), low[1], high[1])
-    edge = torch.from_numpy((edge.numpy() - looks.numbers[0]) / looks.numbers[2] * spread[:, None, None] + mean[:, None, None])
+    edge = torch.from_numpy(
+        (edge.numpy() - looks.numbers[0]) / looks.numbers[2] * spread[:, None, None] + mean[:, None, None]
+    )
     with torch.no_grad():
         assert torch.allclose(careful(beyond), careless(edge), atol=0.5)
         assert not torch.allclose(careful(beyond), careless(beyond), atol=5)
-        mild = ((within.float().mean((1, 2)) >= torch.from_numpy(low[0])) & (within.float().mean((1, 2)) <= torch.from_numpy(high[0]))).all(1)
+        mild = (
+            (within.float().mean((1, 2)) >= torch.from_numpy(low[0]))
+            & (within.float().mean((1, 2)) <= torch.from_numpy(high[0]))
+        ).all(1)
         assert torch.allclose(careful(within[mild]), careless(within[mild]), atol=0.5)
 
 

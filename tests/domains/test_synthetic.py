@@ -21,13 +21,17 @@ from domains.synthetic.person import draw_pose
 
 def digest(folder):
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
 def crop_of(person, camera, shot, style="plaza"):
     lens = draw_camera(style, np.random.default_rng((1, camera)))
-    return draw_crop(draw_person(np.random.default_rng((2, person))), lens, np.random.default_rng((3, person, camera, shot)))
+    return draw_crop(
+        draw_person(np.random.default_rng((2, person))), lens, np.random.default_rng((3, person, camera, shot))
+    )
 
 
 def painted(person, **pose):
@@ -37,7 +41,15 @@ def painted(person, **pose):
 
 
 def somebody(**change):
-    plain = {"pattern": "plain", "jacket": None, "scarf": None, "bag": "none", "hairstyle": "short", "bottom_kind": "trousers", "stature": 1.0}
+    plain = {
+        "pattern": "plain",
+        "jacket": None,
+        "scarf": None,
+        "bag": "none",
+        "hairstyle": "short",
+        "bottom_kind": "trousers",
+        "stature": 1.0,
+    }
     return replace(draw_person(np.random.default_rng(3)), **(plain | change))
 
 
@@ -81,7 +93,15 @@ def test_a_larger_domain_begins_with_the_crops_of_a_smaller(tmp_path):
 def test_a_person_has_front_and_back():
     """A logo is seen from the front only, a print from behind only, a backpack mostly from behind."""
     red, white = (200.0, 10.0, 10.0), (150.0, 150.0, 150.0)
-    base = {"top": white, "top_second": red, "bottom": white, "shoes": white, "skin": white, "hair": white, "scale": 1.2}
+    base = {
+        "top": white,
+        "top_second": red,
+        "bottom": white,
+        "shoes": white,
+        "skin": white,
+        "hair": white,
+        "scale": 1.2,
+    }
     for pattern, seen, hidden in (("logo", 0.0, math.pi), ("back print", math.pi, 0.0)):
         person = somebody(pattern=pattern, **base)
         assert share_of(*painted(person, yaw=seen), red) > 0.01
@@ -96,13 +116,18 @@ def test_a_profile_is_narrower_than_a_front():
 
 
 def test_walking_opens_the_legs_in_profile():
-    stance = [(painted(somebody(), yaw=math.pi / 2, stride=stride, phase=math.pi / 2)[1][200:245] > 0.5).any(0).sum() for stride in (0.0, 1.0)]
+    stance = [
+        (painted(somebody(), yaw=math.pi / 2, stride=stride, phase=math.pi / 2)[1][200:245] > 0.5).any(0).sum()
+        for stride in (0.0, 1.0)
+    ]
     assert stance[1] > 1.5 * stance[0]
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_everybody_stands_on_the_ground_at_their_height(seed):
-    person = replace(draw_person(np.random.default_rng(seed), season=("summer", "mild", "winter")[seed % 3]), stature=1.0)
+    person = replace(
+        draw_person(np.random.default_rng(seed), season=("summer", "mild", "winter")[seed % 3]), stature=1.0
+    )
     colours, cover = painted(person, yaw=0.5 * seed, stride=1.0, phase=0.5 * seed)
     rows = np.flatnonzero((cover > 0.5).any(1))
     assert rows[0] == pytest.approx(10, abs=14)
@@ -114,7 +139,10 @@ def test_everybody_stands_on_the_ground_at_their_height(seed):
 
 
 def test_seasons_dress_people():
-    crowd = {season: [draw_person(np.random.default_rng((9, n)), season=season) for n in range(80)] for season in ("summer", "winter")}
+    crowd = {
+        season: [draw_person(np.random.default_rng((9, n)), season=season) for n in range(80)]
+        for season in ("summer", "winter")
+    }
     coats = {season: np.mean([person.jacket is not None for person in people]) for season, people in crowd.items()}
     assert coats["winter"] > 0.6 > 0.2 > coats["summer"]
     assert not any(person.scarf or person.hairstyle in ("hood", "beanie") for person in crowd["summer"])
@@ -122,7 +150,9 @@ def test_seasons_dress_people():
 
 def test_one_person_looks_more_like_themself_than_like_others():
     """Mean clothes colour, one camera: shots of one person lie closer together than different people do."""
-    colours = np.array([[crop_of(person, 0, shot)[40:110, 22:42].mean((0, 1)) for shot in range(6)] for person in range(12)])
+    colours = np.array(
+        [[crop_of(person, 0, shot)[40:110, 22:42].mean((0, 1)) for shot in range(6)] for person in range(12)]
+    )
     within = np.linalg.norm(colours - colours.mean(1, keepdims=True), axis=2).mean()
     between = np.linalg.norm(colours.mean(1)[:, None] - colours.mean(1)[None], axis=2)[np.triu_indices(12, 1)].mean()
     assert within < 0.6 * between
@@ -149,7 +179,12 @@ def test_every_style_is_drawn_at_the_smallest_size(style):
 
 
 def test_styles_differ_in_brightness_or_colour():
-    means = np.array([np.mean([crop_of(person, camera, 0, style).mean((0, 1)) for person in range(4) for camera in range(2)], 0) for style in STYLES])
+    means = np.array(
+        [
+            np.mean([crop_of(person, camera, 0, style).mean((0, 1)) for person in range(4) for camera in range(2)], 0)
+            for style in STYLES
+        ]
+    )
     apart = np.linalg.norm(means[:, None] - means[None], axis=2)[np.triu_indices(len(STYLES), 1)]
     assert apart.min() > 4
     assert np.median(apart) > 30
@@ -194,7 +229,9 @@ def test_splits_are_sane(tmp_path, cameras, per_camera):
     if cameras * per_camera > 1:
         assert query <= gallery
     for pid in query:  # asked from the first camera that saw them
-        assert made.query.camids[made.query.pids == pid] <= made.gallery.camids[made.gallery.pids == pid].min(initial=cameras)
+        assert made.query.camids[made.query.pids == pid] <= made.gallery.camids[made.gallery.pids == pid].min(
+            initial=cameras
+        )
 
 
 def test_some_are_seen_by_one_camera_only(tmp_path):
@@ -207,11 +244,18 @@ def test_some_are_seen_by_one_camera_only(tmp_path):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_colour_alone_neither_fails_nor_solves_a_domain(style, tmp_path):
-    """A histogram of hue, saturation and value in six stripes of the middle columns, where the person stands: there is something to learn."""
+    """A histogram of hue, saturation and value in six stripes of the middle columns, where the person stands: there is
+    something to learn.
+    """
     scores = []
     for seed in (1, 2):
         site = make_domain(tmp_path / f"{style}{seed}", style, identities=60, cameras=3, per_camera=1, seed=seed)
-        found = score_domain(_stripes(site, site.query), _stripes(site, site.gallery), Labels.from_split(site.query), Labels.from_split(site.gallery))
+        found = score_domain(
+            _stripes(site, site.query),
+            _stripes(site, site.gallery),
+            Labels.from_split(site.query),
+            Labels.from_split(site.gallery),
+        )
         scores.append(found.mAP)
     assert 10 < np.mean(scores) < 60
 
@@ -221,7 +265,9 @@ def _stripes(site, split):
     for path in site.files(split):
         tones = cv2.cvtColor(spec.read(path), cv2.COLOR_RGB2HSV)[:, 14:34]
         stripes = [np.ascontiguousarray(stripe) for stripe in np.split(tones, 6)]
-        counts = [cv2.calcHist([stripe], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).ravel() for stripe in stripes]
+        counts = [
+            cv2.calcHist([stripe], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).ravel() for stripe in stripes
+        ]
         rows.append(np.sqrt(np.concatenate(counts)))
     return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
 

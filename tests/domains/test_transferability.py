@@ -23,7 +23,9 @@ def by_definition(features, labels, *, shrunk):
     replaced = np.stack([mean_of[label] for label in labels.tolist()])
     between = np.cov(replaced, rowvar=False, bias=True)
     if not shrunk:
-        return np.trace(np.linalg.pinv(np.cov(features, rowvar=False, bias=True), rcond=1e-12, hermitian=True) @ between)
+        return np.trace(
+            np.linalg.pinv(np.cov(features, rowvar=False, bias=True), rcond=1e-12, hermitian=True) @ between
+        )
     covariance, alpha = ledoit_wolf(features)
     return (1 - alpha) * np.trace(np.linalg.inv(covariance) @ between)
 
@@ -103,7 +105,9 @@ def test_an_h_embedding_lies_nearer_to_what_helps_more_and_repeats_with_its_seed
     np.testing.assert_allclose(away, found.scale * np.exp(-np.array([0.7, 0.2, 0.1])), atol=3 * found.residual + 1e-3)
     assert away[0] < away[1] < away[2]
     np.testing.assert_array_equal(found.vector, again.vector)
-    assert not np.array_equal(h_embedding(learned, [0.7, 0.2, 0.1], seed=4).vector, found.vector)  # the solution is not unique
+    assert not np.array_equal(
+        h_embedding(learned, [0.7, 0.2, 0.1], seed=4).vector, found.vector
+    )  # the solution is not unique
 
 
 def test_one_learned_domain_gives_a_distance_of_exp_minus_one():

@@ -1,4 +1,6 @@
-"""What the proofs share: tiny bundles whose spaces are turned into each other, and one thread for FAISS, so that processes may fork."""
+"""What the proofs share: tiny bundles whose spaces are turned into each other, and one thread for FAISS, so that
+processes may fork.
+"""
 
 import sys
 from pathlib import Path
@@ -32,7 +34,12 @@ def bundles(tmp_path_factory):
     for number, space in enumerate(SPACES):
         transport = Transport(SPACES[number - 1], space, TURNS[number - 1], "ridge", (0.9, 0.5))
         write_bundle(
-            root / str(number), model_onnx=graph(projection), golden=Golden(crops, embed(crops, projection)), card="# Tiny\n",
-            body=body(feature_space=space), parent=None, transport=transport.to_bytes(),
-        )  # fmt: skip
+            root / str(number),
+            model_onnx=graph(projection),
+            golden=Golden(crops, embed(crops, projection)),
+            card="# Tiny\n",
+            body=body(feature_space=space),
+            parent=None,
+            transport=transport.to_bytes(),
+        )
     return [root / str(number) for number in range(len(SPACES))]

@@ -1,7 +1,8 @@
-"""Runs one operation again and again, each time with another of its changes to the disk failing. Started by test_faults.py with faults.so preloaded.
+"""Runs one operation again and again, each time with another of its changes to the disk failing. Started by
+test_faults.py with faults.so preloaded.
 
-``python faulty.py CASE WORK MOST``: prints one JSON object: how many changes the operation makes, how many were made to fail, and what went wrong.
-Every trial is a fork of this process, so that nothing has to be loaded twice.
+``python faulty.py CASE WORK MOST``: prints one JSON object: how many changes the operation makes, how many were made to
+fail, and what went wrong. Every trial is a fork of this process, so that nothing has to be loaded twice.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from prototypes.transport import Transport  # noqa: E402
 MODES = {"full disk": (errno.ENOSPC, 1), "I/O error": (errno.EIO, 0)}
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ what is tried
+# -------------------------------------------------------------------------------------------------------- what is tried
 
 
 class GalleryCase:
@@ -89,18 +90,27 @@ class GalleryCase:
                     gallery.verify()
                     entries = [[number, vars(entry)] for number, entry in gallery.entries(gallery.ids()).items()]
                     vectors = [part.tobytes().hex() for part in gallery._store.vectors()]
-                    can_return = gallery._store.ask("SELECT source FROM space WHERE number = (SELECT space FROM gallery)")[0][0] is not None
+                    can_return = (
+                        gallery._store.ask("SELECT source FROM space WHERE number = (SELECT space FROM gallery)")[0][0]
+                        is not None
+                    )
                     found.append([name, entries, vectors, gallery.feature_space, gallery.retention(), can_return])
         return json.dumps(found)
 
     def begun(self, now, before):
-        """Whether this is the state before and a new gallery that is empty: making one and filling it are two changes."""
+        """Whether this is the state before and a new gallery that is empty: making one and filling it are two
+        changes.
+        """
         made = [found for found in json.loads(now) if found[0] != "new" or found[1]]
         return self.name == "create" and made == json.loads(before)
 
     def left(self, folder):
         data = raw(folder)
-        return [f"the bytes of erased vector {place} are there" for place, vector in enumerate(self.erased) if vector in data]
+        return [
+            f"the bytes of erased vector {place} are there"
+            for place, vector in enumerate(self.erased)
+            if vector in data
+        ]
 
 
 class BundleCase:
@@ -125,7 +135,9 @@ class BundleCase:
 
 
 class RunCase:
-    """A run of one learned step with two more identities than its start: ``erase`` forgets one of them, ``seal`` seals a further step."""
+    """A run of one learned step with two more identities than its start: ``erase`` forgets one of them, ``seal`` seals
+    a further step.
+    """
 
     def __init__(self, name, seed=0):
         self.name, self.seed = name, seed
@@ -137,7 +149,10 @@ class RunCase:
         from reid.run import Run
 
         torch.set_num_threads(1)
-        settings = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32}}
+        settings = {
+            "model": {"backbone": "test_resnet", "weights": "none", "dim": 32},
+            "crop": {"height": 64, "width": 32},
+        }
         run = Run.create(folder / "run", build_config(settings, {"seed": self.seed}))
         self.seal(run, "north", ["anna-q7", "ben-q8"])
 
@@ -150,19 +165,32 @@ class RunCase:
         rng = np.random.default_rng(parent.index)
         memory = {f"prototypes.{kind}": rng.random((len(people), 32)).astype(np.float16) for kind in ("mean", "spread")}
         card = {
-            "method": None, "classes": people, "train": {}, "notes": [], "bytes": {"memory": 0},
+            "method": None,
+            "classes": people,
+            "train": {},
+            "notes": [],
+            "bytes": {"memory": 0},
             "domains": [{"name": name, "path": f"/{name}", "same_camera": "drop"}],
-        }  # fmt: skip
+        }
         place = run.folder / "steps" / f"{parent.index + 1:02d}-{name}"
         turn = np.linalg.qr(rng.standard_normal((32, 32)))[0].astype(np.float16).astype(np.float32)
-        ended = Ended({}, Transport(parent.feature_space, model.feature_space(run.config.crop.spec()), turn), {"long": model.state_dict()}, {})
-        seal(place, parent.index + 1, model, run.config.crop.spec(), card, memory, parent=parent.card["id"], ended=ended)
+        ended = Ended(
+            {},
+            Transport(parent.feature_space, model.feature_space(run.config.crop.spec()), turn),
+            {"long": model.state_dict()},
+            {},
+        )
+        seal(
+            place, parent.index + 1, model, run.config.crop.spec(), card, memory, parent=parent.card["id"], ended=ended
+        )
 
     def act(self, folder):
         from reid.run import Run
 
         run = Run.open(folder / "run")
-        guarded(lambda: run.forget(identity="anna-q7") if self.name == "erase" else self.seal(run, "south", ["carl-q9"]))
+        guarded(
+            lambda: run.forget(identity="anna-q7") if self.name == "erase" else self.seal(run, "south", ["carl-q9"])
+        )
 
     def state(self, folder):
         from domains.artefact import read_manifest
@@ -190,16 +218,25 @@ def tiny_bundles(folder, first=0, count=3):
     for number in range(first, count):
         transport = Transport(SPACES[number - 1], SPACES[number], TURNS[number - 1], "ridge", (0.9, 0.5))
         write_bundle(
-            folder / str(number), model_onnx=graph(projection), golden=Golden(crops, embed(crops, projection)), card="# Tiny\n",
-            body=body(feature_space=SPACES[number]), parent=None, transport=transport.to_bytes(),
-        )  # fmt: skip
+            folder / str(number),
+            model_onnx=graph(projection),
+            golden=Golden(crops, embed(crops, projection)),
+            card="# Tiny\n",
+            body=body(feature_space=SPACES[number]),
+            parent=None,
+            transport=transport.to_bytes(),
+        )
 
 
-CASES = {**{f"gallery {name}": GalleryCase(name) for name in GalleryCase.commands}, "bundle": BundleCase(),
-         "run erase": RunCase("erase"), "run seal": RunCase("seal")}  # fmt: skip
+CASES = {
+    **{f"gallery {name}": GalleryCase(name) for name in GalleryCase.commands},
+    "bundle": BundleCase(),
+    "run erase": RunCase("erase"),
+    "run seal": RunCase("seal"),
+}
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ how it is tried
+# ------------------------------------------------------------------------------------------------------ how it is tried
 
 
 def guarded(act):
@@ -212,7 +249,9 @@ def guarded(act):
 
 
 def trial(case, folder, *, arm=None):
-    """Fork and act; returns exit code (negative: a signal), what was said on stderr, calls counted, whether one failed."""
+    """Fork and act; returns exit code (negative: a signal), what was said on stderr, calls counted, whether one
+    failed.
+    """
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
@@ -261,7 +300,11 @@ def examine(case, work, most):
     wrong = [] if code == 0 and not case.left(folder) else [f"without a fault: exit {code}: {said} {case.left(folder)}"]
     tried = refused = 0
     for mode, (error, sticky) in MODES.items():
-        for number in sorted({1 + round(place * (total - 1) / max(1, most - 1)) for place in range(most)} if most < total else range(1, total + 1)):
+        for number in sorted(
+            {1 + round(place * (total - 1) / max(1, most - 1)) for place in range(most)}
+            if most < total
+            else range(1, total + 1)
+        ):
             fresh()
             code, said, _, fired = trial(case, folder, arm=(number, error, sticky))
             if not fired:

@@ -1,4 +1,6 @@
-"""Damages files in every way that disks, copies and strangers do, and looks at what a reader makes of it, in a process that may die."""
+"""Damages files in every way that disks, copies and strangers do, and looks at what a reader makes of it, in a process
+that may die.
+"""
 
 import contextlib
 import multiprocessing
@@ -10,15 +12,34 @@ import traceback
 
 from domains.errors import ReidError
 
-EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
+EXTREMES = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**40,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 MEMORY = 3 * 2**30
 SECONDS = 20.0
 
 
 def damaged(data, draw):
-    """The bytes with one accident: bits flipped, cut off, put in, taken out, zeroed, exchanged, doubled, or a length made absurd."""
+    """The bytes with one accident: bits flipped, cut off, put in, taken out, zeroed, exchanged, doubled, or a length
+    made absurd.
+    """
     data = bytearray(data)
-    kind = draw.choice(["flip", "flip", "cut", "insert", "delete", "zero", "exchange", "length", "length", "double", "random"])
+    kind = draw.choice(
+        ["flip", "flip", "cut", "insert", "delete", "zero", "exchange", "length", "length", "double", "random"]
+    )
     place = draw.randrange(len(data)) if data else 0
     size = min(len(data) - place, 2 ** draw.randrange(0, 12))
     if kind == "flip" and data:
@@ -49,7 +70,9 @@ def damaged(data, draw):
 
 
 def damage_folder(folder, files, draw, stranger=None):
-    """Damage one file of a folder: its bytes, or exchanged with another of the folder, or with the same one of a stranger; returns what was done."""
+    """Damage one file of a folder: its bytes, or exchanged with another of the folder, or with the same one of a
+    stranger; returns what was done.
+    """
     name = draw.choice(files)
     path = folder / name
     data = path.read_bytes()
@@ -74,7 +97,8 @@ def survey(count, case, *, first=0):
 
     Args:
         count: how many.
-        case: number → a line about what is wrong with that case, or a word that says how it ended, as ``"right"``; raises what the reader raises.
+        case: number → a line about what is wrong with that case, or a word that says how it ended, as ``"right"``;
+            raises what the reader raises.
         first: number of the first.
 
     Returns:
@@ -121,7 +145,9 @@ def _work(start, stop, case, report):
             report.send((said, "") if " " not in said else ("wrong", said))
         except ReidError as error:
             lines = str(error).splitlines()
-            clear = len(lines) == 1 or all(line.startswith("  ") for line in lines[1:])  # settings are listed below their heading
+            clear = len(lines) == 1 or all(
+                line.startswith("  ") for line in lines[1:]
+            )  # settings are listed below their heading
             report.send(("refused", "" if clear and lines else f"not one line: {error!r:.500}"))
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,7 +1,7 @@
 """What a gallery must hold after each of its operations, said in plain Python and NumPy.
 
-Every person has one vector in each of three feature spaces, turned into each other in a circle; so what an entry's vector must be is known in
-whatever space the gallery is, and however often it was carried.
+Every person has one vector in each of three feature spaces, turned into each other in a circle; so what an entry's
+vector must be is known in whatever space the gallery is, and however often it was carried.
 """
 
 import sqlite3
@@ -63,9 +63,13 @@ class State:
         """The state that an operation leads to; names are ``(name, camera, old)``."""
         if kind == "add":
             ids = range(self.last + 1, self.last + 1 + len(content))
-            return replace(self, entries={**self.entries, **dict(zip(ids, content, strict=True))}, last=self.last + len(content))
+            return replace(
+                self, entries={**self.entries, **dict(zip(ids, content, strict=True))}, last=self.last + len(content)
+            )
         if kind == "forget":
-            return replace(self, entries={number: entry for number, entry in self.entries.items() if number not in content})
+            return replace(
+                self, entries={number: entry for number, entry in self.entries.items() if number not in content}
+            )
         if kind == "upgrade":
             return replace(self, space=(self.space + 1) % 3, back=(self.space, *self.back))
         if kind == "go back":
@@ -83,7 +87,9 @@ def act(gallery, state, bundles, kind, content=None):
     if kind == "add":
         names, cameras, old = zip(*content, strict=True)
         vectors = np.stack([vector_of(name, state.space) for name in names])
-        ids = gallery.add(vectors, cameras, [source_of(name) for name in names], time=[time_of(old=flag) for flag in old])
+        ids = gallery.add(
+            vectors, cameras, [source_of(name) for name in names], time=[time_of(old=flag) for flag in old]
+        )
         assert ids == list(range(state.last + 1, state.last + 1 + len(names)))
     elif kind == "forget":
         gallery.forget(content)
@@ -105,7 +111,12 @@ def act(gallery, state, bundles, kind, content=None):
 def choose(draw, state, folder):
     """Draw the next operation: kind and content."""
     kinds = ["add"] * 8 + ["search"]
-    kinds += ["forget"] * 3 * bool(state.entries) + ["upgrade"] * 2 + ["go back"] * bool(state.back) + ["drop old", "keep", "backup"]
+    kinds += (
+        ["forget"] * 3 * bool(state.entries)
+        + ["upgrade"] * 2
+        + ["go back"] * bool(state.back)
+        + ["drop old", "keep", "backup"]
+    )
     kind = draw.choice(kinds)
     if kind == "add":
         cameras = [draw.choice(["short", "gate", "yard"]) for _ in range(draw.randint(1, 6))]
@@ -138,7 +149,9 @@ def raw(folder):
 
 
 def differs(gallery, state):
-    """Why an open gallery is not in a state, or None. Looks at ids, origins, space, rule, the way back and every vector."""
+    """Why an open gallery is not in a state, or None. Looks at ids, origins, space, rule, the way back and every
+    vector.
+    """
     if gallery.ids() != sorted(state.entries):
         return f"ids {gallery.ids()} instead of {sorted(state.entries)}"
     if gallery.feature_space != SPACES[state.space]:
@@ -157,7 +170,10 @@ def differs(gallery, state):
         wanted = np.stack([vector_of(name, state.space) for _, (name, *_) in sorted(state.entries.items())])
         cosine = (stored * wanted).sum(1) / np.linalg.norm(stored, axis=1)
         if cosine.min() < 0.995:
-            return f"vector of entry {sorted(state.entries)[int(cosine.argmin())]} has cosine {cosine.min():.3f} with its own"
+            return (
+                f"vector of entry {sorted(state.entries)[int(cosine.argmin())]} has cosine {cosine.min():.3f} with "
+                "its own"
+            )
     return None
 
 

@@ -1,7 +1,9 @@
-"""Every write in turn fails, by a full disk and by an I/O error: one line and exit 1, the state before or after, and the next run works.
+"""Every write in turn fails, by a full disk and by an I/O error: one line and exit 1, the state before or after, and
+the next run works.
 
-A small library (faults.c) is preloaded into a process of its own and fails the n-th call that changes a file below a folder, for n = 1, 2, 3 … The
-calls of SQLite, FAISS, NumPy and Python are all met. Some of the n are tried here, all of them in the nightly tests.
+A small library (faults.c) is preloaded into a process of its own and fails the n-th call that changes a file below a
+folder, for n = 1, 2, 3 … The calls of SQLite, FAISS, NumPy and Python are all met. Some of the n are tried here, all of
+them in the nightly tests.
 """
 
 import json
@@ -20,9 +22,20 @@ pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C compiler, so the library that fails calls can't be built"),
 ]
 CASES = [
-    "gallery create", "gallery add", "gallery query", "gallery forget", "gallery keep", "gallery upgrade", "gallery back", "gallery drop-old",
-    "gallery backup", "gallery verify", "bundle", "run erase", "run seal",
-]  # fmt: skip
+    "gallery create",
+    "gallery add",
+    "gallery query",
+    "gallery forget",
+    "gallery keep",
+    "gallery upgrade",
+    "gallery back",
+    "gallery drop-old",
+    "gallery backup",
+    "gallery verify",
+    "bundle",
+    "run erase",
+    "run seal",
+]
 FEW = ["gallery add", "gallery forget", "gallery upgrade", "bundle", "run erase"]
 
 

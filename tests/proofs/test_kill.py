@@ -1,4 +1,6 @@
-"""The kill loop: a writer reports each acknowledged operation, is killed at random, and the gallery is compared with what it must hold."""
+"""The kill loop: a writer reports each acknowledged operation, is killed at random, and the gallery is compared with
+what it must hold.
+"""
 
 import multiprocessing
 import os
@@ -34,7 +36,9 @@ def write(folder, bundles, state, seed, report):
 
 
 def replay(connection, state):
-    """What the writer said: the state after all that it acknowledged, the operation that it was at, and the backups it made with their states."""
+    """What the writer said: the state after all that it acknowledged, the operation that it was at, and the backups it
+    made with their states.
+    """
     open_operation, backups, done = None, [], 0
     while True:
         try:
@@ -58,7 +62,9 @@ def kill_loop(tmp_path, bundles, rounds, seed, longest=0.2):
     gone_names = set()
     for round_ in range(rounds):
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        child = multiprocessing.get_context("fork").Process(target=write, args=(folder, bundles, state, f"{seed} {round_}", theirs))
+        child = multiprocessing.get_context("fork").Process(
+            target=write, args=(folder, bundles, state, f"{seed} {round_}", theirs)
+        )
         child.start()
         theirs.close()
         time.sleep(draw.uniform(0.02, longest))
@@ -80,9 +86,13 @@ def kill_loop(tmp_path, bundles, rounds, seed, longest=0.2):
             check_search(gallery, state, draw)
             gallery.verify()
         gone_names |= {entry[0] for number, entry in before.entries.items() if number not in state.entries}
-        assert not [name for name in gone_names if source_of(name).encode() in content], "an erased source is in the folder"
+        assert not [name for name in gone_names if source_of(name).encode() in content], (
+            "an erased source is in the folder"
+        )
         for number in [number for number in seen if number not in state.entries]:
-            assert not [data for data in seen[number] if data in content], f"a vector of erased entry {number} is in the folder"
+            assert not [data for data in seen[number] if data in content], (
+                f"a vector of erased entry {number} is in the folder"
+            )
             del seen[number]
         for number, data in blobs(folder).items():
             seen.setdefault(number, set()).update(data)

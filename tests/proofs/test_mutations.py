@@ -1,6 +1,8 @@
-"""Damaged and forged files: a clear error or the right answer; never a crash, a hang, a traceback or memory without end.
+"""Damaged and forged files: a clear error or the right answer; never a crash, a hang, a traceback or memory without
+end.
 
-60 damages of each kind here, 1,000 in the nightly tests, or by hand: ``python -m pytest tests/proofs/test_mutations.py -m nightly``.
+60 damages of each kind here, 1,000 in the nightly tests, or by hand: ``python -m pytest tests/proofs/test_mutations.py
+-m nightly``.
 """
 
 import json
@@ -42,7 +44,7 @@ def check(ends, wrong, *, refused=1):
     assert ends.get("refused", 0) >= refused, f"nothing was refused, so nothing was tried: {ends}"
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ bundles
+# -------------------------------------------------------------------------------------------------------------- bundles
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,8 @@ def reseal(folder):
 
 @pytest.mark.parametrize("count", MANY)
 def test_forged_bundle(two_bundles, tmp_path, count):
-    # The hashes fit: what stops a wrong graph now are the golden embeddings, and what stops a harmful one is the runtime alone.
+    # The hashes fit: what stops a wrong graph now are the golden embeddings, and what stops a harmful one is the
+    # runtime alone.
     original, stranger, asked, _ = two_bundles
     files = [name for name in ("model.onnx", "model.onnx", "golden.npz", "CARD.md") if (original / name).exists()]
 
@@ -97,7 +100,24 @@ def test_forged_bundle(two_bundles, tmp_path, count):
     check(*survey(count, case), refused=count // 4)
 
 
-FORGED = (None, True, -1, 0, 2**70, 1e308, "", "x" * 10**6, [], {}, [[]], {"a": {"b": 1}}, "../../x", "\0", "\ud800", [None] * 1000)
+FORGED = (
+    None,
+    True,
+    -1,
+    0,
+    2**70,
+    1e308,
+    "",
+    "x" * 10**6,
+    [],
+    {},
+    [[]],
+    {"a": {"b": 1}},
+    "../../x",
+    "\0",
+    "\ud800",
+    [None] * 1000,
+)
 
 
 @pytest.mark.parametrize("count", MANY)
@@ -133,7 +153,7 @@ def test_forged_manifest(two_bundles, tmp_path, count):
     check(*survey(count, case), refused=count // 3)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ galleries
+# ------------------------------------------------------------------------------------------------------------ galleries
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +164,13 @@ def filled(tmp_path_factory):
         with Gallery.create(root / name, DIM, SPACES[0], bundle="b") as gallery:
             times = [f"2026-01-{1 + number % 28:02d}T00:00:00Z" if number % 3 else None for number in range(40)]
             vectors = unit(rng, 40)
-            gallery.add(vectors, ["a", "b"] * 20, [f"/crop/{number}" for number in range(40)], time=times, label=["ann", None] * 20)
+            gallery.add(
+                vectors,
+                ["a", "b"] * 20,
+                [f"/crop/{number}" for number in range(40)],
+                time=times,
+                label=["ann", None] * 20,
+            )
             gallery.search(vectors[:2])
     return root / "one", root / "other", unit(np.random.default_rng(3), 3)
 
@@ -170,14 +196,18 @@ def test_gallery(filled, tmp_path, count):
         try:
             found = answers(folder, asked)
         except GalleryError:
-            with pytest.raises(GalleryError), Gallery.open(folder) as gallery:  # whoever refuses to answer also fails the check
+            with (
+                pytest.raises(GalleryError),
+                Gallery.open(folder) as gallery,
+            ):  # whoever refuses to answer also fails the check
                 gallery.verify()
             raise
         if found == wanted:
             return "right"
         if found[:2] != wanted[:2]:
             return "another answer"
-        # SQLite's own index of labels has no checksum: a search by label may miss somebody there, and the check says so.
+        # SQLite's own index of labels has no checksum: a search by label may miss somebody there, and the check says
+        # so.
         with pytest.raises(GalleryError), Gallery.open(folder) as gallery:
             gallery.verify()
         return "found-by-verify-alone"
@@ -207,7 +237,7 @@ def test_index(filled, tmp_path, count):
     assert ends == {"right": count}
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ images
+# --------------------------------------------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".ppm", ".webp"])
@@ -233,7 +263,7 @@ def test_image(tmp_path, count, suffix):
     check(*survey(count, case))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ settings
+# ------------------------------------------------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize("name", ["quick.yaml", "methods/default.yaml", "streams/small5.yaml", "domain.csv"])
@@ -277,22 +307,49 @@ def test_settings(tmp_path, monkeypatch, count, name):
     check(*survey(count, case))
 
 
-BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)) + "method: *a11\n"
+BOMB = (
+    "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
+    + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    + "method: *a11\n"
+)
 
 
 HARMFUL = [
-    BOMB, "[" * 5000, "{a: " * 3000, "x" * 10**6, "- " * 10**5, "? " * 10**4, "!!python/object/apply:os.system [id]", "!!binary x",
-    "seed: !!timestamp 9999-99-99", "seed: 1" + "0" * 10**5, "&a a: *a", "\0", "\ufeff", "a: &a\n  b: *a\n", "train: &t\n  <<: *t\n", "seed: .inf",
-    "seed: 0x" + "f" * 10**4, "model: {backbone: '" + "../" * 1000 + "'}", "<<: {a: 1}", "? [a, b]\n: c", "1: 2", "null: 3",
+    BOMB,
+    "[" * 5000,
+    "{a: " * 3000,
+    "x" * 10**6,
+    "- " * 10**5,
+    "? " * 10**4,
+    "!!python/object/apply:os.system [id]",
+    "!!binary x",
+    "seed: !!timestamp 9999-99-99",
+    "seed: 1" + "0" * 10**5,
+    "&a a: *a",
+    "\0",
+    "\ufeff",
+    "a: &a\n  b: *a\n",
+    "train: &t\n  <<: *t\n",
+    "seed: .inf",
+    "seed: 0x" + "f" * 10**4,
+    "model: {backbone: '" + "../" * 1000 + "'}",
+    "<<: {a: 1}",
+    "? [a, b]\n: c",
+    "1: 2",
+    "null: 3",
     "seed: 1_0_0_" + "_" * 10**5,
-]  # fmt: skip
+]
 
 
 def test_settings_made_to_harm(tmp_path):
     from reid.config import build_config, read_method, read_settings, read_stream
 
     file = tmp_path / "x.yaml"
-    readers = [lambda: build_config(read_settings(str(file))), lambda: read_method(str(file)), lambda: read_stream(str(file))]
+    readers = [
+        lambda: build_config(read_settings(str(file))),
+        lambda: read_method(str(file)),
+        lambda: read_stream(str(file)),
+    ]
 
     def case(number):
         file.write_text(HARMFUL[number // 3])
@@ -302,7 +359,7 @@ def test_settings_made_to_harm(tmp_path):
     check(*survey(3 * len(HARMFUL), case), refused=len(HARMFUL))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ runs
+# ----------------------------------------------------------------------------------------------------------------- runs
 
 
 @pytest.fixture(scope="module")
@@ -349,19 +406,31 @@ def test_run(two_runs, tmp_path, count):
         model, sealed = run.model()
         with torch.no_grad():
             vectors = model.embed(crops).numpy()
-        memories = [(memory.domain, sorted((name, array.tobytes()) for name, array in memory.arrays.items())) for memory in run.memories(renew=True)]
-        memories += [(name, sorted((key, value.numpy().tobytes()) for key, value in state.items())) for name, state in sealed.kept().items()]
+        memories = [
+            (memory.domain, sorted((name, array.tobytes()) for name, array in memory.arrays.items()))
+            for memory in run.memories(renew=True)
+        ]
+        memories += [
+            (name, sorted((key, value.numpy().tobytes()) for key, value in state.items()))
+            for name, state in sealed.kept().items()
+        ]
         read_erasures(folder)
         run.scores.summary()
         return vectors.tobytes(), sealed.card["id"], memories, model.state_dict()["classifier.weight"].numpy().tobytes()
 
     wanted = look(copy_of(original, tmp_path / "whole"))
-    files = sorted(str(file.relative_to(original)) for file in original.rglob("*") if file.is_file() and file.name != ".lock")
+    files = sorted(
+        str(file.relative_to(original)) for file in original.rglob("*") if file.is_file() and file.name != ".lock"
+    )
 
     def case(number):
         folder = copy_of(original, tmp_path / "run")
         done = damage_folder(folder, files, seeded("run", number), stranger)
         found = look(folder)
-        return "right" if found == wanted else f"another answer after {done}: {[one == two for one, two in zip(found, wanted, strict=True)]}"
+        return (
+            "right"
+            if found == wanted
+            else f"another answer after {done}: {[one == two for one, two in zip(found, wanted, strict=True)]}"
+        )
 
     check(*survey(count, case), refused=count // 4)

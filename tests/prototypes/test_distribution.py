@@ -40,7 +40,10 @@ def pooled(net, grid):
         spread.append(math.sqrt(sum((value - mean) ** 2 for value in channel) / len(channel) + 1e-4))
     centre = sum(spread) / len(spread)
     length = math.sqrt(sum((value - centre) ** 2 for value in spread) / len(spread) + norm.eps)
-    normed = [(value - centre) / length * w + b for value, w, b in zip(spread, norm.weight.tolist(), norm.bias.tolist(), strict=True)]
+    normed = [
+        (value - centre) / length * w + b
+        for value, w, b in zip(spread, norm.weight.tolist(), norm.bias.tolist(), strict=True)
+    ]
     return deviations(linear(wide, [max(value, 0.0) for value in linear(narrow, normed)]))
 
 
@@ -59,7 +62,9 @@ def convolved(net, image):
 
 def test_unit_divides_by_the_length_and_a_little_more():
     vectors = normal(5, 7) * 3
-    wanted = [[value / (math.sqrt(sum(v * v for v in row)) + 1e-4) for value in row] for row in vectors.double().tolist()]
+    wanted = [
+        [value / (math.sqrt(sum(v * v for v in row)) + 1e-4) for value in row] for row in vectors.double().tolist()
+    ]
     assert torch.allclose(unit(vectors), torch.tensor(wanted), atol=1e-6)
 
 

@@ -1,4 +1,6 @@
-"""Distribution prototypes: the law of total variance by loop and by draws, one pass in any order, and what a memory keeps of them."""
+"""Distribution prototypes: the law of total variance by loop and by draws, one pass in any order, and what a memory
+keeps of them.
+"""
 
 import itertools
 import math

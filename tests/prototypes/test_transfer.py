@@ -19,7 +19,9 @@ def softmax(row):
 
 
 def cosine(left, right):
-    return sum(a * b for a, b in zip(left, right, strict=True)) / math.sqrt(sum(a * a for a in left) * sum(b * b for b in right))
+    return sum(a * b for a, b in zip(left, right, strict=True)) / math.sqrt(
+        sum(a * a for a in left) * sum(b * b for b in right)
+    )
 
 
 def related(rows, temperature):
@@ -33,7 +35,9 @@ def both_relations(centre, drawn, assign, relate):
 
 
 def divergence(target, found):
-    return sum(p * math.log(p / q) for wanted, row in zip(target, found, strict=True) for p, q in zip(wanted, row, strict=True)) / len(target)
+    return sum(
+        p * math.log(p / q) for wanted, row in zip(target, found, strict=True) for p, q in zip(wanted, row, strict=True)
+    ) / len(target)
 
 
 @pytest.mark.parametrize(("assign", "relate"), [(0.1, 0.1), (0.5, 0.1), (0.1, 1.0)])
@@ -42,8 +46,12 @@ def test_prototype_transfer(seed, assign, relate):
     centre, drawn = vectors(seed, 6), vectors((seed, 1), 9)
     wanted = divergence(*both_relations(centre, drawn, assign, relate))
     for detach in (False, True):
-        assert prototype_transfer(centre, drawn, assign=assign, relate=relate, detach=detach).item() == pytest.approx(wanted, rel=1e-9)
-    assert prototype_transfer(centre.float(), drawn.float(), assign=assign, relate=relate).item() == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+        assert prototype_transfer(centre, drawn, assign=assign, relate=relate, detach=detach).item() == pytest.approx(
+            wanted, rel=1e-9
+        )
+    assert prototype_transfer(centre.float(), drawn.float(), assign=assign, relate=relate).item() == pytest.approx(
+        wanted, rel=1e-3, abs=1e-5
+    )
 
 
 def test_the_published_temperatures_are_the_default():
@@ -53,9 +61,13 @@ def test_the_published_temperatures_are_the_default():
 
 def test_it_is_zero_where_the_relations_agree():
     crossed = torch.eye(4, 6, dtype=torch.float64)
-    assert prototype_transfer(crossed, crossed, assign=0.005).item() == pytest.approx(0, abs=1e-9)  # each crop belongs to one old identity
+    assert prototype_transfer(crossed, crossed, assign=0.005).item() == pytest.approx(
+        0, abs=1e-9
+    )  # each crop belongs to one old identity
     alike = vectors(0, 1).expand(4, 5)
-    assert prototype_transfer(alike, vectors(1, 7)).item() == pytest.approx(0, abs=1e-9)  # all related to all, on both sides
+    assert prototype_transfer(alike, vectors(1, 7)).item() == pytest.approx(
+        0, abs=1e-9
+    )  # all related to all, on both sides
 
 
 @pytest.mark.parametrize("seed", range(10))

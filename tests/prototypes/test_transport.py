@@ -1,4 +1,6 @@
-"""The map between feature spaces: a known rotation is found, what was not seen stays, Gaussians travel as their draws do, damage is one line."""
+"""The map between feature spaces: a known rotation is found, what was not seen stays, Gaussians travel as their draws
+do, damage is one line.
+"""
 
 import io
 import math
@@ -57,7 +59,9 @@ def test_ridge_solves_its_objective(shrinkage):
 def test_the_more_it_is_shrunk_the_less_it_moves():
     for kind in ("ridge", "procrustes"):
         moved = [
-            np.abs(fit_transport(units(200), units(200) @ rotation(), kind=kind, shrinkage=value).matrix - np.eye(DIM)).max()
+            np.abs(
+                fit_transport(units(200), units(200) @ rotation(), kind=kind, shrinkage=value).matrix - np.eye(DIM)
+            ).max()
             for value in (0.1, 1.0, 10.0, 1e4)
         ]
         assert moved == sorted(moved, reverse=True)
@@ -96,7 +100,10 @@ def test_what_is_carried_has_unit_length_and_is_float32():
     carried = found(units(7, seed=2))
     assert carried.dtype == np.float32
     assert np.allclose(np.linalg.norm(carried, axis=1), 1, atol=1e-6)
-    wanted = [[sum(float(x) * float(w) for x, w in zip(row, column, strict=True)) for column in found.matrix.T] for row in units(7, seed=2)]
+    wanted = [
+        [sum(float(x) * float(w) for x, w in zip(row, column, strict=True)) for column in found.matrix.T]
+        for row in units(7, seed=2)
+    ]
     assert np.allclose(carried, [[value / math.hypot(*row) for value in row] for row in wanted], atol=1e-5)
     assert found(np.zeros((2, DIM), np.float32)).tolist() == np.zeros((2, DIM)).tolist()
     assert found(units(1)[:0]).shape == (0, DIM)
@@ -144,7 +151,9 @@ def test_the_matrix_is_exact_in_half_precision_and_the_fit_is_repeatable(kind):
 
 
 def test_prototypes_travel_as_their_draws_do():
-    old = DistributionPrototypes(units(3) * 0.8, np.random.default_rng(3).uniform(0.02, 0.2, (3, DIM)).astype(np.float32))
+    old = DistributionPrototypes(
+        units(3) * 0.8, np.random.default_rng(3).uniform(0.02, 0.2, (3, DIM)).astype(np.float32)
+    )
     transport = fit_transport(units(50), units(50, seed=1))
     carried = transport.prototypes(old)
     assert (carried.mean.dtype, carried.spread.dtype) == (np.float32, np.float32)
@@ -168,7 +177,9 @@ def test_prototypes_keep_the_length_of_their_mean_and_a_rotation_keeps_their_tot
 
 
 def test_a_mean_of_zero_gives_no_nan():
-    carried = fit_transport(units(30), units(30, seed=1)).prototypes(DistributionPrototypes(np.zeros((1, DIM), np.float32), units(1)))
+    carried = fit_transport(units(30), units(30, seed=1)).prototypes(
+        DistributionPrototypes(np.zeros((1, DIM), np.float32), units(1))
+    )
     assert np.isfinite(carried.mean).all()
     assert np.isfinite(carried.spread).all()
 
@@ -215,7 +226,11 @@ def test_damage_is_one_line_that_names_the_file(tmp_path, damage):
         fit_transport(units(30), units(30, seed=1)).write(file)
         array = io.BytesIO()
         np.save(array, units(3))
-        file.write_bytes({"cut": file.read_bytes()[:-9], "empty": b"", "text": b"no transport at all", "array": array.getvalue()}[damage])
+        file.write_bytes(
+            {"cut": file.read_bytes()[:-9], "empty": b"", "text": b"no transport at all", "array": array.getvalue()}[
+                damage
+            ]
+        )
     refused(file)
 
 

@@ -1,4 +1,6 @@
-"""What tests of backbones share: a small one by its name, and an image encoder to export to ONNX, and what every refusal is."""
+"""What tests of backbones share: a small one by its name, and an image encoder to export to ONNX, and what every
+refusal is.
+"""
 
 import warnings
 
@@ -45,6 +47,13 @@ def exported(net, path, *, batch="N", opset=17, size=(SMALL.height, SMALL.width)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            net.eval(), (example,), str(path), input_names=["images"], output_names=["out"], dynamic_axes=axes, opset_version=opset, dynamo=False
+            net.eval(),
+            (example,),
+            str(path),
+            input_names=["images"],
+            output_names=["out"],
+            dynamic_axes=axes,
+            opset_version=opset,
+            dynamo=False,
         )
     return path

@@ -25,9 +25,19 @@ from reid.step.fusion import check_fusions
 from reid.terms import build_terms
 
 RELIED_ON = {
-    "seed", "device", "method", "model.backbone", "model.weights", "model.dim", "crop.height", "crop.width",
-    "train.iterations", "train.identities", "train.instances", "train.lr",
-}  # fmt: skip
+    "seed",
+    "device",
+    "method",
+    "model.backbone",
+    "model.weights",
+    "model.dim",
+    "crop.height",
+    "crop.width",
+    "train.iterations",
+    "train.identities",
+    "train.instances",
+    "train.lr",
+}
 
 
 def test_the_keys_that_others_rely_on_are_there():
@@ -37,7 +47,13 @@ def test_the_keys_that_others_rely_on_are_there():
 def test_later_layers_win_and_overrides_win_over_all():
     base = {"seed": 3, "train": {"lr": 0.1, "iterations": 7}, "crop": {"height": 64}}
     config = build_config(base, {"train": {"lr": 0.2}}, overrides=["train.lr=0.3", "crop.width = 32", "train.lr=4e-1"])
-    assert (config.seed, config.train.lr, config.train.iterations, config.crop.height, config.crop.width) == (3, 0.4, 7, 64, 32)
+    assert (config.seed, config.train.lr, config.train.iterations, config.crop.height, config.crop.width) == (
+        3,
+        0.4,
+        7,
+        64,
+        32,
+    )
     assert build_config(base, {"train": {"lr": 0.2}}).train.lr == 0.2
     assert base["train"] == {"lr": 0.1, "iterations": 7}
 
@@ -94,14 +110,45 @@ def test_any_one_letter_slip_of_a_key_is_led_back(key, at, letter):
 
 
 WRONG = [
-    "seed=-1", "seed=1.5", "seed=2147483648", "device=tpu", "device=cuda:x", "device=cuda:", "device=cudax", "device=3", "method=null",
-    "crop.height=8", "crop.height=tall", "crop.resize=nearest", "model.dim=4", "model.mean=[1,2]", "model.std=[1,0,1]", "model.pooling=max",
-    "model.channels=gbr", "train.iterations=0", "train.iterations=many", "train.iterations=1.5", "train.identities=1", "train.instances=0",
-    "train.lr=0", "train.lr=.nan", "train.lr=.inf", "train.lr=-1", "train.momentum=2", "train.optimiser=adam", "train.schedule=linear",
-    "train.milestones=[2]", "train.precision=fp16", "train.weight_decay=-1", "augment.flip=1.1", "augment.shift=0.6",
-    "augment.erase_area=[0.1]", "augment.erase_ratio=0",
-    "storage.snapshot_seconds=-1", "storage.crop_memory_mb=-1",
-]  # fmt: skip
+    "seed=-1",
+    "seed=1.5",
+    "seed=2147483648",
+    "device=tpu",
+    "device=cuda:x",
+    "device=cuda:",
+    "device=cudax",
+    "device=3",
+    "method=null",
+    "crop.height=8",
+    "crop.height=tall",
+    "crop.resize=nearest",
+    "model.dim=4",
+    "model.mean=[1,2]",
+    "model.std=[1,0,1]",
+    "model.pooling=max",
+    "model.channels=gbr",
+    "train.iterations=0",
+    "train.iterations=many",
+    "train.iterations=1.5",
+    "train.identities=1",
+    "train.instances=0",
+    "train.lr=0",
+    "train.lr=.nan",
+    "train.lr=.inf",
+    "train.lr=-1",
+    "train.momentum=2",
+    "train.optimiser=adam",
+    "train.schedule=linear",
+    "train.milestones=[2]",
+    "train.precision=fp16",
+    "train.weight_decay=-1",
+    "augment.flip=1.1",
+    "augment.shift=0.6",
+    "augment.erase_area=[0.1]",
+    "augment.erase_ratio=0",
+    "storage.snapshot_seconds=-1",
+    "storage.crop_memory_mb=-1",
+]
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -173,7 +220,7 @@ def test_yaml_builds_no_objects(tmp_path):
         read_yaml(tmp_path / "c.yaml")
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- methods
+# -------------------------------------------------------------------------------------------------------------- methods
 
 
 def test_the_methods_promised_are_shipped():
@@ -198,7 +245,9 @@ def test_the_default_guards_the_past_and_carries_galleries():
 
 
 def test_a_method_file_of_ones_own(tmp_path):
-    (tmp_path / "mine.yaml").write_text("about: a trial\nterms:\n- triplet\n- cross_entropy:\n- relation_distillation: {weight: 2}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "about: a trial\nterms:\n- triplet\n- cross_entropy:\n- relation_distillation: {weight: 2}\n"
+    )
     method = read_method(str(tmp_path / "mine.yaml"))
     assert method.name == "mine"
     assert method.terms == ({"triplet": {}}, {"cross_entropy": {}}, {"relation_distillation": {"weight": 2}})
@@ -235,7 +284,7 @@ def test_an_unknown_method_names_the_nearest():
         read_method("zzz")
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- streams
+# -------------------------------------------------------------------------------------------------------------- streams
 
 
 @pytest.mark.parametrize("name", sorted(shipped("streams")))
@@ -251,7 +300,10 @@ def test_a_shipped_stream_can_be_read(name, monkeypatch, tmp_path):
 
 def test_a_stream_starts_from_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PLACE", "sites")
-    text = "root: ../${PLACE}\ndomains: [a, b]\nunseen: [c, {path: d, same_camera: keep}]\nconfig: {model: {weights: '${PLACE}/w', dim: 64}}\n"
+    text = (
+        "root: ../${PLACE}\ndomains: [a, b]\nunseen: [c, {path: d, same_camera: keep}]\nconfig: {model: {weights: "
+        "'${PLACE}/w', dim: 64}}\n"
+    )
     (tmp_path / "s.yaml").write_text(text)
     stream = read_stream(str(tmp_path / "s.yaml"))
     assert stream.root == str(tmp_path / "../sites")

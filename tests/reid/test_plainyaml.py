@@ -8,21 +8,43 @@ from domains.errors import ConfigError
 from reid.plainyaml import load, load_file
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("a: 1\nb: [x, {c: 2.5}]", {"a": 1, "b": ["x", {"c": 2.5}]}), ("", None), ("# only words", None), ("- 1", [1]), ("true", True),
-    ("a: &one {b: 1}\nc: *one", {"a": {"b": 1}, "c": {"b": 1}}), ("a: &one {b: 1}\nc: {<<: *one, d: 2}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 1\nb: [x, {c: 2.5}]", {"a": 1, "b": ["x", {"c": 2.5}]}),
+        ("", None),
+        ("# only words", None),
+        ("- 1", [1]),
+        ("true", True),
+        ("a: &one {b: 1}\nc: *one", {"a": {"b": 1}, "c": {"b": 1}}),
+        ("a: &one {b: 1}\nc: {<<: *one, d: 2}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
+    ],
+)
 def test_what_is_read(text, value):
     assert load(text) == value
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("a: [" * 40, "32 levels"), ("[" * 100_000, "32 levels"), ("a: &a [*a]", "within what it stands for"), ("a: &a\n  b: *a", "within"),
-    ("".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12)), "more than 10000 values"),
-    ("a: " + "9" * 5000, "digits"), ("a: 0x" + "f" * 99, "too large"), ("a: 2026-13-45", "month"),
-    ("!!python/object/apply:os.system [id]", "constructor"),
-    ("a: *b", "undefined alias"), ("a: \x00", "special characters"), ("a: b: c", "not allowed here"), ("--- 1\n--- 2", "single document"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [" * 40, "32 levels"),
+        ("[" * 100_000, "32 levels"),
+        ("a: &a [*a]", "within what it stands for"),
+        ("a: &a\n  b: *a", "within"),
+        (
+            "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12)),
+            "more than 10000 values",
+        ),
+        ("a: " + "9" * 5000, "digits"),
+        ("a: 0x" + "f" * 99, "too large"),
+        ("a: 2026-13-45", "month"),
+        ("!!python/object/apply:os.system [id]", "constructor"),
+        ("a: *b", "undefined alias"),
+        ("a: \x00", "special characters"),
+        ("a: b: c", "not allowed here"),
+        ("--- 1\n--- 2", "single document"),
+    ],
+)
 def test_what_is_refused_and_why(text, reason, tmp_path):
     start = time.monotonic()
     with pytest.raises(ValueError, match=reason) as caught:

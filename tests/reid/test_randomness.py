@@ -16,8 +16,12 @@ part = st.one_of(st.integers(0, 2**31), st.text(min_size=1, max_size=8))
 
 @given(st.lists(part, min_size=1, max_size=5))
 def test_the_same_name_gives_the_same_draws(parts):
-    assert numpy_generator(*parts).integers(0, 2**62, 4).tolist() == numpy_generator(*parts).integers(0, 2**62, 4).tolist()
-    assert torch.equal(torch.rand(4, generator=torch_generator(*parts)), torch.rand(4, generator=torch_generator(*parts)))
+    assert (
+        numpy_generator(*parts).integers(0, 2**62, 4).tolist() == numpy_generator(*parts).integers(0, 2**62, 4).tolist()
+    )
+    assert torch.equal(
+        torch.rand(4, generator=torch_generator(*parts)), torch.rand(4, generator=torch_generator(*parts))
+    )
     assert 0 <= torch_seed(*parts) < 2**63
 
 

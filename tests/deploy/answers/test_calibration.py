@@ -1,4 +1,6 @@
-"""Thresholds are found on one half of the people and checked on the other; too little data is refused; the bundle keeps them."""
+"""Thresholds are found on one half of the people and checked on the other; too little data is refused; the bundle keeps
+them.
+"""
 
 import json
 
@@ -30,7 +32,9 @@ class Pretender:
                 continue
             person = path.name.split("_")[0]
             centre = np.random.default_rng(abs(hash_of(person)) + self.seed).standard_normal(DIM)
-            vector = centre + self.noise * np.random.default_rng(abs(hash_of(path.name)) + self.seed).standard_normal(DIM)
+            vector = centre + self.noise * np.random.default_rng(abs(hash_of(path.name)) + self.seed).standard_normal(
+                DIM
+            )
             rows.append(vector / np.linalg.norm(vector))
         return np.array(rows, np.float32).reshape(-1, DIM), skipped
 
@@ -52,7 +56,10 @@ def site(tmp_path, people=60, distractors=10, junk=3, each=2, same_camera="drop"
 def test_the_threshold_has_the_chosen_rate_on_the_first_half_and_is_measured_on_the_other(tmp_path):
     domain, encoder = site(tmp_path), Pretender()
     found = calibrate(encoder, domain, fpr=0.01)
-    vectors = {name: encoder.files([tmp_path / path for path in split.paths])[0] for name, split in (("q", domain.query), ("g", domain.gallery))}
+    vectors = {
+        name: encoder.files([tmp_path / path for path in split.paths])[0]
+        for name, split in (("q", domain.query), ("g", domain.gallery))
+    }
     rates = []
     for (rows, others), genuine, impostors in zip(
         rows_of_halves(domain, domain.query, domain.gallery, 0), found.genuine_pairs, found.impostor_pairs, strict=True
@@ -60,10 +67,20 @@ def test_the_threshold_has_the_chosen_rate_on_the_first_half_and_is_measured_on_
         scores = {True: [], False: []}
         for q in rows:
             for g in others:
-                scores[bool(domain.query.pids[q] == domain.gallery.pids[g])].append(float(vectors["q"][q] @ vectors["g"][g]))
+                scores[bool(domain.query.pids[q] == domain.gallery.pids[g])].append(
+                    float(vectors["q"][q] @ vectors["g"][g])
+                )
         assert (len(scores[True]), len(scores[False])) == (genuine, impostors)
-        rates.append([np.mean(np.array(scores[kind]) >= level) for level in (found.score, found.unsure) for kind in (False, True)])
-    assert rates[0][0] == pytest.approx(0.01, abs=2 / found.impostor_pairs[0])  # a product adds up in another order than a dot does
+        rates.append(
+            [
+                np.mean(np.array(scores[kind]) >= level)
+                for level in (found.score, found.unsure)
+                for kind in (False, True)
+            ]
+        )
+    assert rates[0][0] == pytest.approx(
+        0.01, abs=2 / found.impostor_pairs[0]
+    )  # a product adds up in another order than a dot does
     assert rates[0][2] == pytest.approx(0.1, abs=2 / found.impostor_pairs[0])
     measured = (found.measured_fpr, found.measured_tpr, found.measured_unsure_fpr, found.measured_unsure_tpr)
     assert [rate.value for rate in measured] == pytest.approx(rates[1], abs=2 / found.impostor_pairs[1])
@@ -82,9 +99,9 @@ def test_halves_share_nobody_and_leave_out_junk(tmp_path):
     assert abs(len(first) - len(second)) <= 2
     assert rows_of_halves(domain, domain.query, domain.gallery, 1)[0][0].tolist() != one.tolist()
     more = site(tmp_path, people=32, distractors=7)
-    moved = {more.identities[pid] for pid in set(more.query.pids[rows_of_halves(more, more.query, more.gallery, 0)[0][0]])} ^ {
-        domain.identities[pid] for pid in set(domain.query.pids[one])
-    }
+    moved = {
+        more.identities[pid] for pid in set(more.query.pids[rows_of_halves(more, more.query, more.gallery, 0)[0][0]])
+    } ^ {domain.identities[pid] for pid in set(domain.query.pids[one])}
     assert len(moved) <= 3
 
 
@@ -98,11 +115,15 @@ def test_the_same_seed_gives_the_same_thresholds_and_junk_plays_no_part(tmp_path
 def test_too_few_pairs_are_refused_with_the_number_needed_and_what_can_be_had(tmp_path):
     domain = site(tmp_path)
     fewest = 30 * 2 * (30 * 2 + 5) - 30 * 4
-    with pytest.raises(DataError, match=rf"0\.001 needs 10,000 pairs .* gives {fewest:,} and {fewest:,}; ask for --fpr 0\.0027 or more"):
+    with pytest.raises(
+        DataError, match=rf"0\.001 needs 10,000 pairs .* gives {fewest:,} and {fewest:,}; ask for --fpr 0\.0027 or more"
+    ):
         calibrate(Pretender(), domain, fpr=0.001)
     assert 0.0026 < SEEN / fewest < 0.0027
     assert calibrate(Pretender(), domain, fpr=0.0027).fpr == 0.0027
-    with pytest.raises(DataError, match=r"10 people seen at least twice by two cameras in each half.* there are 9 and 10"):
+    with pytest.raises(
+        DataError, match=r"10 people seen at least twice by two cameras in each half.* there are 9 and 10"
+    ):
         calibrate(Pretender(), site(tmp_path, people=19), fpr=0.05)
     with pytest.raises(DataError, match="no query and gallery splits"):
         calibrate(Pretender(), from_rows("site", tmp_path, "made", [("train", "a.png", "a", "c")]), fpr=0.05)
@@ -112,10 +133,14 @@ def test_too_few_pairs_are_refused_with_the_number_needed_and_what_can_be_had(tm
 
 
 def test_one_camera_makes_no_pairs_unless_it_is_kept(tmp_path):
-    rows = [(split, f"{person}_{split}.png", str(person), "c0") for person in range(40) for split in ("query", "gallery")]
+    rows = [
+        (split, f"{person}_{split}.png", str(person), "c0") for person in range(40) for split in ("query", "gallery")
+    ]
     with pytest.raises(DataError, match="by two cameras"):
         calibrate(Pretender(), from_rows("one", tmp_path, "made", rows), fpr=0.05)
-    assert calibrate(Pretender(), from_rows("one", tmp_path, "made", rows, same_camera="keep"), fpr=0.05).genuine_pairs == (20, 20)
+    assert calibrate(
+        Pretender(), from_rows("one", tmp_path, "made", rows, same_camera="keep"), fpr=0.05
+    ).genuine_pairs == (20, 20)
 
 
 def test_unreadable_images_are_left_out_and_counted(tmp_path):
@@ -138,7 +163,7 @@ def test_a_model_that_knows_nobody_apart_is_refused(tmp_path):
         calibrate(Same(), site(tmp_path), fpr=0.01)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- intervals
+# ------------------------------------------------------------------------------------------------------------ intervals
 
 
 def tally(rng, people=12, distractors=4, level=0.1):
@@ -181,7 +206,9 @@ def test_without_weights_the_rates_are_plain_shares():
 
 
 def test_an_interval_over_people_holds_what_one_over_pairs_does_not():
-    """People differ in how common they look; the rate among all people is known. Over pairs, half of the intervals miss it."""
+    """People differ in how common they look; the rate among all people is known. Over pairs, half of the intervals miss
+    it.
+    """
     people, runs = 60, 100
     covered = {"people": 0, "pairs": 0}
     for seed in range(runs):
@@ -207,7 +234,7 @@ def test_no_false_match_seen_does_not_mean_none():
     assert true == (1, 1, 1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- keeping
+# -------------------------------------------------------------------------------------------------------------- keeping
 
 
 def test_the_bundle_keeps_them_and_nothing_else_changes(bundle, tmp_path):

@@ -40,7 +40,10 @@ def test_query_and_matches_are_in_it(tmp_path, query):
     assert image.ndim == 3
     for colour in ((10, 20, 200), (250, 9, 9), (8, 240, 8)):
         assert has(image, colour)
-    columns = [np.flatnonzero((image == colour).all(axis=2).any(axis=0)).mean() for colour in ((10, 20, 200), (250, 9, 9), (8, 240, 8))]
+    columns = [
+        np.flatnonzero((image == colour).all(axis=2).any(axis=0)).mean()
+        for colour in ((10, 20, 200), (250, 9, 9), (8, 240, 8))
+    ]
     assert columns == sorted(columns)
 
 
@@ -57,9 +60,18 @@ def test_crops_are_not_distorted(shape):
 def test_frames_say_right_and_wrong_only_where_it_is_known(tmp_path, query):
     grey = coloured(tmp_path, (90, 90, 90))
     right, wrong, unknown = match(1, grey, label="Ann"), match(2, grey, label="Bob"), match(3, grey)
-    assert [has(draw_matches(query, [m], known_label="Ann"), colour) for m in (right, wrong, unknown) for colour in (GREEN, RED)] == [
-        True, False, False, True, False, False,
-    ]  # fmt: skip
+    assert [
+        has(draw_matches(query, [m], known_label="Ann"), colour)
+        for m in (right, wrong, unknown)
+        for colour in (GREEN, RED)
+    ] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert not has(draw_matches(query, [right, wrong]), GREEN)
     assert not has(draw_matches(query, [right, wrong]), RED)
 
@@ -67,7 +79,17 @@ def test_frames_say_right_and_wrong_only_where_it_is_known(tmp_path, query):
 def test_what_can_not_be_read_gets_a_placeholder(tmp_path, query):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    for source in ("/nowhere", tmp_path, tmp_path / "pipe", tmp_path / "broken.png", "rtsp://camera/1", "nul\0", "x" * 5000, "/dev/zero", "\udc80"):
+    for source in (
+        "/nowhere",
+        tmp_path,
+        tmp_path / "pipe",
+        tmp_path / "broken.png",
+        "rtsp://camera/1",
+        "nul\0",
+        "x" * 5000,
+        "/dev/zero",
+        "\udc80",
+    ):
         image = draw_matches(query, [match(source=source)])
         assert has(image, module._EDGE), source
 
@@ -102,14 +124,22 @@ def test_text_stays_inside_its_cell(text):
     assert (below[-module._MARGIN // 2 :] == 255).all()
 
 
-wide = pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 draws wider letters, and a long caption is shortened")
+wide = pytest.mark.skipif(
+    int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 draws wider letters, and a long caption is shortened"
+)
 
 
 @wide
 def test_a_verdict_fits_beside_the_score():
-    captions = [module._caption(replace(match(100), score=-0.888, verdict=verdict))[0] for verdict in (None, "same person", "unsure", "no match")]
+    captions = [
+        module._caption(replace(match(100), score=-0.888, verdict=verdict))[0]
+        for verdict in (None, "same person", "unsure", "no match")
+    ]
     assert captions == ["100.   -0.888", "100. -0.888 same", "100. -0.888 unsure", "100. -0.888 no match"]
-    assert all(module._shortened(text.replace("100.", "10."), CELL_WIDTH - module._MARGIN) == text.replace("100.", "10.") for text in captions)
+    assert all(
+        module._shortened(text.replace("100.", "10."), CELL_WIDTH - module._MARGIN) == text.replace("100.", "10.")
+        for text in captions
+    )
 
 
 @wide

@@ -37,7 +37,11 @@ def gallery(tmp_path, stored):
     with Gallery.create(tmp_path / "gallery", DIM, SPACE) as made:
         times = [f"2026-01-01T00:{number % 60:02d}:00Z" if number % 3 else None for number in range(len(pids))]
         made.add(
-            vectors, ["a", "b", "c", "d"] * (len(pids) // 4), [f"/{number}.png" for number in range(len(pids))], times, [str(pid) for pid in pids]
+            vectors,
+            ["a", "b", "c", "d"] * (len(pids) // 4),
+            [f"/{number}.png" for number in range(len(pids))],
+            times,
+            [str(pid) for pid in pids],
         )
         yield made
 
@@ -99,7 +103,7 @@ def test_a_damaged_entry_is_not_compared(gallery):
         gallery.vectors([4])
 
 
-# --------------------------------------------------------------------------------------------------------------------------- re-ranking
+# ----------------------------------------------------------------------------------------------------------- re-ranking
 
 
 @pytest.mark.parametrize("depth", [96, 30])
@@ -126,13 +130,15 @@ def test_reranking_lifts_right_matches(gallery, stored, queries):
 
     def right(refinement):
         found = search(gallery, queries, EACH, refinement)
-        return sum(stored[1][match.id - 1] == pid for pid, matches in zip(pids, found, strict=True) for match in matches)
+        return sum(
+            stored[1][match.id - 1] == pid for pid, matches in zip(pids, found, strict=True) for match in matches
+        )
 
     assert right(Refinement(rerank=True, k1=6, k2=3)) > right(None)
     assert right(Refinement(expand=3)) > right(None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- expansion
+# ------------------------------------------------------------------------------------------------------------ expansion
 
 
 def test_expansion_asks_again_with_the_weighted_average(gallery, stored, queries):
@@ -163,7 +169,7 @@ def test_a_plain_average_is_alpha_zero():
     np.testing.assert_allclose(expanded(query, near, alpha=0), total / np.linalg.norm(total), atol=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- together
+# ------------------------------------------------------------------------------------------------------------- together
 
 
 def test_several_images_as_one_by_their_mean(gallery, stored, queries):
@@ -208,7 +214,7 @@ def test_together_with_expansion_and_reranking(gallery, stored, queries):
     agree_on_scores(found, queries[:2].mean(axis=0), stored[0])
 
 
-# -------------------------------------------------------------------------------------------------------------------------- transitions
+# ---------------------------------------------------------------------------------------------------------- transitions
 
 SEEN = Sighting("a", "2026-01-01T00:30:00+00:00")
 RULES = Transitions({("a", "b"): ((0.0, 300.0),), ("b", "a"): ((0.0, 300.0),), ("c", "a"): ((60.0, 600.0),)})
@@ -235,14 +241,24 @@ def test_entries_without_a_time_and_unknown_pairs_are_not_judged(gallery, querie
     assert {match.ranked_by for match in last} == {"k-reciprocal"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"together": "sum"}, {"together": "max", "rerank": True}, {"expand": -1}, {"depth": 0}, {"alpha": -1}, {"alpha": float("nan")}, {"least": 2},
-     {"seen": SEEN}, {"transitions": RULES}, {"remove_impossible": True}],
-)  # fmt: skip
+    [
+        {"together": "sum"},
+        {"together": "max", "rerank": True},
+        {"expand": -1},
+        {"depth": 0},
+        {"alpha": -1},
+        {"alpha": float("nan")},
+        {"least": 2},
+        {"seen": SEEN},
+        {"transitions": RULES},
+        {"remove_impossible": True},
+    ],
+)
 def test_refinements_refused(settings):
     with pytest.raises(UsageError):
         Refinement(**settings)
@@ -273,7 +289,11 @@ def test_what_is_forgotten_or_upgraded_between_two_looks_is_noticed(gallery, que
 
     monkeypatch.setattr(Gallery, "vectors", after_forgetting)
     assert set(ids(search(gallery, queries[0], 96, Refinement(rerank=True))[0])) == set(plain[1:])
-    monkeypatch.setattr(Gallery, "vectors", lambda self, numbers: (whole(self, numbers)[0], Embeddings(whole(self, numbers)[1], "ee" * 32)))
+    monkeypatch.setattr(
+        Gallery,
+        "vectors",
+        lambda self, numbers: (whole(self, numbers)[0], Embeddings(whole(self, numbers)[1], "ee" * 32)),
+    )
     with pytest.raises(GalleryError, match="was upgraded meanwhile"):
         search(gallery, queries[0], 9, Refinement(expand=1))
 

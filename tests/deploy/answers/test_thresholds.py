@@ -69,7 +69,9 @@ def test_the_verdicts_part_the_scores_in_order(scores):
 
 
 def test_an_impossible_match_decides_nothing():
-    judged = Thresholds(0.6, 0.4, "x").judge([match(0.9, possible=False), match(0.5, possible=None), match(0.3, possible=True)])
+    judged = Thresholds(0.6, 0.4, "x").judge(
+        [match(0.9, possible=False), match(0.5, possible=None), match(0.3, possible=True)]
+    )
     assert judged[0].verdict == "same person"
     assert answer(judged) == "unsure"
     assert answer(judged[:1]) == "no match"

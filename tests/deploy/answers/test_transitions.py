@@ -25,15 +25,30 @@ def rules():
 @pytest.mark.parametrize(
     ("seen", "camera", "seconds", "expected"),
     [
-        ("gate", "yard", 19, False), ("gate", "yard", 20, True), ("gate", "yard", 600, True), ("gate", "yard", 601, False),
+        ("gate", "yard", 19, False),
+        ("gate", "yard", 20, True),
+        ("gate", "yard", 600, True),
+        ("gate", "yard", 601, False),
         ("gate", "yard", 3000, True),
-        ("gate", "yard", -49, False), ("gate", "yard", -50, True), ("gate", "yard", -40000, True),  # from the yard to the gate, before
-        ("yard", "gate", 49, False), ("yard", "gate", 50, True), ("yard", "gate", -10, False), ("yard", "gate", -20, True),
-        ("gate", "yard", 0, False), ("gate", "gate", 5, None), ("gate", "roof", 5, None), ("roof", "gate", 5, None),
+        ("gate", "yard", -49, False),
+        ("gate", "yard", -50, True),
+        ("gate", "yard", -40000, True),  # from the yard to the gate, before
+        ("yard", "gate", 49, False),
+        ("yard", "gate", 50, True),
+        ("yard", "gate", -10, False),
+        ("yard", "gate", -20, True),
+        ("gate", "yard", 0, False),
+        ("gate", "gate", 5, None),
+        ("gate", "roof", 5, None),
+        ("roof", "gate", 5, None),
     ],
-)  # fmt: skip
+)
 def test_what_is_possible(rules, seen, camera, seconds, expected):
-    time = at(seconds) if seconds >= 0 else f"2026-01-01T{12 + seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}+00:00"
+    time = (
+        at(seconds)
+        if seconds >= 0
+        else f"2026-01-01T{12 + seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}+00:00"
+    )
     assert rules.possible(Sighting(seen, NOON), match(camera, time)) is expected
 
 
@@ -53,12 +68,15 @@ def test_csv_and_yaml_say_the_same(tmp_path):
     table, tree = tmp_path / "t.csv", tmp_path / "t.yaml"
     table.write_text("from,to,min,max\ngate,yard,20,600\nyard, gate ,50,\n\ngate,yard,3000,3600\n7,8,,\n")
     tree.write_text(
-        "- {from: gate, to: yard, min: 20, max: 600}\n- {from: yard, to: gate, min: 50}\n- {from: gate, to: yard, min: 3000, max: 3600}\n"
+        "- {from: gate, to: yard, min: 20, max: 600}\n- {from: yard, to: gate, min: 50}\n- {from: gate, to: yard, "
+        "min: 3000, max: 3600}\n"
         "- {from: 7, to: '8', max: null}\n"
     )
     wanted = {
-        ("gate", "yard"): ((20.0, 600.0), (3000.0, 3600.0)), ("yard", "gate"): ((50.0, float("inf")),), ("7", "8"): ((0.0, float("inf")),),
-    }  # fmt: skip
+        ("gate", "yard"): ((20.0, 600.0), (3000.0, 3600.0)),
+        ("yard", "gate"): ((50.0, float("inf")),),
+        ("7", "8"): ((0.0, float("inf")),),
+    }
     assert Transitions.read(table).windows == Transitions.read(tree).windows == wanted
 
 

@@ -41,7 +41,13 @@ def test_round_trip(make_bundle, golden_crops, projection):
     assert {key: bundle.manifest[key] for key in body()} == body()
     np.testing.assert_array_equal(bundle.golden().crops, golden_crops)
     np.testing.assert_array_equal(bundle.golden().embeddings, embed(golden_crops, projection))
-    assert sorted(item.name for item in bundle.folder.iterdir()) == ["CARD.md", "bundle.json", "golden.npz", "model.onnx", "transport.npz"]
+    assert sorted(item.name for item in bundle.folder.iterdir()) == [
+        "CARD.md",
+        "bundle.json",
+        "golden.npz",
+        "model.onnx",
+        "transport.npz",
+    ]
 
 
 def test_nothing_is_written_over_and_no_half_bundle_is_left(make_bundle, tmp_path, golden_crops):
@@ -248,7 +254,12 @@ def test_revisions_at_once_lose_nothing(bundle):
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: revise_bundle(bundle.folder, {"thresholds": {f"d{n}": {"fpr": 0.1, "score": n / 8}}}), range(8)))
+        list(
+            pool.map(
+                lambda n: revise_bundle(bundle.folder, {"thresholds": {f"d{n}": {"fpr": 0.1, "score": n / 8}}}),
+                range(8),
+            )
+        )
     assert set(Bundle.load(bundle.folder).thresholds) == {f"d{n}" for n in range(8)}
 
 
@@ -257,7 +268,11 @@ def test_files_larger_than_any_of_ours_are_refused_before_they_are_read(make_bun
     import domains.artefact
 
     bundle = make_bundle(transport=b"npz")
-    for limit, read in (("MAX_MODEL", bundle.model), ("MAX_GOLDEN", bundle.golden), ("MAX_TRANSPORT", bundle.transport)):
+    for limit, read in (
+        ("MAX_MODEL", bundle.model),
+        ("MAX_GOLDEN", bundle.golden),
+        ("MAX_TRANSPORT", bundle.transport),
+    ):
         monkeypatch.setattr(deploy.bundle.bundle, limit, 2)
         with pytest.raises(ArtefactError, match="larger than"):
             read()

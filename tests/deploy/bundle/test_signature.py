@@ -10,7 +10,17 @@ import pytest
 from deploy import Bundle
 from deploy.bundle import Golden, revise_bundle, write_bundle
 from deploy.bundle.manifest import MANIFEST
-from deploy.bundle.signature import ENVIRONMENT, SIGNATURE, Signature, key_id, make_key, read_signatures, sign, trusted_keys, write_signatures
+from deploy.bundle.signature import (
+    ENVIRONMENT,
+    SIGNATURE,
+    Signature,
+    key_id,
+    make_key,
+    read_signatures,
+    sign,
+    trusted_keys,
+    write_signatures,
+)
 from domains.artefact import content_id
 from domains.errors import ArtefactError, DeviceError, ReidError, UsageError
 
@@ -77,11 +87,20 @@ def test_a_signature_is_what_ed25519_says(signed, key):
 def test_export_signs_as_it_seals(make_bundle, key, tmp_path):
     made = make_bundle()
     golden = made.golden()
-    body = {name: value for name, value in made.manifest.items() if name not in ("id", "kind", "schema", "code", "parent", "files")}
+    body = {
+        name: value
+        for name, value in made.manifest.items()
+        if name not in ("id", "kind", "schema", "code", "parent", "files")
+    }
     again = write_bundle(
-        tmp_path / "signed", model_onnx=made.model(), golden=Golden(golden.crops, golden.embeddings), card="#", body=body,
-        parent=None, key=key,
-    )  # fmt: skip
+        tmp_path / "signed",
+        model_onnx=made.model(),
+        golden=Golden(golden.crops, golden.embeddings),
+        card="#",
+        body=body,
+        parent=None,
+        key=key,
+    )
     assert again.signers == Bundle.load(tmp_path / "signed", trusted=public(key)).signers != ()
 
 
@@ -159,11 +178,18 @@ def test_a_forger_who_re_hashes_everything_is_seen(signed, key, other):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff" * 90, b"lifelong-reid signature 1\n", b"lifelong-reid signature 2\n", b"a" * 2**17, b"lifelong-reid signature 1\nrsa 00 00\n",
-     b"lifelong-reid signature 1\n" + (b"ed25519 " + b"0" * 64 + b" " + b"0" * 128 + b"\n") * 9,
-     b"lifelong-reid signature 1\n" + (b"ed25519 " + b"0" * 64 + b" " + b"0" * 128 + b"\n")],
+    [
+        b"",
+        b"\xff" * 90,
+        b"lifelong-reid signature 1\n",
+        b"lifelong-reid signature 2\n",
+        b"a" * 2**17,
+        b"lifelong-reid signature 1\nrsa 00 00\n",
+        b"lifelong-reid signature 1\n" + (b"ed25519 " + b"0" * 64 + b" " + b"0" * 128 + b"\n") * 9,
+        b"lifelong-reid signature 1\n" + (b"ed25519 " + b"0" * 64 + b" " + b"0" * 128 + b"\n"),
+    ],
     ids=lambda data: str(data[:30]),
-)  # fmt: skip
+)
 def test_hostile_signatures(signed, data):
     (signed.folder / SIGNATURE).write_bytes(data)
     with pytest.raises(ArtefactError) as caught:
@@ -208,7 +234,9 @@ def test_revising_a_signed_bundle_takes_a_key_or_gives_the_signature_up(signed, 
 
 @pytest.mark.parametrize("resign", [True, False])
 def test_a_kill_between_any_two_writes_leaves_a_bundle_that_loads(signed, key, monkeypatch, resign):
-    """Every write is made to fail in turn; each time the bundle must load, old or new, and the revision must then succeed."""
+    """Every write is made to fail in turn; each time the bundle must load, old or new, and the revision must then
+    succeed.
+    """
     import deploy.bundle.bundle
 
     class Killed(BaseException):
@@ -228,7 +256,9 @@ def test_a_kill_between_any_two_writes_leaves_a_bundle_that_loads(signed, key, m
             patch.setattr(deploy.bundle.bundle, "write_atomic", lambda *a: step(write, *a))
             patch.setattr(type(signed.folder), "unlink", lambda *a: step(unlink, *a))
             with contextlib.suppress(Killed):
-                revise_bundle(signed.folder, {"licences": {"data": f"{stop}"}}, **({"key": key} if resign else {"unsign": True}))
+                revise_bundle(
+                    signed.folder, {"licences": {"data": f"{stop}"}}, **({"key": key} if resign else {"unsign": True})
+                )
         found = Bundle.load(signed.folder)
         assert found.manifest["licences"]["data"] in ("not declared", *map(str, range(stop + 1)))
         if resign:
@@ -285,7 +315,9 @@ def test_a_loader_beside_a_revision_never_sees_a_broken_bundle(signed, key):
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(2) as pool:
-        work = pool.submit(lambda: [revise_bundle(signed.folder, {"licences": {"data": f"{n}"}}, key=key) for n in range(40)])
+        work = pool.submit(
+            lambda: [revise_bundle(signed.folder, {"licences": {"data": f"{n}"}}, key=key) for n in range(40)]
+        )
         while not work.done():
             assert Bundle.load(signed.folder, verify=False, trusted=public(key)).signers == signed.signers
         work.result()

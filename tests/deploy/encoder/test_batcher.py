@@ -155,14 +155,18 @@ def test_who_gives_up_costs_no_inference():
     assert encoder.batches == [[0], [3]]
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"wait_ms": -1}, {"wait_ms": float("nan")}, {"batch": 8, "limit": 7}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"batch": 0}, {"wait_ms": -1}, {"wait_ms": float("nan")}, {"batch": 8, "limit": 7}], ids=str
+)
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(UsageError, match="batcher needs"):
         Batcher(Slow(), **wrong)
 
 
 def test_everyone_gets_their_own_answer_in_a_crowd():
-    """Callers that come, fail, give up and are sent away at random: whoever gets an answer gets that of their own crop."""
+    """Callers that come, fail, give up and are sent away at random: whoever gets an answer gets that of their own
+    crop.
+    """
     encoder = Slow()
     outcomes = {"answered": 0, "thirteen": 0, "sent away": 0, "gave up": 0}
     count = threading.Lock()

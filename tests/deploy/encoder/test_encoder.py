@@ -34,7 +34,10 @@ def test_equals_the_model(encoder, projection, count):
 
 def test_any_size_is_resized_by_the_bundles_rule(encoder, projection):
     rng = np.random.default_rng(1)
-    mixed = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((1, 1), (64, 32), (HEIGHT, WIDTH), (9, 30), (200, 5), (16, 9))]
+    mixed = [
+        rng.integers(0, 256, (h, w, 3), np.uint8)
+        for h, w in ((1, 1), (64, 32), (HEIGHT, WIDTH), (9, 30), (200, 5), (16, 9))
+    ]
     wanted = embed(CropSpec(HEIGHT, WIDTH).batch(mixed), projection)
     np.testing.assert_allclose(encoder(mixed), wanted, atol=1e-5)
     large = rng.integers(0, 256, (6, 40, 20, 3), np.uint8)
@@ -108,9 +111,15 @@ def test_provider_is_the_one_asked_for_or_an_error(bundle, monkeypatch):
         with pytest.raises(DeviceError, match=r"cuda.*has: cpu"):
             Encoder.load(bundle.folder, provider="cuda")
     # A build that has the provider and a session that silently runs elsewhere, as ONNX Runtime does without a driver.
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
     real = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, options, **_: real(model, options, providers=["CPUExecutionProvider"]))
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda model, options, **_: real(model, options, providers=["CPUExecutionProvider"]),
+    )
     with pytest.raises(DeviceError, match=r"asked for cuda.*CPUExecutionProvider"):
         Encoder.load(bundle.folder, provider="cuda")
 

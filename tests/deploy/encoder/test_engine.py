@@ -1,4 +1,6 @@
-"""Engines: the provider asked for is the one that computes. GPUs are played by a stand-in for ONNX Runtime that falls back as the real one does."""
+"""Engines: the provider asked for is the one that computes. GPUs are played by a stand-in for ONNX Runtime that falls
+back as the real one does.
+"""
 
 import ctypes
 import json
@@ -20,7 +22,11 @@ from deploy.encoder.selftest import self_test
 from domains.errors import ArtefactError, DeviceError, UsageError
 
 PLAN = Plan(HEIGHT, WIDTH, DIM, batch=8)
-ENGINES = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
+ENGINES = {
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
 ORIN = gpu.Gpu("Orin", "8.7", "CUDA 12060; R36.4")
 
 
@@ -32,7 +38,14 @@ class FakeRuntime(types.ModuleType):
     def __init__(self, projection, **knobs):
         super().__init__("onnxruntime")
         self.projection = projection
-        self.knobs = {"falls_back": False, "strays": [], "computes": True, "fails": None, "writes": True, "error": 0.0} | knobs
+        self.knobs = {
+            "falls_back": False,
+            "strays": [],
+            "computes": True,
+            "fails": None,
+            "writes": True,
+            "error": 0.0,
+        } | knobs
         self.sessions = []
         self.preloaded = 0
         self.SessionOptions = types.SimpleNamespace
@@ -65,7 +78,11 @@ class FakeSession:
             Path(folder, "TRTKernel_0_sm87.engine").write_bytes(b"built for one model")
 
     def get_providers(self):
-        return ["CPUExecutionProvider"] if self.runtime.knobs["falls_back"] else [self.providers[0][0], "CPUExecutionProvider"]
+        return (
+            ["CPUExecutionProvider"]
+            if self.runtime.knobs["falls_back"]
+            else [self.providers[0][0], "CPUExecutionProvider"]
+        )
 
     def get_inputs(self):
         return [types.SimpleNamespace(name="crops", type="tensor(uint8)", shape=["N", HEIGHT, WIDTH, 3])]
@@ -77,7 +94,9 @@ class FakeSession:
         if self.runtime.knobs["fails"]:
             raise self.runtime.knobs["fails"]
         self.calls.append(("run", len(feed["crops"])))
-        noise = np.random.default_rng(0).normal(scale=1 + self.runtime.knobs["error"], size=self.runtime.projection.shape)
+        noise = np.random.default_rng(0).normal(
+            scale=1 + self.runtime.knobs["error"], size=self.runtime.projection.shape
+        )
         return [embed(feed["crops"], self.runtime.projection + self.runtime.knobs["error"] * noise)]
 
     def io_binding(self):
@@ -131,15 +150,21 @@ def runtime(monkeypatch, projection):
 @pytest.mark.parametrize(
     ("words", "target"),
     [
-        ("cpu", ("cpu", "0")), ("cuda", ("cuda", "0")), ("cuda:3", ("cuda", "3")), ("tensorrt:1", ("tensorrt", "1")),
-        ("openvino", ("openvino", "CPU")), ("openvino:gpu", ("openvino", "GPU")),
+        ("cpu", ("cpu", "0")),
+        ("cuda", ("cuda", "0")),
+        ("cuda:3", ("cuda", "3")),
+        ("tensorrt:1", ("tensorrt", "1")),
+        ("openvino", ("openvino", "CPU")),
+        ("openvino:gpu", ("openvino", "GPU")),
     ],
-)  # fmt: skip
+)
 def test_a_provider_may_name_its_device(words, target):
     assert Target.parse(words) == target
 
 
-@pytest.mark.parametrize("words", ["gpu", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:¹", "openvino:0", "openvino:", "CUDA", None, 3])
+@pytest.mark.parametrize(
+    "words", ["gpu", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:¹", "openvino:0", "openvino:", "CUDA", None, 3]
+)
 def test_what_is_no_provider_is_refused(words):
     with pytest.raises(UsageError):
         Target.parse(words)
@@ -150,7 +175,9 @@ def test_options_of_every_provider():
     ((name, options),) = provider_options(Target.parse("cuda:2"), PLAN, None)
     assert (name, options["device_id"], options["cudnn_conv_algo_search"]) == (ENGINES["cuda"], "2", "HEURISTIC")
     plan = Plan(HEIGHT, WIDTH, DIM, batch=24, precision="fp16", threads=3)
-    assert provider_options(Target.parse("openvino:GPU"), plan, None) == [(ENGINES["openvino"], {"device_type": "GPU", "num_of_threads": "3"})]
+    assert provider_options(Target.parse("openvino:GPU"), plan, None) == [
+        (ENGINES["openvino"], {"device_type": "GPU", "num_of_threads": "3"})
+    ]
     (name, options), (second, cuda) = provider_options(Target.parse("tensorrt:1"), plan, Path("/cache"))
     assert (name, second, cuda["device_id"]) == (ENGINES["tensorrt"], ENGINES["cuda"], "1")
     assert options == {
@@ -189,8 +216,14 @@ def test_every_provider_embeds_through_the_encoder(runtime, bundle, projection, 
         ({"falls_back": True}, r"asked for .*, but ONNX Runtime would run on CPUExecutionProvider"),
         ({"computes": False}, r"computes nothing of this graph"),
         ({"strays": [("Conv", "CPUExecutionProvider")]}, r"leaves Conv to CPUExecutionProvider"),
-        ({"strays": [("Transpose", "CPUExecutionProvider"), ("FusedMatMul", "CPUExecutionProvider")]}, r"leaves FusedMatMul to"),
-        ({"fails": MemoryError("out of memory\nmore")}, r"failed on a batch of 1: MemoryError: out of memory; a smaller batch"),
+        (
+            {"strays": [("Transpose", "CPUExecutionProvider"), ("FusedMatMul", "CPUExecutionProvider")]},
+            r"leaves FusedMatMul to",
+        ),
+        (
+            {"fails": MemoryError("out of memory\nmore")},
+            r"failed on a batch of 1: MemoryError: out of memory; a smaller batch",
+        ),
     ],
     ids=str,
 )
@@ -199,7 +232,9 @@ def test_nothing_falls_back(runtime, bundle, tmp_path, provider, knobs, message)
     with pytest.raises(DeviceError, match=message) as caught:
         Encoder.load(bundle.folder, provider, cache=tmp_path / "cache")
     assert "\n" not in str(caught.value)
-    assert not [file for file in tmp_path.glob("cache/*") if file.is_file() or (file / "engine.json").exists()], "a refused engine is not kept"
+    assert not [file for file in tmp_path.glob("cache/*") if file.is_file() or (file / "engine.json").exists()], (
+        "a refused engine is not kept"
+    )
 
 
 def test_tensorrt_that_leaves_the_work_to_cuda_is_refused(runtime, bundle, tmp_path):
@@ -273,13 +308,21 @@ def test_the_self_test_names_the_gpu(runtime, bundle, tmp_path, monkeypatch):
     checks = self_test(bundle.folder, "tensorrt:0", seconds=0.01)
     assert all(check.ok for check in checks)
     checks_of_two = self_test(bundle.folder, "tensorrt", batch=2, seconds=0.01)
-    assert [check.what for check in checks_of_two if check.what.startswith("golden")] == ["golden embeddings, batch 1", "golden embeddings, batch 2"]
+    assert [check.what for check in checks_of_two if check.what.startswith("golden")] == [
+        "golden embeddings, batch 1",
+        "golden embeddings, batch 2",
+    ]
     engine = checks[1].found
-    assert "ONNX Runtime 1.99.0 on tensorrt:0; Orin (compute capability 8.7, CUDA 12060; R36.4); left to others: Shape" in engine
+    assert (
+        "ONNX Runtime 1.99.0 on tensorrt:0; Orin (compute capability 8.7, CUDA 12060; R36.4); left to others: Shape"
+        in engine
+    )
 
 
 def other_weights(projection):
-    """A graph of the same structure, which ONNX Runtime would give the same engine; the stand-in computes the same for both."""
+    """A graph of the same structure, which ONNX Runtime would give the same engine; the stand-in computes the same for
+    both.
+    """
     return graph(projection + 0.001)
 
 
@@ -297,19 +340,28 @@ class TestCache:
         self.load(bundle, tmp_path)
         (folder,) = self.folders(tmp_path)
         first, second = fake.sessions
-        assert Path(first.providers[0][1]["trt_engine_cache_path"]).name.endswith(".tmp"), "built beside, and moved when it is whole"
+        assert Path(first.providers[0][1]["trt_engine_cache_path"]).name.endswith(".tmp"), (
+            "built beside, and moved when it is whole"
+        )
         assert second.providers[0][1]["trt_engine_cache_path"] == str(folder)
         self.load(bundle, tmp_path)
         assert len(fake.sessions) == 3
         assert not caplog.records
         facts = json.loads((folder / "engine.json").read_text())["facts"]
         assert facts == {
-            "model": bundle.manifest["files"]["model.onnx"], "batch": 32, "precision": "fp32",
-            "gpu": "Orin", "capability": "8.7", "driver": "CUDA 12060; R36.4",
-            "tensorrt": "101300", "onnxruntime": "1.99.0",
-        }  # fmt: skip
+            "model": bundle.manifest["files"]["model.onnx"],
+            "batch": 32,
+            "precision": "fp32",
+            "gpu": "Orin",
+            "capability": "8.7",
+            "driver": "CUDA 12060; R36.4",
+            "tensorrt": "101300",
+            "onnxruntime": "1.99.0",
+        }
 
-    def test_another_model_gpu_driver_version_or_batch_has_another_folder(self, runtime, bundle, make_bundle, projection, tmp_path, monkeypatch):
+    def test_another_model_gpu_driver_version_or_batch_has_another_folder(
+        self, runtime, bundle, make_bundle, projection, tmp_path, monkeypatch
+    ):
         fake = runtime()
         self.load(bundle, tmp_path)
         self.load(make_bundle("calibrated", changes={"step": 2}), tmp_path)  # another bundle, the same graph
@@ -326,7 +378,9 @@ class TestCache:
         assert len(self.folders(tmp_path)) == 8
 
     @pytest.mark.parametrize("how", ["changed", "foreign", "extra", "unsealed", "truncated"])
-    def test_a_folder_that_is_not_what_was_built_is_built_again(self, runtime, bundle, make_bundle, projection, tmp_path, caplog, how):
+    def test_a_folder_that_is_not_what_was_built_is_built_again(
+        self, runtime, bundle, make_bundle, projection, tmp_path, caplog, how
+    ):
         fake = runtime()
         self.load(bundle, tmp_path)
         (folder,) = self.folders(tmp_path)
@@ -357,7 +411,11 @@ class TestCache:
         self.load(bundle, tmp_path)
         (folder,) = self.folders(tmp_path)
         real = fake.InferenceSession
-        monkeypatch.setattr(fake, "InferenceSession", lambda *a, **b: ((folder / "TRTKernel_9_sm87.engine").write_bytes(b"!"), real(*a, **b))[1])
+        monkeypatch.setattr(
+            fake,
+            "InferenceSession",
+            lambda *a, **b: ((folder / "TRTKernel_9_sm87.engine").write_bytes(b"!"), real(*a, **b))[1],
+        )
         with caplog.at_level(logging.WARNING):
             self.load(bundle, tmp_path)
         assert "did not take its engines" in caplog.text

@@ -11,13 +11,21 @@ def test_a_good_box_is_told_how_fast_it_is(bundle):
     checks = self_test(bundle.folder, threads=1, seconds=0.02)
     assert [check for check in checks if not check.ok] == []
     found = {check.what: check for check in checks}
-    assert [name for name in found if name.startswith("golden")] == [f"golden embeddings, batch {batch}" for batch in (1, 2, 7, 32)]
+    assert [name for name in found if name.startswith("golden")] == [
+        f"golden embeddings, batch {batch}" for batch in (1, 2, 7, 32)
+    ]
     latency = found["latency of one crop"].figures
     assert 0 < latency["p50_ms"] <= latency["p95_ms"]
     for what in ("throughput, batches of 8", "from JPEG files, decoding included"):
         assert found[what].figures["crops_per_second"] > 0
     assert found["memory"].figures["peak_bytes"] > 2**20
-    assert checks[0].to_dict() == {"what": "bundle", "found": f"tiny, fp32, {bundle.id[:12]}", "ok": True, "remedy": "", "figures": {}}
+    assert checks[0].to_dict() == {
+        "what": "bundle",
+        "found": f"tiny, fp32, {bundle.id[:12]}",
+        "ok": True,
+        "remedy": "",
+        "figures": {},
+    }
 
 
 def test_it_tests_the_batch_that_will_be_served(bundle):

@@ -19,12 +19,21 @@ faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A folder with two spaces, rules, a backup, pictures, an index of an earlier state, and changes that are in the log only."""
+    """A folder with two spaces, rules, a backup, pictures, an index of an earlier state, and changes that are in the
+    log only.
+    """
     rng = np.random.default_rng(5)
     place = tmp_path_factory.mktemp("damage")
     gallery = Gallery.create(place / "gallery", DIM, SPACE, bundle="bundle", keep_crops=True)
     crops = list(rng.integers(0, 256, (30, 40, 20, 3), np.uint8))
-    gallery.add(unit(rng, 30), ["a", "b", "c"] * 10, [f"/{number}" for number in range(30)], time="2026-06-01T00:00:00Z", label="x", crops=crops)
+    gallery.add(
+        unit(rng, 30),
+        ["a", "b", "c"] * 10,
+        [f"/{number}" for number in range(30)],
+        time="2026-06-01T00:00:00Z",
+        label="x",
+        crops=crops,
+    )
     matrix = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0].astype(np.float32)
     carry(gallery._store, Plan(Facts(DIM, "cd" * 32, "other"), matrix, ((0.9, 0.1),)))
     gallery.keep(3000)
@@ -61,9 +70,19 @@ def everything(gallery):
     info = {key: value for key, value in gallery.info().items() if key not in ("bytes", "index")}
     crops = [None if (crop := gallery.crop(number)) is None else crop.tobytes() for number in ids]
     return (
-        gallery.search(queries, k=100), gallery.search(queries, k=100, camera="a"), gallery.entries(ids), info, crops, gallery.audit(),
-        gallery.retention(), gallery.backups(), gallery.older_than(0) == ids, gallery.go_back(), gallery.search(queries, k=100), gallery.bundle,
-    )  # fmt: skip
+        gallery.search(queries, k=100),
+        gallery.search(queries, k=100, camera="a"),
+        gallery.entries(ids),
+        info,
+        crops,
+        gallery.audit(),
+        gallery.retention(),
+        gallery.backups(),
+        gallery.older_than(0) == ids,
+        gallery.go_back(),
+        gallery.search(queries, k=100),
+        gallery.bundle,
+    )
 
 
 def escaped(whole, tmp_path, wanted, change):
@@ -156,7 +175,7 @@ def test_a_search_does_not_answer_from_a_damaged_row(whole, tmp_path):
             gallery.crop(8)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the log
+# -------------------------------------------------------------------------------------------------------------- the log
 
 
 def test_damage_in_the_log_that_hides_acknowledged_changes_is_refused(whole, tmp_path):
@@ -202,7 +221,7 @@ def test_the_log_of_a_working_writer_is_never_called_damaged(tmp_path):
             assert find_damage(gallery.path / "gallery.db-wal") is None
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ mending
+# -------------------------------------------------------------------------------------------------------------- mending
 
 
 def test_repair_of_what_is_whole_does_nothing(whole, tmp_path):

@@ -57,7 +57,7 @@ def in_folder(folder, vectors):
     return sorted(set(found))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the cache
+# ------------------------------------------------------------------------------------------------------------ the cache
 
 
 def made_anew(folder, monkeypatch):
@@ -98,7 +98,13 @@ def test_cache_is_used_only_when_it_agrees(gallery, monkeypatch):
     ):
         (folder / "index.json").write_text(text)
         assert made_anew(folder, monkeypatch), text
-    for data in (b"", vectors[:-1], vectors[:50], vectors[:200] + bytes([vectors[200] ^ 1]) + vectors[201:], b"x" * len(vectors)):
+    for data in (
+        b"",
+        vectors[:-1],
+        vectors[:50],
+        vectors[:200] + bytes([vectors[200] ^ 1]) + vectors[201:],
+        b"x" * len(vectors),
+    ):
         (folder / "index.faiss").write_bytes(data)
         assert made_anew(folder, monkeypatch), len(data)
     for name in ("index.json", "index.faiss"):
@@ -155,11 +161,12 @@ def test_a_cache_that_can_not_be_written_costs_nothing_but_time(gallery, monkeyp
     assert made_anew(gallery.path, monkeypatch)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ forgetting
+# ----------------------------------------------------------------------------------------------------------- forgetting
 
 
 def test_forgotten_bytes_are_nowhere(tmp_path):
-    # Many rounds with rows of different sizes at a dimension where SQLite moves rows between pages: secure_delete alone leaves some behind.
+    # Many rounds with rows of different sizes at a dimension where SQLite moves rows between pages: secure_delete alone
+    # leaves some behind.
     draw = random.Random(1)
     dim = 128
     alive = {}
@@ -307,7 +314,7 @@ def test_erasing_adding_and_searching_at_once_from_threads_of_one_process(galler
     assert "whole" in gallery.verify()[0]
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ other processes
+# ------------------------------------------------------------------------------------------------------ other processes
 
 
 def write_much(folder):

@@ -35,7 +35,9 @@ def names(count, first=0):
 def oracle(stored, ids, query, k, allowed=None):
     """Cosine of the fp16 vectors in float64, one pair at a time; ties by id."""
     scored, exact = [], stored.astype(np.float64)
-    rounded = (exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)).astype(np.float16)  # as the gallery does, bit for bit
+    rounded = (exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)).astype(
+        np.float16
+    )  # as the gallery does, bit for bit
     for number, vector in zip(ids, rounded.astype(np.float64), strict=True):
         if allowed is None or allowed[ids.index(number)]:
             exact = query.astype(np.float64)
@@ -50,20 +52,31 @@ def same(matches, wanted):
     assert [match.rank for match in matches] == list(range(1, len(wanted) + 1))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ answers
+# -------------------------------------------------------------------------------------------------------------- answers
 
 
 def test_round_trip(gallery, rng):
     vectors = unit(rng, 3)
     ids = gallery.add(
-        vectors, camera=["c1", "c2", "c2"], source=names(3), time=["2026-01-31T12:00:00+01:00", None, "2026-01-31T11:30:00Z"], label="Ann"
+        vectors,
+        camera=["c1", "c2", "c2"],
+        source=names(3),
+        time=["2026-01-31T12:00:00+01:00", None, "2026-01-31T11:30:00Z"],
+        label="Ann",
     )
     assert ids == [1, 2, 3]
     assert all(type(number) is int for number in ids)
     assert gallery.ids() == ids
     assert len(gallery) == 3
     best = gallery.search(vectors[:1], k=1)[0][0]
-    assert (best.rank, best.id, best.source, best.camera, best.time, best.label) == (1, 1, "/crops/0.png", "c1", "2026-01-31T12:00:00+01:00", "Ann")
+    assert (best.rank, best.id, best.source, best.camera, best.time, best.label) == (
+        1,
+        1,
+        "/crops/0.png",
+        "c1",
+        "2026-01-31T12:00:00+01:00",
+        "Ann",
+    )
     assert best.score == pytest.approx(1, abs=1e-6)
     assert list(best.to_dict())[:7] == ["rank", "score", "id", "source", "camera", "time", "label"]
     assert (best.verdict, best.ranked_by, best.possible) == (None, "cosine", None)
@@ -81,7 +94,8 @@ def test_order_is_exact(gallery, rng, count, k):
 
 
 def test_near_and_exact_ties_are_in_the_order_of_ids(gallery, rng):
-    # Thousands of vectors closer to each other than float32 sums can tell, in groups of equal ones: what FAISS proposes is wrong.
+    # Thousands of vectors closer to each other than float32 sums can tell, in groups of equal ones: what FAISS proposes
+    # is wrong.
     base = unit(rng, 1)[0].astype(np.float64)
     groups = base + rng.normal(scale=2e-4, size=(40, DIM))
     vectors = groups[rng.integers(0, 40, 3000)]
@@ -146,7 +160,10 @@ def test_search_sees_what_was_added_and_forgotten_since(gallery, rng):
     same(gallery.search(vectors[0], k=100)[0], oracle(vectors[7:], ids[7:], vectors[0], 100))
     more = gallery.add(vectors[:7], "c", names(7))
     assert more == list(range(61, 68))
-    same(gallery.search(vectors[0], k=5)[0], oracle(np.concatenate([vectors[7:], vectors[:7]]), ids[7:] + more, vectors[0], 5))
+    same(
+        gallery.search(vectors[0], k=5)[0],
+        oracle(np.concatenate([vectors[7:], vectors[:7]]), ids[7:] + more, vectors[0], 5),
+    )
 
 
 def test_one_vector_and_one_value(gallery, rng):
@@ -163,7 +180,7 @@ def test_stored_vectors_are_scaled_to_unit_length(gallery, rng):
     assert max(match.score for match in gallery.search(vector)[0]) <= 1
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_wrong_vectors_are_refused(gallery, rng):
@@ -239,7 +256,17 @@ def test_wrong_texts_are_refused(gallery, rng, texts):
 
 
 @pytest.mark.parametrize(
-    "options", [{"k": 0}, {"k": -1}, {"k": 1.5}, {"k": True}, {"k": None}, {"camera": 5}, {"after": "noon"}, {"before": "2026-01-01"}]
+    "options",
+    [
+        {"k": 0},
+        {"k": -1},
+        {"k": 1.5},
+        {"k": True},
+        {"k": None},
+        {"camera": 5},
+        {"after": "noon"},
+        {"before": "2026-01-01"},
+    ],
 )
 def test_wrong_questions_are_refused(gallery, rng, options):
     with pytest.raises(GalleryError):
@@ -258,7 +285,12 @@ def test_wrong_ids_are_refused(gallery, ids):
 
 
 def test_extreme_times_compare(gallery, rng):
-    times = ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-14:00", "1969-12-31T23:59:59.9Z", "2026-06-01T12:00:00.5+05:30"]
+    times = [
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59.999999-14:00",
+        "1969-12-31T23:59:59.9Z",
+        "2026-06-01T12:00:00.5+05:30",
+    ]
     gallery.add(unit(rng, 4), "c", names(4), time=times)
     found = gallery.search(unit(rng, 1), after="1969-12-31T23:59:59.9Z", before="2026-06-01T06:30:00.500001Z")[0]
     assert sorted(match.time for match in found) == sorted(times[2:])
@@ -266,7 +298,16 @@ def test_extreme_times_compare(gallery, rng):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dim": 0}, {"dim": True}, {"dim": 1.0}, {"dim": 10**6}, {"feature_space": ""}, {"feature_space": None}, {"feature_space": "a\n"}]
+    "wrong",
+    [
+        {"dim": 0},
+        {"dim": True},
+        {"dim": 1.0},
+        {"dim": 10**6},
+        {"feature_space": ""},
+        {"feature_space": None},
+        {"feature_space": "a\n"},
+    ],
 )
 def test_wrong_galleries_are_not_made(tmp_path, wrong):
     with pytest.raises(GalleryError):
@@ -274,7 +315,7 @@ def test_wrong_galleries_are_not_made(tmp_path, wrong):
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the folder
+# ----------------------------------------------------------------------------------------------------------- the folder
 
 
 def test_create_and_open(tmp_path, rng):
@@ -316,7 +357,14 @@ def test_what_is_no_gallery_is_refused(tmp_path, gallery):
     newer = bytearray(good)
     newer[60:64] = (99).to_bytes(4, "big")
     rng = np.random.default_rng(0)
-    for data in (b"", b"no database at all" * 100, good[:100], (tmp_path / "foreign.db").read_bytes(), bytes(newer), rng.bytes(8192)):
+    for data in (
+        b"",
+        b"no database at all" * 100,
+        good[:100],
+        (tmp_path / "foreign.db").read_bytes(),
+        bytes(newer),
+        rng.bytes(8192),
+    ):
         file.write_bytes(data)
         with pytest.raises(GalleryError) as caught:
             Gallery.open(folder)
@@ -333,7 +381,9 @@ def test_mutated_databases_never_crash(tmp_path, gallery, rng):
         data = bytearray(good)
         for at in rng.integers(0, len(data), 3):
             data[at] = rng.integers(256)
-        (gallery.path / "gallery.db").write_bytes(data[: rng.integers(100, len(data) + 1)] if rng.random() < 0.3 else data)
+        (gallery.path / "gallery.db").write_bytes(
+            data[: rng.integers(100, len(data) + 1)] if rng.random() < 0.3 else data
+        )
         for extra in gallery.path.glob("gallery.db-*"):
             extra.unlink()
         try:
@@ -366,12 +416,24 @@ def test_verify_finds_a_flipped_bit_in_a_vector_or_a_text(gallery, rng):
 
 
 def test_info(gallery, rng):
-    gallery.add(unit(rng, 3), camera=["b", "a", "b"], source=names(3), label=["x", None, None], time="2026-01-01T00:00:00Z")
+    gallery.add(
+        unit(rng, 3), camera=["b", "a", "b"], source=names(3), label=["x", None, None], time="2026-01-01T00:00:00Z"
+    )
     info = gallery.info()
-    assert {key: info[key] for key in ("entries", "dim", "feature_space", "bundle", "generation", "cameras", "labelled", "first", "last")} == {
-        "entries": 3, "dim": DIM, "feature_space": SPACE, "bundle": None, "generation": 1, "cameras": {"a": 1, "b": 2}, "labelled": 1,
-        "first": "2026-01-01T00:00:00Z", "last": "2026-01-01T00:00:00Z",
-    }  # fmt: skip
+    assert {
+        key: info[key]
+        for key in ("entries", "dim", "feature_space", "bundle", "generation", "cameras", "labelled", "first", "last")
+    } == {
+        "entries": 3,
+        "dim": DIM,
+        "feature_space": SPACE,
+        "bundle": None,
+        "generation": 1,
+        "cameras": {"a": 1, "b": 2},
+        "labelled": 1,
+        "first": "2026-01-01T00:00:00Z",
+        "last": "2026-01-01T00:00:00Z",
+    }
     assert info["bytes"] > 3 * 2 * DIM
     assert "there is none" in info["index"]
     json.dumps(info)

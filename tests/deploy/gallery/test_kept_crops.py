@@ -45,11 +45,20 @@ def test_pictures_are_kept_small(gallery, rng):
 
 
 def test_pictures_are_erased_with_their_entries(gallery, rng):
-    ids = gallery.add(unit(rng, 20), "c", [str(number) for number in range(20)], crops=list(rng.integers(0, 256, (20, 60, 30, 3), np.uint8)))
+    ids = gallery.add(
+        unit(rng, 20),
+        "c",
+        [str(number) for number in range(20)],
+        crops=list(rng.integers(0, 256, (20, 60, 30, 3), np.uint8)),
+    )
     pictures = dict(gallery._store.ask("SELECT id, jpeg FROM crop"))
     gallery.forget(ids[:15])
     raw = b"".join(file.read_bytes() for file in gallery.path.iterdir())
-    assert [number for number, blob in pictures.items() if any(blob[at : at + 24] in raw for at in range(650, len(blob) - 24, 100))] == ids[15:]
+    assert [
+        number
+        for number, blob in pictures.items()
+        if any(blob[at : at + 24] in raw for at in range(650, len(blob) - 24, 100))
+    ] == ids[15:]
     assert [gallery.crop(number) is None for number in ids] == [True] * 15 + [False] * 5
     gallery.verify()
 
@@ -62,7 +71,9 @@ def test_nothing_is_kept_unless_asked_for(tmp_path, rng):
         assert len(gallery) == 0
 
 
-@pytest.mark.parametrize("crops", [[], [np.zeros((4, 4, 3), np.uint8)] * 3, [np.zeros((4, 4), np.uint8)] * 2, [None, None]])
+@pytest.mark.parametrize(
+    "crops", [[], [np.zeros((4, 4, 3), np.uint8)] * 3, [np.zeros((4, 4), np.uint8)] * 2, [None, None]]
+)
 def test_wrong_pictures_are_refused(gallery, rng, crops):
     with pytest.raises((GalleryError, DataError)):
         gallery.add(unit(rng, 2), "c", ["/0", "/1"], crops=crops)

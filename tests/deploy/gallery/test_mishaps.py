@@ -1,4 +1,6 @@
-"""Faults while a gallery is at work: what is damaged never looks whole, and nothing stands in the way of an erasure, an opening or a search."""
+"""Faults while a gallery is at work: what is damaged never looks whole, and nothing stands in the way of an erasure, an
+opening or a search.
+"""
 
 import logging
 import sqlite3
@@ -38,7 +40,7 @@ def spoil(gallery, statement):
         db.execute(statement)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- damage
+# --------------------------------------------------------------------------------------------------------------- damage
 
 
 @pytest.mark.parametrize("column", ["label = 'wrong'", "added = 0", "vector = zeroblob(2 * 16)", "origin = 2"])
@@ -116,7 +118,7 @@ def test_cameras_are_numbered_anew_when_entries_go():
     assert sorted(index.camera_codes) == ["a", "c"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- a full disk
+# ---------------------------------------------------------------------------------------------------------- a full disk
 
 
 def full(*_, **__):
@@ -127,7 +129,9 @@ def test_a_disk_too_full_to_write_the_file_anew_loses_nothing_and_locks_nobody_o
     gallery.keep(30)
     with monkeypatch.context() as patch:
         patch.setattr(store.Store, "rewrite", full)
-        with pytest.raises(GalleryError, match=r"2 entries are removed, but their bytes are still in the file: .*make room"):
+        with pytest.raises(
+            GalleryError, match=r"2 entries are removed, but their bytes are still in the file: .*make room"
+        ):
             gallery.forget([1, 2])
         gallery._store.change("UPDATE entry SET added = -9e15, stamp = 0 WHERE id = 3")
         with Gallery.open(gallery.path) as again:
@@ -157,7 +161,7 @@ def test_the_message_of_a_full_disk_says_what_became_of_the_work(gallery, monkey
     assert len(gallery) == 11
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- side by side
+# --------------------------------------------------------------------------------------------------------- side by side
 
 
 def test_searches_go_on_while_an_addition_waits_for_another_writer(gallery):

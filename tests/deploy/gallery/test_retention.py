@@ -24,9 +24,12 @@ def gallery(tmp_path):
         rng = np.random.default_rng(1)
         made.vectors = unit(rng, 8)
         made.add(
-            made.vectors, ["a", "a", "b", "b"] * 2, [f"/{'x' if number < 4 else 'x_y%'}/{number}" for number in range(8)],
-            time=[ago(40), ago(10), None, ago(1), ago(40), ago(10), None, ago(1)], label=["ann", None, "ben", "ann"] * 2,
-        )  # fmt: skip
+            made.vectors,
+            ["a", "a", "b", "b"] * 2,
+            [f"/{'x' if number < 4 else 'x_y%'}/{number}" for number in range(8)],
+            time=[ago(40), ago(10), None, ago(1), ago(40), ago(10), None, ago(1)],
+            label=["ann", None, "ben", "ann"] * 2,
+        )
         yield made
 
 

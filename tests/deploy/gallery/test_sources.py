@@ -30,8 +30,13 @@ def table(folder, text):
 def test_plain_folder(people):
     found = read_sources(people)
     assert [(source.path.relative_to(people).as_posix(), source.camera) for source in found] == [
-        ("c1/0.png", "c1"), ("c1/2.png", "c1"), ("c1/4.png", "c1"), ("c2/1.png", "c2"), ("c2/3.png", "c2"), ("c2/5.png", "c2"),
-    ]  # fmt: skip
+        ("c1/0.png", "c1"),
+        ("c1/2.png", "c1"),
+        ("c1/4.png", "c1"),
+        ("c2/1.png", "c2"),
+        ("c2/3.png", "c2"),
+        ("c2/5.png", "c2"),
+    ]
     assert {(source.time, source.label) for source in found} == {(None, None)}
     assert {source.camera for source in read_sources(people, camera="door")} == {"door"}
     (people / "top.JPG").touch()
@@ -70,9 +75,12 @@ def site(tmp_path):
 def test_a_folder_per_person_names_no_camera_after_anyone(site):
     found = read_sources(site)
     assert [(source.path.relative_to(site).as_posix(), source.camera, source.label) for source in found] == [
-        ("anna/0001_c1_03.jpg", "1", None), ("anna/0002_c2_03.jpg", "2", None), ("ben/0001_c1_03.jpg", "1", None), ("ben/0002_c2_03.jpg", "2", None),
+        ("anna/0001_c1_03.jpg", "1", None),
+        ("anna/0002_c2_03.jpg", "2", None),
+        ("ben/0001_c1_03.jpg", "1", None),
+        ("ben/0002_c2_03.jpg", "2", None),
         ("cleo/0002_c2_03.jpg", "2", None),
-    ]  # fmt: skip
+    ]
     assert [source.label for source in read_sources(site, labels=True)] == ["anna", "anna", "ben", "ben", "cleo"]
     assert {source.camera for source in read_sources(site, camera="door")} == {"door"}
     assert 0 < len(read_sources(site, split="gallery")) < 5
@@ -87,7 +95,11 @@ def test_a_folder_per_camera_stays_one_though_a_name_or_two_look_like_a_camera(p
 
 
 def test_junk_times_and_empty_split(tmp_path):
-    rows = ["path,pid,camid,split,time", "a.png,-1,7,gallery,2026-01-01T00:00:00Z", "b.png,4,8,gallery,2026-01-01T00:00:01Z"]
+    rows = [
+        "path,pid,camid,split,time",
+        "a.png,-1,7,gallery,2026-01-01T00:00:00Z",
+        "b.png,4,8,gallery,2026-01-01T00:00:01Z",
+    ]
     (tmp_path / "domain.csv").write_text("\n".join(rows) + "\n")
     for name in "ab":
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((4, 4, 3), np.uint8))
@@ -109,9 +121,7 @@ def test_a_domain_that_is_broken_is_not_taken_for_plain_images(people):
 def test_csv(people):
     file = table(
         people,
-        '\ufeffpath,camera,time,label\nc1/0.png,door,2026-01-01T00:00:00+01:00,Ann\n\n "c2/a,b.png" , hall ,,\n'.replace(' "', '"').replace(
-            '" ', '"'
-        ),
+        '\ufeffpath,camera,time,label\nc1/0.png,door,2026-01-01T00:00:00+01:00,Ann\n\n"c2/a,b.png", hall ,,\n',
     )
     first, second = read_sources(file)
     assert first == Source(people / "c1/0.png", "door", "2026-01-01T00:00:00+01:00", "Ann")
@@ -217,4 +227,6 @@ def test_real_domains(real_data, gallery, encoder, name):
     sources = read_sources(real_data / name)[:40]
     filled = fill(gallery, encoder, sources)
     assert (filled.added, filled.skipped) == (40, ())
-    assert {match.camera for match in gallery.search(encoder.files([sources[0].path])[0], k=40)[0]} == {source.camera for source in sources}
+    assert {match.camera for match in gallery.search(encoder.files([sources[0].path])[0], k=40)[0]} == {
+        source.camera for source in sources
+    }

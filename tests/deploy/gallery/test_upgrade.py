@@ -26,7 +26,9 @@ SPACES = {"one": SPACE, "two": "bc" * 32, "three": "cd" * 32}
 
 
 def rotation(seed, dim=DIM):
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))[0].astype(np.float16).astype(np.float32)
+    return (
+        np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))[0].astype(np.float16).astype(np.float32)
+    )
 
 
 def carried(vectors, *matrices):
@@ -57,7 +59,12 @@ def rng():
 
 def fill(gallery, rng, count=20, first=0, camera="c"):
     vectors = unit(rng, count)
-    gallery.add(vectors, camera, [f"/crops/{first + number}.png" for number in range(count)], label=[f"p{number % 3}" for number in range(count)])
+    gallery.add(
+        vectors,
+        camera,
+        [f"/crops/{first + number}.png" for number in range(count)],
+        label=[f"p{number % 3}" for number in range(count)],
+    )
     return vectors
 
 
@@ -141,7 +148,9 @@ def test_after_the_old_copy_is_dropped_its_bytes_are_gone_and_there_is_no_way_ba
     assert gallery.upgrade(bundles["three"]) == 20
 
 
-def test_a_drop_that_was_killed_before_the_file_was_rewritten_is_finished_at_the_next_open(gallery, rng, bundles, monkeypatch):
+def test_a_drop_that_was_killed_before_the_file_was_rewritten_is_finished_at_the_next_open(
+    gallery, rng, bundles, monkeypatch
+):
     vectors = fill(gallery, rng)
     gallery.upgrade(bundles["two"])
     present = stored(gallery)
@@ -170,7 +179,9 @@ def test_a_drop_says_if_somebody_keeps_reading(gallery, rng, bundles, monkeypatc
         reader = sqlite3.connect(gallery.path / "gallery.db")
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM entry").fetchone()
-        with pytest.raises(GalleryError, match="older vectors of 20 entries are dropped, but another process keeps reading"):
+        with pytest.raises(
+            GalleryError, match="older vectors of 20 entries are dropped, but another process keeps reading"
+        ):
             eraser.drop_old()
         reader.close()
         assert eraser._store.unwiped()
@@ -212,7 +223,11 @@ def test_searches_and_additions_go_on_meanwhile(gallery, rng, bundles, monkeypat
                     match = other.search(Embeddings(vectors[:1], SPACE), k=1)[0][0]
                     if match.source != "/crops/0.png":
                         failures.append(match)
-                    added.append(other.add(Embeddings(unit(np.random.default_rng(len(added)), 1), SPACE), "c", [f"late {len(added)}"])[0])
+                    added.append(
+                        other.add(
+                            Embeddings(unit(np.random.default_rng(len(added)), 1), SPACE), "c", [f"late {len(added)}"]
+                        )[0]
+                    )
                 except GalleryError as error:
                     if "bundle" not in str(error):
                         failures.append(error)
@@ -283,7 +298,9 @@ def test_a_bundle_of_the_same_space_or_without_a_transport_is_refused(gallery, r
         gallery.upgrade(make_bundle("bare", changes={"feature_space": "ee" * 32}).folder)
 
 
-@pytest.mark.parametrize("transport", [Transport(SPACE, "ff" * 32, rotation(1)), Transport(SPACE, "ee" * 32, rotation(1)[:, :5])])
+@pytest.mark.parametrize(
+    "transport", [Transport(SPACE, "ff" * 32, rotation(1)), Transport(SPACE, "ee" * 32, rotation(1)[:, :5])]
+)
 def test_a_transport_that_leads_elsewhere_is_refused(make_bundle, transport):
     with pytest.raises(ArtefactError, match="not to the bundle's"):
         make_bundle("wrong", changes={"feature_space": "ee" * 32}, transport=transport.to_bytes()).transport()
@@ -296,10 +313,18 @@ def test_a_gallery_of_the_first_schema_opens_and_can_be_upgraded(gallery, rng, b
     with sqlite3.connect(gallery.path / "gallery.db") as db:  # what schemas 2 and 3 added, taken away
         for index in ("entry_label", "entry_camera", "entry_age"):
             db.execute(f"DROP INDEX {index}")
-        for table, column in (("gallery", "moves"), ("gallery", "base"), ("gallery", "crops"), ("gallery", "seal"), ("entry", "stamp")):
+        for table, column in (
+            ("gallery", "moves"),
+            ("gallery", "base"),
+            ("gallery", "crops"),
+            ("gallery", "seal"),
+            ("entry", "stamp"),
+        ):
             db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         db.execute("DROP TABLE crop")
-        for number, blob, *origin in db.execute("SELECT id, vector, camera, source, time, utc, label FROM entry").fetchall():
+        for number, blob, *origin in db.execute(
+            "SELECT id, vector, camera, source, time, utc, label FROM entry"
+        ).fetchall():
             db.execute("UPDATE entry SET checksum = ? WHERE id = ?", (checksum(blob, (number, *origin)), number))
         for name in ("space", "carried", "audit", "retention", "backup"):
             db.execute(f"DROP TABLE {name}")
@@ -319,9 +344,16 @@ def test_every_erasure_and_upgrade_leaves_a_record_and_the_chain_tells_of_change
     gallery.upgrade(bundles["two"])
     gallery.go_back()
     records = read_audit(gallery._store)
-    assert [(record["action"], record["entries"]) for record in records] == [("forget", 2), ("upgrade", 18), ("go back", 0)]
+    assert [(record["action"], record["entries"]) for record in records] == [
+        ("forget", 2),
+        ("upgrade", 18),
+        ("go back", 0),
+    ]
     store = gallery._store
-    for statement in ("UPDATE audit SET what = replace(what, '2', '3') WHERE number = 1", "DELETE FROM audit WHERE number = 2"):
+    for statement in (
+        "UPDATE audit SET what = replace(what, '2', '3') WHERE number = 1",
+        "DELETE FROM audit WHERE number = 2",
+    ):
         store._db.execute("SAVEPOINT trial")
         store._db.execute(statement)
         with pytest.raises(GalleryError, match="audit"):

@@ -1,4 +1,6 @@
-"""Galleries so large that vectors lie in lists: answers beside exact ones, changes without training anew, the files on disk."""
+"""Galleries so large that vectors lie in lists: answers beside exact ones, changes without training anew, the files on
+disk.
+"""
 
 import json
 import shutil
@@ -45,9 +47,12 @@ def made(few_are_many, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lists") / "gallery"
     with Gallery.create(folder, DIM, SPACE) as gallery:
         gallery.add(
-            vectors, [f"c{number % 3}" if number % 50 else "rare" for number in range(3000)], [f"/{number:05d}" for number in range(3000)],
-            time=[f"2026-01-{1 + number // 100:02d}T00:00:00Z" for number in range(3000)], label=[f"p{number % 700}" for number in range(3000)],
-        )  # fmt: skip
+            vectors,
+            [f"c{number % 3}" if number % 50 else "rare" for number in range(3000)],
+            [f"/{number:05d}" for number in range(3000)],
+            time=[f"2026-01-{1 + number // 100:02d}T00:00:00Z" for number in range(3000)],
+            label=[f"p{number % 700}" for number in range(3000)],
+        )
         assert gallery.info()["search"] == "exact"
         gallery.prepare()
     return folder, vectors
@@ -82,7 +87,9 @@ def test_lists_are_made_and_say_how_well_they_find(filled):
     assert info["trained"] == 3000
     assert info["probes"] < 64
     found, wanted = gallery.search(vectors[:200]), gallery.search(vectors[:200], exact=True)
-    real = np.mean([len({a.id for a in one} & {b.id for b in two}) / 10 for one, two in zip(found, wanted, strict=True)])
+    real = np.mean(
+        [len({a.id for a in one} & {b.id for b in two}) / 10 for one, two in zip(found, wanted, strict=True)]
+    )
     assert real > 0.9
     assert abs(info["recall"] - real) < 0.06
     known = dict(zip(range(1, 3001), vectors, strict=True))
@@ -110,7 +117,9 @@ def test_the_measured_recall_is_that_of_the_search(rng):
             for number, (row, right) in enumerate(zip(found, wanted[100:], strict=True))
         ]
     )
-    real = np.mean([len(set(row.tolist()) & set(right.tolist())) / 10 for row, right in zip(found, wanted[100:], strict=True)])
+    real = np.mean(
+        [len(set(row.tolist()) & set(right.tolist())) / 10 for row, right in zip(found, wanted[100:], strict=True)]
+    )
     assert codes.lists.recall == pytest.approx(real, abs=0.01)
     assert codes.lists.recall > 0.8
 
@@ -119,7 +128,10 @@ def test_the_measured_recall_is_that_of_the_search(rng):
     ("filters", "allowed"),
     [
         ({"camera": "rare"}, lambda number: number % 50 == 0),
-        ({"camera": "c1", "before": "2026-01-11T00:00:00Z"}, lambda number: number % 50 and number % 3 == 1 and number < 1000),
+        (
+            {"camera": "c1", "before": "2026-01-11T00:00:00Z"},
+            lambda number: number % 50 and number % 3 == 1 and number < 1000,
+        ),
         ({"label": "p5"}, lambda number: number % 700 == 5),
         ({"source": "/001"}, lambda number: 100 <= number < 200),
         ({"source": "/001", "camera": "c2"}, lambda number: 100 <= number < 200 and number % 50 and number % 3 == 2),
@@ -174,7 +186,7 @@ def test_ties_in_lists_are_in_the_order_of_ids(tmp_path, rng):
         check(gallery.search(vectors[200], k=60)[0][:30], oracle(vectors, ids, vectors[200], 30))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ changes
+# -------------------------------------------------------------------------------------------------------------- changes
 
 
 def test_added_and_forgotten_without_training_anew(filled, rng, monkeypatch):
@@ -228,7 +240,10 @@ def test_files_of_an_earlier_state_are_read_and_the_rest_added(filled, rng, monk
         more = again.add(few, "new", [f"/n{number}" for number in range(20)])
     monkeypatch.setattr(Index, "build", lambda *_: pytest.fail("made from the database"))
     with Gallery.open(gallery.path) as again:
-        check(again.search(few[3], k=9, exact=True)[0], oracle(np.concatenate([vectors, few]), [*range(1, 3001), *more], few[3], 9))
+        check(
+            again.search(few[3], k=9, exact=True)[0],
+            oracle(np.concatenate([vectors, few]), [*range(1, 3001), *more], few[3], 9),
+        )
         assert again.info()["index"] == "ready"
     assert (gallery.path / "index.json").read_bytes() == written, "20 of 3020 are not worth writing all again"
     with Gallery.open(gallery.path) as again:
@@ -262,7 +277,14 @@ def test_files_with_lists_that_do_not_fit_are_not_used(filled):
         body["files"] = {name: artefact.sha256_file(folder / name) for name in ("index.faiss", "index.npz")}
         (folder / "index.json").write_text(json.dumps({"id": artefact.content_id(body), **body}))
 
-    for changes in ({"lists": None}, {"lists": good["lists"] | {"lists": 7}}, {"lists": {"lists": 64}}, {"lists": 3}, {"count": 2999}, {"schema": 1}):
+    for changes in (
+        {"lists": None},
+        {"lists": good["lists"] | {"lists": 7}},
+        {"lists": {"lists": 64}},
+        {"lists": 3},
+        {"count": 2999},
+        {"schema": 1},
+    ):
         manifest(**changes)
         with Gallery.open(folder) as again:
             check(again.search(vectors[1], k=5, exact=True)[0], oracle(vectors, list(range(1, 3001)), vectors[1], 5))
@@ -295,7 +317,11 @@ def test_rows_put_into_lists_that_were_made_room_for_are_as_those_that_were_adde
     assert len(roomy) == 2000
     np.testing.assert_array_equal(roomy.vectors(0, 2000), vectors)
     for which in range(16):
-        assert roomy.index.invlists.list_size(which) == plain.index.invlists.list_size(which) == int((places == which).sum())
+        assert (
+            roomy.index.invlists.list_size(which)
+            == plain.index.invlists.list_size(which)
+            == int((places == which).sum())
+        )
     for one, two in zip(plain.search(singles[:20], 7, 3), roomy.search(singles[:20], 7, 3), strict=True):
         np.testing.assert_array_equal(one, two)
 

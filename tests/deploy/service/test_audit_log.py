@@ -32,7 +32,9 @@ def test_records_are_numbered_chained_and_read_back(journal):
     assert [record["reason"] for record in records] == [f"case {number}" for number in range(5)]
     assert journal.check() == 5
     before = "0" * 64
-    for record, (when, text) in zip(records, sqlite3.connect(journal.file).execute("SELECT time, what FROM audit"), strict=True):
+    for record, (when, text) in zip(
+        records, sqlite3.connect(journal.file).execute("SELECT time, what FROM audit"), strict=True
+    ):
         before = hashlib.sha256(f"{before}\n{when}\n{text}".encode()).hexdigest()  # the gallery's rule, said again
         assert record["hash"] == before
     assert journal.head() == (5, before)
@@ -87,7 +89,14 @@ def test_old_records_are_erased_and_the_chain_goes_on(journal):
     assert journal.check() == 6
     assert journal.erase(30) == 3
     assert [record["number"] for record in journal.read()] == [4, 5, 6, 7]
-    assert journal.read()[-1] | {"hash": "", "time": ""} == {"number": 7, "time": "", "action": "erase audit", "records": 3, "days": 30, "hash": ""}
+    assert journal.read()[-1] | {"hash": "", "time": ""} == {
+        "number": 7,
+        "time": "",
+        "action": "erase audit",
+        "records": 3,
+        "days": 30,
+        "hash": "",
+    }
     assert journal.check() == 4
     assert journal.erase(30) == 0
     for file in journal.file.parent.glob("a.audit.db*"):

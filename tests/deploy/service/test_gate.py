@@ -14,12 +14,17 @@ from domains.errors import UsageError
 
 
 def ask_many(app, requests, **options):
-    """Send (method, path, headers, content) one after the other in a loop of our own, which is faster than a client with threads."""
+    """Send (method, path, headers, content) one after the other in a loop of our own, which is faster than a client
+    with threads.
+    """
 
     async def run():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", **options) as client:
-            return [await client.request(method, path, headers=headers, content=content) for method, path, headers, content in requests]
+            return [
+                await client.request(method, path, headers=headers, content=content)
+                for method, path, headers, content in requests
+            ]
 
     return asyncio.run(run())
 
@@ -43,7 +48,12 @@ def test_every_route_with_every_scope(serve, tokens):
     for (method, path, name), answer in zip(cases, answers, strict=True):
         access = ROUTES[method, path].access
         allowed = access in (OPEN, ANY) or access in scopes[name]
-        assert (answer.status_code != 403) == allowed or "upgrades by HTTP are off" in answer.text, (method, path, name, answer.status_code)
+        assert (answer.status_code != 403) == allowed or "upgrades by HTTP are off" in answer.text, (
+            method,
+            path,
+            name,
+            answer.status_code,
+        )
         assert answer.status_code != 401
         if not allowed:
             assert code(answer) == "forbidden"
@@ -76,7 +86,13 @@ def test_every_guarded_route_without_a_valid_token(serve, tokens):
 
 def test_the_table_of_access_is_the_application(serve):
     app = serve().app
-    there = {(method, route.path) for route in app.routes if hasattr(route, "methods") for method in route.methods if method != "HEAD"}
+    there = {
+        (method, route.path)
+        for route in app.routes
+        if hasattr(route, "methods")
+        for method in route.methods
+        if method != "HEAD"
+    }
     nested = {(method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item}
     assert nested <= set(ROUTES)
     assert {path for _, path in there | nested} >= {path for _, path in ROUTES} - {"/openapi.json"}
@@ -117,7 +133,11 @@ def test_without_tokens_only_this_machine_and_no_other_site(serve):
 
 def test_a_caller_over_the_rate_waits_and_others_do_not(serve, tokens):
     app = serve(tokens=tokens["file"].file, rate=2).app
-    answers = ask_many(app, [("GET", "/v1/stats", bearer(tokens["query"]), None)] * 8 + [("GET", "/v1/stats", bearer(tokens["admin"]), None)])
+    answers = ask_many(
+        app,
+        [("GET", "/v1/stats", bearer(tokens["query"]), None)] * 8
+        + [("GET", "/v1/stats", bearer(tokens["admin"]), None)],
+    )
     statuses = [answer.status_code for answer in answers]
     assert statuses[:4] == [200] * 4
     assert 429 in statuses[4:8]
@@ -186,16 +206,21 @@ def test_a_client_that_goes_away_is_no_mistake_of_ours(listen, caplog):
     with caplog.at_level("INFO", logger="deploy.service"):
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", port)) as client:
-                client.sendall(b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n")
+                client.sendall(
+                    b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+                )
                 client.sendall(b"Content-Length: 5000\r\n\r\n--x\r\n")
                 time.sleep(0.2)
         deadline = time.monotonic() + 10
         while (
-            sum(record.fields.get("route") == "query" for record in caplog.records if hasattr(record, "fields")) < 3 and time.monotonic() < deadline
+            sum(record.fields.get("route") == "query" for record in caplog.records if hasattr(record, "fields")) < 3
+            and time.monotonic() < deadline
         ):
             time.sleep(0.05)
     assert not [record for record in caplog.records if record.name == "deploy.service" and record.levelname == "ERROR"]
-    assert {record.fields["code"] for record in caplog.records if getattr(record, "fields", {}).get("route") == "query"} == {"slow_client"}
+    assert {
+        record.fields["code"] for record in caplog.records if getattr(record, "fields", {}).get("route") == "query"
+    } == {"slow_client"}
     assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
 
 
@@ -215,7 +240,11 @@ def test_a_slow_client_is_told_and_its_place_is_given_away(serve):
         "root_path": "",
         "scheme": "http",
         "http_version": "1.1",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x"), (b"transfer-encoding", b"chunked")],
+        "headers": [
+            (b"host", b"localhost"),
+            (b"content-type", b"multipart/form-data; boundary=x"),
+            (b"transfer-encoding", b"chunked"),
+        ],
         "server": ("localhost", 80),
         "client": ("localhost", 1),
     }

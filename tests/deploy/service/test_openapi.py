@@ -14,9 +14,11 @@ schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not i
 from schemathesis.specs.openapi import checks  # noqa: E402 - only where it is installed
 
 EXCLUDED = [checks.positive_data_acceptance, checks.negative_data_rejection, checks.ignored_auth]
-"""An image is more than its schema says, so that not every request that fits the schema can be done; a form knows no types, so that a number where
-the schema has a list of texts is right; and every request here carries a valid token, also where the generator left it out. What is refused, and who
-is let in, have tests of their own (test_routes, test_gate)."""
+"""An image is more than its schema says, so that not every request that fits the schema can be done; a form knows no
+types, so that a number where the schema has a list of texts is right; and every request here carries a valid token,
+also where the generator left it out. What is refused, and who is let in, have tests of their own (test_routes,
+test_gate).
+"""
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ def test_every_operation_has_an_example_and_the_one_shape_of_errors(document):
                 for kind in answer["content"].values():
                     assert "example" in kind, (method, path, status)
                 if int(status) >= 400 and path != "/readyz":
-                    assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}, (method, path, status)
+                    assert answer["content"]["application/json"]["schema"] == {
+                        "$ref": "#/components/schemas/ErrorBody"
+                    }, (method, path, status)
                 if status in ("429", "503"):
                     assert "Retry-After" in answer["headers"], (method, path, status)
             guarded = ROUTES[method.upper(), path].access != OPEN
@@ -47,15 +51,26 @@ def test_examples_fit_their_schemas(document):
             for answer in [*operation["responses"].values(), operation.get("requestBody", {"content": {}})]:
                 for kind, content in answer["content"].items():
                     if kind == "application/json":
-                        validator.validate({**content["schema"], "components": document["components"]}, content["example"])
+                        validator.validate(
+                            {**content["schema"], "components": document["components"]}, content["example"]
+                        )
 
 
 def probe(operation, mode, count, headers):
-    """Ask one operation with generated requests that fit the document, or do not; returns how many, and what was wrong with an answer."""
+    """Ask one operation with generated requests that fit the document, or do not; returns how many, and what was wrong
+    with an answer.
+    """
     asked = 0
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=count, deadline=None, database=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     def check(case):
         nonlocal asked
         asked += 1
@@ -70,9 +85,13 @@ def probe(operation, mode, count, headers):
     return asked, None
 
 
-@pytest.mark.parametrize("count", [pytest.param(5, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(5, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.nightly)]
+)
 def test_it_answers_as_it_says(listen, golden_crops, tokens, count):
-    people = st.sampled_from([encoded(crop, suffix) for crop in golden_crops[:4] for suffix in (".png", ".jpg", ".webp", ".bmp")])
+    people = st.sampled_from(
+        [encoded(crop, suffix) for crop in golden_crops[:4] for suffix in (".png", ".jpg", ".webp", ".bmp")]
+    )
     schemathesis.openapi.format("binary", st.one_of(people, st.binary(max_size=200)))
     schema = schemathesis.openapi.from_url(f"{listen(tokens=tokens['file'].file, rate=0)}/openapi.json")
     headers = {"authorization": f"Bearer {tokens['all']}"}

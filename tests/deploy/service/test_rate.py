@@ -29,7 +29,10 @@ def test_no_limit():
     assert all(limit.take("a") == 0 for _ in range(1000))
 
 
-@given(rate=st.sampled_from([0.5, 1, 3, 20]), steps=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 16)), min_size=1, max_size=80))
+@given(
+    rate=st.sampled_from([0.5, 1, 3, 20]),
+    steps=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 16)), min_size=1, max_size=80),
+)
 @settings(max_examples=80, deadline=None)
 def test_in_the_long_run_no_more_than_the_rate(rate, steps):
     clock = Clock()

@@ -88,7 +88,11 @@ def test_what_goes_wrong_unasked_is_logged_by_type_and_place_alone(serve, monkey
     serve(wait=False)
     monkeypatch.setattr("deploy.gallery.gallery.Gallery.retain", fail)
     monkeypatch.setattr("deploy.service.audit_log.AuditLog.erase", fail)
-    events = {"the service can't get ready; it tries again", "expired entries could not be erased", "the audit log could not be kept in order"}
+    events = {
+        "the service can't get ready; it tries again",
+        "expired entries could not be erased",
+        "the audit log could not be kept in order",
+    }
     end, found = time.monotonic() + 20, {}
     while set(found) != events and time.monotonic() < end:
         time.sleep(0.05)

@@ -20,11 +20,15 @@ def test_a_query_answers_as_the_gallery_does(serve, images, filled, bundle):
     from domains.crops import decode_crop
 
     client = serve()
-    answer = client.post("/v1/query", files=[("images", ("a", image)) for image in images[:3]], data={"reason": "case 1", "top": "4"})
+    answer = client.post(
+        "/v1/query", files=[("images", ("a", image)) for image in images[:3]], data={"reason": "case 1", "top": "4"}
+    )
     assert answer.status_code == 200
     body = answer.json()
     with Gallery.open(filled) as gallery:
-        expected = gallery.search(Encoder.load(bundle.folder, threads=1)([decode_crop(image) for image in images[:3]]), k=4)
+        expected = gallery.search(
+            Encoder.load(bundle.folder, threads=1)([decode_crop(image) for image in images[:3]]), k=4
+        )
     assert len(body["results"]) == 3
     for found, matches in zip(body["results"], expected, strict=True):
         for got, wanted in zip(found["matches"], (match.to_dict() for match in matches), strict=True):
@@ -35,9 +39,13 @@ def test_a_query_answers_as_the_gallery_does(serve, images, filled, bundle):
 
 def test_filters_are_those_of_the_gallery(serve, image):
     client = serve()
-    found = ask(client, image, camera="c2", after="2026-11-02T00:00:00Z", before="2026-11-05T00:00:00Z").json()["results"][0]["matches"]
+    found = ask(client, image, camera="c2", after="2026-11-02T00:00:00Z", before="2026-11-05T00:00:00Z").json()[
+        "results"
+    ][0]["matches"]
     assert [match["id"] for match in sorted(found, key=lambda match: match["id"])] == [2, 4]
-    assert [match["label"] for match in ask(client, image, label="person 3").json()["results"][0]["matches"]] == ["person 3"]
+    assert [match["label"] for match in ask(client, image, label="person 3").json()["results"][0]["matches"]] == [
+        "person 3"
+    ]
     assert ask(client, image, camera="nowhere").json()["results"][0]["matches"] == []
 
 
@@ -49,7 +57,9 @@ def test_verdicts_where_the_bundle_is_calibrated(serve, image, bundle):
     (found,) = ask(serve(), image, top=6).json()["results"]
     assert found["verdict"] == "same person"
     for match in found["matches"]:
-        assert match["verdict"] == ("same person" if match["score"] >= 0.99 else "unsure" if match["score"] >= 0.5 else "no match")
+        assert match["verdict"] == (
+            "same person" if match["score"] >= 0.99 else "unsure" if match["score"] >= 0.5 else "no match"
+        )
 
 
 @pytest.mark.parametrize(
@@ -88,14 +98,19 @@ def test_without_a_reason_where_the_operator_allows_it(serve, image):
 
 def test_a_field_given_twice_and_an_image_of_another_name(serve, image):
     client = serve()
-    both = client.post("/v1/query", files=[("images", ("a", image)), ("top", (None, "3")), ("top", (None, "4")), ("reason", (None, "x"))])
+    both = client.post(
+        "/v1/query",
+        files=[("images", ("a", image)), ("top", (None, "3")), ("top", (None, "4")), ("reason", (None, "x"))],
+    )
     assert "twice" in both.json()["error"]["message"]
     other = client.post("/v1/query", files=[("picture", ("a", image))], data={"reason": "x"})
     assert code(other) == "invalid"
     assert code(client.post("/v1/query", files=[("top", (None, "3"))])) == "invalid"
     assert code(client.post("/v1/query", data={"reason": "x"})) == "unsupported_body"
     assert code(client.post("/v1/query", json={"reason": "x"})) == "unsupported_body"
-    broken = client.post("/v1/query", content=b"--x\r\nnothing", headers={"content-type": "multipart/form-data; boundary=x"})
+    broken = client.post(
+        "/v1/query", content=b"--x\r\nnothing", headers={"content-type": "multipart/form-data; boundary=x"}
+    )
     assert (broken.status_code, code(broken)) == (422, "invalid")
     assert code(client.post("/v1/query", content=b"x", headers={"content-type": "multipart/form-data"})) == "invalid"
 
@@ -116,7 +131,12 @@ def test_enrolled_is_found_and_the_folder_holds_no_image(serve, images, filled):
     answer = client.post(
         "/v1/entries",
         files=[("images", ("x.png", images[8])), ("images", ("y.png", images[9]))],
-        data={"camera": "c9", "source": ["gate/1.jpg", "gate/2.jpg"], "time": "2026-11-20T10:00:00+01:00", "label": "badge 7"},
+        data={
+            "camera": "c9",
+            "source": ["gate/1.jpg", "gate/2.jpg"],
+            "time": "2026-11-20T10:00:00+01:00",
+            "label": "badge 7",
+        },
     )
     assert (answer.status_code, answer.json()) == (201, {"ids": [7, 8], "known": 0})
     best = ask(client, images[9]).json()["results"][0]["matches"][0]
@@ -128,7 +148,9 @@ def test_enrolled_is_found_and_the_folder_holds_no_image(serve, images, filled):
         "label": "badge 7",
     }
     again = client.post(
-        "/v1/entries", files=[("images", ("x.png", images[8]))], data={"camera": "c9", "source": "gate/1.jpg", "time": "2026-11-20T10:00:00+01:00"}
+        "/v1/entries",
+        files=[("images", ("x.png", images[8]))],
+        data={"camera": "c9", "source": "gate/1.jpg", "time": "2026-11-20T10:00:00+01:00"},
     )
     assert (again.status_code, again.json()) == (200, {"ids": [None], "known": 1})
     for file in [*filled.iterdir(), *filled.parent.glob("gallery.audit.db*")]:
@@ -190,7 +212,9 @@ def test_a_wrong_entry_changes_nothing(serve, image, data):
 def test_all_images_are_enrolled_or_none(serve, images):
     client = serve()
     damaged = images[9][:200]
-    answer = client.post("/v1/entries", files=[("images", ("a", images[8])), ("images", ("b", damaged))], data={"camera": "c"})
+    answer = client.post(
+        "/v1/entries", files=[("images", ("a", images[8])), ("images", ("b", damaged))], data={"camera": "c"}
+    )
     assert (answer.status_code, code(answer)) == (422, "damaged_image")
     assert client.get("/readyz").json()["entries"] == 6
 
@@ -199,7 +223,9 @@ def test_erasing_by_id(serve, image):
     client = serve()
     assert client.delete("/v1/entries", params={"ids": [1, 1, 99]}).json() == {"forgotten": 1, "backups": []}
     assert 1 not in [match["id"] for match in ask(client, image).json()["results"][0]["matches"]]
-    assert [record["action"] for record in client.get("/v1/audit", params={"chain": "gallery"}).json()["records"]] == ["forget"]
+    assert [record["action"] for record in client.get("/v1/audit", params={"chain": "gallery"}).json()["records"]] == [
+        "forget"
+    ]
     for bad in ("", "?ids=0", "?ids=x", "?ids=-1", f"?ids={2**63}", "?ids=" + "&ids=".join(map(str, range(1, 1002)))):
         answer = client.delete(f"/v1/entries{bad}")
         assert (answer.status_code, code(answer)) == (422, "invalid")
@@ -219,7 +245,10 @@ def test_erasing_by_id(serve, image):
 )
 def test_forgetting_shows_first_and_then_does(serve, fields, ids):
     client = serve()
-    assert client.post("/v1/forget", files=multipart(**fields, dry_run="true")).json() == {"entries": len(ids), "ids": ids}
+    assert client.post("/v1/forget", files=multipart(**fields, dry_run="true")).json() == {
+        "entries": len(ids),
+        "ids": ids,
+    }
     assert client.get("/readyz").json()["entries"] == 6
     assert client.post("/v1/forget", files=multipart(**fields)).json()["forgotten"] == len(ids)
     assert client.get("/readyz").json()["entries"] == 6 - len(ids)
@@ -227,11 +256,18 @@ def test_forgetting_shows_first_and_then_does(serve, fields, ids):
 
 def test_forgetting_who_looks_like_this(serve, images):
     client = serve()
-    answer = client.post("/v1/forget", files=[("like", ("a.png", images[2])), *multipart(score="0.999", dry_run="true")])
+    answer = client.post(
+        "/v1/forget", files=[("like", ("a.png", images[2])), *multipart(score="0.999", dry_run="true")]
+    )
     assert answer.json() == {"entries": 1, "ids": [3]}
-    everyone = client.post("/v1/forget", files=[("like", ("a.png", images[2])), *multipart(score="-1", camera="c2", dry_run="true")])
+    everyone = client.post(
+        "/v1/forget", files=[("like", ("a.png", images[2])), *multipart(score="-1", camera="c2", dry_run="true")]
+    )
     assert everyone.json()["ids"] == [2, 4, 6]
-    assert client.post("/v1/forget", files=[("like", ("a.png", images[2])), *multipart(score="0.999")]).json()["forgotten"] == 1
+    assert (
+        client.post("/v1/forget", files=[("like", ("a.png", images[2])), *multipart(score="0.999")]).json()["forgotten"]
+        == 1
+    )
 
 
 def test_who_looks_like_this_is_asked_for_until_all_are_found(serve, images, monkeypatch):
@@ -241,7 +277,15 @@ def test_who_looks_like_this_is_asked_for_until_all_are_found(serve, images, mon
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"dry_run": "true"}, {"older_than": "-1"}, {"label": ""}, {"score": "2", "camera": "c1"}, {"dry_run": "no", "camera": "c1"}]
+    "fields",
+    [
+        {},
+        {"dry_run": "true"},
+        {"older_than": "-1"},
+        {"label": ""},
+        {"score": "2", "camera": "c1"},
+        {"dry_run": "no", "camera": "c1"},
+    ],
 )
 def test_an_unclear_wish_to_forget_is_refused(serve, fields):
     client = serve()
@@ -253,7 +297,10 @@ def test_an_unclear_wish_to_forget_is_refused(serve, fields):
 def test_the_erased_are_named_with_the_backups_that_still_hold_them(serve, filled, tmp_path):
     with Gallery.open(filled) as gallery:
         gallery.backup(tmp_path / "copy")
-    assert serve().delete("/v1/entries", params={"ids": 1}).json() == {"forgotten": 1, "backups": [str(tmp_path / "copy")]}
+    assert serve().delete("/v1/entries", params={"ids": 1}).json() == {
+        "forgotten": 1,
+        "backups": [str(tmp_path / "copy")],
+    }
 
 
 def test_stats_are_counts(serve):
@@ -291,7 +338,9 @@ def test_the_audit_is_checked_and_a_broken_one_is_told(serve, image):
     ask(client, image)
     body = client.get("/v1/audit", params={"verify": True}).json()
     assert (body["intact"], body["head"]) == (True, body["records"][-1]["hash"])
-    sqlite3.connect(client.app.state.audit_log.file, isolation_level=None).execute("UPDATE audit SET what = replace(what, 'test', 'best')")
+    sqlite3.connect(client.app.state.audit_log.file, isolation_level=None).execute(
+        "UPDATE audit SET what = replace(what, 'test', 'best')"
+    )
     body = client.get("/v1/audit", params={"verify": True}).json()
     assert body["intact"] is False
     assert "record 1" in body["message"]
@@ -308,7 +357,9 @@ def test_without_its_record_no_query_is_answered(serve, image):
 
 
 def test_thumbnails_only_from_allowed_folders(serve, image, people, tmp_path):
-    assert all("thumbnail" not in match for match in ask(serve(), image, thumbnails="true").json()["results"][0]["matches"])
+    assert all(
+        "thumbnail" not in match for match in ask(serve(), image, thumbnails="true").json()["results"][0]["matches"]
+    )
     client = serve(pictures=(people / "c1",), audit=tmp_path / "b.db")
     for match in ask(client, image, thumbnails="true").json()["results"][0]["matches"]:
         if match["camera"] == "c1":
@@ -413,7 +464,11 @@ def test_the_log_says_what_was_done_and_nothing_about_a_person(serve, images, ca
     client = serve()
     with caplog.at_level("DEBUG", logger="deploy.service"):
         ask(client, images[0], label="person 3", camera="c1")
-        client.post("/v1/entries", files=[("images", ("wanted.png", images[8]))], data={"camera": "c", "label": "Anna", "source": "anna.jpg"})
+        client.post(
+            "/v1/entries",
+            files=[("images", ("wanted.png", images[8]))],
+            data={"camera": "c", "label": "Anna", "source": "anna.jpg"},
+        )
         client.post("/v1/forget", files=multipart(label="Anna"))
         client.get("/v1/stats?label=Anna")
     lines = [JsonFormatter().format(record) for record in caplog.records if record.name.startswith("deploy")]

@@ -25,7 +25,9 @@ from domains.errors import DeviceError, GalleryError, UsageError
 
 
 def reid(*words, **options):
-    return subprocess.run([sys.executable, "-m", "reid.cli", *map(str, words)], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "reid.cli", *map(str, words)], capture_output=True, text=True, timeout=120, **options
+    )
 
 
 class Service:
@@ -73,7 +75,9 @@ def query(image):
 
 @pytest.mark.slow
 def test_a_life_from_start_to_stop(service, image, filled, tmp_path):
-    token = reid("token", "make", "--scope", "query", "--name", "desk", "--tokens", tmp_path / "tokens.json").stdout.strip()
+    token = reid(
+        "token", "make", "--scope", "query", "--name", "desk", "--tokens", tmp_path / "tokens.json"
+    ).stdout.strip()
     one = service("--tokens", tmp_path / "tokens.json")
     assert httpx.post(f"{one.address}/v1/query", **query(image)).status_code == 401
     headers = {"authorization": f"Bearer {token}"}
@@ -108,7 +112,9 @@ def test_a_missing_gallery_is_made_for_a_bundle_that_can_be_used(tmp_path, bundl
         assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["results"][0]["matches"] == []
         sent = {"files": [("images", ("a.png", image))], "data": {"camera": "yard"}}
         assert httpx.post(f"{one.address}/v1/entries", **sent).status_code == 201
-        assert httpx.post(f"{one.address}/v1/query", **query(image)).json()["results"][0]["matches"][0]["camera"] == "yard"
+        assert (
+            httpx.post(f"{one.address}/v1/query", **query(image)).json()["results"][0]["matches"][0]["camera"] == "yard"
+        )
     finally:
         assert one.stop() == 0
 
@@ -121,7 +127,9 @@ def opened(monkeypatch, caplog):
         caplog.clear()
         gallery, encoder = open_to_serve(path, named, "cpu")
         gallery.close()
-        return encoder.bundle.folder, [record.fields for record in caplog.records if record.levelname == "WARNING" and hasattr(record, "fields")]
+        return encoder.bundle.folder, [
+            record.fields for record in caplog.records if record.levelname == "WARNING" and hasattr(record, "fields")
+        ]
 
     return start
 
@@ -161,7 +169,9 @@ def test_what_was_begun_is_finished_before_it_ends(service, image, filled):
     content, kind = body.read(), body.headers["content-type"]
     with socket.create_connection(("127.0.0.1", one.port), 30) as client:
         client.sendall(
-            f"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content[:100]
+            f"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: "
+            f"{len(content)}\r\n\r\n".encode()
+            + content[:100]
         )
         time.sleep(0.5)
         threading.Timer(0.7, lambda: client.sendall(content[100:])).start()
@@ -186,12 +196,14 @@ def test_https_with_a_certificate_of_ones_own(service, image, tmp_path):
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
     alternative = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - datetime.timedelta(days=1), now + datetime.timedelta(days=1)).add_extension(
-        alternative, False
-    )
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, now - datetime.timedelta(days=1), now + datetime.timedelta(days=1)
+    ).add_extension(alternative, False)
     cert, private = tmp_path / "cert.pem", tmp_path / "key.pem"
     cert.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
     one = service("--tls-cert", cert, "--tls-key", private)
     assert one.address.startswith("https://")
     trusting = ssl.create_default_context(cafile=cert)
@@ -272,16 +284,21 @@ def test_slow_heads_and_broken_requests(listen, monkeypatch):
     start = time.monotonic()
     assert until_closed(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n") == b""
     assert until_closed(b"") == b""
-    assert until_closed(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /li", pause=0.2).startswith(b"HTTP/1.1 200")
+    assert until_closed(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /li", pause=0.2).startswith(
+        b"HTTP/1.1 200"
+    )
     assert time.monotonic() - start < 15
     assert until_closed(b"\0\0\0\0\r\n\r\n").startswith(b"HTTP/1.1 400")
-    assert until_closed(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: " + b"a" * 70_000 + b"\r\n\r\n")[:12] in (
+    assert until_closed(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: " + b"a" * 70_000 + b"\r\n\r\n")[
+        :12
+    ] in (
         b"HTTP/1.1 400",
         b"HTTP/1.1 413",
     )
     assert (
         until_closed(
-            b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
+            b"5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
         )[:12]
         != b"HTTP/1.1 200"
     )
@@ -307,7 +324,9 @@ def test_too_many_connections_are_dropped_and_the_others_answered(listen, monkey
 
 def test_a_body_over_the_limit_is_answered_while_it_is_sent(listen):
     address = listen(max_body_bytes=100_000, max_image_bytes=90_000)
-    answer = httpx.post(f"{address}/v1/query", content=b"x" * 300_000, headers={"content-type": "multipart/form-data; boundary=x"})
+    answer = httpx.post(
+        f"{address}/v1/query", content=b"x" * 300_000, headers={"content-type": "multipart/form-data; boundary=x"}
+    )
     assert answer.status_code == 413
 
     def stream():
@@ -315,14 +334,30 @@ def test_a_body_over_the_limit_is_answered_while_it_is_sent(listen):
         for _ in range(400):
             yield b"x" * 1000
 
-    answer = httpx.post(f"{address}/v1/query", content=stream(), headers={"content-type": "multipart/form-data; boundary=x"})
+    answer = httpx.post(
+        f"{address}/v1/query", content=stream(), headers={"content-type": "multipart/form-data; boundary=x"}
+    )
     assert answer.status_code == 413
 
 
 @pytest.mark.slow
 def test_tokens_on_the_command_line(tmp_path):
     file = tmp_path / "tokens.json"
-    made = reid("token", "make", "--scope", "query", "--scope", "erase", "--days", 7, "--name", "desk", "--tokens", file, "--json")
+    made = reid(
+        "token",
+        "make",
+        "--scope",
+        "query",
+        "--scope",
+        "erase",
+        "--days",
+        7,
+        "--name",
+        "desk",
+        "--tokens",
+        file,
+        "--json",
+    )
     token = json.loads(made.stdout)["token"]
     listed = json.loads(reid("token", "list", "--tokens", file, "--json").stdout)
     assert [(row["name"], row["scopes"]) for row in listed] == [("desk", ["query", "erase"])]

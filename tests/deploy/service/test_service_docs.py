@@ -23,7 +23,12 @@ BLOCKS = re.findall(r"<!-- runs[^>]*-->\n```sh\n(.*?)```", PAGE, re.DOTALL)
 
 def shell(command, folder, **environment):
     done = subprocess.run(
-        ["bash", "-c", f'set -e\ncurl() {{ command curl -sS --fail-with-body "$@"; }}\nreid() {{ {sys.executable} -m reid.cli "$@"; }}\n{command}'],
+        [
+            "bash",
+            "-c",
+            f'set -e\ncurl() {{ command curl -sS --fail-with-body "$@"; }}\nreid() {{ {sys.executable} -m reid.cli '
+            f'"$@"; }}\n{command}',
+        ],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -69,7 +74,10 @@ def test_the_quick_start(bundle, people, tmp_path):
     with log.open("w") as stream:
         words = serve.replace("8080", "0").split()[1:]
         server = subprocess.Popen(
-            [sys.executable, "-m", "reid.cli", *words], cwd=tmp_path, stderr=stream, env={**os.environ, "PYTHONPATH": str(ROOT), **place}
+            [sys.executable, "-m", "reid.cli", *words],
+            cwd=tmp_path,
+            stderr=stream,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **place},
         )
     try:
         for _ in range(600):

@@ -105,11 +105,12 @@ def test_a_name_is_given_once(file):
         b'{"kind": "tokens", "schema": 2, "tokens": []}',
         b'{"kind": "tokens", "schema": 1, "tokens": [1]}',
         b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a"}]}',
-        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": 3, "scopes": [], "created": "", "expires": null, "hash": ""}]}',
-        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": "a", "scopes": ["root"], "created": "", "expires": null, "hash": ""}]}',
-        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": "a", "scopes": [], "created": "", "expires": "soon", "hash": "'
-        + b"0" * 64
-        + b'"}]}',
+        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": 3, "scopes": [], "created": "", "expires": '
+        b'null, "hash": ""}]}',
+        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": "a", "scopes": ["root"], "created": "", '
+        b'"expires": null, "hash": ""}]}',
+        b'{"kind": "tokens", "schema": 1, "tokens": [{"id": "a", "name": "a", "scopes": [], "created": "", "expires": '
+        b'"soon", "hash": "' + b"0" * 64 + b'"}]}',
     ],
 )
 def test_a_broken_file_lets_nobody_in(file, content):

@@ -107,7 +107,9 @@ def test_off_unless_a_folder_is_named(serve):
     answer = serve().post("/v1/upgrade", json={"bundle": "new"})
     assert (answer.status_code, code(answer)) == (403, "forbidden")
     assert code(serve().post("/v1/upgrade", content=b"{", headers={"content-type": "application/json"})) == "invalid"
-    assert code(serve().post("/v1/upgrade", content=b"{}", headers={"content-type": "text/plain"})) == "unsupported_body"
+    assert (
+        code(serve().post("/v1/upgrade", content=b"{}", headers={"content-type": "text/plain"})) == "unsupported_body"
+    )
 
 
 def test_a_stop_in_the_middle_leaves_the_old_state(serve, bundles, filled, monkeypatch):
@@ -115,7 +117,8 @@ def test_a_stop_in_the_middle_leaves_the_old_state(serve, bundles, filled, monke
 
     client = serve(bundles=bundles)
     monkeypatch.setattr(
-        "deploy.service.upgrading.Gallery.upgrade", lambda self, bundle, via, *, tick: ([tick(1), time.sleep(0.05)] and tick(1)) or self
+        "deploy.service.upgrading.Gallery.upgrade",
+        lambda self, bundle, via, *, tick: ([tick(1), time.sleep(0.05)] and tick(1)) or self,
     )
     client.app.state.backend.closing.set()
     client.post("/v1/upgrade", json={"bundle": "new"})

@@ -22,7 +22,12 @@ def png(width, height, data=b""):
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
 
 
 def encoded(suffix, height=40, width=20):
@@ -64,7 +69,10 @@ DAMAGED = {
 
 @pytest.mark.parametrize(
     ("data", "status", "name"),
-    [*((data, 413, "too_many_pixels") for data in BOMBS.values()), *((data, 415, "unsupported_image") for data in NO_IMAGES.values())],
+    [
+        *((data, 413, "too_many_pixels") for data in BOMBS.values()),
+        *((data, 415, "unsupported_image") for data in NO_IMAGES.values()),
+    ],
     ids=[*BOMBS, *NO_IMAGES],
 )
 def test_refused_before_anything_is_decoded(data, status, name, monkeypatch):
@@ -84,14 +92,21 @@ def test_bombs_and_damage_over_the_wire(serve, image):
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """An empty folder for temporary files, and every time that something is opened in it: a nameless file leaves no other trace."""
+    """An empty folder for temporary files, and every time that something is opened in it: a nameless file leaves no
+    other trace.
+    """
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     opened, watching = [], True
 
     def watch(event, arguments):
-        if watching and event in ("open", "os.mkdir") and isinstance(arguments[0], str) and arguments[0].startswith(str(folder)):
+        if (
+            watching
+            and event in ("open", "os.mkdir")
+            and isinstance(arguments[0], str)
+            and arguments[0].startswith(str(folder))
+        ):
             opened.append(arguments[0])
 
     sys.addaudithook(watch)  # for ever
@@ -106,7 +121,12 @@ def test_no_upload_touches_the_disk_however_large(serve, temporary, monkeypatch)
     client = serve()
     opened.clear()  # the engine was profiled at its start
     assert ask(client, large).status_code == 200
-    assert client.post("/v1/entries", files=[("images", ("a", large)), ("images", ("b", large))], data={"camera": "c"}).status_code == 201
+    assert (
+        client.post(
+            "/v1/entries", files=[("images", ("a", large)), ("images", ("b", large))], data={"camera": "c"}
+        ).status_code
+        == 201
+    )
     assert client.post("/v1/forget", files=[("like", ("a", large)), ("dry_run", (None, "true"))]).status_code == 200
     assert ask(client, large[:-100_000]).status_code == 422
     assert (list(folder.iterdir()), opened) == ([], [])
@@ -122,8 +142,14 @@ def test_the_kinds_that_are_taken(serve, suffix):
 
 def test_the_kind_is_the_content_and_not_the_name(serve, image):
     client = serve()
-    for name, kind in (("a.exe", "text/html"), ("../../etc/passwd", "application/octet-stream"), ("x" * 500, "image/gif")):
-        assert client.post("/v1/query", files=[("images", (name, image, kind))], data={"reason": "x"}).status_code == 200
+    for name, kind in (
+        ("a.exe", "text/html"),
+        ("../../etc/passwd", "application/octet-stream"),
+        ("x" * 500, "image/gif"),
+    ):
+        assert (
+            client.post("/v1/query", files=[("images", (name, image, kind))], data={"reason": "x"}).status_code == 200
+        )
 
 
 def test_a_picture_that_is_also_something_else_is_only_a_picture(serve):
@@ -143,7 +169,9 @@ def test_the_limit_of_pixels_itself():
 
 @given(
     data=st.binary(max_size=400),
-    start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"BM", b"RIFF\0\0\0\0WEBP", b"RIFF\0\0\0\0WEBPVP8L"]),
+    start=st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"BM", b"RIFF\0\0\0\0WEBP", b"RIFF\0\0\0\0WEBPVP8L"]
+    ),
 )
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_fit_or_are_refused(data, start):
@@ -172,7 +200,9 @@ def test_any_form_is_read_or_refused(serve_once, body):
         b"--x\r\n" + body + b"\r\n--x--\r\n",
         b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n' + body + b"\r\n--x--",
     ):
-        answer = serve_once.post("/v1/query", content=framed, headers={"content-type": "multipart/form-data; boundary=x"})
+        answer = serve_once.post(
+            "/v1/query", content=framed, headers={"content-type": "multipart/form-data; boundary=x"}
+        )
         assert answer.status_code in (413, 415, 422), answer.text
 
 

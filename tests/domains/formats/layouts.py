@@ -54,7 +54,12 @@ def market(root):
 
 
 def duke(root):
-    draw(root, "bounding_box_train/0005_c2_f0046985.jpg", "query/0006_c1_f0000001.jpg", "bounding_box_test/0006_c8_f0000002.jpg")
+    draw(
+        root,
+        "bounding_box_train/0005_c2_f0046985.jpg",
+        "query/0006_c1_f0000001.jpg",
+        "bounding_box_test/0006_c8_f0000002.jpg",
+    )
     return {
         ("train", "bounding_box_train/0005_c2_f0046985.jpg"): ("5", "2"),
         ("query", "query/0006_c1_f0000001.jpg"): ("6", "1"),
@@ -68,7 +73,10 @@ def msmt(root, train="train", test="test", base="."):
         "list_train.txt": (train, ["0000/0000_000_01_0303morning_0008_0.jpg 0"]),
         "list_val.txt": (train, ["0001/0001_002_14_0303noon_0018_1.jpg 1"]),
         "list_query.txt": (test, ["0000/0000_003_02_0303morning_0008_0.jpg 0"]),
-        "list_gallery.txt": (test, ["0000/0000_004_05_0303morning_0008_0.jpg 0", "0009/0009_005_15_0303morning_0008_0.jpg 9"]),
+        "list_gallery.txt": (
+            test,
+            ["0000/0000_004_05_0303morning_0008_0.jpg 0", "0009/0009_005_15_0303morning_0008_0.jpg 9"],
+        ),
     }
     for file, (folder, lines) in lists.items():
         draw(root, *(f"{folder}/{line.split()[0]}" for line in lines))
@@ -88,9 +96,16 @@ def msmt_v2(root):
 
 
 def cuhk03(root):
-    names = {"train": ["1_001_1_01.png", "1_001_2_06.png"], "query": ["2_001_1_01.png"], "gallery": ["2_001_2_06.png", "5_012_2_10.png"]}
+    names = {
+        "train": ["1_001_1_01.png", "1_001_2_06.png"],
+        "query": ["2_001_1_01.png"],
+        "gallery": ["2_001_2_06.png", "5_012_2_10.png"],
+    }
     draw(root, *(f"images_labeled/{name}" for split in names.values() for name in split))
-    split = {name: [[f"/somebody/else/cuhk03/images_labeled/{file}", 0, 0] for file in files] for name, files in names.items()}
+    split = {
+        name: [[f"/somebody/else/cuhk03/images_labeled/{file}", 0, 0] for file in files]
+        for name, files in names.items()
+    }
     (root / "splits_new_labeled.json").write_text(json.dumps([split | {"num_train_pids": 1}]))
     return {
         ("train", "images_labeled/1_001_1_01.png"): ("1_001", "1_1"),
@@ -102,7 +117,12 @@ def cuhk03(root):
 
 
 def cuhk03_np(root):
-    draw(root, "labeled/bounding_box_train/0003_c1_21.png", "labeled/query/0006_c1_50.png", "labeled/bounding_box_test/0006_c2_55.png")
+    draw(
+        root,
+        "labeled/bounding_box_train/0003_c1_21.png",
+        "labeled/query/0006_c1_50.png",
+        "labeled/bounding_box_test/0006_c2_55.png",
+    )
     return {
         ("train", "labeled/bounding_box_train/0003_c1_21.png"): ("3", "1"),
         ("query", "labeled/query/0006_c1_50.png"): ("6", "1"),
@@ -115,7 +135,10 @@ def cuhk_sysu(root):
     few = "cuhksysu4reid/train/00003_s9_0000009_0.jpg"
     test = ["cuhksysu4reid/query/00005_s7_0000001_0.jpg", "cuhksysu4reid/gallery/00005_s8_0000001_1.jpg"]
     draw(root, *train, few, *test, "cuhksysu4reid/combine/00005_s8_0000001_1.jpg")
-    return {("train", path): ("2", "0") for path in train} | {("query", test[0]): ("5", "2"), ("gallery", test[1]): ("5", "1")}
+    return {("train", path): ("2", "0") for path in train} | {
+        ("query", test[0]): ("5", "2"),
+        ("gallery", test[1]): ("5", "1"),
+    }
 
 
 def cuhk_sysu_cropped(root):
@@ -215,7 +238,10 @@ def ilids(root, folder="i-LIDS_Pedestrian/Persons"):
     names = {(p, n): f"{folder}/{p:04d}{n:03d}.jpg" for p in (train, test) for n in (1, 2, 3)}
     draw(root, *names.values())
     expected = {("train", names[train, n]): (str(train), "0") for n in (1, 2, 3)}
-    return expected | {("query", names[test, 1]): (str(test), "0"), **{("gallery", names[test, n]): (str(test), "1") for n in (2, 3)}}
+    return expected | {
+        ("query", names[test, 1]): (str(test), "0"),
+        **{("gallery", names[test, n]): (str(test), "1") for n in (2, 3)},
+    }
 
 
 def ilids_short(root):
@@ -232,7 +258,10 @@ def caviar(root):
 
 def pes(root, base="RGB/"):
     (train, *_), (test, *_) = some_of("3dpes", "train"), some_of("3dpes", "test")
-    names = {key: f"{base}{key[0]}_{key[1]}_FRAME_{key[2]}_RGB.bmp" for key in ((train, "7", 1), (test, "10", 1), (test, "9", 3), (test, "9", 4))}
+    names = {
+        key: f"{base}{key[0]}_{key[1]}_FRAME_{key[2]}_RGB.bmp"
+        for key in ((train, "7", 1), (test, "10", 1), (test, "9", 3), (test, "9", 4))
+    }
     draw(root, *names.values())
     return {
         ("train", names[train, "7", 1]): (str(train), "7"),
@@ -247,7 +276,12 @@ def pes_flat(root):
 
 
 def sensereid(root):
-    draw(root, "SenseReID/test_probe/00001_0.jpg", "SenseReID/test_gallery/00001_1.jpg", "SenseReID/test_gallery/00700_1.jpg")
+    draw(
+        root,
+        "SenseReID/test_probe/00001_0.jpg",
+        "SenseReID/test_gallery/00001_1.jpg",
+        "SenseReID/test_gallery/00700_1.jpg",
+    )
     return {
         ("query", "SenseReID/test_probe/00001_0.jpg"): ("1", "0"),
         ("gallery", "SenseReID/test_gallery/00001_1.jpg"): ("1", "1"),
@@ -259,17 +293,39 @@ def cuhk01(root):
     (train, *_), (test, *_) = some_of("cuhk01", "train"), some_of("cuhk01", "test")
     draw(root, *(f"campus/{p:04d}{n:03d}.png" for p in (train, test) for n in range(1, 5)))
     expected = {("train", f"campus/{train:04d}{n:03d}.png"): (str(train), "01"[n > 2]) for n in range(1, 5)}
-    return expected | {(("query", "gallery")[n > 2], f"campus/{test:04d}{n:03d}.png"): (str(test), "01"[n > 2]) for n in range(1, 5)}
+    return expected | {
+        (("query", "gallery")[n > 2], f"campus/{test:04d}{n:03d}.png"): (str(test), "01"[n > 2]) for n in range(1, 5)
+    }
 
 
 def cuhk02(root):
-    draw(root, *(f"Dataset/{pair}/cam{camera}/001_{camera}.png" for pair in ("P1", "P2", "P3", "P4", "P5") for camera in (1, 2)))
-    expected = {("train", f"Dataset/{p}/cam{c}/001_{c}.png"): (f"{p}-001", f"{p}-cam{c}") for p in ("P1", "P2", "P3", "P4") for c in (1, 2)}
-    return expected | {(("query", "gallery")[c - 1], f"Dataset/P5/cam{c}/001_{c}.png"): ("P5-001", f"P5-cam{c}") for c in (1, 2)}
+    draw(
+        root,
+        *(
+            f"Dataset/{pair}/cam{camera}/001_{camera}.png"
+            for pair in ("P1", "P2", "P3", "P4", "P5")
+            for camera in (1, 2)
+        ),
+    )
+    expected = {
+        ("train", f"Dataset/{p}/cam{c}/001_{c}.png"): (f"{p}-001", f"{p}-cam{c}")
+        for p in ("P1", "P2", "P3", "P4")
+        for c in (1, 2)
+    }
+    return expected | {
+        (("query", "gallery")[c - 1], f"Dataset/P5/cam{c}/001_{c}.png"): ("P5-001", f"P5-cam{c}") for c in (1, 2)
+    }
 
 
 def given_folders(root):
-    draw(root, "train/anna/a_c1_1.jpg", "train/bo/b_c2_1.PNG", "query/cy/x_c1.ppm", "gallery/cy/y_c2.jpeg", "val/dee/z_c1.jpg")
+    draw(
+        root,
+        "train/anna/a_c1_1.jpg",
+        "train/bo/b_c2_1.PNG",
+        "query/cy/x_c1.ppm",
+        "gallery/cy/y_c2.jpeg",
+        "val/dee/z_c1.jpg",
+    )
     return {
         ("train", "train/anna/a_c1_1.jpg"): ("anna", "1"),
         ("train", "train/bo/b_c2_1.PNG"): ("bo", "2"),
@@ -281,7 +337,9 @@ def given_folders(root):
 def table(root, text=None):
     draw(root, "a/1.png", "a/2.png", "b.png", "c.png")
     (root / "domain.csv").write_text(
-        text or "split,path,camid,pid\ntrain,a/1.png,gate,anna\nquery,./b.png,1,7\ngallery,c.png,2,7\ntrain,a/2.png,gate,-1\n"
+        text
+        or "split,path,camid,pid\n"
+        "train,a/1.png,gate,anna\nquery,./b.png,1,7\ngallery,c.png,2,7\ntrain,a/2.png,gate,-1\n"
     )
     return {
         ("train", "a/1.png"): ("anna", "gate"),

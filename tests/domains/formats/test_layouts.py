@@ -90,7 +90,13 @@ def test_cuhk03_missing_images_are_noted_and_junk_split_files_refused(tmp_path):
     domain = open_domain(tmp_path)
     assert len(rows(domain)) == len(expected) - 1
     assert any("5_012_2_10.png" in note for note in domain.notes)
-    for text in ("[]", "{", '[{"train": []}]', '[{"train": [["../../x.png", 0, 0]], "query": [], "gallery": []}]', "[" * 100_000):
+    for text in (
+        "[]",
+        "{",
+        '[{"train": []}]',
+        '[{"train": [["../../x.png", 0, 0]], "query": [], "gallery": []}]',
+        "[" * 100_000,
+    ):
         (tmp_path / "splits_new_labeled.json").write_text(text)
         with pytest.raises(DataError):
             open_domain(tmp_path)
@@ -156,7 +162,11 @@ def test_a_folder_of_domains_names_them(tmp_path):
 
 
 def test_errors_are_one_line(tmp_path):
-    for call in (lambda: open_domain(tmp_path), lambda: open_domain(tmp_path, layout="viper"), lambda: open_domain(tmp_path / "x")):
+    for call in (
+        lambda: open_domain(tmp_path),
+        lambda: open_domain(tmp_path, layout="viper"),
+        lambda: open_domain(tmp_path / "x"),
+    ):
         with pytest.raises(DataError) as caught:
             call()
         assert "\n" not in str(caught.value)

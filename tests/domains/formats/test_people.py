@@ -39,7 +39,15 @@ def test_a_person_of_one_camera_is_no_query_where_cameras_are_known(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "camera"),
-    [("a_c3.jpg", "3"), ("c12_b.jpg", "12"), ("x-cam07-y.jpg", "7"), ("camera_2.png", "2"), ("CAM3.jpg", "3"), ("abc3.jpg", None), ("7.jpg", None)],
+    [
+        ("a_c3.jpg", "3"),
+        ("c12_b.jpg", "12"),
+        ("x-cam07-y.jpg", "7"),
+        ("camera_2.png", "2"),
+        ("CAM3.jpg", "3"),
+        ("abc3.jpg", None),
+        ("7.jpg", None),
+    ],
 )
 def test_camera_from_a_file_name(tmp_path, name, camera):
     draw(tmp_path, f"train/p/{name}", "train/q/a_c99.jpg")

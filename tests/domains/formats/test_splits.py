@@ -92,7 +92,9 @@ def test_identities_beside_the_shipped_list_are_noted_and_left_out(tmp_path):
 @needs_data
 @pytest.mark.parametrize("name", ["viper", "prid2011", "ilids", "caviar4reid", "3dpes"])
 def test_real_names_in_the_named_layout_give_the_published_split(tmp_path, name):
-    """The names of the real files, on drawn images and without the table, open as the layout and give the same rows as the table."""
+    """The names of the real files, on drawn images and without the table, open as the layout and give the same rows as
+    the table.
+    """
     real = Path(DATA) / name
     if not real.is_dir():
         pytest.skip(f"{real} is not there")

@@ -44,7 +44,10 @@ HEADER = "path,pid,camid,split\n"
         (HEADER + f"a,{'9' * 5000},1,train\n", "pid must be 1 to 200"),
         (HEADER + f"{'x/' * 600}a,1,1,train\n", "no path of at most"),
         (HEADER + f"a,{'x' * 200_000},1,train\n", "not a CSV file"),
-        ("path,pid,camid,split,time\na,1,1,train,2026-01-01T08:00:00\n", "line 2: the time '2026-01-01T08:00:00' must be ISO 8601 with its zone"),
+        (
+            "path,pid,camid,split,time\na,1,1,train,2026-01-01T08:00:00\n",
+            "line 2: the time '2026-01-01T08:00:00' must be ISO 8601 with its zone",
+        ),
         ("path,pid,camid,split,time\na,1,1,train,yesterday\n", "must be ISO 8601"),
         ("path,pid,camid,split,time\na,1,1,train,2026-01-01T08:00:00Z\nb,1,1,train,\n", "1 of 2 rows have no time"),
     ],
@@ -68,7 +71,8 @@ def test_a_table_that_is_no_text_or_too_large(tmp_path, monkeypatch):
 
 def test_table_with_byte_order_mark_times_extra_columns_and_blank_lines(tmp_path):
     text = (
-        '﻿path,pid,camid,split,time,weather\r\n"a, b.png", 1 ,2,train,2026-03-01T08:30:00+01:00,rain\r\n\r\nc.png,01,2,train,2026-03-01T07:30:00Z,\r\n'
+        '﻿path,pid,camid,split,time,weather\r\n"a, b.png", 1 '
+        ",2,train,2026-03-01T08:30:00+01:00,rain\r\n\r\nc.png,01,2,train,2026-03-01T07:30:00Z,\r\n"
     )
     (tmp_path / "domain.csv").write_bytes(text.encode())
     domain = open_domain(tmp_path)
@@ -139,11 +143,14 @@ def test_a_missing_file_does_not_stop_opening(tmp_path):
     assert open_domain(tmp_path).train.paths == ("gone.png",)
 
 
-names = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, blacklist_characters='/\\",:'), min_size=1, max_size=12).filter(
-    lambda text: text.isprintable() and text.strip() == text and text not in (".", "..")
-)
+names = st.text(
+    st.characters(min_codepoint=33, max_codepoint=0x2FF, blacklist_characters='/\\",:'), min_size=1, max_size=12
+).filter(lambda text: text.isprintable() and text.strip() == text and text not in (".", ".."))
 table_rows = st.lists(
-    st.tuples(names, names, names, st.sampled_from(["train", "query", "gallery"])), min_size=1, max_size=20, unique_by=lambda row: (row[0], row[3])
+    st.tuples(names, names, names, st.sampled_from(["train", "query", "gallery"])),
+    min_size=1,
+    max_size=20,
+    unique_by=lambda row: (row[0], row[3]),
 )
 
 
@@ -164,4 +171,7 @@ def test_any_table_reads_back_and_its_order_does_not_matter(tmp_path_factory, en
     rng.shuffle(entries)
     again = read()
     assert again.identities == domain.identities
-    assert all(a.paths == b.paths and np.array_equal(a.pids, b.pids) for (_, a), (_, b) in zip(again.splits(), domain.splits(), strict=True))
+    assert all(
+        a.paths == b.paths and np.array_equal(a.pids, b.pids)
+        for (_, a), (_, b) in zip(again.splits(), domain.splits(), strict=True)
+    )

@@ -77,7 +77,9 @@ def test_the_erased_area_is_the_one_asked_for(area):
     out = run(images, erase=1, erase_area=area, erase_ratio=0.5)
     share = (out[..., 0] == 10).float().mean((1, 2))
     assert ((share > area[0] - 0.02) & (share < area[1] + 0.02)).all()
-    assert ((out[..., 0] == 10).sum((1, 2)) == (out[..., 0] == 10).any(2).sum(1) * (out[..., 0] == 10).any(1).sum(1)).all(), "one rectangle"
+    assert (
+        (out[..., 0] == 10).sum((1, 2)) == (out[..., 0] == 10).any(2).sum(1) * (out[..., 0] == 10).any(1).sum(1)
+    ).all(), "one rectangle"
 
 
 def test_erasing_reaches_every_edge():
@@ -112,7 +114,9 @@ def test_erasing_paints_one_rectangle_within_its_bounds():
     for new, old in zip(run(images, erase=1), images, strict=True):
         rows, columns = torch.nonzero((new != old).any(-1), as_tuple=True)
         height, width = int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
-        assert (new[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == torch.tensor(FILL).to(torch.uint8)).all()
+        assert (
+            new[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == torch.tensor(FILL).to(torch.uint8)
+        ).all()
         assert 0.015 < height * width / (64 * 32) < 0.43
         assert 0.2 < height / width < 4.2
 

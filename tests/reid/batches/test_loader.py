@@ -87,7 +87,9 @@ def test_a_full_disk_is_told_before_anything_is_decoded(site, monkeypatch, code)
 
 def test_a_scratch_file_has_its_room_on_the_disk_from_the_start(site, monkeypatch):
     asked, reserve = [], os.posix_fallocate
-    monkeypatch.setattr("os.posix_fallocate", lambda descriptor, offset, size: (asked.append(size), reserve(descriptor, offset, size)))
+    monkeypatch.setattr(
+        "os.posix_fallocate", lambda descriptor, offset, size: (asked.append(size), reserve(descriptor, offset, size))
+    )
     CropStore.decode(site, site.train, SPEC, limit_mb=0)
     assert asked == [len(site.train) * CROP_BYTES]
 
@@ -101,12 +103,16 @@ def test_where_no_room_can_be_reserved_the_file_is_used_as_it_is(site, monkeypat
         monkeypatch.delattr("os.posix_fallocate")  # as on macOS
     else:
         monkeypatch.setattr("os.posix_fallocate", unknown)
-    assert np.array_equal(CropStore.decode(site, site.train, SPEC, limit_mb=0).crops, CropStore.decode(site, site.train, SPEC).crops)
+    assert np.array_equal(
+        CropStore.decode(site, site.train, SPEC, limit_mb=0).crops, CropStore.decode(site, site.train, SPEC).crops
+    )
 
 
 def test_no_readable_image_is_an_error_that_names_the_first(site):
     broken(site, *range(len(site.train)))
-    with pytest.raises(DataError, match=rf"none of its {len(site.train)} images can be read; the first: .*{site.train.paths[0]}"):
+    with pytest.raises(
+        DataError, match=rf"none of its {len(site.train)} images can be read; the first: .*{site.train.paths[0]}"
+    ):
         CropStore.decode(site, site.train, SPEC)
 
 
@@ -123,7 +129,7 @@ def test_chunks_change_nothing(site, monkeypatch):
     assert told == [5] * (len(site.train) // 5) + [len(site.train) % 5] * (len(site.train) % 5 > 0)
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- cache
+# ---------------------------------------------------------------------------------------------------------------- cache
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ def test_a_batch_holds_p_identities_with_k_crops_each(domain, instances, seed, d
         for group in groups:
             own = np.flatnonzero(labels == labels[group[0]])
             times = Counter(group.tolist())
-            assert max(times.values()) - min(times.get(int(row), 0) for row in own) <= 1, "each crop once before any again"
+            assert max(times.values()) - min(times.get(int(row), 0) for row in own) <= 1, (
+                "each crop once before any again"
+            )
             first = group[: min(instances, len(set(cameras[own])))]
             assert len(set(cameras[first])) == len(first), "other cameras before the same one again"
         assert np.array_equal(rows, sampler.batch(number)), "a batch is a function of its number"
@@ -75,7 +77,9 @@ def test_batches_can_be_asked_for_in_any_order():
 
 def test_batches_differ_and_so_do_seeds():
     labels = np.repeat(np.arange(12), 4)
-    one, other = (IdentitySampler(labels, np.zeros_like(labels), identities=4, instances=2, seed=(seed,)) for seed in (0, 1))
+    one, other = (
+        IdentitySampler(labels, np.zeros_like(labels), identities=4, instances=2, seed=(seed,)) for seed in (0, 1)
+    )
     assert not np.array_equal(one.batch(0), one.batch(1))
     assert not np.array_equal(one.batch(0), other.batch(0))
 

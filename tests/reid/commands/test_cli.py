@@ -58,11 +58,15 @@ def test_the_three_jobs(tiny_domain, settings, tmp_path):
     added = json.loads(reid("gallery", "add", gallery, first.root, "--bundle", bundle, "--json").stdout)
     assert added["added"] == len(first.gallery)
     picture = tmp_path / "out.png"
-    found = json.loads(reid("query", gallery, first.files(first.query)[0], "--top", "3", "--picture", picture, "--json").stdout)
+    found = json.loads(
+        reid("query", gallery, first.files(first.query)[0], "--top", "3", "--picture", picture, "--json").stdout
+    )
     assert [match["rank"] for match in found] == [1, 2, 3]
     assert {"rank", "score", "id", "source", "camera", "time", "label"} <= set(found[0])
     assert picture.stat().st_size > 1000
-    one_camera = json.loads(reid("query", gallery, first.files(first.query)[0], "--camera", found[0]["camera"], "--json").stdout)
+    one_camera = json.loads(
+        reid("query", gallery, first.files(first.query)[0], "--camera", found[0]["camera"], "--json").stdout
+    )
     assert {match["camera"] for match in one_camera} == {found[0]["camera"]}
     reid("report", run)
     assert (run / "report.html").stat().st_size > 2000
@@ -109,7 +113,8 @@ def test_doctor_finds_this_installation_in_order():
 
 def test_importing_the_rooms_loads_no_torch():
     code = (
-        "import sys, reid, domains, prototypes, deploy, reid.cli; assert not {'torch','faiss','onnxruntime'} & set(sys.modules), sorted(sys.modules)"
+        "import sys, reid, domains, prototypes, deploy, reid.cli; assert not {'torch','faiss','onnxruntime'} & "
+        "set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -131,12 +136,38 @@ def test_a_full_or_failing_disk_is_one_line(monkeypatch, capsys, tmp_path):
 
 def test_options_of_the_other_kind_of_model_and_equal_names_are_refused(tiny_domain, tmp_path):
     sites = [tiny_domain(tmp_path / place / "test").root for place in ("a", "b")]
-    reid("learn", tmp_path / "run", sites[0], "--set", "model.backbone=test_resnet", "--set", "model.weights=none", "--set", "crop.height=64",
-         "--set", "crop.width=32", "--set", "train.iterations=1", "--set", "train.identities=4", "--set", "train.instances=2")  # fmt: skip
+    reid(
+        "learn",
+        tmp_path / "run",
+        sites[0],
+        "--set",
+        "model.backbone=test_resnet",
+        "--set",
+        "model.weights=none",
+        "--set",
+        "crop.height=64",
+        "--set",
+        "crop.width=32",
+        "--set",
+        "train.iterations=1",
+        "--set",
+        "train.identities=4",
+        "--set",
+        "train.instances=2",
+    )
     assert "two domains are called test" in reid("evaluate", tmp_path / "run", *sites, code=2).stderr
-    assert "--device and --step are for a run's model" in reid("evaluate", sites[0], "--bundle", tmp_path, "--device", "cuda", code=2).stderr
-    assert "--device and --step are for a run's model" in reid("evaluate", sites[0], "--bundle", tmp_path, "--step", 1, code=2).stderr
-    assert "--provider is for a bundle's" in reid("evaluate", tmp_path / "run", sites[0], "--provider", "cuda", code=2).stderr
+    assert (
+        "--device and --step are for a run's model"
+        in reid("evaluate", sites[0], "--bundle", tmp_path, "--device", "cuda", code=2).stderr
+    )
+    assert (
+        "--device and --step are for a run's model"
+        in reid("evaluate", sites[0], "--bundle", tmp_path, "--step", 1, code=2).stderr
+    )
+    assert (
+        "--provider is for a bundle's"
+        in reid("evaluate", tmp_path / "run", sites[0], "--provider", "cuda", code=2).stderr
+    )
 
 
 def test_names_are_shown_as_they_are(capsys):

@@ -39,7 +39,9 @@ def test_a_package_of_ours_that_another_owns_is_a_fault(monkeypatch):
 
 
 def command(*words):
-    return subprocess.run([sys.executable, "-m", "reid.cli", *map(str, words)], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "reid.cli", *map(str, words)], capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.slow
@@ -62,7 +64,10 @@ def test_the_command_tests_a_bundle(tmp_path):
     assert "not in order: bundle on cpu" in done.stdout
     assert command("doctor", "--bundle", tmp_path / "bundle", "--provider", "gpu").returncode == 2
     done = command("engine", "build", tmp_path / "bundle", "--provider", "cuda")
-    assert (done.returncode, done.stderr) == (2, "reid: cuda builds no engines ahead; only tensorrt and tensorrt:N do\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "reid: cuda builds no engines ahead; only tensorrt and tensorrt:N do\n",
+    )
 
 
 def test_a_package_that_can_not_be_loaded_is_a_finding(monkeypatch):

@@ -15,7 +15,12 @@ DIM = 8
 def gallery(tmp_path):
     with Gallery.create(tmp_path / "gallery", DIM, "ab" * 32) as made:
         vectors = np.eye(DIM, dtype=np.float32)
-        made.add(vectors, ["a", "b"] * 4, [f"/crops/{number}.png" for number in range(DIM)], label=["ann", "ben", None, None] * 2)
+        made.add(
+            vectors,
+            ["a", "b"] * 4,
+            [f"/crops/{number}.png" for number in range(DIM)],
+            label=["ann", "ben", None, None] * 2,
+        )
     return tmp_path / "gallery"
 
 
@@ -57,7 +62,11 @@ def test_rules_and_records_can_be_seen(gallery, reid):
     assert "every other camera: 30 days" in reid("gallery", "keep", gallery)[1]
     reid("gallery", "keep", gallery, "0")
     assert json.loads(reid("gallery", "keep", gallery, "--json")[1]) == {"a": 9}
-    assert [record["action"] for record in json.loads(reid("gallery", "audit", gallery, "--json")[1])] == ["keep", "keep", "keep"]
+    assert [record["action"] for record in json.loads(reid("gallery", "audit", gallery, "--json")[1])] == [
+        "keep",
+        "keep",
+        "keep",
+    ]
     assert "keep: days 9" in reid("gallery", "audit", gallery)[1]
 
 
@@ -79,6 +88,8 @@ def test_what_a_gallery_holds_is_shown_as_people_read_it(gallery, reid):
     assert "entries: 9\n" in out
     assert "feature space: " + "ab" * 32 in out
     for camera, count in (("a", 4), ("b", 4), ("yard [north]", 1)):
-        assert [camera, str(count)] in [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines()]
+        assert [camera, str(count)] in [
+            [cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines()
+        ]
     assert not {"{", "None"} & set(out.split()), "no value as Python writes it"
     assert json.loads(reid("gallery", "info", gallery, "--json")[1])["cameras"] == {"a": 4, "b": 4, "yard [north]": 1}

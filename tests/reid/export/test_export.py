@@ -18,7 +18,12 @@ from reid.export.export import check_parity, export_graph
 from reid.network.build import build_model
 from reid.run import Run
 
-SMALL = {"mobilenetv2_050": (64, 32), "vit_tiny_patch16_224": (64, 32), "resnet10t": (64, 32), "convnext_atto": (64, 32)}
+SMALL = {
+    "mobilenetv2_050": (64, 32),
+    "vit_tiny_patch16_224": (64, 32),
+    "resnet10t": (64, 32),
+    "convnext_atto": (64, 32),
+}
 REAL = {
     "osnet_x0_25_msmt17": {"channels": "rgb", "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
     "person-reidentification-retail-0277": {"channels": "bgr", "mean": (0, 0, 0), "std": (1, 1, 1)},
@@ -28,8 +33,11 @@ REAL = {
 
 @pytest.fixture
 def run(tmp_path, tiny_domain):
-    settings = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32},
-                "train": {"iterations": 3, "identities": 4, "instances": 2}}  # fmt: skip
+    settings = {
+        "model": {"backbone": "test_resnet", "weights": "none", "dim": 32},
+        "crop": {"height": 64, "width": 32},
+        "train": {"iterations": 3, "identities": 4, "instances": 2},
+    }
     run = Run.create(tmp_path / "run", build_config(settings))
     run.learn(tiny_domain(tmp_path / "site"), method="fine_tune")
     return run

@@ -16,7 +16,13 @@ from reid.export.half import HALVED, to_half
 from reid.export.ranges import answers, start_session
 from reid.network.build import build_model
 
-SIZES = {"test_resnet": (64, 32), "mobilenetv2_050": (64, 32), "test_vit": (160, 160), "convnext_atto": (64, 32), "resnet50": (64, 32)}
+SIZES = {
+    "test_resnet": (64, 32),
+    "mobilenetv2_050": (64, 32),
+    "test_vit": (160, 160),
+    "convnext_atto": (64, 32),
+    "resnet50": (64, 32),
+}
 SMALL = [name for name in SIZES if name != "resnet50"]
 
 
@@ -26,7 +32,11 @@ def graph(backbone, loud=1.0):
     height, width = SIZES[backbone]
     model = build_model(ModelConfig(backbone=backbone, weights="none", dim=32), CropSpec(height, width)).eval()
     with torch.no_grad():
-        last = [module for module in model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm)][-1]
+        last = [
+            module
+            for module in model.backbone.modules()
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm)
+        ][-1]
         last.weight.fill_(loud)
     crops = golden_crops(7, height=height, width=width)
     return export_graph(model, crops[:2]), crops
@@ -44,7 +54,9 @@ def types(data):
     model = onnx.load_from_string(data)
     del model.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
-    found = {item.name: item.type.tensor_type.elem_type for item in (*inferred.value_info, *inferred.input, *inferred.output)}
+    found = {
+        item.name: item.type.tensor_type.elem_type for item in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
     return found | {item.name: item.data_type for item in inferred.initializer}
 
 
@@ -70,7 +82,9 @@ def test_outputs_are_unit_vectors_of_float32(backbone):
 def test_equal_weights_that_torch_shares_are_halved_too():
     """A new ResNet's last normalisations multiply by nought, so that all those convolutions have one weight."""
     data, _ = graph("resnet50")
-    assert any(node.op_type == "Identity" for node in onnx.load_from_string(data).graph.node), "or this test shows nothing"
+    assert any(node.op_type == "Identity" for node in onnx.load_from_string(data).graph.node), (
+        "or this test shows nothing"
+    )
     assert len(to_half(data)) < 0.51 * len(data)
 
 
@@ -82,15 +96,25 @@ def test_only_the_backbone_and_the_embedding_compute_in_half(backbone):
     given = {node.name for node in before.node}
     kept = [node for node in after.node if node.name in given and not node.name.startswith(HALVED)]
     halved = [node for node in after.node if node.name in given and node.name.startswith(HALVED)]
-    assert len(kept) + len(halved) == sum(node.op_type != "Identity" for node in before.node), "a node of the float32 graph is lost"
-    assert [node.name for node in kept if TensorProto.FLOAT16 in {kinds[name] for name in (*node.input, *node.output) if name}] == []
+    assert len(kept) + len(halved) == sum(node.op_type != "Identity" for node in before.node), (
+        "a node of the float32 graph is lost"
+    )
+    assert [
+        node.name
+        for node in kept
+        if TensorProto.FLOAT16 in {kinds[name] for name in (*node.input, *node.output) if name}
+    ] == []
     heavy = [node for node in halved if node.op_type in ("Conv", "Gemm", "MatMul")]
     assert heavy
     assert all(kinds[node.output[0]] == TensorProto.FLOAT16 for node in heavy)
-    makers = {name: node for node in after.node for name in node.output} | {item.name: item for item in after.initializer}
+    makers = {name: node for node in after.node for name in node.output} | {
+        item.name: item for item in after.initializer
+    }
     for node in after.node:
         if node.op_type == "Cast" and node.name not in given and kinds[node.output[0]] == TensorProto.FLOAT:
-            assert makers[node.input[0]].name in {item.name for item in halved}, f"{node.name} widens what was narrowed before, or a constant"
+            assert makers[node.input[0]].name in {item.name for item in halved}, (
+                f"{node.name} widens what was narrowed before, or a constant"
+            )
     assert {item.name for item in after.value_info} <= set(makers), "no value is described that is not there"
 
 

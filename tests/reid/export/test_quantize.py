@@ -26,7 +26,9 @@ CROPS = golden_crops(24, height=64, width=32)
 
 @functools.cache
 def graph(backbone="test_resnet"):
-    return export_graph(build_model(ModelConfig(backbone=backbone, weights="none", dim=32), CropSpec(64, 32)).eval(), CROPS[:2])
+    return export_graph(
+        build_model(ModelConfig(backbone=backbone, weights="none", dim=32), CropSpec(64, 32)).eval(), CROPS[:2]
+    )
 
 
 @functools.cache
@@ -53,7 +55,9 @@ def test_least_error_is_the_best_of_all_ranges_that_are_tried():
         step = (last - first) / 255
         return float(np.square(np.clip(np.round((values - first) / step), 0, 255) * step + first - values).sum())
 
-    tried = {(low * a, high * b): error(low * a, high * b) for a in np.linspace(0.3, 1, 15) for b in np.linspace(0.3, 1, 15)}
+    tried = {
+        (low * a, high * b): error(low * a, high * b) for a in np.linspace(0.3, 1, 15) for b in np.linspace(0.3, 1, 15)
+    }
     found = least_error(counts, low, high)
     assert error(*found) <= min(tried.values()) * 1.02
     many = counts.copy()
@@ -69,7 +73,9 @@ def test_ranges_lie_within_the_extremes_and_hold_nought():
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     watched.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
-    for name, values in zip(names, start_session(watched.SerializeToString()).run(names, {"crops": CROPS}), strict=True):
+    for name, values in zip(
+        names, start_session(watched.SerializeToString()).run(names, {"crops": CROPS}), strict=True
+    ):
         low, high = ranges[name]
         assert min(values.min(), 0) - 1e-5 <= low <= 0 <= high <= max(values.max(), 0) + 1e-5
 
@@ -92,26 +98,37 @@ def test_int8_answers_nearly_the_same_and_is_the_same_each_time():
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds(made.data)
     assert cosines(graph(), made.data).min() > 0.99
     assert quantise(graph(), CROPS, lambda data: 50.0).data == made.data
-    weights = [item for item in onnx.load_from_string(made.data).graph.initializer if item.name.endswith("_quantized") and len(item.dims) == 4]
+    weights = [
+        item
+        for item in onnx.load_from_string(made.data).graph.initializer
+        if item.name.endswith("_quantized") and len(item.dims) == 4
+    ]
     assert weights
     assert all(item.data_type == onnx.TensorProto.INT8 for item in weights)
     scales = {item.name: item.dims for item in onnx.load_from_string(made.data).graph.initializer}
-    assert all(list(scales[item.name.removesuffix("_quantized") + "_scale"]) == [item.dims[0]] for item in weights), "one scale per channel"
+    assert all(list(scales[item.name.removesuffix("_quantized") + "_scale"]) == [item.dims[0]] for item in weights), (
+        "one scale per channel"
+    )
 
 
 def test_seven_bits_where_sums_would_overflow():
     full, reduced = (Quantiser(graph(), CROPS[:8], reduce_range=reduce).quantised() for reduce in (False, True))
     peaks = [
-        max(int(np.abs(onnx.numpy_helper.to_array(item).astype(int)).max()) for item in onnx.load_from_string(data).graph.initializer
-            if item.name.endswith("_quantized") and len(item.dims) == 4)
+        max(
+            int(np.abs(onnx.numpy_helper.to_array(item).astype(int)).max())
+            for item in onnx.load_from_string(data).graph.initializer
+            if item.name.endswith("_quantized") and len(item.dims) == 4
+        )
         for data in (full, reduced)
-    ]  # fmt: skip
+    ]
     assert peaks[0] > 100
     assert peaks[1] <= 64
 
 
 def test_a_layer_that_is_left_out_is_really_left_out():
-    """ONNX Runtime quantises a float convolution between quantised ones by itself, per tensor; the graph must not let it."""
+    """ONNX Runtime quantises a float convolution between quantised ones by itself, per tensor; the graph must not let
+    it.
+    """
     left = [name for name in quantiser().layers if "Add" not in name][1]
     model = onnx.load_from_string(quantiser().quantised([left]))
     names = [item.name for item in model.graph.output]
@@ -125,7 +142,9 @@ def test_a_layer_that_is_left_out_is_really_left_out():
 
 
 def test_a_left_out_layer_with_lopsided_channels_needs_its_guard(monkeypatch):
-    """One channel far above the others is what a single scale for all of them destroys, unless the guard hides the layer."""
+    """One channel far above the others is what a single scale for all of them destroys, unless the guard hides the
+    layer.
+    """
     import reid.export.quantize
 
     lopsided = onnx.load_from_string(graph())
@@ -139,7 +158,11 @@ def test_a_left_out_layer_with_lopsided_channels_needs_its_guard(monkeypatch):
 
     def agreement():
         data = ready.quantised([left])
-        return float(np.einsum("nd,nd->n", answers(start_session(data, optimise=False), CROPS), answers(start_session(data), CROPS)).mean())
+        return float(
+            np.einsum(
+                "nd,nd->n", answers(start_session(data, optimise=False), CROPS), answers(start_session(data), CROPS)
+            ).mean()
+        )
 
     guarded = agreement()
     monkeypatch.setattr(reid.export.quantize, "_guard", lambda *_: None)
@@ -148,7 +171,9 @@ def test_a_left_out_layer_with_lopsided_channels_needs_its_guard(monkeypatch):
 
 def test_the_judge_may_refuse_and_the_worst_layers_are_named():
     few = CROPS[:6]
-    with pytest.raises(ExportError, match=r"int8 loses 20\.00 mAP .* To blame, by cosine lost alone: \S+ \(\d\.\d{4}\), ") as caught:
+    with pytest.raises(
+        ExportError, match=r"int8 loses 20\.00 mAP .* To blame, by cosine lost alone: \S+ \(\d\.\d{4}\), "
+    ) as caught:
         quantise(graph(), few, Judge([60.0, 40.0]), strict=True)
     worst = Quantiser(graph(), few).blame(few)
     assert [item.loss for item in worst] == sorted((item.loss for item in worst), reverse=True)
@@ -169,7 +194,9 @@ def test_the_worst_layers_are_left_in_float32_until_the_judge_is_content(monkeyp
     with pytest.raises(ExportError, match=rf"leaving up to {layers // 2} of {layers} layers in float32 did not help"):
         quantise(graph(), few, Judge([60.0, 40.0]), say=said.append)
     tried = [int(line.split()[0]) for line in said if "left in float32" in line]
-    assert tried == [*(count for count in GROWTH if count < layers // 2), layers // 2], "the half that the error names is tried too"
+    assert tried == [*(count for count in GROWTH if count < layers // 2), layers // 2], (
+        "the half that the error names is tried too"
+    )
 
 
 class Judge:
@@ -209,7 +236,8 @@ def test_what_can_be_neither_quantised_nor_halved_is_refused():
 @pytest.mark.parametrize("backbone", ["test_resnet", "mobilenetv2_050", "test_vit"])
 def test_half_precision_keeps_inputs_and_outputs(backbone):
     model = build_model(
-        ModelConfig(backbone=backbone, weights="none", dim=32), CropSpec(160, 160) if backbone == "test_vit" else CropSpec(64, 32)
+        ModelConfig(backbone=backbone, weights="none", dim=32),
+        CropSpec(160, 160) if backbone == "test_vit" else CropSpec(64, 32),
     ).eval()
     crops = golden_crops(7, height=160, width=160) if backbone == "test_vit" else CROPS[:7]
     data = export_graph(model, crops[:2])
@@ -217,7 +245,9 @@ def test_half_precision_keeps_inputs_and_outputs(backbone):
     assert len(halved) < 0.75 * len(data)
     session = start_session(halved)
     assert [(item.name, item.type) for item in (*session.get_inputs(), *session.get_outputs())] == [
-        ("crops", "tensor(uint8)"), ("embeddings", "tensor(float)")]  # fmt: skip
+        ("crops", "tensor(uint8)"),
+        ("embeddings", "tensor(float)"),
+    ]
     assert cosines(data, halved, crops).min() > HALF_COSINE
     assert np.allclose(np.linalg.norm(answers(session, crops), axis=1), 1, atol=1e-5)
 
@@ -227,8 +257,11 @@ def run(tmp_path_factory):
     from domains.synthetic import STYLES, make_domain
 
     folder = tmp_path_factory.mktemp("lower")
-    settings = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32},
-                "train": {"iterations": 3, "identities": 4, "instances": 2}}  # fmt: skip
+    settings = {
+        "model": {"backbone": "test_resnet", "weights": "none", "dim": 32},
+        "crop": {"height": 64, "width": 32},
+        "train": {"iterations": 3, "identities": 4, "instances": 2},
+    }
     run = Run.create(folder / "run", build_config(settings))
     run.learn(make_domain(folder / "site", next(iter(STYLES)), identities=12, size=(48, 24)), method="fine_tune")
     run.fill_scores()
@@ -248,7 +281,9 @@ def test_int8_bundle(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reid.export.lowering, "quantise", functools.partial(quantise, loss=100.0))
     domain = next(iter(run.known_domains().values()))
-    made = export_run(run, tmp_path / "bundle", lowering=Lowering(int8=domain), provenance=Provenance("CC0", "drawn | by us"))
+    made = export_run(
+        run, tmp_path / "bundle", lowering=Lowering(int8=domain), provenance=Provenance("CC0", "drawn | by us")
+    )
     found = made.manifest["quantisation"]
     assert (made.manifest["precision"], found["domain"], found["left_out"]) == ("int8", "site", [])
     assert found["own_space"] == (made.feature_space != run.steps[-1].feature_space)
@@ -257,7 +292,14 @@ def test_int8_bundle(run, tmp_path, monkeypatch):
     crops = list(golden_crops(5, height=100, width=40))
     assert np.einsum("nd,nd->n", encoder(crops), full(crops)).min() > 0.95
     card = (made.folder / "CARD.md").read_text()
-    for words in ("## Quantisation", "| site | yes |", "weights: CC0", "| 1 | site | 6 |", "Out of scope", made.feature_space):
+    for words in (
+        "## Quantisation",
+        "| site | yes |",
+        "weights: CC0",
+        "| 1 | site | 6 |",
+        "Out of scope",
+        made.feature_space,
+    ):
         assert words in card
     with pytest.raises(UsageError, match="no layer is called"):
         export_run(run, tmp_path / "other", lowering=Lowering(int8=domain, exclude=["nothing"]))
@@ -289,8 +331,14 @@ def test_the_command_line_exports_signs_and_refuses(run, reid, tmp_path, monkeyp
 
     assert reid("key", "make", tmp_path / "key")[0] == 0
     stated = ("--weights-licence", "MIT", "--data-licence", "drawn")
-    code, out, _ = reid("export", run.folder, tmp_path / "bundle", "--fp16", *stated, "--key", tmp_path / "key", "--json")
-    assert (code, json.loads(out)["licences"], json.loads(out)["precision"]) == (0, {"weights": "MIT", "data": "drawn"}, "fp16")
+    code, out, _ = reid(
+        "export", run.folder, tmp_path / "bundle", "--fp16", *stated, "--key", tmp_path / "key", "--json"
+    )
+    assert (code, json.loads(out)["licences"], json.loads(out)["precision"]) == (
+        0,
+        {"weights": "MIT", "data": "drawn"},
+        "fp16",
+    )
     monkeypatch.setenv("LIFELONG_REID_TRUSTED_KEYS", str(tmp_path / "key.pub"))
     assert len(Encoder.load(tmp_path / "bundle").bundle.signers) == 1
     monkeypatch.delenv("LIFELONG_REID_TRUSTED_KEYS")
@@ -316,15 +364,21 @@ def test_contradictions_are_wrong_use():
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["mobilenetv2_100", "resnet50"])
 def test_int8_on_real_crops(backbone, real_data):
-    """The networks that are deployed most: all of ResNet-50, and MobileNetV2 with its balanced channels, stay near float32."""
+    """The networks that are deployed most: all of ResNet-50, and MobileNetV2 with its balanced channels, stay near
+    float32.
+    """
     import domains
     from reid.batches.loader import CropStore
 
     weights = real_data.parent / "weights" / f"{backbone}.imagenet.fp16.safetensors"
     spec = CropSpec(128, 64)
-    model = build_model(ModelConfig(backbone=backbone, weights=str(weights) if weights.is_file() else "none"), spec).eval()
+    model = build_model(
+        ModelConfig(backbone=backbone, weights=str(weights) if weights.is_file() else "none"), spec
+    ).eval()
     domain = domains.open(real_data / "ilids")
-    train, test = (CropStore.decode(domain, split.take(np.arange(48)), spec).crops for split in (domain.train, domain.query))
+    train, test = (
+        CropStore.decode(domain, split.take(np.arange(48)), spec).crops for split in (domain.train, domain.query)
+    )
     data = export_graph(model, train[:2])
     near = cosines(data, quantise(data, train, Judge([1.0])).data, test)
     assert near.mean() > (0.95 if backbone == "mobilenetv2_100" else 0.999)

@@ -29,7 +29,9 @@ def test_a_slots_change_is_a_product_of_two_thin_matrices():
     change = slot.change(numbers)
     assert change.shape == (6, 4, 3, 3)
     assert torch.linalg.matrix_rank(change.reshape(6, 36)) == 2
-    start = slot.change(torch.cat([torch.eye(6)[:, :2].flatten(), torch.zeros(72)])).reshape(6, 36)[:2]  # B picks A's rows
+    start = slot.change(torch.cat([torch.eye(6)[:, :2].flatten(), torch.zeros(72)])).reshape(6, 36)[
+        :2
+    ]  # B picks A's rows
     naive = numbers[:12].reshape(6, 2) @ (numbers[12:].reshape(2, 36) + start)
     torch.testing.assert_close(change.reshape(6, 36), naive)
 
@@ -40,7 +42,8 @@ def test_zeros_change_nothing(slot):
 
 
 @pytest.mark.parametrize(
-    ("settings", "where"), [(RESNET, ("convolution", "norm")), (RESNET, ("norm",)), (VIT, ("attention",)), (VIT, ("attention", "mlp"))]
+    ("settings", "where"),
+    [(RESNET, ("convolution", "norm")), (RESNET, ("norm",)), (VIT, ("attention",)), (VIT, ("attention", "mlp"))],
 )
 def test_a_merged_adapter_answers_as_the_one_beside_the_weights(settings, where):
     model, crop = built(settings)
@@ -74,14 +77,22 @@ def test_slots_are_what_was_asked_for():
 def test_divided_convolutions_and_the_stem_are_left_alone():
     net = timm.create_model("mobilenetv2_035", pretrained=False)
     divided = {
-        f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.in_channels == 3)
+        f"{name}.weight"
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.in_channels == 3)
     }
     assert divided
     assert not divided & {slot.name for slot in find_slots(net, rank=4, where=("convolution", "norm"))}
 
 
 @pytest.mark.parametrize(
-    ("rank", "where", "said"), [(0, ("norm",), "rank"), (True, ("norm",), "rank"), (2, ("head",), "head"), (2, ("attention",), "nothing to adapt")]
+    ("rank", "where", "said"),
+    [
+        (0, ("norm",), "rank"),
+        (True, ("norm",), "rank"),
+        (2, ("head",), "head"),
+        (2, ("attention",), "nothing to adapt"),
+    ],
 )
 def test_what_can_not_be_adapted_is_refused(rank, where, said):
     with pytest.raises(ConfigError, match=said):

@@ -15,13 +15,19 @@ from reid.config import ModelConfig
 from reid.network.build import build_backbone
 from reid.network.weights import load_weights_file
 
-# ---------------------------------------------------------------------------------------------------------------------------------- timm
+# ----------------------------------------------------------------------------------------------------------------- timm
 
 
-@pytest.mark.parametrize(("name", "shape", "prefix"), [
-    ("test_resnet", (2, 96, 2, 1), -1), ("test_vit", (2, 9, 64), 1), ("mobilenetv2_050", (2, 1280, 2, 1), -1), ("test_convnext", (2, 64, 2, 1), -1),
-    ("swin_tiny_patch4_window7_224", (2, 768, 2, 1), -1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shape", "prefix"),
+    [
+        ("test_resnet", (2, 96, 2, 1), -1),
+        ("test_vit", (2, 9, 64), 1),
+        ("mobilenetv2_050", (2, 1280, 2, 1), -1),
+        ("test_convnext", (2, 64, 2, 1), -1),
+        ("swin_tiny_patch4_window7_224", (2, 768, 2, 1), -1),
+    ],
+)
 def test_any_family_gives_a_map_or_tokens(name, shape, prefix):
     backbone = built(name).eval()
     with torch.no_grad():
@@ -50,7 +56,11 @@ def test_the_input_rule_is_timms_unless_declared():
     assert (declared.channels, declared.mean, declared.std) == ("bgr", (1, 2, 3), (4, 5, 6))
 
 
-NAMES = [("resnet5", "did you mean 'resnet50'"), ("mobilenet_v2_100", "did you mean 'mobilenetv2_100'"), ("", "timm has no model ''")]
+NAMES = [
+    ("resnet5", "did you mean 'resnet50'"),
+    ("mobilenet_v2_100", "did you mean 'mobilenetv2_100'"),
+    ("", "timm has no model ''"),
+]
 
 
 @pytest.mark.parametrize(("name", "said"), NAMES)
@@ -60,27 +70,33 @@ def test_an_unknown_name_names_the_nearest(name, said):
     one_line(caught)
 
 
-@pytest.mark.parametrize("error", [OSError("Network is unreachable\nand more"), RuntimeError("No pretrained weights exist for test_resnet.")])
+@pytest.mark.parametrize(
+    "error", [OSError("Network is unreachable\nand more"), RuntimeError("No pretrained weights exist for test_resnet.")]
+)
 def test_no_network_is_one_line_that_says_what_to_do(monkeypatch, error):
     def create(name, pretrained=False, **rest):
         assert pretrained, "timm's weights were asked for"
         raise error
 
     monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(BackboneError, match=r"can't get timm's weights for test_resnet .*model\.weights=none") as caught:
+    with pytest.raises(
+        BackboneError, match=r"can't get timm's weights for test_resnet .*model\.weights=none"
+    ) as caught:
         built(weights="timm")
     one_line(caught)
 
 
 def test_weights_are_not_fetched_unless_asked(monkeypatch):
     asked, create = [], timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **rest: asked.append(pretrained) or create(name, **rest))
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained=False, **rest: asked.append(pretrained) or create(name, **rest)
+    )
     build_backbone(ModelConfig(backbone="test_resnet", weights="timm"), SPEC, load_weights=False)
     built(weights="none")
     assert not any(asked)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- weight files
+# --------------------------------------------------------------------------------------------------------- weight files
 
 
 @pytest.fixture
@@ -91,7 +107,10 @@ def source():
 
 def same(backbone, state):
     own = {key.removeprefix("net.model."): value for key, value in backbone.state_dict().items()}
-    return own and all(torch.equal(value, state[key].float() if value.is_floating_point() else state[key]) for key, value in own.items())
+    return own and all(
+        torch.equal(value, state[key].float() if value.is_floating_point() else state[key])
+        for key, value in own.items()
+    )
 
 
 def written(state, path):
@@ -103,7 +122,9 @@ def written(state, path):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "backbone.", "state_dict.module.", "module.base."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "module.model.", "backbone.", "state_dict.module.", "module.base."]
+)
 def test_wrappers_prefixes_are_stripped(source, tmp_path, suffix, prefix):
     file = written({prefix + key: value for key, value in source.state_dict().items()}, tmp_path / f"w{suffix}")
     assert same(built(weights=file), source.state_dict())
@@ -112,8 +133,15 @@ def test_wrappers_prefixes_are_stripped(source, tmp_path, suffix, prefix):
 @pytest.mark.parametrize("prefix", ["model.", "base.", "backbone.", "module.backbone."])
 def test_the_neck_and_classifier_of_a_re_id_checkpoint_are_left_out(source, tmp_path, prefix):
     state = {prefix + key: value for key, value in source.state_dict().items()}
-    head = {"bottleneck.weight": torch.ones(8), "heads.bnneck.weight": torch.ones(8), "classifier.weight": torch.ones(5, 8)}
-    for more in (head, {f"module.{key}": value for key, value in head.items()} if prefix.startswith("module.") else head):
+    head = {
+        "bottleneck.weight": torch.ones(8),
+        "heads.bnneck.weight": torch.ones(8),
+        "classifier.weight": torch.ones(5, 8),
+    }
+    for more in (
+        head,
+        {f"module.{key}": value for key, value in head.items()} if prefix.startswith("module.") else head,
+    ):
         assert same(built(weights=written(state | more, tmp_path / "w.pth")), source.state_dict())
     with pytest.raises(BackboneError, match="has the unknown neckline"):
         built(weights=written(state | {prefix + "neckline.weight": torch.ones(8)}, tmp_path / "w.pth"))
@@ -122,12 +150,16 @@ def test_the_neck_and_classifier_of_a_re_id_checkpoint_are_left_out(source, tmp_
 def test_position_embeddings_without_a_class_token_are_resampled(tmp_path):
     source = timm.create_model("deit3_small_patch16_224")
     torch.nn.init.normal_(source.pos_embed)
-    backbone = built("deit3_small_patch16_224", written(source.state_dict(), tmp_path / "w.safetensors"), spec=CropSpec(256, 128))
+    backbone = built(
+        "deit3_small_patch16_224", written(source.state_dict(), tmp_path / "w.safetensors"), spec=CropSpec(256, 128)
+    )
     wanted = timm.layers.resample_abs_pos_embed(source.pos_embed, [16, 8], num_prefix_tokens=0)
     assert torch.equal(backbone.net.model.pos_embed, wanted)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {"state_dict": {"model": s}}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {"state_dict": {"model": s}}]
+)
 def test_checkpoints_are_unwrapped(source, tmp_path, wrap):
     assert same(built(weights=written(wrap(dict(source.state_dict())), tmp_path / "w.pth")), source.state_dict())
 
@@ -172,10 +204,15 @@ def change(state, how):
     return state
 
 
-@pytest.mark.parametrize(("how", "said"), [
-    ("missing", r"lacks layer1\.0\.conv1\.weight;"), ("extra", r"unknown layer9\.weight;"), ("shape", r"another shape for layer1\.0\.conv1\.weight;"),
-    ("other", r"lacks bn1\.bias, .* and \d+ more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", r"lacks layer1\.0\.conv1\.weight;"),
+        ("extra", r"unknown layer9\.weight;"),
+        ("shape", r"another shape for layer1\.0\.conv1\.weight;"),
+        ("other", r"lacks bn1\.bias, .* and \d+ more"),
+    ],
+)
 def test_weights_that_do_not_fit_name_the_key(source, tmp_path, how, said):
     file = written(change(source.state_dict(), how), tmp_path / "w.pth")
     with pytest.raises(BackboneError, match=rf"w\.pth does not fit ResNet: it (has the |has )?{said}") as caught:
@@ -232,7 +269,9 @@ def test_position_embeddings_are_resampled(tmp_path, size):
 
 def test_position_embeddings_of_no_square_grid_are_one_line(tmp_path):
     source = timm.create_model("test_vit", img_size=(256, 128))
-    with pytest.raises(BackboneError, match=r"w\.pth: position embeddings \(1, 129, 64\) are of no square grid") as caught:
+    with pytest.raises(
+        BackboneError, match=r"w\.pth: position embeddings \(1, 129, 64\) are of no square grid"
+    ) as caught:
         built("test_vit", written(source.state_dict(), tmp_path / "w.pth"), spec=CropSpec(384, 128))
     one_line(caught)
 

@@ -28,13 +28,25 @@ def features_of(name, **rest):
         return backbone(torch.randn(1, 3, SPEC.height, SPEC.width))
 
 
-# --------------------------------------------------------------------------------------------------------------------------- last stride
+# ---------------------------------------------------------------------------------------------------------- last stride
 
 
-@pytest.mark.parametrize("name", [
-    "resnet18", "resnet18d", "resnet10t", "ecaresnet50d", "resnetrs50", "resnetblur50", "resnetaa50", "resnest14d", "res2net50_26w_4s", "skresnet18",
-    "legacy_seresnet18",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet18d",
+        "resnet10t",
+        "ecaresnet50d",
+        "resnetrs50",
+        "resnetblur50",
+        "resnetaa50",
+        "resnest14d",
+        "res2net50_26w_4s",
+        "skresnet18",
+        "legacy_seresnet18",
+    ],
+)
 def test_without_its_last_stride_a_resnets_map_is_twice_as_high_and_wide(name):
     (_, channels, height, width), found = features_of(name).shape, features_of(name, last_stride=1).shape
     assert found == (1, channels, 2 * height, 2 * width)
@@ -56,15 +68,19 @@ def test_a_last_stride_that_cannot_be_taken_out_is_one_line(monkeypatch):
         return model
 
     monkeypatch.setattr(timm, "create_model", odd)
-    with pytest.raises(BackboneError, match=r"model\.last_stride can't take the stride out of resnet18's last stage.*leave it unset") as caught:
+    with pytest.raises(
+        BackboneError, match=r"model\.last_stride can't take the stride out of resnet18's last stage.*leave it unset"
+    ) as caught:
         features_of("resnet18", last_stride=1)
     one_line(caught)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- pooling
+# -------------------------------------------------------------------------------------------------------------- pooling
 
 
-@pytest.mark.parametrize("name", ["test_vit2", "eva02_tiny_patch14_224", "vit_relpos_small_patch16_224", "vitamin_small_224"])
+@pytest.mark.parametrize(
+    "name", ["test_vit2", "eva02_tiny_patch14_224", "vit_relpos_small_patch16_224", "vitamin_small_224"]
+)
 def test_a_family_that_pools_the_grid_and_then_normalises_is_pooled_as_its_authors_do(name):
     model = build_model(settings(name, embedding="none"), SPEC).eval()
     assert isinstance(model.pool, AveragePool)
@@ -98,13 +114,33 @@ def test_the_norm_behind_the_pooling_starts_from_the_weights(tmp_path):
     assert torch.equal(model.pool.norm.weight, source.fc_norm.weight)
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("test_resnet", GeM), ("resnet18d", GeM), ("mobilenetv2_050", GeM), ("resnetv2_50", GeM), ("densenet121", GeM), ("regnety_002", GeM),
-    ("repvgg_a0", GeM), ("swin_tiny_patch4_window7_224", AveragePool), ("test_convnext", AveragePool), ("convnext_atto", AveragePool),
-    ("test_efficientnet", AveragePool), ("efficientnet_b0", AveragePool), ("mobilenetv3_small_100", AveragePool), ("poolformer_s12", AveragePool),
-    ("convmixer_768_32", AveragePool), ("visformer_tiny", AveragePool), ("test_vit", TokenPool), ("deit_tiny_patch16_224", TokenPool),
-    ("vit_small_patch14_reg4_dinov2", TokenPool), ("volo_d1_224", TokenPool), ("mixer_s16_224", AveragePool), ("twins_svt_small", AveragePool),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("test_resnet", GeM),
+        ("resnet18d", GeM),
+        ("mobilenetv2_050", GeM),
+        ("resnetv2_50", GeM),
+        ("densenet121", GeM),
+        ("regnety_002", GeM),
+        ("repvgg_a0", GeM),
+        ("swin_tiny_patch4_window7_224", AveragePool),
+        ("test_convnext", AveragePool),
+        ("convnext_atto", AveragePool),
+        ("test_efficientnet", AveragePool),
+        ("efficientnet_b0", AveragePool),
+        ("mobilenetv3_small_100", AveragePool),
+        ("poolformer_s12", AveragePool),
+        ("convmixer_768_32", AveragePool),
+        ("visformer_tiny", AveragePool),
+        ("test_vit", TokenPool),
+        ("deit_tiny_patch16_224", TokenPool),
+        ("vit_small_patch14_reg4_dinov2", TokenPool),
+        ("volo_d1_224", TokenPool),
+        ("mixer_s16_224", AveragePool),
+        ("twins_svt_small", AveragePool),
+    ],
+)
 def test_gem_is_for_maps_that_are_never_negative(name, kind):
     assert type(build_model(settings(name), SPEC).pool) is kind
 
@@ -136,16 +172,22 @@ def test_a_class_token_that_a_family_does_not_announce_is_counted():
     assert backbone.prefix_tokens == 1
 
 
-@pytest.mark.parametrize(("name", "said"), [
-    ("pit_ti_224", r"pit_ti_224 gives 1 tokens"), ("coat_tiny", "coat_tiny"), ("mvitv2_tiny", "mvitv2_tiny"), ("nest_tiny", "nest_tiny.*square"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pit_ti_224", r"pit_ti_224 gives 1 tokens"),
+        ("coat_tiny", "coat_tiny"),
+        ("mvitv2_tiny", "mvitv2_tiny"),
+        ("nest_tiny", "nest_tiny.*square"),
+    ],
+)
 def test_a_family_that_cannot_be_pooled_is_one_line(name, said):
     with pytest.raises(BackboneError, match=said) as caught:
         build_backbone(settings(name), SPEC, load_weights=True)
     one_line(caught)
 
 
-# --------------------------------------------------------------------------------------------------------------------------- memory order
+# --------------------------------------------------------------------------------------------------------- memory order
 
 TRAINS = """
 import sys, torch, timm
@@ -162,7 +204,14 @@ run.learn(domains.open(sys.argv[2]), method="fine_tune")
 
 
 @pytest.mark.parametrize(
-    ("name", "planar"), [("repvgg_a0", True), ("fastvit_t8", True), ("mobileone_s0", True), ("resnet18", False), ("mobilenetv2_100", False)]
+    ("name", "planar"),
+    [
+        ("repvgg_a0", True),
+        ("fastvit_t8", True),
+        ("mobileone_s0", True),
+        ("resnet18", False),
+        ("mobilenetv2_100", False),
+    ],
 )
 def test_strided_pointwise_convolutions_of_few_channels_keep_to_planar_order(name, planar):
     assert build_backbone(settings(name), SPEC, load_weights=True).planar is planar
@@ -173,6 +222,10 @@ def test_strided_pointwise_convolutions_of_few_channels_keep_to_planar_order(nam
 def test_training_leaves_the_heap_as_it_was(name, tiny_domain, tmp_path):
     site = tiny_domain(tmp_path / "site")
     done = subprocess.run(
-        [sys.executable, "-c", TRAINS, name, str(site.root), str(tmp_path / "run")], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", TRAINS, name, str(site.root), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,15 +5,25 @@ import torch
 from torch import nn
 
 from domains.errors import ArtefactError
-from reid.network.checkpoint import load_state, optimiser_state, read_tensors, restore_optimiser, save_state, save_weights
+from reid.network.checkpoint import (
+    load_state,
+    optimiser_state,
+    read_tensors,
+    restore_optimiser,
+    save_state,
+    save_weights,
+)
 
 
 def test_a_tree_comes_back(tmp_path):
     tree = {
-        "a": torch.arange(6.0).reshape(2, 3).T, 3: [1, 2.5, None, True, "text", (1, 2)], "half": torch.ones(2).bfloat16(), "none": {},
+        "a": torch.arange(6.0).reshape(2, 3).T,
+        3: [1, 2.5, None, True, "text", (1, 2)],
+        "half": torch.ones(2).bfloat16(),
+        "none": {},
         "empty": torch.empty(0, 4),
         "image": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
-    }  # fmt: skip
+    }
     save_state(tmp_path / "s.safetensors", tree)
     back = load_state(tmp_path / "s.safetensors")
     assert list(back) == list(tree)
@@ -38,7 +48,13 @@ def test_damage_is_one_line(tmp_path, damage):
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path):
-    tree = {"x": torch.arange(20.0), "half": torch.ones(3).bfloat16(), "done": 12, 3: [torch.tensor(7), None], "flag": torch.tensor([True, False])}
+    tree = {
+        "x": torch.arange(20.0),
+        "half": torch.ones(3).bfloat16(),
+        "done": 12,
+        3: [torch.tensor(7), None],
+        "flag": torch.tensor([True, False]),
+    }
     file = tmp_path / "s.safetensors"
     save_state(file, tree)
     whole = file.read_bytes()
@@ -62,7 +78,9 @@ def test_other_tensors_are_no_state(tmp_path):
         load_state(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("structure", ["", "[]", '"text"', "{}", '{"tensor": "t9"}', '{"dict": [[[1], {"value": 1}]]}', '{"list": 3}'])
+@pytest.mark.parametrize(
+    "structure", ["", "[]", '"text"', "{}", '{"tensor": "t9"}', '{"dict": [[[1], {"value": 1}]]}', '{"list": 3}']
+)
 def test_a_structure_that_means_nothing_is_one_line(tmp_path, structure):
     from safetensors.torch import save_file
 
@@ -72,7 +90,11 @@ def test_a_structure_that_means_nothing_is_one_line(tmp_path, structure):
 
 
 def test_weights_are_plain_safetensors_in_any_layout(tmp_path):
-    weights = {"a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), "b": torch.arange(6).reshape(2, 3).T, "c": torch.tensor(3)}
+    weights = {
+        "a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "b": torch.arange(6).reshape(2, 3).T,
+        "c": torch.tensor(3),
+    }
     weights["tied"] = weights["c"]
     save_weights(tmp_path / "w.safetensors", weights)
     back, metadata = read_tensors(tmp_path / "w.safetensors")
@@ -98,14 +120,18 @@ def test_moments_take_the_layout_of_their_parameters(tmp_path):
 def test_training_goes_on_with_the_same_bits(tmp_path, kind):
     def fresh():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 2)).to(memory_format=torch.channels_last)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 2)).to(
+            memory_format=torch.channels_last
+        )
         if kind == "adamw":
             return net, torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
         return net, torch.optim.SGD(net.parameters(), 0.01, 0.9, fused=True)
 
     def train(net, optimiser, steps):
         for step in steps:
-            images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step)).to(memory_format=torch.channels_last)
+            images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step)).to(
+                memory_format=torch.channels_last
+            )
             optimiser.zero_grad()
             net(images).square().sum().backward()
             optimiser.step()

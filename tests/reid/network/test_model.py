@@ -20,13 +20,17 @@ BACKBONES = {"mobilenetv2_050": (1280, (2, 1)), "vit_tiny_patch16_224": (192, 9)
 
 
 def crops(batch=4, spec=SPEC, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
+    )
 
 
 def tiny(*, channels="rgb", pooling="auto", dim=16, classes=0, seed=0):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-    return ReidModel(Backbone(net, width=8, rule=InputRule(channels, RULE.mean, RULE.std)), pooling=pooling, dim=dim, classes=classes)
+    return ReidModel(
+        Backbone(net, width=8, rule=InputRule(channels, RULE.mean, RULE.std)), pooling=pooling, dim=dim, classes=classes
+    )
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
@@ -54,7 +58,11 @@ def test_what_is_matched_is_the_embedding_before_the_neck_at_unit_length(model):
         out, unit = model(crops()), model.embed(crops())
     assert torch.allclose(unit.norm(dim=1), torch.ones(4), atol=1e-6)
     assert torch.allclose(unit, out.embedding / out.embedding.norm(dim=1, keepdim=True), atol=1e-6)
-    assert torch.allclose(out.neck, (out.embedding - model.neck.running_mean) / (model.neck.running_var + model.neck.eps).sqrt(), atol=1e-5)
+    assert torch.allclose(
+        out.neck,
+        (out.embedding - model.neck.running_mean) / (model.neck.running_var + model.neck.eps).sqrt(),
+        atol=1e-5,
+    )
     assert torch.allclose(out.logits, out.neck @ model.classifier.weight.T, atol=1e-6)
 
 
@@ -110,7 +118,7 @@ def test_the_embedding_starts_orthogonal(dim):
     assert not tiny(dim=dim).embedding.bias.any()
 
 
-# --------------------------------------------------------------------------------------------------------------------------- first layer
+# ---------------------------------------------------------------------------------------------------------- first layer
 
 
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
@@ -134,7 +142,7 @@ def test_bgr_models_see_the_same_person_through_flipped_channels():
     assert not torch.allclose(rgb.embed(crops()), bgr.embed(crops()))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- pooling
+# -------------------------------------------------------------------------------------------------------------- pooling
 
 
 def test_gem_by_hand():
@@ -160,22 +168,33 @@ def test_means_and_tokens():
     assert torch.allclose(AveragePool(-1)(grid), grid.sum((2, 3)) / 12, atol=1e-6)
 
 
-@pytest.mark.parametrize(("prefix", "pooling", "kind"), [
-    (-1, "auto", GeM), (-1, "gem", GeM), (-1, "average", AveragePool), (0, "auto", AveragePool), (1, "auto", TokenPool), (1, "average", AveragePool),
-    (5, "token", TokenPool),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prefix", "pooling", "kind"),
+    [
+        (-1, "auto", GeM),
+        (-1, "gem", GeM),
+        (-1, "average", AveragePool),
+        (0, "auto", AveragePool),
+        (1, "auto", TokenPool),
+        (1, "average", AveragePool),
+        (5, "token", TokenPool),
+    ],
+)
 def test_the_pooling_that_fits(prefix, pooling, kind):
     model = ReidModel(Backbone(nn.Identity(), width=8, rule=RULE, prefix_tokens=prefix), pooling=pooling, dim=8)
     assert isinstance(model.pool, kind)
 
 
-@pytest.mark.parametrize(("prefix", "pooling", "said"), [(0, "gem", "set model.pooling to"), (0, "token", "no class token"), (-1, "token", "or gem")])
+@pytest.mark.parametrize(
+    ("prefix", "pooling", "said"),
+    [(0, "gem", "set model.pooling to"), (0, "token", "no class token"), (-1, "token", "or gem")],
+)
 def test_a_pooling_that_does_not_fit_says_what_to_set(prefix, pooling, said):
     with pytest.raises(BackboneError, match=said):
         ReidModel(Backbone(nn.Identity(), width=8, rule=RULE, prefix_tokens=prefix), pooling=pooling, dim=8)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- feature space
+# -------------------------------------------------------------------------------------------------------- feature space
 
 
 def test_the_feature_space_is_the_embedding_path_and_the_crop_rule():
@@ -205,7 +224,7 @@ def test_which_weights_name_the_feature_space():
     assert model.feature_space(SPEC) == name
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- growing
+# -------------------------------------------------------------------------------------------------------------- growing
 
 
 def test_growing_keeps_old_rows_and_draws_new_ones_from_the_seed():

@@ -31,7 +31,9 @@ def test_an_onnx_encoder_says_the_same_when_made_trainable(tmp_path, batch, opse
     model = opened(path).eval()
     pixels = (crops(batch)[..., ::-1].astype(np.float32) - DECLARED["mean"]) / DECLARED["std"]
     images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
-    wanted = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"images": images})[0]
+    wanted = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"images": images})[
+        0
+    ]
     with torch.no_grad():
         out = model(torch.from_numpy(crops(batch)))
     assert out.features.shape == (batch, 12, 8, 4)
@@ -46,9 +48,15 @@ def test_all_of_it_can_be_trained(tmp_path):
     optimiser = torch.optim.SGD(model.parameters(), 0.1)
     out = model(torch.from_numpy(crops(4)))
     (out.logits.square().sum() + out.embedding.square().sum()).backward()
-    assert not [name for name, value in model.named_parameters() if value.requires_grad and (value.grad is None or not value.grad.any())]
+    assert not [
+        name
+        for name, value in model.named_parameters()
+        if value.requires_grad and (value.grad is None or not value.grad.any())
+    ]
     optimiser.step()
-    assert not [name for name, value in model.named_parameters() if value.requires_grad and torch.equal(value, before[name])]
+    assert not [
+        name for name, value in model.named_parameters() if value.requires_grad and torch.equal(value, before[name])
+    ]
     shapes = sorted(tuple(value.shape) for name, value in before.items() if not name.startswith(("neck", "classifier")))
     assert (24, 12) in shapes, "the graph's own head is among them"
     assert shapes.count((8, 3, 3, 3)) == 1, "and nothing is there twice"
@@ -78,8 +86,15 @@ def test_a_graph_that_ends_in_its_map_is_pooled(tmp_path):
 def test_dynamic_sizes_are_taken_as_they_come(tmp_path):
     net = Encoder()
     path = tmp_path / "net.onnx"
-    torch.onnx.export(net.eval(), (torch.randn(2, 3, 32, 16),), str(path), input_names=["images"], output_names=["out"], dynamo=False,
-                      dynamic_axes={"images": {0: "N", 2: "H", 3: "W"}, "out": {0: "N"}})  # fmt: skip
+    torch.onnx.export(
+        net.eval(),
+        (torch.randn(2, 3, 32, 16),),
+        str(path),
+        input_names=["images"],
+        output_names=["out"],
+        dynamo=False,
+        dynamic_axes={"images": {0: "N", 2: "H", 3: "W"}, "out": {0: "N"}},
+    )
     assert opened(path, CropSpec(48, 24)).embed(torch.from_numpy(crops(2, CropSpec(48, 24)))).shape == (2, 24)
 
 
@@ -90,7 +105,9 @@ def test_the_input_must_be_declared(tmp_path, missing):
         opened(path, **{missing: "auto" if missing == "channels" else None})
 
 
-@pytest.mark.parametrize(("size", "said"), [((64, 16), "takes crops of 32×16: set crop.height=32"), ((32, 32), "set crop.width=16")])
+@pytest.mark.parametrize(
+    ("size", "said"), [((64, 16), "takes crops of 32×16: set crop.height=32"), ((32, 32), "set crop.width=16")]
+)
 def test_another_crop_size_says_what_to_set(tmp_path, size, said):
     path = exported(Encoder(), tmp_path / "net.onnx")
     with pytest.raises(ConfigError, match=said):
@@ -99,7 +116,9 @@ def test_another_crop_size_says_what_to_set(tmp_path, size, said):
 
 def test_a_fixed_batch_says_how_to_export(tmp_path):
     path = exported(Encoder(), tmp_path / "net.onnx", batch=1)
-    with pytest.raises(BackboneError, match=r"net\.onnx takes batches of 1 only; export it with a dynamic batch") as caught:
+    with pytest.raises(
+        BackboneError, match=r"net\.onnx takes batches of 1 only; export it with a dynamic batch"
+    ) as caught:
         opened(path)
     one_line(caught)
 
@@ -125,7 +144,9 @@ def test_a_graph_that_is_dynamic_in_name_only_is_one_line(tmp_path, capfd):
 
 class Sampled(Encoder):
     def forward(self, images):
-        return super().forward(nn.functional.grid_sample(images, images.permute(0, 2, 3, 1)[..., :2], align_corners=False))
+        return super().forward(
+            nn.functional.grid_sample(images, images.permute(0, 2, 3, 1)[..., :2], align_corners=False)
+        )
 
 
 def test_an_operator_without_a_trainable_form_is_named(tmp_path):
@@ -192,7 +213,9 @@ def test_a_trainable_graph_that_computes_something_else_is_refused(tmp_path, mon
         return module
 
     monkeypatch.setattr(onnx2torch, "convert", wrong)
-    with pytest.raises(BackboneError, match=r"differs from ONNX Runtime at batch 1: cosine .* at least 0\.9999 is needed"):
+    with pytest.raises(
+        BackboneError, match=r"differs from ONNX Runtime at batch 1: cosine .* at least 0\.9999 is needed"
+    ):
         opened(exported(Encoder(), tmp_path / "net.onnx"))
 
 

@@ -16,7 +16,12 @@ SIZES = {"test_resnet": 64, "mobilenetv2_050": 64, "test_vit": 160}
 
 
 def model_of(name):
-    config = build_config({"model": {"backbone": name, "weights": "none", "dim": 16}, "crop": {"height": SIZES[name], "width": SIZES[name]}})
+    config = build_config(
+        {
+            "model": {"backbone": name, "weights": "none", "dim": 16},
+            "crop": {"height": SIZES[name], "width": SIZES[name]},
+        }
+    )
     return build_model(config.model, config.crop.spec(), classes=3).train()
 
 
@@ -25,7 +30,9 @@ def step_of(model, crops):
         torch.manual_seed(1)
         model.zero_grad()
         model(crops).logits.square().sum().backward()
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}, dict(model.state_dict())
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}, dict(
+        model.state_dict()
+    )
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -77,13 +84,20 @@ def test_modes_of_single_layers_are_left_alone_and_copies_are_whole():
 
 def test_too_many_blocks_are_refused():
     model = model_of("test_resnet")
-    with pytest.raises(ConfigError, match=r"train\.recompute=9 is more than this backbone's 4 blocks"), recomputing(model.backbone, 9):
+    with (
+        pytest.raises(ConfigError, match=r"train\.recompute=9 is more than this backbone's 4 blocks"),
+        recomputing(model.backbone, 9),
+    ):
         pass
 
 
 def test_a_step_learns_the_same_and_refuses_what_does_not_go_together(tmp_path, tiny_domain):
-    settings = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 32}, "crop": {"height": 64, "width": 32},
-                "train": {"iterations": 3, "identities": 4, "instances": 2, "precision": "fp32"}, "method": "default"}  # fmt: skip
+    settings = {
+        "model": {"backbone": "test_resnet", "weights": "none", "dim": 32},
+        "crop": {"height": 64, "width": 32},
+        "train": {"iterations": 3, "identities": 4, "instances": 2, "precision": "fp32"},
+        "method": "default",
+    }
     sites = [tiny_domain(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))]
     runs = []
     for count in (0, 2):
@@ -93,4 +107,6 @@ def test_a_step_learns_the_same_and_refuses_what_does_not_go_together(tmp_path, 
         runs.append(run)
     assert runs[0].steps[-1].feature_space == runs[1].steps[-1].feature_space
     with pytest.raises(ConfigError, match="can't be used together"):
-        runs[0].learn(tiny_domain(tmp_path / "three"), config=build_config(settings, {"train": {"recompute": 2, "compile": True}}))
+        runs[0].learn(
+            tiny_domain(tmp_path / "three"), config=build_config(settings, {"train": {"recompute": 2, "compile": True}})
+        )

@@ -43,7 +43,9 @@ def name_people(site, seed):
     table = site.root / "domain.csv"
     rows = [line.split(",") for line in table.read_text().splitlines()]
     names = {pid: WHO if pid == "2" else f"somebody-{seed}-{pid}" for _, pid, *_ in rows[1:]}
-    table.write_text("\n".join([",".join(rows[0]), *(",".join([path, names[pid], *rest]) for path, pid, *rest in rows[1:])]) + "\n")
+    table.write_text(
+        "\n".join([",".join(rows[0]), *(",".join([path, names[pid], *rest]) for path, pid, *rest in rows[1:])]) + "\n"
+    )
     return domains.open(site.root)
 
 
@@ -51,7 +53,9 @@ def name_people(site, seed):
 def sites(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     named = ("quillyard", "westgate", "thirdplace")
-    return [name_people(domains.open(draw_tiny_domain(root / name, seed=seed)), seed) for seed, name in enumerate(named)]
+    return [
+        name_people(domains.open(draw_tiny_domain(root / name, seed=seed)), seed) for seed, name in enumerate(named)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,9 @@ def learned(sites, tmp_path_factory):
     """A run that learned two domains and scored three."""
     root = tmp_path_factory.mktemp("learned")
     (root / "method.yaml").write_text(METHOD)
-    run = Run.create(root / "run", build_config(SETTINGS, {"method": str(root / "method.yaml"), "train": {"iterations": 2}}))
+    run = Run.create(
+        root / "run", build_config(SETTINGS, {"method": str(root / "method.yaml"), "train": {"iterations": 2}})
+    )
     for site in sites[:2]:
         run.learn(site)
     run.fill_scores(sites)
@@ -74,11 +80,18 @@ def run(learned, tmp_path):
 
 def everything(folder):
     """All bytes and names below a folder."""
-    return b"\0".join(str(file.relative_to(folder)).encode() + b"\0" + (file.read_bytes() if file.is_file() else b"") for file in folder.rglob("*"))
+    return b"\0".join(
+        str(file.relative_to(folder)).encode() + b"\0" + (file.read_bytes() if file.is_file() else b"")
+        for file in folder.rglob("*")
+    )
 
 
 def content(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != ".lock"}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != ".lock"
+    }
 
 
 def prototypes(run):
@@ -91,7 +104,10 @@ def row_of(run, step, label=WHO):
 
 def rows_in(raw, vectors):
     """How many of some vectors have any 16 bytes in a row in the raw bytes."""
-    return sum(any(data[at : at + 16] in raw for at in range(0, len(data) - 15, 16)) for data in (vector.tobytes() for vector in vectors))
+    return sum(
+        any(data[at : at + 16] in raw for at in range(0, len(data) - 15, 16))
+        for data in (vector.tobytes() for vector in vectors)
+    )
 
 
 def embed(run, sites):
@@ -107,11 +123,16 @@ def check_whole(run):
 
 def test_a_forgotten_person_is_nowhere_and_all_else_is_as_it_was(run, learned, sites):
     gone = [prototypes(run)[step - 1][row_of(run, step)] for step in (1, 2)]
-    gone += [memory.arrays["prototypes.spread"][row_of(run, step)] for step, memory in zip((1, 2), run.memories(), strict=True)]
+    gone += [
+        memory.arrays["prototypes.spread"][row_of(run, step)]
+        for step, memory in zip((1, 2), run.memories(), strict=True)
+    ]
     positions = [row_of(run, 1), len(run.steps[1].card["classes"]) + row_of(run, 2)]
     gone += [read_tensors(run.steps[1].folder / "model.safetensors")[0]["classifier.weight"][positions[0]].numpy()]
     gone += list(read_tensors(run.steps[2].folder / "model.safetensors")[0]["classifier.weight"][positions].numpy())
-    gone += list(read_tensors(run.steps[2].folder / "kept-long.safetensors")[0]["classifier.weight"][positions[:1]].numpy())
+    gone += list(
+        read_tensors(run.steps[2].folder / "kept-long.safetensors")[0]["classifier.weight"][positions[:1]].numpy()
+    )
     before, vectors = everything(run.folder), embed(run, sites)
     assert WHO.encode() in before
     assert rows_in(before, gone) == len(gone), "the search for bytes finds what is there"
@@ -122,7 +143,9 @@ def test_a_forgotten_person_is_nowhere_and_all_else_is_as_it_was(run, learned, s
     assert json.dumps(WHO)[1:-1].encode() not in after
     assert rows_in(after, gone) == 0
     check_whole(run)
-    assert all(np.array_equal(old, new) for old, new in zip(vectors, embed(run, sites), strict=True)), "every step embeds with the same bits"
+    assert all(np.array_equal(old, new) for old, new in zip(vectors, embed(run, sites), strict=True)), (
+        "every step embeds with the same bits"
+    )
     for old, new in zip(learned.steps, run.steps, strict=True):
         assert new.feature_space == old.feature_space
         assert (new.folder / "transport.npz").is_file() == (old.folder / "transport.npz").is_file()
@@ -132,7 +155,8 @@ def test_a_forgotten_person_is_nowhere_and_all_else_is_as_it_was(run, learned, s
     old = learned.model()[0].state_dict()
     new = Run.open(run.folder).model()[0].state_dict()
     assert torch.equal(
-        new.pop("classifier.weight"), old["classifier.weight"][[row for row in range(len(old["classifier.weight"])) if row not in positions]]
+        new.pop("classifier.weight"),
+        old["classifier.weight"][[row for row in range(len(old["classifier.weight"])) if row not in positions]],
     )
     assert all(torch.equal(old[name], value) for name, value in new.items())
     assert run.steps[0].card["id"] == learned.steps[0].card["id"]
@@ -225,7 +249,7 @@ def test_methods_that_remember_in_other_ways(tmp_path, sites, method):
     assert run.learn(sites[0]).learned == ("quillyard",), "what was forgotten may be learned again"
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- whole or not
+# --------------------------------------------------------------------------------------------------------- whole or not
 
 
 def test_several_domains_learned_at_once(tmp_path, sites):
@@ -298,7 +322,9 @@ def test_a_kill_at_any_change_leaves_the_old_run_or_the_erased_one(learned, tmp_
         else:
             Run.open(folder).forget(**what)
             assert ids(folder) == after
-        assert {name: data for name, data in content(folder).items() if name != "erasures.json"} == wanted, "nothing is left of what was killed"
+        assert {name: data for name, data in content(folder).items() if name != "erasures.json"} == wanted, (
+            "nothing is left of what was killed"
+        )
         shutil.rmtree(folder)
         if not killed:
             break
@@ -328,12 +354,26 @@ def forged(**parts):
     return json.dumps({"kind": "changes", "schema": 1, "put": [], "remove": [], "rename": []} | parts)
 
 
-@pytest.mark.parametrize("plan", [
-    "{", "[]", "{}", forged(schema=2), forged(kind="run"),
-    *(forged(remove=[name]) for name in ("../precious", "/etc/passwd", "", "a/../../precious", "out/precious", None, 5)),
-    forged(put=[{"staged": "../../precious", "target": "x", "sha256": ""}]), forged(put=[{"staged": "0001", "target": "x", "sha256": "0"}]),
-    forged(put=[{"staged": "0001"}]), forged(rename=[["steps/01-quillyard", "../stolen"]]), forged(rename=[["steps"]]), forged(rename=3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "{",
+        "[]",
+        "{}",
+        forged(schema=2),
+        forged(kind="run"),
+        *(
+            forged(remove=[name])
+            for name in ("../precious", "/etc/passwd", "", "a/../../precious", "out/precious", None, 5)
+        ),
+        forged(put=[{"staged": "../../precious", "target": "x", "sha256": ""}]),
+        forged(put=[{"staged": "0001", "target": "x", "sha256": "0"}]),
+        forged(put=[{"staged": "0001"}]),
+        forged(rename=[["steps/01-quillyard", "../stolen"]]),
+        forged(rename=[["steps"]]),
+        forged(rename=3),
+    ],
+)
 def test_a_forged_journal_reaches_nothing(run, tmp_path, plan):
     (tmp_path / "precious").write_text("x")
     (run.folder / "out").symlink_to(tmp_path)
@@ -348,7 +388,7 @@ def test_a_forged_journal_reaches_nothing(run, tmp_path, plan):
     assert (tmp_path / "precious").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- refusals, record
+# ----------------------------------------------------------------------------------------------------- refusals, record
 
 
 def test_a_step_in_progress_is_named_and_can_be_thrown_away(run, sites):
@@ -415,9 +455,17 @@ def test_the_record_names_nobody_and_its_chain_holds(run, learned):
     records = read_erasures(run.folder)
     assert [(record["kind"], record["identities"]) for record in records] == [("identity", 2), ("domain", 5)]
     assert records[1]["before"] == records[0]["id"]
-    assert records[0]["steps"][0] == {"step": 1, "was": learned.steps[1].card["id"], "is": records[1]["steps"][0]["was"]}
+    assert records[0]["steps"][0] == {
+        "step": 1,
+        "was": learned.steps[1].card["id"],
+        "is": records[1]["steps"][0]["was"],
+    }
     stored = json.loads((run.folder / "erasures.json").read_text())
-    for change in (lambda text: text["records"].pop(0), lambda text: text["records"][1].update(identities=4), lambda text: text.update(records=3)):
+    for change in (
+        lambda text: text["records"].pop(0),
+        lambda text: text["records"][1].update(identities=4),
+        lambda text: text.update(records=3),
+    ):
         text = json.loads(json.dumps(stored))
         change(text)
         (run.folder / "erasures.json").write_text(json.dumps(text))

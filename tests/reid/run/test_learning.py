@@ -47,10 +47,17 @@ def test_only_the_first_identities_are_learned(run, tiny_domain, tmp_path):
     ("first", "epochs", "iterations", "warmup", "milestones"),
     [(8, 4, 8 * 3, 0.25, (0.5,)), (None, 4, 4 * 3, 0.5, (1.0,)), (None, None, 3, 0.1, (0.5, 0.8))],
 )
-def test_epochs_count_the_crops_of_the_domain(run, tiny_domain, tmp_path, first, epochs, iterations, warmup, milestones):
+def test_epochs_count_the_crops_of_the_domain(
+    run, tiny_domain, tmp_path, first, epochs, iterations, warmup, milestones
+):
     site = tiny_domain(tmp_path / "site")
     assert len(site.train) == 24
-    sets = [f"train.first_epochs={first or 'null'}", f"train.epochs={epochs or 'null'}", "train.warmup_epochs=2", "train.milestone_epochs=[4]"]
+    sets = [
+        f"train.first_epochs={first or 'null'}",
+        f"train.epochs={epochs or 'null'}",
+        "train.warmup_epochs=2",
+        "train.milestone_epochs=[4]",
+    ]
     _, config = _what_to_learn(run, [site], build_config(SETTINGS, overrides=sets))
     assert (config.train.iterations, config.train.warmup, config.train.milestones) == (iterations, warmup, milestones)
 
@@ -60,9 +67,15 @@ def test_a_check_plans_the_iterations_that_a_first_step_has(tiny_domain, tmp_pat
     monkeypatch.setattr("reid.step.speed.measure_speed", lambda config: Speed(10.0, 2**30))
     site, sets = tiny_domain(tmp_path / "site", people=200), [f"data.identities={limit or 'null'}"]
     config = build_config(read_settings("dkp"), overrides=sets)
-    _, learned = _what_to_learn(Run.create(tmp_path / "dkp", config.model_copy(update={"model": build_config(SETTINGS).model})), [site], config)
+    _, learned = _what_to_learn(
+        Run.create(tmp_path / "dkp", config.model_copy(update={"model": build_config(SETTINGS).model})), [site], config
+    )
     crops = 4 * (limit or 120)
-    assert learned.train.iterations == planned([site], config, later=False)[1].train.iterations == 80 * max(1, crops // 128)
+    assert (
+        learned.train.iterations
+        == planned([site], config, later=False)[1].train.iterations
+        == 80 * max(1, crops // 128)
+    )
     assert planned([site], config, later=True)[1].train.iterations == 60 * max(1, crops // 128)
     words = ["domain", "check", str(site.root), "--config", "dkp", "--set", sets[0]]
     told = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
@@ -76,7 +89,9 @@ def test_a_check_of_a_domain_without_train_crops_plans_nothing(tiny_domain, tmp_
     site = tiny_domain(tmp_path / "site")
     lines = (site.root / "domain.csv").read_text().splitlines()
     (site.root / "domain.csv").write_text("\n".join(line for line in lines if not line.endswith("train")) + "\n")
-    told = CliRunner().invoke(app, ["domain", "check", str(site.root), "--config", "dkp", "--json"], catch_exceptions=False)
+    told = CliRunner().invoke(
+        app, ["domain", "check", str(site.root), "--config", "dkp", "--json"], catch_exceptions=False
+    )
     assert json.loads(told.stdout)["train_seconds"] is None
 
 
@@ -84,20 +99,30 @@ def test_the_rate_is_another_from_the_second_domain_on(run, tiny_domain, tmp_pat
     config = build_config(SETTINGS, overrides=["train.lr=0.01", "train.later_lr=0.2"])
     run.learn(tiny_domain(tmp_path / "one"), config=config)
     run.learn(tiny_domain(tmp_path / "two", seed=1), config=config)
-    rates = [[json.loads(line)["lr"] for line in (step.folder / "log.jsonl").read_text().splitlines()] for step in run.steps[1:]]
+    rates = [
+        [json.loads(line)["lr"] for line in (step.folder / "log.jsonl").read_text().splitlines()]
+        for step in run.steps[1:]
+    ]
     assert rates[1] == pytest.approx([0.2 * rate for rate in rates[0]])
     assert [step.card["train"]["config"]["train.lr"] for step in run.steps[1:]] == [0.01, 0.002]
 
 
 def test_a_cut_resnet_gives_the_map_of_its_stage():
-    config = build_config({"model": {"backbone": "resnet18", "weights": "none", "stages": 3, "dim": 16}, "crop": {"height": 64, "width": 32}})
+    config = build_config(
+        {
+            "model": {"backbone": "resnet18", "weights": "none", "stages": 3, "dim": 16},
+            "crop": {"height": 64, "width": 32},
+        }
+    )
     model = build_model(config.model, config.crop.spec()).eval()
     whole = build_model(config.model.model_copy(update={"stages": None, "last_stride": 1}), config.crop.spec()).eval()
     crops = torch.zeros(1, 64, 32, 3, dtype=torch.uint8)
     with torch.no_grad():
         assert model.backbone(model.normalise(crops)).shape == (1, 256, 4, 2)
         assert whole.backbone(whole.normalise(crops)).shape == (1, 512, 4, 2), "without its last stride"
-    assert sum(parameter.numel() for parameter in model.parameters()) < 0.3 * sum(parameter.numel() for parameter in whole.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) < 0.3 * sum(
+        parameter.numel() for parameter in whole.parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +142,12 @@ def test_a_network_that_can_not_be_cut_is_one_line(setting, said):
 
 
 def test_pooled_features_can_be_the_embedding():
-    config = build_config({"model": {"backbone": "test_resnet", "weights": "none", "embedding": "none"}, "crop": {"height": 64, "width": 32}})
+    config = build_config(
+        {
+            "model": {"backbone": "test_resnet", "weights": "none", "embedding": "none"},
+            "crop": {"height": 64, "width": 32},
+        }
+    )
     model = build_model(config.model, config.crop.spec())
     assert isinstance(model.embedding, torch.nn.Identity)
     assert model.dim == model.backbone.width
@@ -139,7 +169,9 @@ def test_without_reindexing(run, tiny_domain, tmp_path):
     found = run.evaluate_without_reindexing()
     assert list(found) == ["one", "two", "three"]
     last = found["three"]
-    assert last["reindexed"] == last["carried"] == last["as_it_was"], "the last domain's gallery is as new as the queries"
+    assert last["reindexed"] == last["carried"] == last["as_it_was"], (
+        "the last domain's gallery is as new as the queries"
+    )
     first, _ = run.model(1)
     final, _ = run.model(3)
     crops = run.stores.get(sites[0], sites[0].gallery).crops
@@ -154,7 +186,9 @@ def test_without_reindexing(run, tiny_domain, tmp_path):
 
 
 def test_the_documents_own_term_runs(run, tiny_domain, tmp_path, monkeypatch):
-    python, settings = (re.search(rf"```{kind}\n# mine\.\w+\n(.*?)```", DOCS.read_text("utf-8"), re.S)[1] for kind in ("python", "yaml"))
+    python, settings = (
+        re.search(rf"```{kind}\n# mine\.\w+\n(.*?)```", DOCS.read_text("utf-8"), re.S)[1] for kind in ("python", "yaml")
+    )
     (tmp_path / "mine.py").write_text(python)
     (tmp_path / "mine.yaml").write_text(settings)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -163,7 +197,13 @@ def test_the_documents_own_term_runs(run, tiny_domain, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("nowhere:Term", "No module named"), ("math:Pi", "no attribute"), ("math:pi", "is no term"), (":x", "can't import")]
+    ("name", "said"),
+    [
+        ("nowhere:Term", "No module named"),
+        ("math:Pi", "no attribute"),
+        ("math:pi", "is no term"),
+        (":x", "can't import"),
+    ],
 )
 def test_a_term_that_is_none_is_one_line(name, said):
     with pytest.raises(ConfigError, match=said) as caught:

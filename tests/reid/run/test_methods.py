@@ -11,7 +11,9 @@ import configs
 from reid.config import build_config, read_method
 from reid.run import Run
 
-METHODS = sorted(path.stem for path in (Path(configs.__file__).parent / "methods").glob("*.yaml") if "published" not in path.stem)
+METHODS = sorted(
+    path.stem for path in (Path(configs.__file__).parent / "methods").glob("*.yaml") if "published" not in path.stem
+)
 SETTINGS = {"crop": {"height": 64, "width": 32}, "train": {"iterations": 2, "identities": 4, "instances": 2}}
 
 

@@ -1,4 +1,6 @@
-"""The published recipes run on tiny copies of the published layouts, and their first losses are those of the formulas, written with loops."""
+"""The published recipes run on tiny copies of the published layouts, and their first losses are those of the formulas,
+written with loops.
+"""
 
 import json
 import math
@@ -20,9 +22,18 @@ from reid.step.learner import Learner
 RECIPES = ("dask", "dkp", "dkp++", "lstkc", "lstkc++")
 PEOPLE, SHOTS = 3, 4
 TINY = [
-    "model.backbone=resnet18", "model.weights=none", "crop.height=128", "crop.width=128", "train.first_epochs=null", "train.epochs=null",
-    "train.iterations=2", "train.warmup=0", "train.identities=3", "train.instances=2", "data.identities=2000",
-]  # fmt: skip
+    "model.backbone=resnet18",
+    "model.weights=none",
+    "crop.height=128",
+    "crop.width=128",
+    "train.first_epochs=null",
+    "train.epochs=null",
+    "train.iterations=2",
+    "train.warmup=0",
+    "train.identities=3",
+    "train.instances=2",
+    "data.identities=2000",
+]
 
 
 def image(path, seed):
@@ -34,7 +45,9 @@ def image(path, seed):
 def market(root):
     for person in range(PEOPLE):
         for shot in range(SHOTS):
-            image(root / f"bounding_box_train/{person + 2:04d}_c{shot % 2 + 1}s1_00{shot:04d}_00.jpg", (1, person, shot))
+            image(
+                root / f"bounding_box_train/{person + 2:04d}_c{shot % 2 + 1}s1_00{shot:04d}_00.jpg", (1, person, shot)
+            )
     image(root / "query/0001_c1s1_001051_00.jpg", 1)
     image(root / "bounding_box_test/0001_c2s1_000301_00.jpg", 2)
 
@@ -69,7 +82,12 @@ def test_every_recipe_is_tested_and_names_what_is_there():
     for recipe in RECIPES:
         config = build_config(read_settings(recipe))
         assert config.train.identities * config.train.instances == (64 if recipe in ("dkp++", "lstkc++") else 128)
-        assert (config.train.first_epochs, config.train.epochs, config.train.lr, config.data.identities) == (80, 60, 0.008, 500)
+        assert (config.train.first_epochs, config.train.epochs, config.train.lr, config.data.identities) == (
+            80,
+            60,
+            0.008,
+            500,
+        )
         read_method(config.method)
 
 
@@ -90,7 +108,11 @@ def test_first_losses_are_those_of_the_formulas(recipe, sets, tmp_path, monkeypa
     config = build_config(settings, overrides=[*TINY, *sizes])
     method = read_method(config.method)
     short = tuple(
-        {name: {**body, "iterations": 2, "batch": 4} if name == "style_network" else body for name, body in entry.items()} for entry in method.terms
+        {
+            name: {**body, "iterations": 2, "batch": 4} if name == "style_network" else body
+            for name, body in entry.items()
+        }
+        for entry in method.terms
     )
     method = method.model_copy(update={"terms": short})
     seen = {}
@@ -113,11 +135,13 @@ def test_first_losses_are_those_of_the_formulas(recipe, sets, tmp_path, monkeypa
     shutil.rmtree(tmp_path / "run")
 
 
-# ------------------------------------------------------------------------------------------------------------------- the formulas, with loops
+# --------------------------------------------------------------------------------------------- the formulas, with loops
 
 
 def naive_losses(learner, batch):
-    """Every objective of the batch from its embeddings alone; asks the batch for what the terms will ask for, which is computed once."""
+    """Every objective of the batch from its embeddings alone; asks the batch for what the terms will ask for, which is
+    computed once.
+    """
     found = {}
     for name, term in learner.terms.items():
         kind, view = name.split(" (")[0], term.view
@@ -131,13 +155,18 @@ def naive_losses(learner, batch):
         elif kind == "distribution_triplet":
             drawn = batch.gaussians(view, 6)
             anchors = [row for sample in resampled(batch, view) for row in sample]
-            found[name] = triplet(anchors, batch.labels.tolist() * 6, list(drawn.centre.detach().double()), batch.labels.tolist())
+            found[name] = triplet(
+                anchors, batch.labels.tolist() * 6, list(drawn.centre.detach().double()), batch.labels.tolist()
+            )
         elif kind == "joint_triplet":
             aligned, plain = resampled(batch, "aligned"), resampled(batch, "plain")
             centre = list(batch.gaussians("plain", 6).centre.detach().double())
             anchors = [row for group in (*aligned, centre, *plain) for row in group]
             found[name] = triplet(
-                anchors, batch.labels.tolist() * 13, list(batch.gaussians("aligned", 6).centre.detach().double()), batch.labels.tolist()
+                anchors,
+                batch.labels.tolist() * 13,
+                list(batch.gaussians("aligned", 6).centre.detach().double()),
+                batch.labels.tolist(),
             )
         elif kind == "relation_distillation":
             new, old = affinity(batch.output(view).embedding), affinity(batch.teacher("old", view).embedding)
@@ -151,7 +180,9 @@ def naive_losses(learner, batch):
             found[name] = divergence(rectified(short, long, batch.labels.tolist(), both=lambda a, b: (a + b) / 2), new)
         elif kind == "prototype_transfer":
             kept = DistributionPrototypes.from_arrays(batch.step.memories[-1].arrays)
-            drawn = draw(torch.from_numpy(kept.mean), torch.from_numpy(kept.spread), batch.generator("prototypes")).double()
+            drawn = draw(
+                torch.from_numpy(kept.mean), torch.from_numpy(kept.spread), batch.generator("prototypes")
+            ).double()
             centres = batch.output(view).embedding.detach().double()
             assigned = torch.tensor([softmax([float(cosine(c, g)) / 0.1 for g in drawn]) for c in centres])
             found[name] = divergence(affinity(assigned), affinity(centres))
@@ -164,20 +195,27 @@ def resampled(batch, view):
     noise = torch.randn(6, *given.centre.shape, generator=batch.generator(f"noise {view}"))
     groups = []
     for sample in noise.double():
-        rows = [c.double() + torch.diag(v.double()) @ e for c, v, e in zip(given.centre.detach(), given.spread.detach(), sample, strict=True)]
+        rows = [
+            c.double() + torch.diag(v.double()) @ e
+            for c, v, e in zip(given.centre.detach(), given.spread.detach(), sample, strict=True)
+        ]
         groups.append([row / (row.norm() + 1e-4) for row in rows])
     return groups
 
 
 def cross_entropy(logits, labels):
     rows = logits.detach().double().tolist()
-    return sum(math.log(sum(math.exp(x - row[y]) for x in row)) for row, y in zip(rows, labels.tolist(), strict=True)) / len(rows)
+    return sum(
+        math.log(sum(math.exp(x - row[y]) for x in row)) for row, y in zip(rows, labels.tolist(), strict=True)
+    ) / len(rows)
 
 
 def triplet(anchors, anchor_labels, centres, labels):
     total = 0.0
     for anchor, label in zip(anchors, anchor_labels, strict=True):
-        gaps = [(float((anchor - centre).norm()), other == label) for centre, other in zip(centres, labels, strict=True)]
+        gaps = [
+            (float((anchor - centre).norm()), other == label) for centre, other in zip(centres, labels, strict=True)
+        ]
         total += math.log1p(math.exp(max(d for d, same in gaps if same) - min(d for d, same in gaps if not same)))
     return total / len(anchors)
 
@@ -198,7 +236,9 @@ def affinity(vectors):
 
 
 def divergence(target, given):
-    return sum(p * math.log(p / q) for ps, qs in zip(target, given, strict=True) for p, q in zip(ps, qs, strict=True) if p > 0) / len(target)
+    return sum(
+        p * math.log(p / q) for ps, qs in zip(target, given, strict=True) for p, q in zip(ps, qs, strict=True) if p > 0
+    ) / len(target)
 
 
 def rectified(first, second, labels, both):
@@ -214,7 +254,10 @@ def rectified(first, second, labels, both):
         row = []
         for j, pair in enumerate(zip(a, b, strict=True)):
             same = labels[j] == labels[i]
-            right = [j == i or value > high if same else value <= low for value, (high, low) in zip(pair, limits, strict=True)]
+            right = [
+                j == i or value > high if same else value <= low
+                for value, (high, low) in zip(pair, limits, strict=True)
+            ]
             if all(right):
                 row.append(both(*pair))
             elif any(right):

@@ -91,7 +91,9 @@ def test_a_learned_domain_and_one_without_pairs_are_refused(run, sites, tmp_path
     new = sites[2]
     alone = np.unique(new.train.pids, return_index=True)[1]
     with pytest.raises(DataError, match="two crops or more"):
-        relate(run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=new.train.take(alone)))
+        relate(
+            run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=new.train.take(alone))
+        )
     with pytest.raises(DataError, match="two crops or more"):
         relate(run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=Split()))
 
@@ -100,9 +102,13 @@ def test_junk_and_lone_crops_have_no_say(run, sites):
     new = sites[2]
     plain = relate(run, new)
     more = Split(
-        (*new.train.paths, new.train.paths[0]), np.append(new.train.pids, JUNK), np.append(new.train.camids, new.train.camids[0])
+        (*new.train.paths, new.train.paths[0]),
+        np.append(new.train.pids, JUNK),
+        np.append(new.train.camids, new.train.camids[0]),
     )  # the store reads the file again
-    assert relate(run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=more)).score == pytest.approx(plain.score)
+    assert relate(
+        run, new.__class__("new", new.root, new.format, new.identities, new.cameras, train=more)
+    ).score == pytest.approx(plain.score)
 
 
 @pytest.fixture
@@ -125,7 +131,9 @@ def looked_at(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_of_a_large_domain_people_are_drawn_and_none_is_left_with_one_crop(sites, tmp_path, small_sample, looked_at, seed):
+def test_of_a_large_domain_people_are_drawn_and_none_is_left_with_one_crop(
+    sites, tmp_path, small_sample, looked_at, seed
+):
     run = Run.create(tmp_path / "fresh", build_config({**SETTINGS, "seed": seed}))
     found = relate(run, sites[2])
     assert found.crops == 8, "two people of four crops each are what fits in ten"
@@ -138,7 +146,9 @@ def test_the_rule_is_the_whole_domains_whoever_is_drawn(sites, tmp_path, small_s
     new, rules = sites[2], set()
     camids = new.train.camids.copy()
     camids[new.train.pids == new.train.pids[0]] = 0  # one person was seen by one camera
-    mixed = new.__class__("new", new.root, new.format, new.identities, new.cameras, train=Split(new.train.paths, new.train.pids, camids))
+    mixed = new.__class__(
+        "new", new.root, new.format, new.identities, new.cameras, train=Split(new.train.paths, new.train.pids, camids)
+    )
     for seed in range(4):
         relate(Run.create(tmp_path / f"fresh{seed}", build_config({**SETTINGS, "seed": seed})), mixed)
         rules.add(looked_at[-1].same_camera)
@@ -164,7 +174,10 @@ def test_drawn_rows_are_whole_people_up_to_the_cap(people):
     assert reid.run.relate.CROPS - most < len(rows) <= reid.run.relate.CROPS or len(np.unique(pids[rows])) == people
     for person, count in zip(*np.unique(pids[rows], return_counts=True), strict=True):
         assert count == min(most, each[person])
-        assert len(np.unique(camids[rows][pids[rows] == person])) == len(np.unique(camids[pids == person])) or each[person] > most
+        assert (
+            len(np.unique(camids[rows][pids[rows] == person])) == len(np.unique(camids[pids == person]))
+            or each[person] > most
+        )
         assert len(np.unique(camids[rows][pids[rows] == person])) > 1 or len(np.unique(camids[pids == person])) == 1
 
 

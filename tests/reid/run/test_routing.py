@@ -14,10 +14,17 @@ SETTINGS = {
     "crop": {"height": 64, "width": 32},
     "train": {"iterations": 10, "identities": 4, "instances": 2, "lr": 0.01, "precision": "fp32"},
 }
-ROUTED = Method.model_validate({
-    "name": "made up", "about": "For a test.",
-    "terms": ["cross_entropy", {"hypernetwork": {"use": "routed", "chunk": 256, "hidden": 8, "beta": 100.0}}, "style_statistics"],
-})  # fmt: skip
+ROUTED = Method.model_validate(
+    {
+        "name": "made up",
+        "about": "For a test.",
+        "terms": [
+            "cross_entropy",
+            {"hypernetwork": {"use": "routed", "chunk": 256, "hidden": 8, "beta": 100.0}},
+            "style_statistics",
+        ],
+    }
+)
 
 
 def look(level):

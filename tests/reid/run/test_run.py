@@ -97,7 +97,9 @@ def test_fusion_is_the_average_of_what_fine_tuning_gives_and_the_step_before(tmp
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_an_interrupted_step_ends_with_the_same_bits(tmp_path, sites, everything, method, stop):
     method = everything if method == "everything" else method
-    whole, broken = (Run.create(tmp_path / name, build_config(SETTINGS, {"method": method})) for name in ("whole", "broken"))
+    whole, broken = (
+        Run.create(tmp_path / name, build_config(SETTINGS, {"method": method})) for name in ("whole", "broken")
+    )
     for run in (whole, broken):
         run.learn(sites[0])
     whole.learn(sites[1])
@@ -106,9 +108,14 @@ def test_an_interrupted_step_ends_with_the_same_bits(tmp_path, sites, everything
     assert broken.learned == ["first"]
     broken.learn(sites[1])
     assert same(weights(whole), weights(broken))
-    assert [array.tobytes() for array in whole.memories()[1].arrays.values()] == [array.tobytes() for array in broken.memories()[1].arrays.values()]
+    assert [array.tobytes() for array in whole.memories()[1].arrays.values()] == [
+        array.tobytes() for array in broken.memories()[1].arrays.values()
+    ]
     assert whole.steps[2].card["files"] == broken.steps[2].card["files"]
-    strip = [[{**json.loads(line)} for line in (run.steps[2].folder / "log.jsonl").read_text().splitlines()] for run in (whole, broken)]
+    strip = [
+        [{**json.loads(line)} for line in (run.steps[2].folder / "log.jsonl").read_text().splitlines()]
+        for run in (whole, broken)
+    ]
     assert strip[0] == strip[1]
 
 
@@ -262,12 +269,18 @@ def test_a_step_seals_its_transport_and_what_its_fusion_needs_next(run, sites, e
     for site in sites:
         run.learn(site, method=everything)
     first, second, third = run.steps[1:]
-    assert {"transport.npz", "kept-short.safetensors", "kept-long.safetensors", "memory.safetensors"} <= set(third.card["files"])
+    assert {"transport.npz", "kept-short.safetensors", "kept-long.safetensors", "memory.safetensors"} <= set(
+        third.card["files"]
+    )
     assert third.transport().source == second.feature_space
     assert third.transport().target == third.feature_space
     carried = run.memories(renew=True)
     assert [memory.feature_space for memory in carried] == [third.feature_space] * 3
-    assert [memory.feature_space for memory in run.memories()] == [first.feature_space, second.feature_space, third.feature_space]
+    assert [memory.feature_space for memory in run.memories()] == [
+        first.feature_space,
+        second.feature_space,
+        third.feature_space,
+    ]
     assert third.card["bytes"]["transport"] == 2 * 32 * 32
     assert third.card["bytes"]["kept"] > 0
     assert third.card["bytes"]["teachers"] > third.card["bytes"]["fusion_partner"] > 0, "short, long and old"
@@ -300,14 +313,18 @@ def test_export_carries_no_distribution_head(run, sites, tmp_path):
 
     graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
     held = sum(int(np.prod(item.dims)) for item in graph.initializer)
-    assert held < 1.02 * sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(("backbone", "embedding")))
+    assert held < 1.02 * sum(
+        parameter.numel() for name, parameter in model.named_parameters() if name.startswith(("backbone", "embedding"))
+    )
 
 
 @pytest.mark.parametrize("method", ["affinity", pytest.param("everything", marks=pytest.mark.slow)])
 def test_old_images_are_not_needed(tmp_path, sites, everything, method):
     """The same weights, whether each domain's images are there after its step or deleted."""
     method = everything if method == "everything" else method
-    kept, deleted = (Run.create(tmp_path / name, build_config(SETTINGS, {"method": method})) for name in ("kept", "deleted"))
+    kept, deleted = (
+        Run.create(tmp_path / name, build_config(SETTINGS, {"method": method})) for name in ("kept", "deleted")
+    )
     for site in sites:
         kept.learn(site)
     for site in sites:
@@ -349,7 +366,8 @@ def test_a_second_learner_is_refused_and_a_dead_ones_lock_is_not(run, sites):
         [
             sys.executable,
             "-c",
-            f"import fcntl,time; h=open({str(run.folder / '.lock')!r},'w'); fcntl.flock(h,2); print(1,flush=True); time.sleep(60)",
+            f"import fcntl,time; h=open({str(run.folder / '.lock')!r},'w'); fcntl.flock(h,2); print(1,flush=True); "
+            "time.sleep(60)",
         ],
         stdout=subprocess.PIPE,
     )

@@ -10,8 +10,12 @@ from reid.run import Run
 from reid.run.report import picture_section, write_report
 from reid.scores.matrix import Cell
 
-SETTINGS = {"model": {"backbone": "test_resnet", "weights": "none", "dim": 16}, "crop": {"height": 64, "width": 32},
-            "train": {"iterations": 2, "identities": 3, "instances": 2}, "method": "fusion"}  # fmt: skip
+SETTINGS = {
+    "model": {"backbone": "test_resnet", "weights": "none", "dim": 16},
+    "crop": {"height": 64, "width": 32},
+    "train": {"iterations": 2, "identities": 3, "instances": 2},
+    "method": "fusion",
+}
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ def test_another_camera_rule_scores_every_row_anew(run, sites):
     assert "anew in every row" in note
     kept = [run.scores.value(row, "first") for row in (0, 1)]
     assert all(old != new for old, new in zip(dropped, kept, strict=True))
-    assert kept == [pytest.approx(run.evaluate(sites[0].scored_as("keep"), step=row)["mAP"], abs=1e-3) for row in (0, 1)]
+    assert kept == [
+        pytest.approx(run.evaluate(sites[0].scored_as("keep"), step=row)["mAP"], abs=1e-3) for row in (0, 1)
+    ]
     assert run.fill_scores([sites[0].scored_as("keep")]) == []
 
 

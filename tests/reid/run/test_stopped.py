@@ -17,12 +17,17 @@ def below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".lock")
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- failures
+# ------------------------------------------------------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize(("settings", "error"), [
-    (TOO_MANY, DataError), ({"device": "cuda:99"}, DeviceError), ({"train": {"lr": 1e30, "warmup": 0}}, TrainingError),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (TOO_MANY, DataError),
+        ({"device": "cuda:99"}, DeviceError),
+        ({"train": {"lr": 1e30, "warmup": 0}}, TrainingError),
+    ],
+)
 def test_an_attempt_that_failed_stands_in_nobodys_way(run, sites, settings, error):
     before = below(run.folder)
     changed = {**SETTINGS, "storage": {"snapshot_seconds": 99}}
@@ -67,7 +72,7 @@ def test_a_domain_that_no_query_can_be_scored_on_is_learned_and_named(run, tmp_p
     assert set(again.scores.cells) == {(0, "first"), (1, "first"), (0, "second"), (1, "second"), (2, "second")}
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- kills
+# ---------------------------------------------------------------------------------------------------------------- kills
 
 
 def kill_while_replacing(run, site, *, snapshots):
@@ -118,7 +123,10 @@ def test_progress_of_a_sealed_step_is_swept(run, sites):
     assert not work.exists()
 
 
-@pytest.mark.parametrize("left", [["backbone.onnx"], ["steps/00-start/model.safetensors"], ["steps/.x"], [".run.yaml.1.tmp", "backbone.onnx"], []])
+@pytest.mark.parametrize(
+    "left",
+    [["backbone.onnx"], ["steps/00-start/model.safetensors"], ["steps/.x"], [".run.yaml.1.tmp", "backbone.onnx"], []],
+)
 def test_a_run_that_was_killed_while_it_was_made_is_made_again(tmp_path, left):
     folder = tmp_path / "run"
     for name in left:
@@ -143,7 +151,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path, own):
     assert (folder / "steps/00-start/model.safetensors").read_bytes() == b"mine"
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- and more
+# ------------------------------------------------------------------------------------------------------------- and more
 
 
 def test_a_run_of_more_than_a_hundred_steps_keeps_its_order(run, monkeypatch):
@@ -151,7 +159,9 @@ def test_a_run_of_more_than_a_hundred_steps_keeps_its_order(run, monkeypatch):
         (run.folder / "steps" / f"{index:02d}-site").mkdir()
         (run.folder / "steps" / f"{index:02d}-site" / "card.json").touch()
     numbers = (int(folder.name.split("-")[0]) for folder in run.folder.glob("steps/*-*"))
-    cards = {index: {"id": str(index), "index": index, "parent": str(index - 1) if index else None} for index in numbers}
+    cards = {
+        index: {"id": str(index), "index": index, "parent": str(index - 1) if index else None} for index in numbers
+    }
     monkeypatch.setattr("reid.run.steps.read_manifest", lambda folder, *_, **__: cards[int(folder.name.split("-")[0])])
     assert [step.index for step in run.steps] == list(range(120))
 
@@ -175,10 +185,15 @@ def test_a_run_taught_with_a_term_of_ones_own_is_scored_without_it(run, sites, t
 
 def test_looks_of_one_kind_are_none_for_a_method_of_the_other(run, sites, tmp_path):
     for name, kind in (("numbers", "style_statistics"), ("network", "style_network: {iterations: 2, batch: 4}")):
-        (tmp_path / f"{name}.yaml").write_text(f"about: x\nterms:\n- cross_entropy\n- triplet: {{view: aligned}}\n- {kind}\n")
+        (tmp_path / f"{name}.yaml").write_text(
+            f"about: x\nterms:\n- cross_entropy\n- triplet: {{view: aligned}}\n- {kind}\n"
+        )
     run.learn(sites[0], method=str(tmp_path / "numbers.yaml"))
     sealed = run.learn(sites[1], method=str(tmp_path / "network.yaml"))
-    assert "triplet (aligned) had no part: no term of the method makes its aligned view from the memories of earlier domains" in sealed.card["notes"]
+    assert (
+        "triplet (aligned) had no part: no term of the method makes its aligned view from the memories of earlier "
+        "domains" in sealed.card["notes"]
+    )
     again = run.learn(sites[2], method=str(tmp_path / "network.yaml"))
     assert not [note for note in again.card["notes"] if "no part" in note]
 
@@ -202,6 +217,8 @@ def test_the_hint_for_too_few_people_can_be_followed(run, tmp_path, tiny_domain)
 
 
 def test_the_published_head_on_small_maps_is_one_line(run, sites, tmp_path):
-    (tmp_path / "published.yaml").write_text("about: x\nterms: [cross_entropy, {distribution_cross_entropy: {head: convolution}}]\n")
+    (tmp_path / "published.yaml").write_text(
+        "about: x\nterms: [cross_entropy, {distribution_cross_entropy: {head: convolution}}]\n"
+    )
     with pytest.raises(BackboneError, match=r"at least 8×8, got 2×1; use larger crops, model\.stages: 3, or"):
         run.learn(sites[0], method=str(tmp_path / "published.yaml"))

@@ -65,7 +65,10 @@ def test_a_domain_that_only_gained_has_negative_forgetting():
 
 def test_every_interval_holds_its_point():
     summary = drawn(3).summary()
-    for entry in [*(row[group] for row in summary["rows"] for group in ("seen", "unseen")), *(summary[name] for name in summary if name != "rows")]:
+    for entry in [
+        *(row[group] for row in summary["rows"] for group in ("seen", "unseen")),
+        *(summary[name] for name in summary if name != "rows"),
+    ]:
         assert (entry["interval"] is None) == (entry["mAP"] is None)
         if entry["interval"]:
             assert entry["interval"][0] <= entry["mAP"] <= entry["interval"][1]
@@ -116,7 +119,9 @@ def test_the_effect_of_a_step(matrix):
     assert rows["b"]["role"] == "new"
     assert rows["a"]["role"] == "learned before"
     assert rows["c"]["role"] == rows["u"]["role"] == "not learned"
-    assert rows["a"]["change"] == pytest.approx(100 * (matrix.cells[2, "a"].ap.mean() - matrix.cells[1, "a"].ap.mean()), abs=1e-3)
+    assert rows["a"]["change"] == pytest.approx(
+        100 * (matrix.cells[2, "a"].ap.mean() - matrix.cells[1, "a"].ap.mean()), abs=1e-3
+    )
 
 
 def test_it_reads_back_what_it_wrote(matrix, tmp_path):
@@ -131,9 +136,19 @@ def test_it_reads_back_what_it_wrote(matrix, tmp_path):
     assert ScoreMatrix.read(tmp_path / "nothing").cells == {}
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("rows", None), ("rows", 3), ("rows", ["text"]), ("domains", None), ("domains", 3), ("learned", None), ("scores", None), ("scores", 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rows", None),
+        ("rows", 3),
+        ("rows", ["text"]),
+        ("domains", None),
+        ("domains", 3),
+        ("learned", None),
+        ("scores", None),
+        ("scores", 3),
+    ],
+)
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_matrix_that_lacks_a_part_is_one_line(matrix, tmp_path, key, value, gone):
     matrix.write(tmp_path)
@@ -170,5 +185,7 @@ def test_a_domain_is_taken_out_as_if_it_had_never_been(matrix, tmp_path):
     assert ScoreMatrix.read(tmp_path).summary() == matrix.summary()
     again = drawn(7)
     assert matrix.value(3, "u") == again.value(3, "u")
-    assert matrix.summary()["plasticity"]["mAP"] == pytest.approx((again.value(1, "a") + again.value(3, "c")) / 2, abs=1e-3)
+    assert matrix.summary()["plasticity"]["mAP"] == pytest.approx(
+        (again.value(1, "a") + again.value(3, "c")) / 2, abs=1e-3
+    )
     assert b"/b" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())

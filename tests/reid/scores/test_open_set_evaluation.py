@@ -1,4 +1,6 @@
-"""``reid evaluate --open-set`` with a run: the closed-set scores are the run's own, the open-set ones those of its embeddings."""
+"""``reid evaluate --open-set`` with a run: the closed-set scores are the run's own, the open-set ones those of its
+embeddings.
+"""
 
 import json
 import sys
@@ -31,7 +33,9 @@ def test_of_a_run(site, tmp_path, monkeypatch, capsys):
 
     embed = run.embedder(0)
     query, gallery = (run.stores.get(site, split) for split in (site.query, site.gallery))
-    wanted = open_set(embed(query.crops), embed(gallery.crops), Labels.from_split(query.split), Labels.from_split(gallery.split))
+    wanted = open_set(
+        embed(query.crops), embed(gallery.crops), Labels.from_split(query.split), Labels.from_split(gallery.split)
+    )
     for words in ((), ("--rerank",)):
         found = evaluated("--open-set", *words)
         assert found.pop("open_set") == wanted.to_dict()

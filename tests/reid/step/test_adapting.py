@@ -1,4 +1,6 @@
-"""Adapters beside the finished weights: they change nothing that sites share, are a site's own, and can be picked up where they were."""
+"""Adapters beside the finished weights: they change nothing that sites share, are a site's own, and can be picked up
+where they were.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,12 @@ SETTINGS = {
     "train": {"iterations": 10, "identities": 4, "instances": 2, "lr": 0.01, "precision": "fp32"},
     "storage": {"snapshot_seconds": 0},
 }
-PLAIN = {"name": "plain", "about": "For a test.", "terms": ["cross_entropy", "triplet"], "fusion": [{"average": {"weight": 0.5}}]}
+PLAIN = {
+    "name": "plain",
+    "about": "For a test.",
+    "terms": ["cross_entropy", "triplet"],
+    "fusion": [{"average": {"weight": 0.5}}],
+}
 HYPER = {"hypernetwork": {"use": "beside", "chunk": 256, "hidden": 8, "beta": 100.0}}
 
 
@@ -47,7 +54,10 @@ def crops_of(run, site):
 
 
 def test_what_sites_share_is_the_same_bit_for_bit_with_adapters_and_without(sites, tmp_path):
-    one, two = learned(tmp_path / "one", sites[:2], Method.model_validate(PLAIN)), learned(tmp_path / "two", sites[:2], BESIDE)
+    one, two = (
+        learned(tmp_path / "one", sites[:2], Method.model_validate(PLAIN)),
+        learned(tmp_path / "two", sites[:2], BESIDE),
+    )
     for step in (1, 2):
         assert torch.equal(flat(one.model(step)[0]), flat(two.model(step)[0]))
         assert one.steps[step].feature_space == two.steps[step].feature_space
@@ -61,7 +71,9 @@ def test_every_learned_site_has_an_adapter_the_first_too_and_another_is_served_b
         own = run.served(-1)(site)(crops_of(run, site))
         assert not np.allclose(own, run.embedder(-1)(crops_of(run, site)), atol=1e-4)
     assert run.route(sites[2]) is None
-    np.testing.assert_array_equal(run.served(-1)(sites[2])(crops_of(run, sites[2])), run.embedder(-1)(crops_of(run, sites[2])))
+    np.testing.assert_array_equal(
+        run.served(-1)(sites[2])(crops_of(run, sites[2])), run.embedder(-1)(crops_of(run, sites[2]))
+    )
     with pytest.raises(UsageError, match="no route for elsewhere"):
         run.route("elsewhere")
 
@@ -120,7 +132,11 @@ def test_a_domain_leaves_128_bytes(sites, tmp_path):
 
 
 def test_a_vit_from_random_weights_has_adapters_in_its_attention(sites, tmp_path):
-    vit = {**SETTINGS, "model": {"backbone": "test_vit", "weights": "none", "dim": 16}, "crop": {"height": 160, "width": 160}}
+    vit = {
+        **SETTINGS,
+        "model": {"backbone": "test_vit", "weights": "none", "dim": 16},
+        "crop": {"height": 160, "width": 160},
+    }
     run = learned(tmp_path / "run", sites[:1], BESIDE, {**vit, "train": {**SETTINGS["train"], "iterations": 4}})
     shared, own = run.model()[0].state_dict(), run.route(sites[0]).state_dict()
     moved = {name for name in shared if not torch.equal(shared[name], own[name])}
@@ -131,7 +147,11 @@ def test_a_vit_from_random_weights_has_adapters_in_its_attention(sites, tmp_path
 def test_a_guide_moves_the_third_sites_embedding(sites, tmp_path):
     found = {}
     for guide in ("none", "h", "random"):
-        run = learned(tmp_path / guide, sites, method("cross_entropy", {"hypernetwork": {**HYPER["hypernetwork"], "guide": guide}}))
+        run = learned(
+            tmp_path / guide,
+            sites,
+            method("cross_entropy", {"hypernetwork": {**HYPER["hypernetwork"], "guide": guide}}),
+        )
         found[guide] = [memory.arrays["hypernetwork.embedding"] for memory in run.memories()]
     for guide in ("h", "random"):
         np.testing.assert_array_equal(found[guide][:2], found["none"][:2])
@@ -219,7 +239,9 @@ def test_a_site_is_exported_with_its_adapter_and_another_is_not(sites, tmp_path)
         rows = {site.name: f"| {site.name} |" in section for site in sites}
         assert rows == {site.name: site.name == scored for site in sites}, "the card tells scores of this network alone"
     np.testing.assert_allclose(
-        np.asarray(Encoder.load(tmp_path / "own")(list(crops_of(run, sites[0])))), run.served(-1)(sites[0])(crops_of(run, sites[0])), atol=1e-4
+        np.asarray(Encoder.load(tmp_path / "own")(list(crops_of(run, sites[0])))),
+        run.served(-1)(sites[0])(crops_of(run, sites[0])),
+        atol=1e-4,
     )
     with pytest.raises(ExportError, match="leave the site out"):
         export_run(run, tmp_path / "none", site=sites[2])
@@ -229,7 +251,9 @@ def test_a_site_that_is_none_is_named_with_those_that_are(sites, tmp_path, monke
     from reid import cli
 
     learned(tmp_path / "run", sites[:1], BESIDE)
-    monkeypatch.setattr("sys.argv", ["reid", "export", str(tmp_path / "run"), str(tmp_path / "bundle"), "--site", "nowhere"])
+    monkeypatch.setattr(
+        "sys.argv", ["reid", "export", str(tmp_path / "run"), str(tmp_path / "bundle"), "--site", "nowhere"]
+    )
     with pytest.raises(SystemExit):
         cli.main()
     said = capsys.readouterr().err
@@ -244,7 +268,10 @@ def test_a_sites_gallery_is_carried_between_its_own_networks(sites, tmp_path):
 
     how = method("cross_entropy", HYPER, transport=["ridge"])
     run = learned(tmp_path / "run", sites[:2], how)
-    first, later = export_run(run, tmp_path / "first", step=1, site=sites[0].name), export_run(run, tmp_path / "later", site=sites[0].name)
+    first, later = (
+        export_run(run, tmp_path / "first", step=1, site=sites[0].name),
+        export_run(run, tmp_path / "later", site=sites[0].name),
+    )
     assert first.transport() is None
     found = Bundle.load(tmp_path / "later").transport()
     assert (found.source, found.target) == (first.feature_space, later.feature_space)

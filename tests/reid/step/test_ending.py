@@ -41,14 +41,25 @@ def step(tiny_domain, tmp_path):
     model.grow(6)
     store = CropStore.decode(site, site.train, config.crop.spec())
     labels = np.unique(store.split.pids, return_inverse=True)[1]
-    made = Step(2, site, config, Runtime(torch.device("cpu"), torch.float32), nudged(model), {}, OLD, [memory("first", 3), memory("second", 1)])
+    made = Step(
+        2,
+        site,
+        config,
+        Runtime(torch.device("cpu"), torch.float32),
+        nudged(model),
+        {},
+        OLD,
+        [memory("first", 3), memory("second", 1)],
+    )
     made.survey = Survey(store, np.arange(len(store)), labels, torch.device("cpu"))
     return made
 
 
 def memory(name, count, dim=16):
     mean = np.random.default_rng(len(name)).standard_normal((count, dim)).astype(np.float32)
-    kept = DistributionPrototypes(mean / np.linalg.norm(mean, axis=1, keepdims=True), np.full((count, dim), 0.05, np.float32))
+    kept = DistributionPrototypes(
+        mean / np.linalg.norm(mean, axis=1, keepdims=True), np.full((count, dim), 0.05, np.float32)
+    )
     return Memory(name, "space", {**kept.to_arrays(), "style.statistics": np.ones((4, 3), np.float32)})
 
 
@@ -64,7 +75,7 @@ def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------- repairs
+# -------------------------------------------------------------------------------------------------------------- repairs
 
 
 def test_batchnorm_takes_the_statistics_of_the_crops(step):
@@ -117,24 +128,32 @@ def test_a_first_step_is_repaired_only_if_it_was_fused(step, fusion, repaired):
 
 
 def test_aligning_the_classifier_lowers_its_loss_and_moves_no_feature(step):
-    gaussians = [(rows, DistributionPrototypes.from_arrays(kept.arrays)) for rows, kept in zip(ROWS, step.memories, strict=True)]
+    gaussians = [
+        (rows, DistributionPrototypes.from_arrays(kept.arrays)) for rows, kept in zip(ROWS, step.memories, strict=True)
+    ]
     space, before = step.model.feature_space(step.config.crop.spec()), state(step.model)
 
     def loss():
         with torch.no_grad():
             vectors = torch.cat([torch.from_numpy(found.mean) for _, found in gaussians])
-            return torch.nn.functional.cross_entropy(step.model.eval().classify(vectors)[:, :OLD], torch.arange(OLD)).item()
+            return torch.nn.functional.cross_entropy(
+                step.model.eval().classify(vectors)[:, :OLD], torch.arange(OLD)
+            ).item()
 
     start = loss()
     classifier(step, gaussians, iterations=60, lr=0.05)
     assert loss() < 0.5 * start
     assert step.model.feature_space(step.config.crop.spec()) == space
-    moved = {name.split(".")[0] for name, value in step.model.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name.split(".")[0] for name, value in step.model.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert moved == {"neck", "classifier"}
-    assert torch.equal(step.model.classifier.weight[OLD:], before["classifier.weight"][OLD:]), "rows without a Gaussian stay"
+    assert torch.equal(step.model.classifier.weight[OLD:], before["classifier.weight"][OLD:]), (
+        "rows without a Gaussian stay"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- the whole
+# ------------------------------------------------------------------------------------------------------------ the whole
 
 
 def test_parts_come_in_their_order(step, monkeypatch):
@@ -161,14 +180,23 @@ def test_parts_come_in_their_order(step, monkeypatch):
     assert set(ended.memory) == {"prototypes.mean", "prototypes.spread"}
     assert ended.memory["prototypes.mean"].dtype == torch.float16
     assert ended.transport.source == "old space"
-    assert ended.transport.target == step.model.feature_space(step.config.crop.spec()), "the space is named after all that moves it"
+    assert ended.transport.target == step.model.feature_space(step.config.crop.spec()), (
+        "the space is named after all that moves it"
+    )
     assert ended.figures["transport.cosine"] >= ended.figures["transport.cosine_without"] - 1e-6
 
 
 def test_the_transport_is_fitted_between_the_old_model_and_the_finished_one(step):
     old = old_model(step)
     before = step.survey.embeddings(old)
-    ended = end_step(step, {}, method(fusion=["average"], transport=[{"ridge": {"recoloured": 0, "drawn": 0}}]), old, space="s", rows=ROWS)
+    ended = end_step(
+        step,
+        {},
+        method(fusion=["average"], transport=[{"ridge": {"recoloured": 0, "drawn": 0}}]),
+        old,
+        space="s",
+        rows=ROWS,
+    )
     wanted = fit_transport(before, step.survey.embeddings(step.model))
     assert np.array_equal(ended.transport.matrix, wanted.matrix)
 
@@ -188,7 +216,9 @@ def test_the_first_step_can_keep_some_of_a_start_that_is_not_random(step, weight
     before, start, name = state(step.model), old_model(step), "embedding.weight"
     end_step(step, {}, method(fusion=[{"average": {"weight": 0.5, "first_weight": 0.75}}]), start, space="s", rows=[])
     kept = 0.0 if weights == "none" else 0.25
-    assert torch.allclose(step.model.state_dict()[name], (1 - kept) * before[name] + kept * start.state_dict()[name], atol=1e-6)
+    assert torch.allclose(
+        step.model.state_dict()[name], (1 - kept) * before[name] + kept * start.state_dict()[name], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["adaptive", "average", "fisher", "two_teachers"])

@@ -8,12 +8,32 @@ import torch
 
 import reid.step.fusion as module
 from domains.errors import ConfigError
-from reid.step.fusion import FUSIONS, Fusing, adaptive, applied, average, blend, check_fusions, fisher, fuse, self_retrieval, two_teachers
+from reid.step.fusion import (
+    FUSIONS,
+    Fusing,
+    adaptive,
+    applied,
+    average,
+    blend,
+    check_fusions,
+    fisher,
+    fuse,
+    self_retrieval,
+    two_teachers,
+)
 
 
 def states():
-    new = {"w": torch.tensor([1.0, 2.0]), "neck.num_batches_tracked": torch.tensor(40), "classifier.weight": torch.tensor([[1.0], [2.0], [9.0]])}
-    old = {"w": torch.tensor([3.0, 6.0]), "neck.num_batches_tracked": torch.tensor(10), "classifier.weight": torch.tensor([[5.0], [4.0]])}
+    new = {
+        "w": torch.tensor([1.0, 2.0]),
+        "neck.num_batches_tracked": torch.tensor(40),
+        "classifier.weight": torch.tensor([[1.0], [2.0], [9.0]]),
+    }
+    old = {
+        "w": torch.tensor([3.0, 6.0]),
+        "neck.num_batches_tracked": torch.tensor(10),
+        "classifier.weight": torch.tensor([[5.0], [4.0]]),
+    }
     return new, old
 
 
@@ -28,7 +48,14 @@ def cloud(count=12, dim=5, seed=0):
 
 def fusing(embed=None, labels=(), kept=None, importance=None):
     new, old = states()
-    return Fusing(new, old, embed or (lambda state: cloud()), np.asarray(labels, np.int64), importance or (lambda state: {}), kept=kept or {})
+    return Fusing(
+        new,
+        old,
+        embed or (lambda state: cloud()),
+        np.asarray(labels, np.int64),
+        importance or (lambda state: {}),
+        kept=kept or {},
+    )
 
 
 def test_half_is_the_mean_and_new_rows_are_left_alone():
@@ -46,7 +73,10 @@ def test_the_ends_of_the_scale():
 
 
 def test_at_the_first_step_only_what_says_how_is_fused_with_the_start():
-    plain, half = ({"average": {"weight": 0.25}}, {"adaptive": {}}), ({"average": {"weight": 0.25, "first_weight": 0.5}},)
+    plain, half = (
+        ({"average": {"weight": 0.25}}, {"adaptive": {}}),
+        ({"average": {"weight": 0.25, "first_weight": 0.5}},),
+    )
     assert applied(plain, first=True) == applied(half, first=True, random=True) == ()
     assert applied(plain, first=False) == plain
     assert applied(half, first=True) == applied(half, first=False, random=True) == half
@@ -75,7 +105,9 @@ def test_a_weight_for_each_element():
 @pytest.mark.parametrize("name", sorted(FUSIONS))
 def test_the_models_it_is_given_are_not_changed(name):
     given = fusing(labels=np.arange(12) // 3)
-    fuse(({name: {}},), given) if name != "fisher" else fuse(({name: {}},), fusing(importance=lambda state: {"w": torch.ones(2)}))
+    fuse(({name: {}},), given) if name != "fisher" else fuse(
+        ({name: {}},), fusing(importance=lambda state: {"w": torch.ones(2)})
+    )
     for state, wanted in zip((given.old,), states()[1:], strict=True):
         assert all(torch.equal(value, wanted[key]) for key, value in state.items())
 
@@ -85,13 +117,16 @@ def test_no_fusion_returns_the_new_model():
     assert fuse((), given) == given.new
 
 
-# ---------------------------------------------------------------------------------------------------------------- how much changed
+# ----------------------------------------------------------------------------------------------------- how much changed
 
 
 def affinities(vectors, sharpness, diagonal=True):
     out = []
     for i, a in enumerate(vectors.astype(np.float64)):
-        row = [math.exp(sharpness * float(a @ b) - sharpness) if diagonal or i != j else 0.0 for j, b in enumerate(vectors.astype(np.float64))]
+        row = [
+            math.exp(sharpness * float(a @ b) - sharpness) if diagonal or i != j else 0.0
+            for j, b in enumerate(vectors.astype(np.float64))
+        ]
         out.append([value / sum(row) for value in row])
     return np.array(out)
 
@@ -116,7 +151,7 @@ def test_adaptive_weight_is_never_negative():
     assert given.figures["weight"] == 0, "crops that changed three of four companions give 1 - 1.5"
 
 
-# ---------------------------------------------------------------------------------------------------------------- two teachers
+# --------------------------------------------------------------------------------------------------------- two teachers
 
 
 def test_self_retrieval_is_the_mean_average_precision_of_each_against_the_others():
@@ -187,7 +222,7 @@ def test_the_long_term_model_takes_the_share_that_ranks_best():
     assert fused["w"][0].item() == pytest.approx(weight * 1 + (1 - weight) * 3, abs=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------------------------- by importance
+# -------------------------------------------------------------------------------------------------------- by importance
 
 
 def test_each_parameter_follows_the_model_that_needs_it():
@@ -203,12 +238,15 @@ def test_each_parameter_follows_the_model_that_needs_it():
 
 
 def test_importance_of_rows_that_are_new_is_zero_before():
-    given = fusing(kept={"fisher": {"classifier.weight": torch.ones(2, 1)}}, importance=lambda state: {"classifier.weight": torch.ones(3, 1)})
+    given = fusing(
+        kept={"fisher": {"classifier.weight": torch.ones(2, 1)}},
+        importance=lambda state: {"classifier.weight": torch.ones(3, 1)},
+    )
     fisher(given)
     assert given.keep["fisher"]["classifier.weight"].flatten().tolist() == [2.0, 2.0, 1.0]
 
 
-# ---------------------------------------------------------------------------------------------------------------- wrong use
+# ------------------------------------------------------------------------------------------------------------ wrong use
 
 WRONG = [
     ({"avrage": {}}, "did you mean 'average'"),

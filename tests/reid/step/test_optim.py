@@ -31,7 +31,9 @@ def test_cosine_by_its_closed_form(warmup):
     assert found[rising] == 0.5
     assert found[(100 + rising) // 2] == pytest.approx(0.25)
     for iteration in range(rising, 100):
-        assert found[iteration] == pytest.approx(0.5 * math.cos(math.pi / 2 * (iteration - rising) / (100 - rising)) ** 2)
+        assert found[iteration] == pytest.approx(
+            0.5 * math.cos(math.pi / 2 * (iteration - rising) / (100 - rising)) ** 2
+        )
     assert all(left >= right for left, right in zip(found[rising:], found[rising + 1 :], strict=False))
     assert 0 < found[-1] < 0.002
 
@@ -68,11 +70,16 @@ def test_every_trainable_parameter_is_in_one_group_with_its_rate_and_decay(kind)
     optimiser = build_optimiser(net, config, [extra])
     assert isinstance(optimiser, torch.optim.SGD if kind == "sgd" else torch.optim.AdamW)
     wanted = {
-        parameter: (0.5 if name.startswith("backbone") else 1.0, 0.02 if parameter.ndim > 1 else 0.0) for name, parameter in net.named_parameters()
+        parameter: (0.5 if name.startswith("backbone") else 1.0, 0.02 if parameter.ndim > 1 else 0.0)
+        for name, parameter in net.named_parameters()
     }
     del wanted[net.neck.bias]
     wanted[extra] = (1.0, 0.02)
-    listed = [(parameter, (group["scale"], group["weight_decay"])) for group in optimiser.param_groups for parameter in group["params"]]
+    listed = [
+        (parameter, (group["scale"], group["weight_decay"]))
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    ]
     assert len(listed) == len(wanted)
     assert dict(listed) == wanted
     set_rate(optimiser, 0.04)
@@ -115,10 +122,17 @@ def test_cuda_asked_and_absent_is_an_error(monkeypatch):
 DENSE, DEPTHWISE = nn.Sequential(nn.Conv2d(4, 4, 3)), nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1))
 
 
-@pytest.mark.parametrize(("has_bf16", "net", "precision", "wanted"), [
-    (True, DENSE, "auto", torch.bfloat16), (True, DEPTHWISE, "auto", torch.float32), (False, DENSE, "auto", torch.float32),
-    (True, DENSE, "fp32", torch.float32), (False, DEPTHWISE, "bf16", torch.bfloat16), (True, nn.Linear(2, 2), "auto", torch.bfloat16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("has_bf16", "net", "precision", "wanted"),
+    [
+        (True, DENSE, "auto", torch.bfloat16),
+        (True, DEPTHWISE, "auto", torch.float32),
+        (False, DENSE, "auto", torch.float32),
+        (True, DENSE, "fp32", torch.float32),
+        (False, DEPTHWISE, "bf16", torch.bfloat16),
+        (True, nn.Linear(2, 2), "auto", torch.bfloat16),
+    ],
+)
 def test_precision(monkeypatch, has_bf16, net, precision, wanted):
     monkeypatch.setattr(optim, "cpu_has_bf16", lambda: has_bf16)
     runtime = Runtime.choose("cpu", precision, net)

@@ -19,7 +19,11 @@ SETTINGS = {
     "train": {"iterations": 4, "identities": 4, "instances": 2, "lr": 0.01, "precision": "fp32"},
 }
 LONGER = {**SETTINGS, "train": {**SETTINGS["train"], "iterations": 25}}
-VIT = {**SETTINGS, "model": {"backbone": "test_vit", "weights": "none", "dim": 16}, "crop": {"height": 160, "width": 160}}
+VIT = {
+    **SETTINGS,
+    "model": {"backbone": "test_vit", "weights": "none", "dim": 16},
+    "crop": {"height": 160, "width": 160},
+}
 
 
 def hyper(fusion=(), **parameters):
@@ -171,10 +175,14 @@ def test_the_shipped_methods_learn(sites, tmp_path, name):
 @pytest.mark.parametrize("listed", ["terms", "adapter"])
 def test_a_backbone_with_nothing_to_adapt_is_refused_before_anything_is_decoded(tmp_path, sites, listed, monkeypatch):
     entry = {"hypernetwork": {"where": ["mlp"], **({"use": "beside"} if listed == "adapter" else {})}}
-    chosen = Method.model_validate({
-        "name": "made up", "about": "For a test.", "terms": ["cross_entropy", *([entry] if listed == "terms" else [])],
-        "adapter": [entry, "cross_entropy"] if listed == "adapter" else [],
-    })  # fmt: skip
+    chosen = Method.model_validate(
+        {
+            "name": "made up",
+            "about": "For a test.",
+            "terms": ["cross_entropy", *([entry] if listed == "terms" else [])],
+            "adapter": [entry, "cross_entropy"] if listed == "adapter" else [],
+        }
+    )
     run = Run.create(tmp_path / "run", build_config(SETTINGS))
     monkeypatch.setattr("reid.batches.loader.CropStore.decode", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(ConfigError, match="nothing to adapt in mlp"):
@@ -183,10 +191,16 @@ def test_a_backbone_with_nothing_to_adapt_is_refused_before_anything_is_decoded(
 
 @pytest.mark.parametrize("terms", [["moving_average", "hypernetwork"], ["hypernetwork", "moving_average"]])
 def test_the_moving_average_may_stand_before_or_after(tmp_path, sites, terms):
-    chosen = Method.model_validate({
-        "name": "made up", "about": "For a test.",
-        "terms": ["cross_entropy", *({"hypernetwork": {"chunk": 256, "hidden": 8}} if term == "hypernetwork" else term for term in terms)],
-    })  # fmt: skip
+    chosen = Method.model_validate(
+        {
+            "name": "made up",
+            "about": "For a test.",
+            "terms": [
+                "cross_entropy",
+                *({"hypernetwork": {"chunk": 256, "hidden": 8}} if term == "hypernetwork" else term for term in terms),
+            ],
+        }
+    )
     run = learned(tmp_path / "run", sites[:2], chosen)
     assert run.learned == ["site0", "site1"]
 
@@ -195,7 +209,9 @@ def test_a_transformer_whose_features_are_a_map_is_adapted_in_its_attention():
     from reid.config import ModelConfig
     from reid.network.build import build_model
 
-    model = build_model(ModelConfig(backbone="swin_tiny_patch4_window7_224", weights="none", dim=16), CropSpec(224, 224))
+    model = build_model(
+        ModelConfig(backbone="swin_tiny_patch4_window7_224", weights="none", dim=16), CropSpec(224, 224)
+    )
     (term,) = build_terms(({"hypernetwork": {}},)).values()
     assert not model.backbone.has_tokens
     assert term.places(model.backbone) == ("attention",)

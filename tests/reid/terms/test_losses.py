@@ -11,7 +11,9 @@ from reid.terms import losses
 
 def draw(seed, rows=9, width=5, classes=4):
     rng = np.random.default_rng(seed)
-    return torch.tensor(rng.normal(size=(rows, width)), dtype=torch.float32), torch.tensor(rng.integers(0, classes, rows))
+    return torch.tensor(rng.normal(size=(rows, width)), dtype=torch.float32), torch.tensor(
+        rng.integers(0, classes, rows)
+    )
 
 
 def softmax(row):
@@ -25,7 +27,9 @@ def kl(target, found):
 
 
 def cosine(left, right):
-    return sum(a * b for a, b in zip(left, right, strict=True)) / math.sqrt(sum(a * a for a in left) * sum(b * b for b in right))
+    return sum(a * b for a, b in zip(left, right, strict=True)) / math.sqrt(
+        sum(a * a for a in left) * sum(b * b for b in right)
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -65,7 +69,9 @@ def test_batch_hard_triplet(seed, margin):
                 negative = min(negative, distance)
         gap = positive - negative
         total += math.log1p(math.exp(gap)) if margin is None else max(0.0, gap + margin)
-    assert losses.batch_hard_triplet(embedding, labels, margin).item() == pytest.approx(total / len(rows), rel=1e-4, abs=1e-5)
+    assert losses.batch_hard_triplet(embedding, labels, margin).item() == pytest.approx(
+        total / len(rows), rel=1e-4, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("margin", [None, 0.3])
@@ -86,7 +92,9 @@ def test_logit_distillation(temperature):
         kl(softmax([v / temperature for v in old]), softmax([v / temperature for v in new]))
         for new, old in zip(student.double().tolist(), teacher.double().tolist(), strict=True)
     )
-    assert losses.logit_distillation(student, teacher, temperature).item() == pytest.approx(temperature**2 * total / len(student), rel=1e-4)
+    assert losses.logit_distillation(student, teacher, temperature).item() == pytest.approx(
+        temperature**2 * total / len(student), rel=1e-4
+    )
     turned_round = losses.logit_distillation(teacher, student, temperature).item()
     assert losses.logit_distillation(student, teacher, temperature).item() != pytest.approx(turned_round)
     assert losses.logit_distillation(teacher, teacher, temperature).item() == pytest.approx(0, abs=1e-6)
@@ -119,9 +127,13 @@ def test_relation_distillation_in_reverse_asks_that_no_relation_be_made_up(tempe
     student, teacher = draw(3)[0], draw(4, width=7)[0]
     new, old = affinities(student.double().tolist(), temperature), affinities(teacher.double().tolist(), temperature)
     wanted = sum(kl(target, found) for target, found in zip(new, old, strict=True)) / len(new)
-    assert losses.relation_distillation(student, teacher, temperature, reverse=True).item() == pytest.approx(wanted, rel=1e-4)
+    assert losses.relation_distillation(student, teacher, temperature, reverse=True).item() == pytest.approx(
+        wanted, rel=1e-4
+    )
     turned_round = losses.relation_distillation(teacher, student, temperature)
-    assert losses.relation_distillation(student, teacher, temperature, reverse=True).item() == pytest.approx(turned_round.item(), rel=1e-5)
+    assert losses.relation_distillation(student, teacher, temperature, reverse=True).item() == pytest.approx(
+        turned_round.item(), rel=1e-5
+    )
     assert losses.relation_distillation(student, teacher, temperature).item() != pytest.approx(wanted, rel=1e-2)
     assert losses.relation_distillation(student, student, reverse=True).item() == pytest.approx(0, abs=1e-6)
 
@@ -141,20 +153,26 @@ def test_set_triplet(seed):
             else:
                 negative = min(negative, distance)
         total += math.log1p(math.exp(positive - negative))
-    assert losses.set_triplet(anchors, anchor_labels, centres, labels).item() == pytest.approx(total / len(anchors), rel=1e-4)
+    assert losses.set_triplet(anchors, anchor_labels, centres, labels).item() == pytest.approx(
+        total / len(anchors), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_set_triplet_of_centres_with_themselves_is_the_batch_hard_one(seed):
     embedding, labels = draw(seed)
-    assert losses.set_triplet(embedding, labels, embedding, labels).item() == pytest.approx(losses.batch_hard_triplet(embedding, labels).item())
+    assert losses.set_triplet(embedding, labels, embedding, labels).item() == pytest.approx(
+        losses.batch_hard_triplet(embedding, labels).item()
+    )
 
 
 def test_in_a_set_triplet_the_own_centre_is_a_positive_and_an_anchor_without_a_negative_counts_as_zero():
     centres = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     anchors = torch.tensor([[0.0, 1.0]], requires_grad=True)
     wanted = math.log1p(math.exp(math.sqrt(2)))
-    assert losses.set_triplet(anchors, torch.tensor([0]), centres, torch.tensor([0, 1])).item() == pytest.approx(wanted, rel=1e-4)
+    assert losses.set_triplet(anchors, torch.tensor([0]), centres, torch.tensor([0, 1])).item() == pytest.approx(
+        wanted, rel=1e-4
+    )
     alone = losses.set_triplet(anchors, torch.tensor([0]), centres, torch.tensor([0, 0]))
     alone.backward()
     assert alone.item() == 0
@@ -176,7 +194,10 @@ def rectified(first, second, people, mean, met=None):
         for j in range(size):
             values = [first[i][j], second[i][j]]
             same = people[i] == people[j]
-            right = [i == j or value > highest if same else not value > lowest for value, (highest, lowest) in zip(values, limits, strict=True)]
+            right = [
+                i == j or value > highest if same else not value > lowest
+                for value, (highest, lowest) in zip(values, limits, strict=True)
+            ]
             if all(right):
                 row.append(sum(values) / 2 if mean else values[0])
             elif any(right):
@@ -237,7 +258,9 @@ def test_a_single_teacher_is_corrected_by_its_own_thresholds(seed):
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3], [0, 0, 1, 2]])
 def test_the_target_and_its_gradient_stay_finite_without_positives_or_negatives(labels):
     student = draw(0, rows=4)[0].requires_grad_()
-    target = losses.rectified_affinity(losses.affinity(draw(1, rows=4)[0]).exp(), losses.affinity(student).exp(), torch.tensor(labels))
+    target = losses.rectified_affinity(
+        losses.affinity(draw(1, rows=4)[0]).exp(), losses.affinity(student).exp(), torch.tensor(labels)
+    )
     loss = losses.affinity_divergence(target, student)
     loss.backward()
     assert torch.isfinite(target).all()
@@ -252,18 +275,24 @@ def test_affinity_divergence(temperature):
     found = affinities(student.double().tolist(), temperature)
     wanted = sum(kl(row, other) for row, other in zip(target.double().tolist(), found, strict=True)) / len(found)
     assert losses.affinity_divergence(target, student, temperature).item() == pytest.approx(wanted, rel=1e-4)
-    assert losses.affinity_divergence(losses.affinity(student, temperature).exp(), student, temperature).item() == pytest.approx(0, abs=1e-6)
+    assert losses.affinity_divergence(
+        losses.affinity(student, temperature).exp(), student, temperature
+    ).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_without_anything_to_correct_lstkc_is_relation_distillation():
     student, teacher = draw(3)[0], draw(4, width=7)[0]
     target = losses.rectified_affinity(losses.affinity(teacher).exp(), losses.affinity(student).exp(), torch.arange(9))
-    assert losses.affinity_divergence(target, student).item() == pytest.approx(losses.relation_distillation(student, teacher).item(), rel=1e-4)
+    assert losses.affinity_divergence(target, student).item() == pytest.approx(
+        losses.relation_distillation(student, teacher).item(), rel=1e-4
+    )
 
 
 def test_embedding_distance():
     student, teacher = draw(3)[0], draw(4)[0]
-    wanted = sum(1 - cosine(new, old) for new, old in zip(student.double().tolist(), teacher.double().tolist(), strict=True)) / len(student)
+    wanted = sum(
+        1 - cosine(new, old) for new, old in zip(student.double().tolist(), teacher.double().tolist(), strict=True)
+    ) / len(student)
     assert losses.embedding_distance(student, teacher).item() == pytest.approx(wanted, rel=1e-5)
     assert losses.embedding_distance(student, student * 3).item() == pytest.approx(0, abs=1e-6)
     assert losses.embedding_distance(student, -student).item() == pytest.approx(2, rel=1e-6)

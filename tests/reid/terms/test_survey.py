@@ -26,7 +26,12 @@ def survey():
 def tiny():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
-    model = ReidModel(Backbone(net, width=6, rule=InputRule("rgb", (120.0, 110.0, 100.0), (60.0, 50.0, 40.0))), pooling="auto", dim=10, classes=7)
+    model = ReidModel(
+        Backbone(net, width=6, rule=InputRule("rgb", (120.0, 110.0, 100.0), (60.0, 50.0, 40.0))),
+        pooling="auto",
+        dim=10,
+        classes=7,
+    )
     model.add_distribution("pooled")
     with torch.no_grad():
         model(torch.from_numpy(survey().store.crops[:64]))  # moves BatchNorm's statistics
@@ -62,7 +67,9 @@ def test_a_sample_keeps_the_order_and_everyone_while_there_is_room():
         assert len(some) == 20
         assert set(some.labels.tolist()) == everyone
         assert np.array_equal(some.positions, found.sample(20, seed).positions)
-        assert len(set(found.sample(5, seed).labels.tolist())) == len(found.sample(5, seed)) == 5, "as many people as there is room for"
+        assert len(set(found.sample(5, seed).labels.tolist())) == len(found.sample(5, seed)) == 5, (
+            "as many people as there is room for"
+        )
     assert not np.array_equal(found.sample(20, 1).positions, found.sample(20, 2).positions)
     assert found.sample(USED) is found.sample(USED + 1) is found
 
@@ -73,7 +80,9 @@ def test_shuffled_is_the_same_crops_with_their_identities_in_another_order():
     assert np.array_equal(other.positions, again.positions)
     assert not np.array_equal(other.positions, found.positions)
     assert not np.array_equal(other.positions, found.shuffled(1, 3).positions)
-    assert sorted(zip(other.positions, other.labels, strict=True)) == sorted(zip(found.positions, found.labels, strict=True))
+    assert sorted(zip(other.positions, other.labels, strict=True)) == sorted(
+        zip(found.positions, found.labels, strict=True)
+    )
     assert other.store is found.store
     assert found.positions.tolist() == survey().positions.tolist()
 
@@ -110,7 +119,10 @@ def test_the_model_is_left_in_its_mode_with_its_statistics_and_without_gradients
     list(found.gaussians(model))
     assert all(part.training == training for part in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(weight.grad is None and weight.requires_grad == (name != "neck.bias") for name, weight in model.named_parameters())
+    assert all(
+        weight.grad is None and weight.requires_grad == (name != "neck.bias")
+        for name, weight in model.named_parameters()
+    )
 
 
 def test_an_error_leaves_the_mode_too():

@@ -48,8 +48,12 @@ def batch():
     runtime = Runtime(torch.device("cpu"), torch.float32)
     old = Net(OLD).eval()
     teachers = {"old": old, "short": Net(OLD).eval(), "long": Net(OLD).eval()}
-    step = Step(2, SimpleNamespace(name="site"), SimpleNamespace(seed=3), runtime, Net(OLD + NEW), teachers, OLD, memories())
-    step.views["aligned"] = lambda crops, generator: (crops.float() + 40 * torch.rand(crops.shape, generator=generator)).clamp(0, 255)
+    step = Step(
+        2, SimpleNamespace(name="site"), SimpleNamespace(seed=3), runtime, Net(OLD + NEW), teachers, OLD, memories()
+    )
+    step.views["aligned"] = lambda crops, generator: (
+        crops.float() + 40 * torch.rand(crops.shape, generator=generator)
+    ).clamp(0, 255)
     crops = torch.randint(0, 256, (8, 2, 2, 3), dtype=torch.uint8)
     return Batch(crops, torch.arange(8) // 2 + OLD, torch.zeros(8, dtype=torch.long), step)
 
@@ -59,7 +63,9 @@ def memories():
     made = []
     for name, count in (("first", 2), ("second", 1)):
         mean = draw.standard_normal((count, DIM)).astype(np.float32)
-        kept = DistributionPrototypes(mean / np.linalg.norm(mean, axis=1, keepdims=True), np.full((count, DIM), 0.1, np.float32))
+        kept = DistributionPrototypes(
+            mean / np.linalg.norm(mean, axis=1, keepdims=True), np.full((count, DIM), 0.1, np.float32)
+        )
         statistics = np.stack([np.full(3, value, np.float32) for value in (120, 10, 50, 5)])
         made.append(Memory(name, "space", {**kept.to_arrays(), "style.statistics": statistics}))
     return made
@@ -94,7 +100,10 @@ def test_half_precision_reaches_models_and_not_losses(batch):
 
 def test_cross_entropy_compares_the_identities_of_this_step_or_all(batch):
     logits = batch.output().logits
-    current, every = (build_terms(({"cross_entropy": {"classes": which, "smoothing": 0.2}},))["cross_entropy"] for which in ("current", "all"))
+    current, every = (
+        build_terms(({"cross_entropy": {"classes": which, "smoothing": 0.2}},))["cross_entropy"]
+        for which in ("current", "all")
+    )
     assert torch.equal(current.loss(batch), losses.cross_entropy(logits[:, OLD:], batch.labels - OLD, 0.2))
     assert torch.equal(every.loss(batch), losses.cross_entropy(logits, batch.labels, 0.2))
     current.loss(batch).backward()
@@ -167,7 +176,9 @@ def test_distilling_from_oneself_costs_nothing(batch):
 
 
 def test_only_distillation_asks_for_a_teacher():
-    assert {name for name, term in TERMS.items() if term.teachers} == {name for name in TERMS if name.endswith("distillation")}
+    assert {name for name, term in TERMS.items() if term.teachers} == {
+        name for name in TERMS if name.endswith("distillation")
+    }
     assert {teacher for term in TERMS.values() for teacher in term.teachers} == {"old", "short", "long"}
 
 
@@ -200,7 +211,7 @@ def test_terms_keep_their_order_and_a_bare_term_has_no_objective(batch):
     assert Term().loss(batch) is None
 
 
-# ---------------------------------------------------------------------------------------------------------------- views and distributions
+# ---------------------------------------------------------------------------------------------- views and distributions
 
 
 def test_a_view_is_made_once_from_numbers_of_its_own(batch):
@@ -225,8 +236,17 @@ def test_terms_on_two_views_have_two_names(batch):
 
 
 def test_every_term_of_a_view_looks_at_it(batch):
-    for name in ("cross_entropy", "triplet", "distribution_cross_entropy", "distribution_triplet", "relation_distillation",
-                 "rectified_distillation", "embedding_distillation", "prototype_transfer", "two_teacher_distillation"):  # fmt: skip
+    for name in (
+        "cross_entropy",
+        "triplet",
+        "distribution_cross_entropy",
+        "distribution_triplet",
+        "relation_distillation",
+        "rectified_distillation",
+        "embedding_distillation",
+        "prototype_transfer",
+        "two_teacher_distillation",
+    ):
         plain, aligned = (next(iter(build_terms(({name: {"view": view}},)).values())) for view in ("plain", "aligned"))
         for term in (plain, aligned):
             term.begin(batch.step)
@@ -249,7 +269,10 @@ def test_prototypes_of_the_last_domain_or_of_all(batch):
         term = build_terms(({"prototype_transfer": {"domains": domains, "assign": 0.2}},))["prototype_transfer"]
         term.begin(batch.step)
         kept = [DistributionPrototypes.from_arrays(memory.arrays) for memory in batch.step.memories]
-        mean, spread = (torch.from_numpy(np.concatenate([getattr(found, name) for found in kept])[which]) for name in ("mean", "spread"))
+        mean, spread = (
+            torch.from_numpy(np.concatenate([getattr(found, name) for found in kept])[which])
+            for name in ("mean", "spread")
+        )
         drawn = draw_prototypes(mean, spread, batch.generator("prototypes"))
         centre = batch.output().embedding / (batch.output().embedding.norm(dim=1, keepdim=True) + 1e-4)
         assert torch.equal(term.loss(batch), prototype_transfer(centre, drawn, assign=0.2))
@@ -267,22 +290,32 @@ def test_statistics_of_the_last_domain_or_of_all_make_the_view(batch):
 
 def test_a_term_is_idle_where_nothing_that_it_needs_is_kept(batch):
     terms = build_terms(
-        ({"prototype_transfer": {}}, {"triplet": {"view": "aligned"}}, {"relation_distillation": {}}, {"triplet": {}}, {"style_statistics": {}})
+        (
+            {"prototype_transfer": {}},
+            {"triplet": {"view": "aligned"}},
+            {"relation_distillation": {}},
+            {"triplet": {}},
+            {"style_statistics": {}},
+        )
     )
     assert idle_terms(terms, 1, []) == dict.fromkeys(list(terms)[:3], "it needs an earlier domain")
     assert idle_terms(terms, 2, batch.step.memories) == {}
     bare = [Memory("first", "space", {})]
     lacks = "no term of the method makes its aligned view from the memories of earlier domains"
     assert idle_terms(terms, 2, bare) == {
-        "prototype_transfer": "the memories of earlier domains hold no prototypes", "triplet (aligned)": lacks,
-    }  # fmt: skip
+        "prototype_transfer": "the memories of earlier domains hold no prototypes",
+        "triplet (aligned)": lacks,
+    }
     without = {name: term for name, term in terms.items() if name != "style_statistics"}
     assert idle_terms(without, 2, batch.step.memories) == {"triplet (aligned)": lacks}
 
 
 def test_a_method_has_one_distribution_head():
     assert head_of(build_terms(({"triplet": {}},)).values()) is None
-    assert head_of(build_terms(({"distribution_triplet": {"head": "convolution"}}, {"triplet": {}})).values()) == "convolution"
+    assert (
+        head_of(build_terms(({"distribution_triplet": {"head": "convolution"}}, {"triplet": {}})).values())
+        == "convolution"
+    )
 
 
 WRONG = [
@@ -298,7 +331,10 @@ WRONG = [
     (({"relation_distillation": {"direction": "back"}},), 'direction must be "forward" or "reverse"'),
     (({"prototype_transfer": {"domains": "some"}},), 'domains must be "last" or "all"'),
     (({"style_network": {"domains": "some"}},), 'domains must be "last" or "all"'),
-    (({"distribution_triplet": {}}, {"prototypes": {"head": "convolution"}}), "different distribution heads: convolution, pooled"),
+    (
+        ({"distribution_triplet": {}}, {"prototypes": {"head": "convolution"}}),
+        "different distribution heads: convolution, pooled",
+    ),
     (({"style_network": {}}, {"style_statistics": {}}), "two terms of the method keep style"),
 ]
 
