@@ -23,7 +23,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.small5_tables import DOCUMENT, METHODS, README, summary, whole, write
-from domains.artefact import content_id, write_json
+from domains.artefact import content_id, write_atomic, write_json
 from domains.domain import Domain
 from reid.config import Config, Method, build_config, read_method, read_stream
 from reid.progress import Progress
@@ -46,36 +47,14 @@ DEV_LIST = HERE / "small5_dev.json"
 SCRATCH = Path(tempfile.gettempdir()) / "lifelong-reid-small5"
 DEV_SEED, DEV_SHARE = 20261121, 0.3
 LEARNING_PATH = (
-    "domains/crops.py",
-    "domains/domain.py",
-    "reid/network/hypernetwork.py",
-    "domains/scoring.py",
-    "domains/style.py",
-    "domains/synthetic",
-    "domains/transferability.py",
+    "domains",
     "prototypes",
-    "reid/network/adapter.py",
-    "reid/step/adapting.py",
-    "reid/batches/augment.py",
-    "reid/network/backbone.py",
-    "reid/step/ending.py",
-    "reid/scores/evaluate.py",
-    "reid/step/fusion.py",
-    "reid/step/learner.py",
-    "reid/run/learning.py",
-    "reid/batches/loader.py",
-    "reid/terms/losses.py",
-    "reid/scores/matrix.py",
-    "reid/network/model.py",
-    "reid/network/onnx_backbone.py",
-    "reid/step/optim.py",
-    "reid/step/probe.py",
+    "reid/batches",
+    "reid/network",
     "reid/randomness.py",
-    "reid/network/recompute.py",
-    "reid/step/repair.py",
-    "reid/run/routing.py",
-    "reid/batches/sampler.py",
-    "reid/terms/survey.py",
+    "reid/run",
+    "reid/scores",
+    "reid/step",
     "reid/terms",
 )
 THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "hyper_routed", "hyper_default", "joint")
@@ -204,31 +183,37 @@ def with_heads(method: Method) -> dict[str, Method]:
     return found
 
 
-def study(
-    kind: str,
-    method: str,
-    seed: int,
-    order: int,
-    sets: list[str],
-    results: dict[str, Any],
-    *,
-    chosen: Method | None = None,
-    keep: bool = True,
-    threads: int = THREADS,
-) -> None:
-    """Run one stream unless its result is there; keep the whole matrix, its summary and the costs.
+@dataclass(frozen=True)
+class Trial:
+    """One stream to run.
 
-    Args:
+    Attributes:
         kind: ``test``, ``strong``, ``guides``, or one of ``ON_DEV``, which see small-5-dev alone.
         method: name under which it is listed.
         seed: of the run.
         order: 1 or 2.
         sets: settings beside those of the stream.
-        results: what is there; the new one is added.
         chosen: the method, if it is not the one shipped under its name.
+    """
+
+    kind: str
+    method: str
+    seed: int = 0
+    order: int = 1
+    sets: Sequence[str] = ()
+    chosen: Method | None = None
+
+
+def study(trial: Trial, results: dict[str, Any], *, keep: bool = True, threads: int = THREADS) -> None:
+    """Run one stream unless its result is there; keep the whole matrix, its summary and the costs.
+
+    Args:
+        trial: what to run.
+        results: what is there; the new one is added.
         keep: write the results' file.
         threads: of torch.
     """
+    kind, order = trial.kind, trial.order
     torch.set_num_threads(threads)
     stream = read_stream("small5")
     learned, unseen = open_stream(stream)
@@ -236,8 +221,10 @@ def study(
         learned, unseen = [dev_domain(domain) for domain in learned], []
     if order == 2:
         learned = learned[::-1]
-    chosen = chosen or read_method(method)
-    config = build_config(stream.config, {"seed": seed, "method": chosen.name}, overrides=[*start_of(kind), *sets])
+    chosen = trial.chosen or read_method(trial.method)
+    config = build_config(
+        stream.config, {"seed": trial.seed, "method": chosen.name}, overrides=[*start_of(kind), *trial.sets]
+    )
     data = content_id([domain.fingerprint for domain in [*learned, *unseen]])[:16]
     settings = {key: value for key, value in config.learning().items() if key != "model.weights"} | {
         "weights": Path(config.model.weights).name
@@ -253,10 +240,10 @@ def study(
     steps = run.steps[1:]
     results[key] = {
         "kind": kind,
-        "method": method,
-        "seed": seed,
+        "method": trial.method,
+        "seed": trial.seed,
         "order": order,
-        "sets": sets,
+        "sets": list(trial.sets),
         "data": data,
         "code": code_hash(),
         "threads": threads,
@@ -273,7 +260,7 @@ def study(
         "without_reindexing": run.evaluate_without_reindexing(learned),
     }
     if keep:
-        write_json(RESULTS, results)
+        write_results(results)
     shutil.rmtree(folder)
     print(line(results[key]), flush=True)
 
@@ -310,7 +297,7 @@ def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
         return
     old = known[0]
     again: dict[str, Any] = {}
-    study("test", old["method"], 0, 1, old["sets"], again, keep=False, threads=old.get("threads", BEFORE_THREADS))
+    study(Trial("test", old["method"], sets=old["sets"]), again, keep=False, threads=old.get("threads", BEFORE_THREADS))
     (new,) = again.values()
     moves = {
         key: max(abs(value - old["matrix"][key][name]) for name, value in cell.items())
@@ -337,8 +324,17 @@ def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
         results[result_key(result["kind"], result["order"], result["settings"], result["about"], result["data"])] = (
             result
         )
-    write_json(RESULTS, results)
+    write_results(results)
     print("the stored results stand for the code as it is now")
+
+
+def write_results(results: dict[str, Any]) -> None:
+    """Write the results' file, one run a line, so that a new one is one line of a change."""
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(result, ensure_ascii=False, allow_nan=False)}"
+        for key, result in results.items()
+    ]
+    write_atomic(RESULTS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def line(result: dict[str, Any]) -> str:
@@ -379,20 +375,20 @@ def main(arguments: list[str] | None = None) -> None:
             write_json(DEV_LIST, draw_dev_list(open_stream(read_stream("small5"))[0]))
         for trial in options.trial:
             method, _, sets = trial.partition(":")
-            study("dev", method, options.seed, 1, [item for item in sets.split(",") if item], results)
+            study(Trial("dev", method, options.seed, sets=[item for item in sets.split(",") if item]), results)
     elif options.what == "parts":
         complete = read_method("default")
         for seed in (0, 1):
             for name, chosen in {"default": complete, **without_parts(complete)}.items():
-                study("parts", name, seed, 1, [], results, chosen=chosen)
+                study(Trial("parts", name, seed, chosen=chosen), results)
     elif options.what == "guides":
         for seed in (0, 1, 2):
             for name, chosen in with_guides(read_method("hyper_default")).items():
-                study("guides", name, seed, 1, [], results, chosen=chosen)
+                study(Trial("guides", name, seed, chosen=chosen), results)
     elif options.what == "heads":
         for seed in (0, 1, 2):
             for name, chosen in with_heads(read_method("dkp")).items():
-                study("heads", name, seed, 1, [], results, chosen=chosen)
+                study(Trial("heads", name, seed, chosen=chosen), results)
     elif options.what == "recheck":
         recheck(results, options.methods)
     elif options.what in ("test", "strong"):
@@ -403,7 +399,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.what == "strong":
             plan = [(method, seed, 1) for method in options.methods for seed in STRONG_SEEDS.get(method, ())]
         for method, seed, order in plan:
-            study(options.what, method, seed, order, CHOSEN_ON_DEV.get(method, []), results)
+            study(Trial(options.what, method, seed, order, CHOSEN_ON_DEV.get(method, [])), results)
     tables = f"Code `{code_hash()}`; {whole(frozen(results))}"
     if options.what == "document":
         write(DOCUMENT, tables)
