@@ -1,8 +1,11 @@
 """What a wheel holds, and that the edge needs no torch."""
 
+import re
 import subprocess
 import sys
+import tarfile
 import textwrap
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -22,6 +25,59 @@ def wheel(tmp_path_factory):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.whl"))
+
+
+WALK = """
+    import importlib, pkgutil
+    import deploy, domains, prototypes
+    served = {"fastapi", "starlette", "uvicorn", "prometheus_client", "multipart"}  # the extra [serve], not here
+    count = 0
+    for package in (deploy, domains, prototypes):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                assert module.name.startswith("deploy.service") and error.name.split(".")[0] in served, (module.name, error)
+            count += 1
+    print(count)
+"""
+"""Import every module of the three packages that promise to need no torch and no onnx, and count them."""
+
+
+def test_every_package_of_the_tree_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    roots = ("deploy", "domains", "prototypes", "reid")
+    inits = [path.parent for root in roots for path in (ROOT / root).rglob("__init__.py")]
+    tree = {".".join(folder.relative_to(ROOT).parts) for folder in inits}
+    configs = {
+        ".".join(("reid", *folder.relative_to(ROOT).parts))
+        for folder in [ROOT / "configs", *(ROOT / "configs").iterdir()]
+        if folder.is_dir() and folder.name != "__pycache__"
+    }
+    assert sorted(listed) == sorted(tree | configs)
+
+
+@pytest.mark.slow
+def test_the_source_distribution_holds_every_tracked_file(tmp_path):
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    present = {name for name in tracked.stdout.splitlines() if (ROOT / name).exists()}
+    assert not present - packed
+
+
+@pytest.mark.slow
+def test_the_package_page_links_to_nothing_relative(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        page = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    targets = re.findall(r"\]\(([^)]+)\)", page)
+    assert len(targets) > 10
+    assert all(target.startswith("https://") for target in targets), targets
 
 
 @pytest.mark.slow
@@ -62,6 +118,11 @@ def test_the_edge_works_in_an_environment_without_torch(wheel, tmp_path, monkeyp
         pytest.skip("the package index can't be reached")
     assert done.returncode == 0, done.stderr
     assert subprocess.run([str(python), "-c", "import torch"], capture_output=True).returncode == 1
+    walked = subprocess.run(
+        [str(python), "-c", textwrap.dedent(WALK)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert walked.returncode == 0, walked.stderr
+    assert int(walked.stdout) > 90
     bundle = tmp_path / "bundle"
     export = f"""
         import torch

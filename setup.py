@@ -1,0 +1,21 @@
+"""The package page: the README with absolute links and pictures. Everything else is in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+REPOSITORY = "https://github.com/lifelong-reid/lifelong-reid"
+RAW = "https://raw.githubusercontent.com/lifelong-reid/lifelong-reid/main"
+
+
+def absolute(readme: str) -> str:
+    """Point pictures at their bytes and other relative links at the repository's page for them."""
+    readme = re.sub(r"!\[([^\]]*)\]\((?!https?:)([^)]+)\)", rf"![\1]({RAW}/\2)", readme)
+    return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)", rf"[\1]({REPOSITORY}/blob/main/\2)", readme)
+
+
+setup(
+    long_description=absolute(Path(__file__).with_name("README.md").read_text("utf-8")),
+    long_description_content_type="text/markdown",
+)
