@@ -1,7 +1,7 @@
-"""The learned model at work, without torch: bundles, the encoder, the gallery and its answers.
+"""The trained model at work, without torch: bundles, the encoder, the gallery and its answers.
 
-Importing this loads neither FAISS nor ONNX Runtime; each is loaded where it is first used. The names here are what may
-be relied on; modules below may move.
+Importing this loads neither FAISS nor ONNX Runtime; each is loaded on first use. Only the names exported here are
+stable; the modules below may move.
 """
 
 from deploy.answers.refine import Refinement

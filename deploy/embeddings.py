@@ -1,4 +1,4 @@
-"""Embeddings that know which feature space they live in, so that vectors of two models are never compared by
+"""Embeddings that know which feature space they belong to, so that vectors from two models are never compared by
 mistake.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 _JOINING = (np.concatenate, np.where)
 
 COLLAPSED = 0.9999
-"""Likeness of different crops above which a model says the same of everyone."""
+"""Mean cosine between different crops above which a model no longer tells people apart."""
 
 
 class Embeddings(np.ndarray):
@@ -23,7 +23,7 @@ class Embeddings(np.ndarray):
     ``None``, which a gallery refuses. Scores (``a @ b.T``) and comparisons are plain arrays.
 
     Attributes:
-        feature_space: name of the space, or ``None`` where vectors of different spaces were mixed.
+        feature_space: name of the space, or ``None`` after vectors of different spaces were mixed.
     """
 
     feature_space: str | None
@@ -35,11 +35,11 @@ class Embeddings(np.ndarray):
         return self
 
     def __array_finalize__(self, obj: NDArray[Any] | None) -> None:
-        """Carry the name to views, slices and copies."""
+        """Pass the name on to views, slices and copies."""
         self.feature_space = getattr(obj, "feature_space", None)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: Any, *inputs: Any, **kwargs: Any) -> Any:
-        """Compute on plain arrays, then name the space that all inputs share."""
+        """Compute on plain arrays, then label the result with the space that all inputs share."""
         space = _shared_space([*inputs, *(out := kwargs.get("out", ()))])
         if out:
             kwargs["out"] = tuple(_plain(value) for value in out)
@@ -54,8 +54,8 @@ class Embeddings(np.ndarray):
     def __array_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Iterable[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Name the space that all inputs share where NumPy joins arrays, which it does without asking; it must not be
-        lost, nor guessed.
+        """Label arrays that NumPy joins with the space that all inputs share: NumPy does not check, and the name must
+        be neither lost nor guessed.
         """
         result = super().__array_function__(func, types, args, kwargs)
         space = _shared_space([*args, *kwargs.values()])
@@ -64,7 +64,7 @@ class Embeddings(np.ndarray):
         return _named(result, space) if func in _JOINING else result
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Write rows; rows of another space take the name away."""
+        """Write rows; rows of another space clear the name."""
         super().__setitem__(key, value)
         self.feature_space = _shared_space([self, value])
 

@@ -1,4 +1,4 @@
-"""One answer of a gallery."""
+"""One result of a gallery search."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class Match:
     """One stored crop that looks like the query.
 
     Attributes:
-        rank: 1 is the best.
-        score: cosine similarity, in [-1, 1], whatever the ranking is by; with several images as one query, the mean of
+        rank: 1 for the best match.
+        score: cosine similarity in [-1, 1], however the matches are ranked; for a query of several images, the mean of
             their cosines.
-        id: the gallery's id of the crop; never used again once it is forgotten.
+        id: the crop's id in the gallery; never reused after the crop is forgotten.
         source: where the crop came from, as given when it was added.
         camera: the camera that saw it.
         time: ISO 8601 with zone, as given, or ``None``.
         label: optional name of the person, or ``None``.
-        verdict: what a calibrated threshold says of the score (:class:`deploy.answers.thresholds.Thresholds`), or
-            ``None`` where there is none.
-        ranked_by: what the ranks are by; anything but ``cosine`` need not agree with the order of the scores
+        verdict: a calibrated threshold's verdict on the score (:class:`deploy.answers.thresholds.Thresholds`), or
+            ``None`` without a threshold.
+        ranked_by: how the matches are ranked; unless by ``cosine``, ranks need not follow the order of the scores
             (:mod:`deploy.answers.refine`).
-        possible: whether somebody could have got from the query's camera to this one in time
-            (:mod:`deploy.answers.transitions`), or ``None`` where that was not asked or is not known.
+        possible: whether a person could have got from the query's camera to this one in time
+            (:mod:`deploy.answers.transitions`), or ``None`` if that was not checked or is not known.
     """
 
     rank: int
@@ -42,5 +42,5 @@ class Match:
     possible: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, in the order that the command line prints."""
+        """Return plain values for JSON, in the order in which the command line prints them."""
         return asdict(self)

@@ -2,9 +2,9 @@
 
 import os
 
-# ONNX Runtime from 1.29 on tells its makers about the machine, its sessions and their errors, unless this is set before
-# it is first imported. Every room imports this one, so it is set here. An operator who has set it to another value has
-# decided otherwise.
+# From 1.29 on, ONNX Runtime reports the machine, its sessions and their errors to its makers unless this is set before
+# it is first imported. Every package here imports this one, so it is set here. An operator who has already set it to
+# another value keeps that value.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from domains.crops import CropSpec

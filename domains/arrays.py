@@ -1,4 +1,4 @@
-"""The arrays that pass between the rooms, by the names that signatures give them."""
+"""Names, for use in signatures, of the arrays that pass between the packages."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every artefact folder holds a manifest (JSON) with its kind, schema version, the sha256 of its files, its parent's id
 and the code version. Files are written under a temporary name, fsynced, renamed, and their directory fsynced, so that a
-power cut leaves the old state or the new one.
+power cut leaves either the old state or the new one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_JSON = 64 * 2**20
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``: a reader, or the next start after a crash, sees the old file or all of the new one."""
+    """Write ``data`` to ``path`` so that any reader, even after a crash, sees the old file or all of the new one."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -47,12 +47,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def encode_json(value: Any) -> bytes:
-    """``value`` as readable JSON; NaN and infinities are refused (ValueError)."""
+    """Encode ``value`` as readable JSON; NaN and infinities are refused (ValueError)."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """A file's bytes, at most ``limit`` of them (64 MiB); raises ArtefactError naming the file."""
+    """Read a file of at most ``limit`` bytes (64 MiB by default); raises ArtefactError naming the file."""
     limit = MAX_JSON if limit is None else limit
     try:
         with path.open("rb") as stream:
@@ -63,7 +63,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
         raise ArtefactError(f"can't read {path}: {error.strerror or error}") from error
     if len(data) > limit:
         size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit} bytes"
-        raise ArtefactError(f"{path} is larger than {size}, so it is no file of ours")
+        raise ArtefactError(f"{path} is larger than {size}, so lifelong-reid did not write it")
     return data
 
 
@@ -113,14 +113,13 @@ def fsync_tree(folder: Path) -> None:
 
 @contextmanager
 def sealing(folder: Path) -> Iterator[Path]:
-    """Build an artefact folder: yields a temporary sibling that becomes ``folder`` when the block ends without an
-    error.
+    """Build an artefact folder: yield a temporary sibling that becomes ``folder`` if the block ends without an error.
 
     Raises:
-        ArtefactError: ``folder`` exists already (a sealed artefact never changes).
+        ArtefactError: ``folder`` already exists (a sealed artefact never changes).
     """
     if folder.exists():
-        raise ArtefactError(f"{folder} exists already; choose another name or delete it first")
+        raise ArtefactError(f"{folder} already exists; choose another name or delete it first")
     created = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
@@ -146,8 +145,9 @@ def write_manifest(
     parent: str | None,
     body: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write ``folder/name``: the manifest of an artefact whose other files are already there. Its ``id`` hashes all the
-    rest.
+    """Write ``folder/name``, the manifest of an artefact whose other files are already there.
+
+    Its ``id`` is a hash of everything else in it.
     """
     manifest = {
         "kind": kind,
@@ -166,7 +166,8 @@ def read_manifest(folder: Path, name: str, *, kind: str, schemas: range, check_f
     """Read and check a manifest written by :func:`write_manifest`.
 
     Raises:
-        ArtefactError: missing, damaged, of another kind, written by a newer version, or a listed file that was changed.
+        ArtefactError: the manifest is missing, damaged, of another kind or written by a newer version, or a file it
+            lists was changed.
     """
     manifest = check_manifest(read_json(folder / name), folder / name, kind=kind, schemas=schemas)
     if check_files:
@@ -175,19 +176,20 @@ def read_manifest(folder: Path, name: str, *, kind: str, schemas: range, check_f
 
 
 def check_hashes(folder: Path, name: str, files: Mapping[str, str]) -> None:
-    """Compare files with the sha256 that the manifest ``name`` gives; raises ArtefactError naming the first that
-    differs.
-    """
+    """Compare files with their sha256 in the manifest ``name``; raises ArtefactError naming the first mismatch."""
     for file, digest in files.items():
         if sha256_file(folder / file) != digest:
-            raise ArtefactError(f"{folder / file} was changed after it was sealed: its sha256 is not the one in {name}")
+            raise ArtefactError(
+                f"{folder / file} was changed after it was sealed: its sha256 differs from the one in {name}"
+            )
 
 
 def check_manifest(manifest: Any, path: Path, *, kind: str, schemas: range) -> dict[str, Any]:
-    """Check a parsed manifest, though not the files that it lists.
+    """Check a parsed manifest, but not the files it lists.
 
     Raises:
-        ArtefactError: damaged, of another kind, written by a newer version, or one that lists files outside its folder.
+        ArtefactError: the manifest is damaged, of another kind, written by a newer version, or lists files outside its
+            folder.
     """
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         raise ArtefactError(f"{path} does not describe a {kind}")
@@ -199,7 +201,7 @@ def check_manifest(manifest: Any, path: Path, *, kind: str, schemas: range) -> d
         )
     files = manifest.get("files")
     if not isinstance(files, dict) or manifest.get("id") != _id_of(manifest, path):
-        raise ArtefactError(f"{path} was changed after it was written: its id does not fit its content")
+        raise ArtefactError(f"{path} was changed after it was written: its id does not match its content")
     for file in files:
         if Path(file).name != file or file in ("", ".", ".."):
             raise ArtefactError(f"{path} lists a file outside its folder: {file!r}")
@@ -210,7 +212,7 @@ def _id_of(manifest: Mapping[str, Any], path: Path) -> str:
     try:
         return content_id({key: value for key, value in manifest.items() if key != "id"})
     except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path} holds a value that no manifest of ours has: {error}") from error
+        raise ArtefactError(f"{path} holds a value that a manifest can't have: {error}") from error
 
 
 def content_id(value: Any) -> str:
@@ -222,8 +224,9 @@ def content_id(value: Any) -> str:
 
 @cache
 def code_version() -> str:
-    """Distribution version and a hash of the four packages' sources, ``0.1.0+1a2b3c4d5e6f``: what every result is
-    recorded with.
+    """Distribution version and a hash of the four packages' sources, such as ``0.1.0+1a2b3c4d5e6f``.
+
+    Every result is recorded with it.
     """
     try:
         release = version(DISTRIBUTION)
@@ -233,9 +236,7 @@ def code_version() -> str:
 
 
 def source_hash(rooms: Iterable[str]) -> str:
-    """Sha256 (hex) of the Python sources below the named packages, or single modules such as
-    ``reid/step/learner.py``.
-    """
+    """Sha256 (hex) of the Python sources of packages, or of single modules such as ``reid/step/learner.py``."""
     base = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for room in rooms:

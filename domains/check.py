@@ -1,7 +1,6 @@
-"""What is in a domain, what is wrong with it, and what training on it takes, before an hour is spent on it.
+"""Check a domain before training: what it contains, what is wrong with it, and what training on it would take.
 
-Every image is read and decoded once, by the same code that training and the edge use, so that what passes here passes
-there.
+Every image is read and decoded once, by the same code that training and the edge use, so what passes here passes there.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from domains.scoring import JUNK_QUERY, NOT_IN_GALLERY, OWN_CAMERA, Labels, drop
 THREADS = 4
 CHUNK = 256
 TINY = 4
-"""A crop is tiny if a side is shorter than the model's input divided by this: what is enlarged so much holds little to
-learn.
+"""A crop is tiny if a side is shorter than the model's input divided by this; enlarged that much, it holds little to
+learn from.
 """
 SHOWN = 8
-"""How many entries of a list ``lines`` spells out."""
+"""Number of entries of a list that ``lines`` spells out."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that can't be decoded. It is left out of training and scoring, and never stops them."""
+    """An image that can't be decoded. It is left out of training and scoring but never stops them."""
 
     split: str
     path: str
@@ -64,7 +63,7 @@ class Tiny:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """The same bytes in two splits: a model is tested on what it has seen, or a query finds itself."""
+    """The same bytes in two splits: the model is tested on an image it has seen, or a query finds itself."""
 
     split: str
     path: str
@@ -88,26 +87,26 @@ class DomainReport:
     """What :func:`check_domain` found.
 
     Attributes:
-        name: of the domain.
+        name: the domain's name.
         path: its folder.
         format: the layout it was read from.
         same_camera: the rule it is scored by.
         notes: how it was read.
-        crop: the crop rule that the check was made for.
+        crop: the crop rule that the check assumed.
         splits: sizes of train, query and gallery.
         identities_per_camera: for each camera, the number of identities it saw in train and in query or gallery.
-        singletons: train identities with a single readable image: they can't be matched with themselves, so they train
-            the classifier only.
-        shared: identities both in train and in query or gallery, where a test would be too easy.
+        singletons: train identities with a single readable image; having no positive pair, they train only the
+            classifier.
+        shared: identities both in train and in query or gallery, which make the test too easy.
         unreadable: images left out.
         tiny: crops much smaller than the input.
         duplicates: images whose bytes occur in two splits.
         dropped: queries that can't be scored.
-        scored: queries that can.
-        train_crops: crops that training holds in memory: readable and not junk.
-        train_identities: identities of those crops.
-        train_bytes: memory that they take as uint8 at the model's input size.
-        train_seconds: time for the planned number of crops at the measured speed, or None where that is not known.
+        scored: number of queries that can be scored.
+        train_crops: number of crops that training holds in memory, readable and not junk.
+        train_identities: number of identities in those crops.
+        train_bytes: memory those crops take as uint8 at the model's input size.
+        train_seconds: time for the planned number of crops at the measured speed, or None if unknown.
     """
 
     name: str
@@ -131,17 +130,17 @@ class DomainReport:
     train_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; lists are complete."""
+        """Return plain values for JSON, with complete lists."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Plain text for a terminal, one finding per line; long lists are cut."""
+        """Return plain text for a terminal, one finding per line, with long lists cut short."""
         return list(_lines(self))
 
 
 @dataclass
 class _Image:
-    """What reading one file once told."""
+    """What reading one file revealed."""
 
     digest: str = ""
     size: tuple[int, int] = (0, 0)
@@ -156,23 +155,23 @@ def check_domain(
     training_crops: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DomainReport:
-    """Read every image of a domain and report; what is wrong with it is in the report, not raised.
+    """Read every image of a domain and report its problems rather than raise them.
 
     Args:
-        domain: what to check.
-        crop: the model's input, which decides what is tiny and what training holds.
-        crops_per_second: how fast the model trains here, measured by whoever knows the model.
-        training_crops: how many crops a step will take: iterations times batch.
-        progress: told how many more images are done.
+        domain: domain to check.
+        crop: crop rule of the model's input, which decides what is tiny and how much memory training needs.
+        crops_per_second: how fast the model trains on this machine, measured by the caller.
+        training_crops: number of crops a step will take: iterations times batch size.
+        progress: called with the number of images just read.
     """
     images = _read_all(domain, progress)
     unreadable: list[Unreadable] = []
     tiny: list[Tiny] = []
     readable: dict[str, NDArray[np.bool_]] = {}
     for name, split in domain.splits():
-        found = [images[path] for path in split.paths]
-        readable[name] = np.array([not image.reason for image in found], bool)
-        for path, image in zip(split.paths, found, strict=True):
+        entries = [images[path] for path in split.paths]
+        readable[name] = np.array([not image.reason for image in entries], bool)
+        for path, image in zip(split.paths, entries, strict=True):
             height, width = image.size
             if image.reason:
                 unreadable.append(Unreadable(name, path, image.reason))
@@ -207,11 +206,11 @@ def check_domain(
 
 
 def _read_all(domain: Domain, progress: Callable[[int], None] | None) -> dict[str, _Image]:
-    """Read each file once, though several splits may list it."""
+    """Read each file once, even if several splits list it."""
     paths = list(dict.fromkeys(path for _, split in domain.splits() for path in split.paths))
     images: dict[str, _Image] = {}
 
-    def one(path: str) -> _Image:
+    def read(path: str) -> _Image:
         try:
             with (domain.root / path).open("rb") as stream:
                 data = stream.read(MAX_BYTES + 1)
@@ -226,7 +225,7 @@ def _read_all(domain: Domain, progress: Callable[[int], None] | None) -> dict[st
     with _quiet(), ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(paths), CHUNK):
             chunk = paths[start : start + CHUNK]
-            images |= zip(chunk, pool.map(one, chunk), strict=True)
+            images |= zip(chunk, pool.map(read, chunk), strict=True)
             if progress:
                 progress(len(chunk))
     return images
@@ -234,7 +233,7 @@ def _read_all(domain: Domain, progress: Callable[[int], None] | None) -> dict[st
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep OpenCV from writing about each broken image: the report names them."""
+    """Keep OpenCV from logging every broken image; the report lists them."""
     logging: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 moved its functions there
     level = logging.getLogLevel()
     logging.setLogLevel(0)  # silent
@@ -262,8 +261,9 @@ def _per_camera(domain: Domain) -> dict[str, dict[str, int]]:
 
 
 def _duplicates(domain: Domain, images: dict[str, _Image]) -> Iterator[Duplicate]:
-    """Each image whose bytes occur in an earlier split (train, query, gallery in this order), with its first occurrence
-    there.
+    """Yield each image whose bytes occur in an earlier split, with its first occurrence there.
+
+    The order of the splits is train, query, gallery.
     """
     first: dict[str, dict[str, tuple[str, int]]] = {name: {} for name in SPLITS}
     for number, (name, split) in enumerate(domain.splits()):
@@ -278,7 +278,7 @@ def _duplicates(domain: Domain, images: dict[str, _Image]) -> Iterator[Duplicate
 
 
 def _dropped(domain: Domain, readable: dict[str, NDArray[np.bool_]]) -> tuple[list[Dropped], int]:
-    """Queries that can't be scored, in order, and how many can; unreadable images take part in nothing."""
+    """Return the queries that can't be scored, in order, and how many can; unreadable images take no part."""
     usable = np.flatnonzero(readable["query"])
     query, gallery = domain.query.take(usable), domain.gallery.take(readable["gallery"])
     rules = {
@@ -300,7 +300,7 @@ def _dropped(domain: Domain, readable: dict[str, NDArray[np.bool_]]) -> tuple[li
             reason = f"no {'readable ' if pid in present else ''}gallery crop of identity {identity}"
         elif rule == OWN_CAMERA:
             reason = (
-                f"identity {identity} is in the gallery only under the query's own camera {camera} (rule: drop same "
+                f"identity {identity} is in the gallery only from the query's own camera {camera} (rule: drop same "
                 "camera); use same_camera=keep"
             )
         else:
@@ -312,7 +312,7 @@ def _dropped(domain: Domain, readable: dict[str, NDArray[np.bool_]]) -> tuple[li
 def _lines(report: DomainReport) -> Iterator[str]:
     yield f"domain {report.name}: {report.format} layout in {report.path}"
     for name, count in report.splits.items():
-        junk = f", {count.junk} of the images junk" if count.junk else ""
+        junk = f"; {count.junk} of the images are junk" if count.junk else ""
         yield f"{name}: images {count.images}, identities {count.identities}, cameras {count.cameras}{junk}"
     yield from (f"note: {note}" for note in report.notes)
     yield from _camera_lines(report.identities_per_camera)
@@ -321,7 +321,7 @@ def _lines(report: DomainReport) -> Iterator[str]:
         yield f"{alone} have a single image: {_cut(report.singletons)}"
     if report.shared:
         both = f"{len(report.shared)} identities are both in train and in query or gallery"
-        yield f"{both}, so a score says little: {_cut(report.shared)}"
+        yield f"{both}, so scores say little: {_cut(report.shared)}"
     yield from _listed(
         "unreadable images, left out", [f"{item.split}: {item.path}: {item.reason}" for item in report.unreadable]
     )
@@ -334,7 +334,7 @@ def _lines(report: DomainReport) -> Iterator[str]:
         "exact duplicates across splits",
         [
             f"{item.path} ({item.split}) and {item.other_path} "
-            f"({item.other_split}){'' if item.same_identity else ', under two identities'}"
+            f"({item.other_split}){'' if item.same_identity else ', under different identities'}"
             for item in report.duplicates
         ],
     )
@@ -342,16 +342,15 @@ def _lines(report: DomainReport) -> Iterator[str]:
     yield (
         f"scoring: {report.scored} of {queries} queries can be scored (rule: {report.same_camera} same camera)"
         if queries
-        else "scoring: there is no query"
+        else "scoring: there are no queries"
     )
     yield from _listed("queries dropped", [f"{item.path}: {item.reason}" for item in report.dropped])
     if report.train_identities < 2:
-        usable = f"there are {report.train_identities} usable identities in train"
-        yield f"training: not possible, {usable} and at least 2 are needed"
+        yield f"training: not possible, train needs at least 2 usable identities and has {report.train_identities}"
         return
     took = "" if report.train_seconds is None else f", about {_duration(report.train_seconds)}"
     size = f"{report.crop['height']}×{report.crop['width']}"
-    yield f"training: {report.train_crops} crops of {size} held, {report.train_bytes / 2**20:.1f} MiB{took}"
+    yield f"training: {report.train_crops} crops of {size} in memory, {report.train_bytes / 2**20:.1f} MiB{took}"
 
 
 def _camera_lines(cameras: dict[str, dict[str, int]]) -> Iterator[str]:

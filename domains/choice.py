@@ -1,4 +1,4 @@
-"""One check for every setting that is a word of a few."""
+"""One check for every setting whose value is one of a few words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from domains.errors import UsageError
 
 
 def check_choice(name: str, value: object, kind: Any, error: type[Exception] = UsageError) -> None:
-    """Hold a setting to the words of its type.
+    """Check that a setting is one of the words its type allows.
 
     Args:
-        name: what the setting is called.
-        value: what was asked for.
-        kind: the ``Literal`` that lists the words.
-        error: what is raised of a value that is none of them.
+        name: name of the setting.
+        value: value to check.
+        kind: the ``Literal`` type that lists the allowed words.
+        error: exception raised for any other value.
     """
     words = get_args(kind)
     if value not in words:

@@ -1,4 +1,4 @@
-"""The one place that decodes and resizes a crop: for training, export and edge alike.
+"""The one place where crops are decoded and resized, for training, export and edge alike.
 
 A crop is uint8 RGB ``[H, W, 3]``. Channel order and normalisation are *not* done here: they are the model's first
 layer, in training and in the exported graph, so that no caller can get them wrong.
@@ -62,12 +62,12 @@ class CropSpec:
         """Inverse of :meth:`to_dict`; raises DataError on unknown or missing keys."""
         if set(values) != {"height", "width", "resize"}:
             raise DataError(
-                f"a crop rule has the keys height, width and resize, got {', '.join(sorted(map(str, values)))}"
+                f"a crop rule must have the keys height, width and resize, got {', '.join(sorted(map(str, values)))}"
             )
         return cls(**values)
 
     def resized(self, crop: Crop) -> Crop:
-        """Resize one uint8 RGB crop of any size to ``[height, width, 3]``; raises DataError if it is no such array."""
+        """Resize one uint8 RGB crop of any size to ``[height, width, 3]``; raises DataError for anything else."""
         check_crop(crop)
         if crop.shape[:2] == (self.height, self.width):
             return crop
@@ -97,8 +97,8 @@ def check_crop(crop: Any) -> None:
         or crop.shape[2] != 3
         or 0 in crop.shape
     ):
-        found = f"{crop.dtype} {crop.shape}" if isinstance(crop, np.ndarray) else type(crop).__name__
-        raise DataError(f"a crop must be a uint8 RGB array [H, W, 3], got {found}")
+        actual = f"{crop.dtype} {crop.shape}" if isinstance(crop, np.ndarray) else type(crop).__name__
+        raise DataError(f"a crop must be a uint8 RGB array [H, W, 3], got {actual}")
 
 
 def read_crop(path: str | PathLike[str]) -> Crop:
@@ -120,8 +120,10 @@ def read_crop(path: str | PathLike[str]) -> Crop:
 
 
 def decode_crop(data: bytes) -> Crop:
-    """Decode PNG, JPEG, BMP, WebP or PPM bytes to uint8 RGB at their own size; raises DataError as :func:`read_crop`
-    does.
+    """Decode PNG, JPEG, BMP, WebP or PPM bytes to uint8 RGB at their own size.
+
+    Raises:
+        DataError: as :func:`read_crop`.
     """
     if not data:
         raise DataError("the file is empty")
@@ -140,11 +142,11 @@ def decode_crop(data: bytes) -> Crop:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width from an image file's header alone, so that a limit can be checked before anything is decoded.
+    """Read height and width from an image file's header alone, so that limits can be checked before decoding.
 
     Raises:
-        DataError: not a PNG, JPEG, BMP, WebP or PPM file, or its header is cut off or says one thing to us and another
-            to a decoder.
+        DataError: not a PNG, JPEG, BMP, WebP or PPM file, or its header is truncated or could be read differently by a
+            decoder.
     """
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -152,7 +154,7 @@ def image_size(data: bytes) -> tuple[int, int]:
                 raise ValueError("another chunk before the header")
             width, height = struct.unpack(">II", data[16:24])
         elif data[:2] == b"BM":
-            if struct.unpack("<I", data[14:18])[0] == 12:  # OS/2's header has short sides
+            if struct.unpack("<I", data[14:18])[0] == 12:  # OS/2's header has 16-bit sides
                 width, height = struct.unpack("<HH", data[18:22])
             else:
                 width, height = (abs(side) for side in struct.unpack("<ii", data[18:26]))
@@ -184,9 +186,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             at += 1
         marker = data[at]
         at += 1
-        if (
-            marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9
-        ):  # these have no length: a decoder would go on where we skip, to another size
+        # these have no length: where we would skip, a decoder would read on and find another size
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:
             raise ValueError("a marker that does not belong before the frame header")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", data[at + 3 : at + 7])

@@ -16,9 +16,7 @@ from domains.choice import check_choice
 from domains.errors import DataError
 
 JUNK = -1
-"""Identity code of a crop that shows no usable person: it is neither a match nor a miss when ranked (Market-1501's
-``-1``).
-"""
+"""Identity code of a crop without a usable person; neither a match nor a miss in a ranking (Market-1501's ``-1``)."""
 
 SameCamera = Literal["drop", "keep"]
 SPLITS = ("train", "query", "gallery")
@@ -32,7 +30,7 @@ class Split:
         paths: image files relative to the domain's root, ``/``-separated.
         pids: int64 ``[N]``, indices into ``Domain.identities``, or ``JUNK``.
         camids: int64 ``[N]``, indices into ``Domain.cameras``.
-        times: ISO 8601 with zone, one per crop, or empty where the domain has none.
+        times: ISO 8601 with zone, one per crop, or empty if the domain has none.
     """
 
     paths: tuple[str, ...] = ()
@@ -74,12 +72,12 @@ class Domain:
         name: its folder's name.
         root: folder that ``Split.paths`` are relative to.
         format: name of the layout it was read from.
-        identities: the labels of people as their files give them; ``pids`` index them.
-        cameras: the labels of cameras; ``camids`` index them.
+        identities: labels of the people, as their files give them, indexed by ``pids``.
+        cameras: labels of the cameras, indexed by ``camids``.
         same_camera: how queries are scored. ``drop`` (the field's rule) ignores gallery crops of the query's identity
-            from the query's own camera; ``keep`` ranks them, for domains that know one camera only.
+            from the query's own camera; ``keep`` ranks them, for domains with a single camera.
         notes: what a user should know about how the folder was read.
-        groups: for a union, the member that each identity comes from; else empty.
+        groups: for a union, the index of the member each identity comes from; otherwise empty.
     """
 
     name: str
@@ -95,7 +93,7 @@ class Domain:
     groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that every code names an identity and a camera; raises DataError."""
+        """Check that every code refers to an identity or a camera; raises DataError."""
         check_choice("same_camera", self.same_camera, SameCamera, DataError)
         for name, split in self.splits():
             if not len(split):
@@ -119,33 +117,30 @@ class Domain:
         return replace(self, same_camera=same_camera)
 
     def first_identities(self, count: int) -> Domain:
-        """The same domain with the train crops of its first ``count`` train identities only (junk goes too); query and
-        gallery stay.
-        """
+        """The same domain with only its first ``count`` train identities (no junk); query and gallery stay."""
         people = np.unique(self.train.pids[self.train.pids != JUNK])[:count]
         return replace(self, train=self.train.take(np.isin(self.train.pids, people)))
 
     def with_held_out(self, people: Collection[str]) -> Domain:
-        """The same domain with some train identities held out: the first crop of each as query, its others as gallery,
-        in the place of those splits.
+        """The same domain with some train identities held out as its new query and gallery.
 
-        Where a query would find nothing before another camera, crops of its own camera are ranked too
-        (``same_camera=keep``). Whoever has a single crop finds nothing under either rule, and has no say in it.
+        The first crop of each becomes a query, the others gallery. If a query would have no match from another camera,
+        crops from its own camera are ranked too (``same_camera=keep``). An identity with a single crop has no match
+        under either rule, so it does not affect that choice.
         """
         train = self.train
         named = {code for code, label in enumerate(self.identities) if label in people}
-        held = np.isin(train.pids, list(named))
-        rows = np.flatnonzero(held)
+        held_out = np.isin(train.pids, list(named))
+        rows = np.flatnonzero(held_out)
         query = rows[np.sort(np.unique(train.pids[rows], return_index=True)[1])]
         gallery = np.setdiff1d(rows, query)
         crops = np.unique(train.pids[rows], return_counts=True)[1]
-        seen = np.unique(np.stack([train.pids[rows], train.camids[rows]]), axis=1)[
-            0
-        ]  # each person once for each camera
+        # each person once for each camera
+        seen = np.unique(np.stack([train.pids[rows], train.camids[rows]]), axis=1)[0]
         one_camera = bool(np.any((np.unique(seen, return_counts=True)[1] == 1) & (crops > 1)))
         return replace(
             self,
-            train=train.take(~held),
+            train=train.take(~held_out),
             query=train.take(query),
             gallery=train.take(gallery),
             same_camera="keep" if one_camera else "drop",
@@ -154,15 +149,14 @@ class Domain:
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 (hex) over every row's split, path, identity, camera and file size: same fingerprint, same data.
+
         Missing files count as size -1.
         """
         return self._hash("train", "query", "gallery")
 
     @cached_property
     def test_fingerprint(self) -> str:
-        """The same over query and gallery alone: what scores speak of, whether or not the train images are still
-        there.
-        """
+        """The same over query and gallery alone: it identifies what was scored even after the train images are gone."""
         return self._hash("query", "gallery")
 
     def _hash(self, *names: str) -> str:
@@ -192,10 +186,10 @@ def from_rows(
     file system's order.
 
     Raises:
-        DataError: no row at all, or an unknown split.
+        DataError: no rows, or an unknown split.
     """
     if not rows:
-        raise DataError(f"domain {name}: no crop found in {root} as {layout}")
+        raise DataError(f"domain {name}: no crop found in {root}, read as {layout}")
     unknown = sorted({row[0] for row in rows} - set(SPLITS))
     if unknown:
         raise DataError(f"domain {name}: unknown split {unknown[0]!r}; it must be train, query or gallery")
@@ -212,9 +206,8 @@ def from_rows(
             np.array([camera_code[rows[i][3]] for i in picked], np.int64),
             tuple(times[i] for i in picked) if times else (),
         )
-    everyone, places = tuple(people), tuple(cameras)
-    made = Domain(name, root, layout, everyone, places, same_camera=same_camera, notes=tuple(notes))
-    return replace(made, **splits)  # type: ignore[arg-type]
+    domain = Domain(name, root, layout, tuple(people), tuple(cameras), same_camera=same_camera, notes=tuple(notes))
+    return replace(domain, **splits)  # type: ignore[arg-type]
 
 
 def natural_key(label: str) -> tuple[int, int, str]:
@@ -223,9 +216,9 @@ def natural_key(label: str) -> tuple[int, int, str]:
 
 
 def union(name: str, members: Sequence[Domain]) -> Domain:
-    """All members' train crops as one domain (identities and cameras kept apart); it has no query or gallery.
+    """Merge all members' train crops into one domain, identities and cameras kept apart, without query and gallery.
 
-    Only the joint upper bound needs this: it breaks the rule that old images are not kept.
+    Only the joint upper bound needs this; it breaks the rule that old images are not kept.
     """
     if not members:
         raise DataError("a union needs at least one domain")

@@ -1,7 +1,7 @@
 """Every error this system raises on purpose, so that a caller can tell them from bugs.
 
 The message is for a person: what was wrong, what was found, what to do. ``exit_code`` is what the command line returns:
-1 could not do it, 2 wrong use.
+1 for a failure, 2 for wrong usage.
 """
 
 
@@ -26,19 +26,19 @@ class DataError(ReidError):
 
 
 class ArtefactError(ReidError):
-    """A stored file is missing, damaged or of a kind this version does not read."""
+    """A stored file is missing, damaged or of a kind this version can't read."""
 
 
 class DeviceError(ReidError):
-    """The device or engine asked for is not there; nothing falls back to another."""
+    """The requested device or engine is not available; nothing falls back to another."""
 
 
 class BackboneError(ReidError):
-    """A backbone can't be built or its start weights do not fit."""
+    """A backbone can't be built or its start weights don't fit."""
 
 
 class TrainingError(ReidError):
-    """Training can't go on, for example because a loss is no longer finite."""
+    """Training can't continue, for example because a loss is no longer finite."""
 
 
 class ExportError(ReidError):
@@ -46,13 +46,13 @@ class ExportError(ReidError):
 
 
 class GalleryError(ReidError):
-    """The gallery can't take or answer this."""
+    """The gallery can't store or answer this."""
 
 
 class BusyError(ReidError):
-    """Too much is asked at once. Nothing is wrong with the request: the same one may succeed a moment later."""
+    """Too much work at once. Nothing is wrong with the request: it may succeed a moment later."""
 
 
 def first_line(error: BaseException) -> str:
-    """Say what an error says, or its kind where it says nothing."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)

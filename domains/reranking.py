@@ -1,15 +1,15 @@
-"""k-reciprocal re-ranking: a person's neighbours vote, which lifts matches that one glance misses.
+"""k-reciprocal re-ranking: a crop's neighbours vote, which lifts matches that a single comparison misses.
 
 Zhong, Zheng, Cao and Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017. It needs all
-queries and gallery crops at once and changes one query's answer when other queries come, so it belongs to scoring a
-closed set and not to a live gallery.
+queries and gallery crops at once, and a query's answer changes with the other queries, so it suits the scoring of a
+closed set, not a live gallery.
 
-Where the paper leaves room or differs from its authors' released program, the program is followed, because the
+Where the paper leaves room for interpretation or differs from the authors' code, the code is followed, because the
 published numbers come from it: queries and gallery are ranked as one set, in which each crop is at distance 0 from
 itself; the original distance is squared Euclidean, divided by the crop's largest; an expansion needs *more* than two
 thirds of the candidate's set (the paper: at least); k1 / 2 rounds half to even; the weights of a row sum to one; and
-query expansion averages the first ``k2`` neighbours with the crop itself among them, ``k2=1`` meaning none. The order
-of equal distances, which the program leaves to its sort, is row order here.
+query expansion averages the first ``k2`` neighbours, including the crop itself, so ``k2=1`` means none. Equal
+distances, whose order that code leaves to its sort, are in row order here.
 """
 
 from __future__ import annotations
@@ -28,29 +28,28 @@ from domains.scoring import check_features, similarity_blocks
 Index = NDArray[np.int32]
 
 SLAB = 8192
-"""Crops whose neighbours' neighbours are looked up at once: about 15 MB at k1 = 20."""
+"""Number of crops whose neighbours' neighbours are looked up at once; about 15 MB at k1 = 20."""
 
 
 def k_reciprocal(query: Float32s, gallery: Float32s, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Float32s:
-    """Re-rank: minus ``(1 - weight) · Jaccard distance + weight · original distance``, so that
-    :func:`domains.scoring.score_similarities` takes it.
+    """Re-rank: return the similarity ``-((1 - weight) · Jaccard distance + weight · original distance)``.
 
     With N = Q + G it takes O(N² D) time for the neighbours, which dominates, and O(N k1²) for the sets. Memory is the
     returned matrix, 4·Q·G bytes, plus a copy of the features, at most O(N k1² k2) sparse weights (about 1 kB a crop in
-    practice) and one 64 MB block of distances; the N×N matrices of the released program are never held.
+    practice) and one 64 MB block of distances; the N×N matrices of the authors' code are never held.
 
     Args:
         query: float32 ``[Q, D]``, rows of unit length.
         gallery: float32 ``[G, D]``, rows of unit length.
-        k1: neighbours that must be reciprocal.
-        k2: neighbours whose weights are averaged.
+        k1: number of neighbours that must be reciprocal.
+        k2: number of neighbours whose weights are averaged.
         weight: λ in [0, 1], the share of the original distance; 1 gives the original ranking.
 
     Returns:
-        float32 ``[Q, G]`` in [-1, 0], higher is closer.
+        float32 ``[Q, G]`` in [-1, 0], higher is closer, for :func:`domains.scoring.score_similarities`.
 
     Raises:
-        DataError: features of another type, shape or length, or not finite, or none at all.
+        DataError: features of the wrong type, shape or length, or not finite, or none at all.
         UsageError: k1 or k2 below 1, or a weight outside [0, 1].
     """
     if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
@@ -77,7 +76,7 @@ def k_reciprocal(query: Float32s, gallery: Float32s, *, k1: int = 20, k2: int = 
 
 @dataclass(frozen=True, eq=False)
 class _Sparse:
-    """Rows of weights: row i holds ``values[bounds[i] : bounds[i + 1]]`` in the columns of the same slice,
+    """Sparse rows of weights: row i holds ``values[bounds[i] : bounds[i + 1]]`` in the columns of the same slice,
     ascending.
     """
 
@@ -91,15 +90,15 @@ class _Sparse:
         bounds = np.concatenate([[0], np.cumsum([len(row) for row in columns])])
         return cls(bounds, np.concatenate(columns), np.concatenate(values))
 
-    def places(self, rows: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places of all entries of ``rows``, one row after the other, and the number of entries of each."""
+    def positions(self, rows: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions of all entries of ``rows``, one row after the other, and the number of entries of each."""
         first, count = self.bounds[rows], self.bounds[rows + 1] - self.bounds[rows]
         before = np.cumsum(count) - count
         return np.arange(int(count.sum())) + np.repeat(first - before, count), count
 
 
 class _Overlap:
-    """Jaccard distances of queries to all gallery crops; an inverted index visits only crops that share a neighbour
+    """Jaccard distances from queries to all gallery crops; an inverted index visits only crops that share a neighbour
     with the query.
     """
 
@@ -117,9 +116,9 @@ class _Overlap:
     def jaccard(self, query: int) -> Float64s:
         """``1 - Σ min / Σ max`` to each gallery crop, ``[G]``. Rows sum to one, so Σ max = 2 - Σ min."""
         mine = slice(self._weights.bounds[query], self._weights.bounds[query + 1])
-        places, count = self._inverted.places(self._weights.columns[mine])
-        shared = np.minimum(np.repeat(self._weights.values[mine], count), self._inverted.values[places])
-        least = np.bincount(self._inverted.columns[places], weights=shared, minlength=self._gallery)
+        positions, count = self._inverted.positions(self._weights.columns[mine])
+        shared = np.minimum(np.repeat(self._weights.values[mine], count), self._inverted.values[positions])
+        least = np.bincount(self._inverted.columns[positions], weights=shared, minlength=self._gallery)
         return np.maximum(1 - least / (2 - least), 0)
 
 
@@ -129,11 +128,11 @@ def _squared(similarity: Float32s) -> Float32s:
 
 
 def _neighbours(features: Float32s, count: int) -> tuple[Index, Float32s]:
-    """The ``count`` nearest of each crop, itself included, nearest first and ties in row order, ``[N, count]``; and its
+    """Each crop's ``count`` nearest, itself included, nearest first and ties in row order, ``[N, count]``; and its
     largest distance ``[N]``.
 
-    A largest distance of 0 (all crops alike) is returned as 1: every normalised distance is then 0, where the released
-    program divides by zero.
+    A largest distance of 0 (all crops alike) is returned as 1: every normalised distance is then 0, where the authors'
+    code divides by zero.
     """
     count = min(count, len(features))
     nearest = np.empty((len(features), count), np.int32)
@@ -149,7 +148,7 @@ def _neighbours(features: Float32s, count: int) -> tuple[Index, Float32s]:
 
 
 def _reciprocal(neighbours: Index) -> NDArray[np.bool_]:
-    """``[i, j]``: crop i is a neighbour of its own j-th neighbour."""
+    """Mask ``[i, j]``: crop i is a neighbour of its own j-th neighbour."""
     mutual = np.empty(neighbours.shape, bool)
     for start in range(0, len(neighbours), SLAB):
         rows = np.arange(start, min(start + SLAB, len(neighbours)))
@@ -181,9 +180,9 @@ def _expanded(weights: _Sparse, neighbours: Index) -> _Sparse:
     """Local query expansion: each row becomes the mean of its neighbours' rows."""
 
     def row(near: Index) -> tuple[Index, Float32s]:
-        places, _ = weights.places(near)
-        columns, inverse = np.unique(weights.columns[places], return_inverse=True)
-        values = np.bincount(inverse, weights=weights.values[places]) / len(near)
+        positions, _ = weights.positions(near)
+        columns, inverse = np.unique(weights.columns[positions], return_inverse=True)
+        values = np.bincount(inverse, weights=weights.values[positions]) / len(near)
         return columns, values.astype(np.float32)
 
     return _Sparse.from_rows(map(row, neighbours))

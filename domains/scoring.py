@@ -1,15 +1,16 @@
-"""Ranking scores of a camera domain: mAP, CMC and mINP, exact, with the rules of the field and every unscored query
+"""Ranking scores of a camera domain: exact mAP, CMC and mINP by the field's rules, with every unscored query
 accounted for.
 
 The rules, in order. A query of identity ``JUNK`` is not scored. Gallery crops of identity ``JUNK`` are removed: neither
 match nor miss. With ``same_camera="drop"`` (Market-1501's protocol) gallery crops of the query's identity from the
-query's own camera are removed too; ``"keep"`` ranks them, for domains that know one camera only. What is left is ranked
-by similarity, highest first, **equal similarities in gallery order**, as a stable sort would; a match is a crop of the
-query's identity. A query without a match is not scored either, and listed with the rule that dropped it.
+query's own camera are removed too; ``"keep"`` ranks them, for domains with a single camera. The rest is ranked by
+similarity, highest first, with **equal similarities in gallery order**, as a stable sort leaves them; a match is a crop
+of the query's identity. A query without a match is not scored either; it is listed with the rule that dropped it.
 
-No ranking is ever sorted. A score needs only the ranks of the matches, and a match's rank is one plus the number of
-gallery crops before it: greater similarities anywhere, equal ones earlier in the gallery. Counting those is a few
-passes over one row, ten times cheaper than sorting it.
+Rankings are counted, not sorted, unless a query has very many matches. A score needs only the ranks of the matches, and
+a match's rank is one plus the number of gallery crops ahead of it: those with a greater similarity, and those with an
+equal one that come earlier in the gallery. Counting them takes a few passes over one row, ten times cheaper than
+sorting it.
 """
 
 from __future__ import annotations
@@ -35,34 +36,32 @@ BLOCK_BYTES = 64 * 2**20
 UNIT_TOLERANCE = 1e-2
 """How far a squared length may be from one: half precision passes, a feature that was never normalised does not."""
 MANY = 256
-"""Matches of one query above which a stable sort of the row is cheaper than counting for each match."""
+"""Number of matches of one query above which a stable sort of the row is cheaper than counting for each match."""
 
 JUNK_QUERY = "the query is junk (identity -1)"
 NOT_IN_GALLERY = "its identity is not in the gallery"
 OWN_CAMERA = 'every gallery crop of its identity is from its own camera, which same_camera="drop" removes'
 _REMEDY = {
     JUNK_QUERY: "give the queries identities",
-    NOT_IN_GALLERY: "query and gallery must label the same people by the same codes",
+    NOT_IN_GALLERY: "query and gallery must label the same people with the same codes",
     OWN_CAMERA: 'check the camera labels, or score with same_camera="keep"',
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Who is on each row of a feature matrix, and which camera saw them.
+    """Identity and camera of each row of a feature matrix.
 
     Attributes:
-        pids: int64 ``[N]``, identity codes from 0, or ``JUNK``. Query and gallery share one code.
-        camids: int64 ``[N]``, camera codes, shared likewise.
+        pids: int64 ``[N]``, identity codes from 0, or ``JUNK``; query and gallery share the codes.
+        camids: int64 ``[N]``, camera codes, also shared.
     """
 
     pids: NDArray[np.int64]
     camids: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        """Check and freeze; raises DataError unless both are whole numbers, one-dimensional and equally long, and no
-        identity is below -1.
-        """
+        """Check and freeze; raises DataError unless both are whole numbers ``[N]`` with no identity below -1."""
         for name in ("pids", "camids"):
             values = np.asarray(getattr(self, name))
             if values.ndim != 1 or values.dtype.kind not in "iu":
@@ -92,17 +91,17 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of each query that could be scored, and the others with the reason. ``V`` is the number of scored queries.
+    """Scores of every query that could be scored, and why the others could not. ``V`` is the number of scored queries.
 
     Attributes:
         ap: float64 ``[V]`` in (0, 1], average precision as Market-1501 and torchreid define it: the mean over matches
-            of (matches so far / rank). It is not the interpolated area of the Oxford tool, which reads higher.
+            of (matches so far / rank). It is not the interpolated area of the Oxford tool, which gives higher values.
         rank: int64 ``[V]``, the rank of the first match, from 1.
         inp: float64 ``[V]`` in (0, 1], inverse negative penalty: number of matches / rank of the last (hardest) match
-            (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021). It says how far
-            one must scroll to see every match.
-        scored: int64 ``[V]``, ascending: which query each row belongs to.
-        dropped: ``(query, reason)`` of each query that was not scored.
+            (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021). It tells how
+            far one must scroll to see every match.
+        scored: int64 ``[V]``, ascending, the query that each entry belongs to.
+        dropped: ``(query, reason)`` for each query that was not scored.
     """
 
     ap: Float64s
@@ -127,26 +126,24 @@ class Scores:
         return 100 * float(self.inp.mean())
 
     def cmc(self, k: int) -> float:
-        """Cumulative matching characteristic: percent of scored queries with a match among the first ``k``; raises
-        UsageError if ``k`` < 1.
-        """
+        """CMC: percent of scored queries with a match among the first ``k``; raises UsageError if ``k`` < 1."""
         if k < 1:
-            raise UsageError(f"a rank is at least 1, got {k}")
+            raise UsageError(f"a rank must be at least 1, got {k}")
         return 100 * float((self.rank <= k).mean())
 
     @property
     def rank1(self) -> float:
-        """``cmc(1)``, percent."""
+        """``cmc(1)``, in percent."""
         return self.cmc(1)
 
     @property
     def rank5(self) -> float:
-        """``cmc(5)``, percent."""
+        """``cmc(5)``, in percent."""
         return self.cmc(5)
 
     @property
     def rank10(self) -> float:
-        """``cmc(10)``, percent."""
+        """``cmc(10)``, in percent."""
         return self.cmc(10)
 
     def to_dict(self) -> dict[str, float | int]:
@@ -173,20 +170,20 @@ def score_domain(
     """Score features by cosine similarity, holding the similarities of a few queries at a time.
 
     On one machine the result depends on the inputs alone, to the last bit: each product has ``TILE`` rows, whatever the
-    chunk.
+    chunk size.
 
     Args:
         query: float32 ``[Q, D]``, rows of unit length.
         gallery: float32 ``[G, D]``, rows of unit length.
-        query_labels: of the query rows.
-        gallery_labels: of the gallery rows.
-        same_camera: see the module.
-        chunk: queries whose similarities are held at once, rounded up to whole products; by default what fits in 64 MB.
-            It takes 4·chunk·G bytes.
+        query_labels: labels of the query rows.
+        gallery_labels: labels of the gallery rows.
+        same_camera: see the module docstring.
+        chunk: number of queries whose similarities are held at once, rounded up to whole products; by default as many
+            as fit in 64 MB. They take 4·chunk·G bytes.
 
     Raises:
-        DataError: features of another type, shape or length, or not finite (the row is named); labels that do not fit;
-            or no query can be scored.
+        DataError: features of the wrong type, shape or length, or not finite (the message names the row); labels that
+            don't match them; or no query that can be scored.
         UsageError: an unknown rule, or a chunk below 1.
     """
     check_features(query, gallery)
@@ -199,17 +196,17 @@ def score_domain(
 def score_similarities(
     similarity: Float32s, query_labels: Labels, gallery_labels: Labels, *, same_camera: SameCamera = "drop"
 ) -> Scores:
-    """Score a given similarity matrix, for example re-ranked; for distances pass ``-distance``.
+    """Score a similarity matrix, for example a re-ranked one; for distances, pass ``-distance``.
 
     Args:
-        similarity: float32 ``[Q, G]``, higher is closer, any finite scale. It is not changed and not copied.
-        query_labels: of the rows.
-        gallery_labels: of the columns.
-        same_camera: see the module.
+        similarity: float32 ``[Q, G]``, higher is closer, any finite scale. It is neither changed nor copied.
+        query_labels: labels of the rows.
+        gallery_labels: labels of the columns.
+        same_camera: see the module docstring.
 
     Raises:
-        DataError: another type or shape, a value that is not finite (its place is named), labels that do not fit, or no
-            query can be scored.
+        DataError: a wrong type or shape, a value that is not finite (the message gives its position), labels that don't
+            match, or no query that can be scored.
         UsageError: an unknown rule.
     """
     _check_matrix(similarity, "similarity", "[Q, G]")
@@ -220,9 +217,9 @@ def score_similarities(
 
 
 def dropped_queries(query: Labels, gallery: Labels, *, same_camera: SameCamera = "drop") -> tuple[tuple[int, str], ...]:
-    """Name the queries that can't be scored, ``(query, reason)`` in query order.
+    """List the queries that can't be scored as ``(query, reason)``, in query order.
 
-    It needs the labels alone, so that a folder can be checked before anything is trained.
+    Only the labels are needed, so a folder can be checked before any training.
 
     Raises:
         UsageError: an unknown rule.
@@ -246,8 +243,8 @@ def similarity_blocks(rows: Float32s, columns: Float32s, *, chunk: int | None = 
     Args:
         rows: float32 ``[N, D]``.
         columns: float32 ``[G, D]``.
-        chunk: rows per block, rounded up to a multiple of ``TILE``; by default what fits in 64 MB, at least ``TILE``.
-            No value depends on it.
+        chunk: rows per block, rounded up to a multiple of ``TILE``; by default as many as fit in 64 MB, at least
+            ``TILE``. The values do not depend on it.
 
     Raises:
         UsageError: a chunk below 1.
@@ -261,25 +258,26 @@ def similarity_blocks(rows: Float32s, columns: Float32s, *, chunk: int | None = 
 def _blocks(rows: Float32s, columns: Float32s, tiles: int) -> Iterator[tuple[int, Float32s]]:
     block = np.empty((tiles * TILE, len(columns)), np.float32)
     for start in range(0, len(rows), len(block)):
-        held = min(len(block), len(rows) - start)
-        for at in range(0, held, TILE):
+        size = min(len(block), len(rows) - start)
+        for at in range(0, size, TILE):
             part = rows[start + at : start + at + TILE]
             if len(part) < TILE:
                 part = np.concatenate([part, np.zeros((TILE - len(part), rows.shape[1]), np.float32)])
             np.matmul(part, columns.T, out=block[at : at + TILE])
-        yield start, block[:held]
+        yield start, block[:size]
 
 
 def check_features(query: Float32s, gallery: Float32s) -> None:
-    """Raise DataError unless both are finite float32 ``[N, D]`` of one D with rows of unit length (to half precision);
-    the row is named.
+    """Raise DataError unless both are finite float32 ``[N, D]`` with the same D and rows of unit length.
+
+    Unit length is checked to half precision; the message names the row.
     """
     _check_unit(query, "query")
     _check_unit(gallery, "gallery")
     if query.shape[1] != gallery.shape[1]:
         raise DataError(
-            f"query and gallery features must come from one model, got {query.shape[1]} and {gallery.shape[1]} values "
-            "per row"
+            f"query and gallery features must come from the same model, got {query.shape[1]} and "
+            f"{gallery.shape[1]} values per row"
         )
 
 
@@ -289,8 +287,8 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean of one value per query, in the values' own unit (``100 * scores.ap``
     for mAP in percent).
 
-    Queries are drawn, not gallery crops, so it answers: how much would the score move with other queries in these
-    cameras? The values may be paired differences, such as the AP of one query after two steps.
+    Queries are resampled, not gallery crops, so it answers: how much would the score change with other queries from
+    these cameras? The values may be paired differences, such as the AP of one query after two steps.
 
     Raises:
         DataError, UsageError: as :func:`bootstrap_mean`.
@@ -309,9 +307,9 @@ def bootstrap_mean(
 
     Args:
         per_domain: one array ``[V]`` of finite per-query values per domain.
-        samples: how many bootstrap samples are drawn.
+        samples: number of bootstrap samples.
         seed: the same seed and values give the same interval.
-        level: share of draws inside the interval, in (0, 1).
+        level: share of samples inside the interval, in (0, 1).
 
     Returns:
         Lower and upper end, in the unit of the values.
@@ -326,11 +324,11 @@ def bootstrap_mean(
         raise DataError("a bootstrap interval needs the values of at least one domain, got none")
     rng = np.random.default_rng(seed)
     means = np.zeros(samples)
-    for place, given in enumerate(per_domain):
-        values = np.asarray(given, np.float64)
+    for number, scores in enumerate(per_domain):
+        values = np.asarray(scores, np.float64)
         if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
             raise DataError(
-                f"a bootstrap interval needs finite values [V], at least one; domain {place} has shape {values.shape}"
+                f"a bootstrap interval needs finite values [V], at least one; domain {number} has shape {values.shape}"
             )
         step = max(1, 2**20 // len(values))
         for start in range(0, samples, step):
@@ -350,7 +348,7 @@ def _score(blocks: Iterator[tuple[int, Float32s]], query: Labels, gallery: Label
     unscored = {row for row, _ in dropped}
     scored = np.array([row for row in range(len(query)) if row not in unscored], np.int64)
     ap, inp, rank = np.empty(len(scored)), np.empty(len(scored)), np.empty(len(scored), np.int64)
-    place = 0
+    position = 0
     for start, block in blocks:
         _check_finite(block, start)
         for at, similarity in enumerate(block, start):
@@ -361,10 +359,10 @@ def _score(blocks: Iterator[tuple[int, Float32s]], query: Labels, gallery: Label
             row = similarity.copy()
             row[junk] = row[person[own]] = -np.inf
             ranks = match_ranks(row, person[~own])
-            ap[place] = (np.arange(1, len(ranks) + 1) / ranks).mean()
-            inp[place] = len(ranks) / ranks[-1]
-            rank[place] = ranks[0]
-            place += 1
+            ap[position] = (np.arange(1, len(ranks) + 1) / ranks).mean()
+            inp[position] = len(ranks) / ranks[-1]
+            rank[position] = ranks[0]
+            position += 1
     return Scores(ap, rank, inp, scored, dropped)
 
 
@@ -376,31 +374,31 @@ def match_ranks(row: Float32s, matches: NDArray[np.intp]) -> NDArray[np.int64]:
         return np.flatnonzero(hit[np.argsort(-row, kind="stable")]) + 1
     before = np.empty(len(row), bool)
     ranks = np.empty(len(matches), np.int64)
-    for place, (column, value) in enumerate(zip(matches.tolist(), row[matches], strict=True)):
+    for position, (column, value) in enumerate(zip(matches.tolist(), row[matches], strict=True)):
         np.greater_equal(row[:column], value, out=before[:column])
         np.greater(row[column:], value, out=before[column:])
-        ranks[place] = np.count_nonzero(before) + 1
+        ranks[position] = np.count_nonzero(before) + 1
     ranks.sort()
     return ranks
 
 
 def _occurrences(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each of ``values`` occurs in ``among``."""
+    """Count how often each of ``values`` occurs in ``among``."""
     ordered = np.sort(among)
     return np.searchsorted(ordered, values, "right") - np.searchsorted(ordered, values, "left")
 
 
 def _nothing_scored(dropped: tuple[tuple[int, str], ...]) -> str:
     if not dropped:
-        return "there is no query to score; a domain to be scored needs a query split"
+        return "there are no queries to score; a domain needs a query split to be scored"
     reason, count = Counter(reason for _, reason in dropped).most_common(1)[0]
     return f"none of the {len(dropped)} queries can be scored; for {count} of them {reason}: {_REMEDY[reason]}"
 
 
 def _check_matrix(values: Float32s, name: str, shape: str) -> None:
     if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.ndim != 2:
-        found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise DataError(f"{name} must be a float32 array {shape}, got {found}")
+        actual = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise DataError(f"{name} must be a float32 array {shape}, got {actual}")
 
 
 def _check_unit(features: Float32s, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The input side of a domain's distribution: how its pictures look, without a picture.
+"""The input side of a domain's distribution: how its images look, without keeping an image.
 
 Two aligners give a crop another domain's look: twelve numbers (``StyleStatistics``, 48 bytes), and a learned network
 (``StyleNetwork``, the distribution transfer network of DKP++, TPAMI 2025, which DASK, AAAI 2025, calls AKPNet).
@@ -19,7 +19,7 @@ from domains.arrays import Float32s, Float64s
 from domains.errors import ArtefactError
 
 FLOOR = 1e-3
-"""Least channel deviation in grey levels; a picture of one colour has none."""
+"""Minimum channel deviation in grey levels; an image of one colour has none."""
 NUMBERS = (4, 3)
 KERNEL_WEIGHTS = 3 * 3 * 3 * 3
 REACH = 2.0
@@ -28,7 +28,7 @@ REACH = 2.0
 
 @dataclass(frozen=True, eq=False)
 class StyleStatistics:
-    """How channel means and deviations are spread over a domain's crops, in grey levels 0..255, RGB.
+    """How channel means and deviations are distributed over a domain's crops, in grey levels 0..255, RGB.
 
     Attributes:
         numbers: float32 ``[4, 3]``: mean of the crops' means, deviation of their means, mean of their deviations,
@@ -39,15 +39,13 @@ class StyleStatistics:
 
     @classmethod
     def of(cls, batches: Iterable[NDArray[np.uint8]]) -> StyleStatistics:
-        """Gather them from batches of crops ``[n, H, W, 3]``, so that a store larger than the memory is read piece by
-        piece.
-        """
+        """Compute them from batches of crops ``[n, H, W, 3]``, so that a store larger than RAM is read in pieces."""
         means, deviations = (np.concatenate(parts) for parts in zip(*map(_moments, batches), strict=True))
         return cls(np.stack([means.mean(0), means.std(0), deviations.mean(0), deviations.std(0)]).astype(np.float32))
 
     @classmethod
     def from_array(cls, array: NDArray[np.generic]) -> StyleStatistics:
-        """Read what a memory kept; raises ArtefactError if it is no ``[4, 3]`` of finite numbers."""
+        """Read them from a memory; raises ArtefactError unless they are finite numbers ``[4, 3]``."""
         numbers = np.asarray(array, np.float32)
         if numbers.shape != NUMBERS or not np.isfinite(numbers).all():
             raise ArtefactError(
@@ -67,7 +65,7 @@ def restyle(crops: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
 
     Args:
         crops: ``[B, H, W, 3]`` in 0..255.
-        numbers: a style for each crop, ``[B, 4, 3]``.
+        numbers: one style per crop, ``[B, 4, 3]``.
         noise: standard normal, ``[B, 2, 3]``.
 
     Returns:
@@ -81,9 +79,10 @@ def restyle(crops: Tensor, numbers: Tensor, noise: Tensor) -> Tensor:
     return (pixels - mean) / deviation * wanted_deviation[:, None, None] + wanted_mean[:, None, None]
 
 
-def _leaving_colours(width: int, mean: Tensor, std: Tensor) -> nn.Linear:
-    """The last layer, begun at the kernel that changes nothing: begun at random, a short training leaves everything
-    grey.
+def _identity_layer(width: int, mean: Tensor, std: Tensor) -> nn.Linear:
+    """The last layer, initialised to the kernel that changes nothing.
+
+    From random weights, a short training leaves everything grey.
     """
     layer = nn.Linear(width, KERNEL_WEIGHTS + 3)
     with torch.no_grad():
@@ -95,19 +94,20 @@ def _leaving_colours(width: int, mean: Tensor, std: Tensor) -> nn.Linear:
 
 
 class StyleNetwork(nn.Module):
-    """Predicts, for each picture, the 3×3 colour convolution that gives it one domain's look (DKP++ §DTNet; DASK's
+    """Predicts, for each image, the 3×3 colour convolution that gives it one domain's look (DKP++ §DTNet; DASK's
     AKPNet).
 
-    Features of a MobileNetV3-small, max-pooled, through 576 → 288 → 84: 81 kernel weights and 3 biases. 1.1 million
-    weights, 2.2 MB in fp16.
+    Max-pooled features of a MobileNetV3-small go through 576 → 288 → 84: 81 kernel weights and 3 biases. In all
+    1.1 million weights, 2.2 MB in fp16.
 
-    It sees no look but its own domain's, changed at random, and what it predicts for a crop of far higher contrast is
-    noise. Such a crop is brought to the edge of what the network knows first (``looks``; not in the publications).
+    In training it sees only its own domain's look, perturbed at random, and its prediction for a crop of far higher
+    contrast is noise. Such a crop is first brought to the edge of what the network knows (``looks``; not in the
+    publications).
 
     Args:
         mean: the re-ID model's channel means, RGB in 0..255; the output is what its normalisation would give.
         std: its channel deviations.
-        looks: the twelve numbers of the domain that it learns; without them every look counts as known.
+        looks: the twelve numbers of the domain it learns; without them, every look counts as known.
     """
 
     mean: Tensor
@@ -122,7 +122,7 @@ class StyleNetwork(nn.Module):
             "mobilenetv3_small_100", pretrained=False, features_only=True, out_indices=(4,)
         )
         width = int(self.features.feature_info.channels()[-1])
-        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), _leaving_colours(width // 2, mean, std))
+        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), _identity_layer(width // 2, mean, std))
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
         anything = torch.tensor([[0.0], [torch.inf], [0.0], [torch.inf]]).expand(NUMBERS)
@@ -130,7 +130,7 @@ class StyleNetwork(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """``[B, H, W, 3]`` in 0..255 → the same in the domain's look, not clipped."""
+        """Give crops ``[B, H, W, 3]`` in 0..255 the domain's look; the result is not clipped."""
         pixels = self._known(crops.float()).permute(0, 3, 1, 2) / 255
         batch, channels, height, width = pixels.shape
         predicted = self.head(self.features(pixels)[-1].amax((2, 3)))
@@ -142,8 +142,9 @@ class StyleNetwork(nn.Module):
         return normalised.reshape(batch, 3, height, width).permute(0, 2, 3, 1) * self.std + self.mean
 
     def _known(self, pixels: Tensor) -> Tensor:
-        """Move channel means and deviations ``[B, H, W, 3]`` to within ``REACH`` of the domain's; crops that are there
-        already stay as they are.
+        """Bring channel means and deviations of ``[B, H, W, 3]`` to within ``REACH`` of the domain's.
+
+        Crops already within it are unchanged.
         """
         mean, deviation = pixels.mean((1, 2)), pixels.std((1, 2), correction=0).clamp(min=FLOOR)
         low, high = self.looks[::2] - REACH * self.looks[1::2], self.looks[::2] + REACH * self.looks[1::2]
@@ -152,8 +153,9 @@ class StyleNetwork(nn.Module):
         return pixels * gain[:, None, None] + (target[:, 0] - mean * gain)[:, None, None]
 
     def loss(self, crops: Tensor, noise: Tensor) -> Tensor:
-        """L_DTT: undo a perturbation of the crops' channel statistics by ``noise`` ``[B, 2, 3]``; mean absolute
-        difference in normalised colours.
+        """Return L_DTT, a scalar: how well a perturbation of the crops' channel statistics is undone.
+
+        It is the mean absolute difference in normalised colours; ``noise`` ``[B, 2, 3]`` sets the perturbation.
         """
         pixels = crops.float()
         means, deviations = pixels.mean((1, 2)), pixels.std((1, 2), correction=0)
@@ -165,7 +167,7 @@ class StyleNetwork(nn.Module):
         return difference.abs().mean()
 
     def to_arrays(self) -> Mapping[str, NDArray[np.float16]]:
-        """Weights for a memory, fp16; BatchNorm counters left out."""
+        """Return the weights for a memory, in fp16 and without BatchNorm counters."""
         return {
             name: value.detach().cpu().numpy().astype(np.float16)
             for name, value in self.state_dict().items()
@@ -173,18 +175,18 @@ class StyleNetwork(nn.Module):
         }
 
     def load_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Load what :meth:`to_arrays` gave; raises ArtefactError if it does not fit."""
-        arrays = {"looks": self.looks.numpy(), **arrays}  # the first memories kept none
+        """Load what :meth:`to_arrays` returned; raises ArtefactError if it does not fit."""
+        arrays = {"looks": self.looks.numpy(), **arrays}  # the first memories have none
         state = self.state_dict()
         left_out = {name: value for name, value in state.items() if name.endswith("num_batches_tracked")}
         wanted = {name: tuple(value.shape) for name, value in state.items() if name not in left_out}
-        found = {name: array.shape for name, array in arrays.items()}
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
+        actual = {name: array.shape for name, array in arrays.items()}
+        for name in sorted(wanted.keys() | actual.keys()):
+            if wanted.get(name) != actual.get(name):
                 raise ArtefactError(
                     f"the style network in the memory does not fit this version: {name} should be "
-                    f"{wanted.get(name, 'absent')} "
-                    f"and is {found.get(name, 'absent')}; restore the memory from a backup"
+                    f"{wanted.get(name, 'absent')} and is {actual.get(name, 'absent')}; "
+                    "restore the memory from a backup"
                 )
         self.load_state_dict(
             {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()} | left_out

@@ -1,7 +1,7 @@
 """How much a learned domain helps a new one: the H-score of its features, and where that puts the new domain among the
-learned.
+learned ones.
 
-H-score: Bao et al., ICIP 2019; shrunk as Ibrahim et al., ECML PKDD 2022. H-embedding: "Exploiting Task Relationships
+H-score: Bao et al., ICIP 2019; shrunk as in Ibrahim et al., ECML PKDD 2022. H-embedding: "Exploiting Task Relationships
 for Continual Learning Using Transferability-Aware Task Embeddings", NeurIPS 2025.
 """
 
@@ -29,11 +29,11 @@ class HScore:
     """How well features tell a domain's identities apart, before any training on it.
 
     Attributes:
-        value: ``tr(Σ⁻¹ B)``, Σ the covariance of the features and B that of their class means; from 0 to ``classes -
-            1``.
+        value: ``tr(Σ⁻¹ B)``, where Σ is the covariance of the features and B that of their class means; from 0 to
+            ``classes - 1``.
         classes: number of identities K.
         crops: number of crops N.
-        shrinkage: α, how far Σ was pulled towards a multiple of the identity; 0 for the plain form.
+        shrinkage: α, how far Σ was pulled towards a multiple of the identity matrix; 0 for the plain form.
     """
 
     value: float
@@ -51,8 +51,8 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrunk: bool = True) -> H
     """H-score of labelled features.
 
     With as many dimensions as crops the plain form gives K - 1 for pure noise, so the covariance is shrunk by Ledoit
-    and Wolf's factor α (2004): ``(1 - α) tr(((1 - α) S + α tr(S)/D I)⁻¹ B)``. Rows are read in chunks; above D > N the
-    inverse is taken among the crops.
+    and Wolf's factor α (2004): ``(1 - α) tr(((1 - α) S + α tr(S)/D I)⁻¹ B)``. Rows are read in chunks; if D > N, the
+    inverse is taken over crops instead of dimensions.
 
     Args:
         features: ``[N, D]``.
@@ -60,16 +60,16 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrunk: bool = True) -> H
         shrunk: False for the plain form with a pseudo-inverse, for comparison.
 
     Raises:
-        DataError: fewer than two identities or three crops, or features that are no finite table of N rows.
+        DataError: fewer than two identities or three crops, or features that are not a finite table of N rows.
     """
     table, people = np.asarray(features), np.asarray(labels)
     if table.ndim != 2 or people.shape != table.shape[:1]:
         raise DataError(f"an H-score needs features [N, D] and N labels, got {table.shape} and {people.shape}")
     if not all(np.isfinite(part).all() for part in _chunks(table)):
-        raise DataError("an H-score needs finite features, and some are not")
+        raise DataError("an H-score needs finite features, got NaN or infinity; check the model and its input")
     names, rows = np.unique(people, return_inverse=True)
     if len(names) < 2 or len(table) < 3:
-        raise DataError(f"an H-score needs two identities and three crops or more, got {len(names)} and {len(table)}")
+        raise DataError(f"an H-score needs at least two identities and three crops, got {len(names)} and {len(table)}")
     count, width = table.shape
     mean = sum(part.sum(0) for part in _chunks(table)) / count
     sums, sizes = np.zeros((len(names), width)), np.bincount(rows).astype(np.float64)
@@ -88,7 +88,7 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrunk: bool = True) -> H
     )
     if not shrunk:  # with more dimensions than crops α is never 0, so the division below is safe
         return HScore(_plain(table, mean, scatter, between, wide=wide), len(names), count, 0.0)
-    square = float(np.square(scatter).sum())  # ‖S‖² is the same among the crops as among the dimensions
+    square = float(np.square(scatter).sum())  # ‖S‖² is the same over crops as over dimensions
     distance = square - trace**2 / width
     alpha = min(1.0, (fourth / count - square) / count / distance) if distance > 0 else 1.0
     floor = alpha * trace / width
@@ -122,7 +122,7 @@ def _plain(table: NDArray[np.generic], mean: Float64s, scatter: Float64s, betwee
 
 
 def relations(scores: ArrayLike) -> Float64s:
-    """H-scores of the learned domains' features on a new domain ``[n]`` → AHP's relative merits, which sum to 1.
+    """Turn H-scores ``[n]`` of learned domains' features on a new domain into AHP's relative merits, which sum to 1.
 
     The tournament matrix of ratios H_m / H_n has rank one, so its principal eigenvector is H itself. A domain whose
     features say nothing has merit 0.
@@ -138,13 +138,13 @@ def relations(scores: ArrayLike) -> Float64s:
         or (values < 0).any()
         or not values.sum() > 0
     ):
-        raise DataError(f"relations need H-scores of 0 or more, one at least above 0, got {values.tolist()!r:.120}")
+        raise DataError(f"relations need H-scores of 0 or more, at least one above 0, got {values.tolist()!r:.120}")
     return np.asarray(values / values.sum())
 
 
 @dataclass(frozen=True, eq=False)
 class HEmbedding:
-    """Where transferability puts a new domain among the learned.
+    """Where transferability puts a new domain among the learned ones.
 
     Attributes:
         vector: ``[E]`` float32.
@@ -158,20 +158,20 @@ class HEmbedding:
 
 
 def h_embedding(learned: ArrayLike, merits: ArrayLike, *, seed: int, iterations: int = ITERATIONS) -> HEmbedding:
-    """Minimise ``Σ_n (‖ê - e_n‖ - γ exp(-r_n))²`` by Adam: the more a learned domain helps, the nearer the new one is
-    put to it.
+    """Minimise ``Σ_n (‖ê - e_n‖ - γ exp(-r_n))²`` by Adam: the more a learned domain helps, the nearer the new one
+    lies to it.
 
     With fewer learned domains than dimensions the solution is far from unique (a point on an intersection of spheres),
-    so it depends on the seed; with one learned domain it says nothing but a distance.
+    so it depends on the seed; with one learned domain, only the distance to it has meaning.
 
     Args:
         learned: embeddings e_n of the learned domains, ``[n, E]``.
-        merits: r_n, what :func:`relations` gave, ``[n]``.
-        seed: of the starting point, uniform in 0..1.
-        iterations: of Adam at 1e-3; γ begins at 1 and is learned only where there are two domains or more.
+        merits: r_n from :func:`relations`, ``[n]``.
+        seed: seed of the starting point, uniform in 0..1.
+        iterations: number of Adam steps at 1e-3; γ starts at 1 and is learned only with two or more domains.
 
     Raises:
-        DataError: shapes that do not belong together.
+        DataError: shapes that do not match.
     """
     known, share = torch.tensor(np.asarray(learned, np.float32)), torch.tensor(np.asarray(merits, np.float32))
     if known.ndim != 2 or share.shape != known.shape[:1] or not len(known):
@@ -193,10 +193,10 @@ def h_embedding(learned: ArrayLike, merits: ArrayLike, *, seed: int, iterations:
 
 
 def discriminant(features: ArrayLike, labels: ArrayLike) -> Float64s:
-    """Directions in which a domain's identities differ, by linear discriminant analysis with Ledoit and Wolf's
-    shrinkage: ``[D, at most K - 1]``.
+    """Directions that separate a domain's identities: ``[D, at most K - 1]``, by linear discriminant analysis with
+    Ledoit and Wolf's shrinkage.
 
-    A stand-in for a network trained on the domain, for domains that nobody has trained on yet.
+    They stand in for a network trained on the domain, for domains not trained on yet.
 
     Raises:
         DataError: as for :func:`h_score`.
@@ -212,15 +212,15 @@ def discriminant(features: ArrayLike, labels: ArrayLike) -> Float64s:
     covariance = (1 - alpha) * scatter + max(alpha, 1e-6) * max(float(np.trace(scatter)), 1e-12) / width * np.eye(width)
     lower = np.linalg.inv(np.linalg.cholesky(covariance))
     left, values, _ = np.linalg.svd(lower @ between.T, full_matrices=False)
-    kept = values > 1e-6 * max(float(values.max()), 1e-12)
-    return np.asarray(lower.T @ (left * values)[:, kept])
+    nonzero = values > 1e-6 * max(float(values.max()), 1e-12)
+    return np.asarray(lower.T @ (left * values)[:, nonzero])
 
 
 def transfer_table(domains: Sequence[tuple[ArrayLike, ArrayLike]]) -> Float64s:
-    """How much each domain helps each other, from all domains' features under one network: ``[n, n]`` shares of
-    H-scores, row helps column.
+    """How much each domain helps every other, from all domains' features under one network: ``[n, n]`` shares of
+    H-scores, where the row helps the column.
 
-    Features of the column's crops are looked at in the directions in which the row's identities differ.
+    The features of the column's crops are projected onto the directions that separate the row's identities.
     """
     table = np.zeros((len(domains), len(domains)))
     for row, (features, labels) in enumerate(domains):
@@ -231,8 +231,8 @@ def transfer_table(domains: Sequence[tuple[ArrayLike, ArrayLike]]) -> Float64s:
 
 
 def propose_order(table: ArrayLike) -> list[int]:
-    """An order in which to learn domains: first the one that helps the others most, then always the one that the
-    learned help most.
+    """Propose an order of learning: first the domain that helps the others most, then always the one helped most by
+    those before it.
     """
     helps = np.asarray(table, np.float64)
     count = len(helps)

@@ -1,7 +1,7 @@
-"""Instance-level distribution modelling: a crop is a Gaussian in the embedding space, a mean and a deviation per
-dimension (DKP, CVPR 2024).
+"""Instance-level distribution modelling: a crop is a Gaussian in the embedding space, with a mean and a standard
+deviation per dimension (DKP, CVPR 2024).
 
-The mean is the unit-length embedding. The standard deviation comes from a head beside it that trains with the model and
+The mean is the unit-length embedding. The standard deviation comes from a separate head that trains with the model and
 is never exported.
 """
 
@@ -24,13 +24,13 @@ HeadKind = Literal["pooled", "convolution"]
 
 
 class Gaussians(NamedTuple):
-    """What the network says of a batch as distributions.
+    """The network's output for a batch, as distributions.
 
     Attributes:
         centre: mean of each crop, ``[B, D]``, unit length.
         spread: standard deviation of each crop, ``[B, D]``, positive.
         samples: unit-length draws, ``[M, B, D]``.
-        logits: of the centres and then of each draw, ``[(1 + M)·B, K]``, from one pass through neck and classifier.
+        logits: logits of the centres, then of each draw, ``[(1 + M)·B, K]``, from one pass through neck and classifier.
     """
 
     centre: Tensor
@@ -48,7 +48,7 @@ def unit(vectors: Tensor) -> Tensor:
 def sample(centre: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
     """Draw ``unit(c + v⊙ε)``: ``[B, D]``, ``[B, D]``, ``[M, B, D]`` → ``[M, B, D]``.
 
-    A full covariance would give the same numbers for D times the memory.
+    A full covariance would give the same numbers at D times the memory.
     """
     return unit(centre + spread * noise)
 
@@ -59,9 +59,9 @@ class DistributionHead(nn.Module):
     Args:
         channels: C of the features.
         dim: D of the embedding.
-        kind: ``pooled`` maps the features' deviation over the picture through a bottleneck of 16 (some 30 thousand
-            weights); ``convolution`` is the published 8×8 convolution, C² · 64 weights, for maps of at least 8×8.
-        prefix_tokens: tokens before the grid of a ViT; below zero for maps.
+        kind: ``pooled`` maps the features' spatial deviation through a bottleneck of 16 (about 30,000 weights);
+            ``convolution`` is the published 8×8 convolution, C² · 64 weights, for maps of at least 8×8.
+        prefix_tokens: number of tokens before a ViT's grid; negative for feature maps.
     """
 
     def __init__(self, channels: int, dim: int, kind: HeadKind = "pooled", prefix_tokens: int = -1) -> None:
@@ -69,8 +69,8 @@ class DistributionHead(nn.Module):
         check_choice("the head", kind, HeadKind, ValueError)
         if kind == "convolution" and prefix_tokens >= 0:
             raise ValueError(
-                "the published variance convolution needs a feature map and this backbone gives tokens; use head: "
-                "pooled"
+                "the published variance convolution needs a feature map, but this backbone outputs tokens; use "
+                "head: pooled"
             )
         self.kind = kind
         self.prefix_tokens = prefix_tokens
@@ -83,7 +83,7 @@ class DistributionHead(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[B, C, h, w]`` or ``[B, N, C]`` → ``[B, D]``."""
+        """Map features ``[B, C, h, w]`` or ``[B, N, C]`` to standard deviations ``[B, D]``."""
         if self.kind == "convolution":
             if min(features.shape[2:]) < KERNEL:
                 raise ValueError(
@@ -100,26 +100,26 @@ class DistributionHead(nn.Module):
 
 
 def _convolve(features: Tensor, weight: Tensor) -> Tensor:
-    """Convolution without padding, ``[B, C, h, w]`` and ``[O, C, k, k]`` → ``[B, P, O]`` over the P places, as one
-    matrix product.
+    """Convolution without padding, ``[B, C, h, w]`` and ``[O, C, k, k]`` → ``[B, P, O]`` over the P positions, as
+    one matrix product.
 
-    A kernel nearly as large as the map has few places and many weights; CPUs' convolutions do that at an eighth of the
-    speed.
+    A kernel nearly as large as the map has few positions and many weights, a case in which CPU convolutions run at an
+    eighth of the speed.
     """
     size, rows = weight.shape[2], features.permute(0, 2, 3, 1)
-    places = [(top, left) for top in range(rows.shape[1] - size + 1) for left in range(rows.shape[2] - size + 1)]
-    windows = torch.stack([rows[:, top : top + size, left : left + size].flatten(1) for top, left in places], 1)
+    positions = [(top, left) for top in range(rows.shape[1] - size + 1) for left in range(rows.shape[2] - size + 1)]
+    windows = torch.stack([rows[:, top : top + size, left : left + size].flatten(1) for top, left in positions], 1)
     return windows @ weight.permute(0, 2, 3, 1).flatten(1).T
 
 
 def affinity(vectors: Tensor, temperature: float = 0.1) -> Tensor:
-    """Log of the relations in a batch: log row-softmax of cosine/τ, ``[B, D]`` → ``[B, B]``, the diagonal kept (LSTKC,
-    AAAI 2024).
+    """Log of the relations in a batch: row-wise log-softmax of cosine/τ, ``[B, D]`` → ``[B, B]``, diagonal included
+    (LSTKC, AAAI 2024).
     """
     rows = F.normalize(vectors, dim=1)
     return F.log_softmax(rows @ rows.T / temperature, 1)
 
 
 def draw(mean: Tensor, spread: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw ``unit(μ + σ⊙ε)`` of each Gaussian, ``[K, D]``."""
+    """Draw ``unit(μ + σ⊙ε)`` once from each Gaussian, ``[K, D]``."""
     return unit(mean + spread * torch.randn(mean.shape, generator=generator).to(mean.device))

@@ -1,4 +1,4 @@
-"""Distribution prototypes: what is remembered of the people of a domain, one Gaussian each (DKP, CVPR 2024)."""
+"""Distribution prototypes: what is remembered of a domain's people, one Gaussian each (DKP, CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,12 @@ class DistributionPrototypes:
         return len(self.mean)
 
     def to_arrays(self) -> dict[str, NDArray[np.float16]]:
-        """Return what the memory keeps."""
+        """Return the arrays that a memory keeps."""
         return {MEAN: self.mean.astype(np.float16), SPREAD: self.spread.astype(np.float16)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> DistributionPrototypes | None:
-        """Read from a memory's arrays; None where its method kept no prototypes. Raises ArtefactError if they are no
-        such thing.
-        """
+        """Read prototypes from a memory's arrays; None if its method kept none. Raises ArtefactError if malformed."""
         if MEAN not in arrays and SPREAD not in arrays:
             return None
         mean, spread = arrays.get(MEAN), arrays.get(SPREAD)
@@ -47,25 +45,27 @@ class DistributionPrototypes:
             raise ArtefactError(
                 f"prototypes must be two arrays [K, D], found {shapes}; restore the memory from a backup"
             )
-        found = cls(mean.astype(np.float32), spread.astype(np.float32))
-        if not (np.isfinite(found.mean).all() and np.isfinite(found.spread).all() and (found.spread >= 0).all()):
+        prototypes = cls(mean.astype(np.float32), spread.astype(np.float32))
+        if not (
+            np.isfinite(prototypes.mean).all()
+            and np.isfinite(prototypes.spread).all()
+            and (prototypes.spread >= 0).all()
+        ):
             raise ArtefactError(
                 "prototypes hold values that are not finite, or a negative deviation; restore the memory from a backup"
             )
-        return found
+        return prototypes
 
 
 class PrototypeStream:
-    """Gathers prototypes in one pass over crops, in any order and any chunks; keeps three sums per identity and nothing
-    per image.
-    """
+    """Gathers prototypes in one pass over crops, in any order and chunks; keeps only three sums per identity."""
 
     def __init__(self, identities: int, dim: int) -> None:
         self.count = np.zeros(identities, np.int64)
         self.sums = np.zeros((3, identities, dim), np.float64)
 
     def add(self, centre: Float32s, spread: Float32s, labels: NDArray[np.int64]) -> None:
-        """Take crops in: centres and deviations ``[n, D]``, labels ``[n]`` below the number of identities."""
+        """Add crops: centres and deviations ``[n, D]``, labels ``[n]`` below the number of identities."""
         np.add.at(self.count, labels, 1)
         for total, values in zip(
             self.sums, (centre, np.square(centre, dtype=np.float64), np.square(spread, dtype=np.float64)), strict=True
@@ -73,13 +73,13 @@ class PrototypeStream:
             np.add.at(total, labels, values)
 
     def finish(self) -> DistributionPrototypes:
-        """Law of total variance: σ² = mean of v² + mean of c² - μ², element by element.
+        """Return the prototypes by the law of total variance: σ² = mean of v² + mean of c² - μ², element by element.
 
         Raises:
             ValueError: an identity without a crop.
         """
         if not self.count.all():
-            raise ValueError(f"{int((self.count == 0).sum())} identities have no crop to make a prototype of")
+            raise ValueError(f"{int((self.count == 0).sum())} identities have no crop to compute a prototype from")
         mean, squares, within = self.sums / self.count[:, None]
         spread = np.sqrt(np.maximum(within + squares - mean**2, 0))
         return DistributionPrototypes(mean.astype(np.float32), spread.astype(np.float32))

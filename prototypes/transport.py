@@ -1,4 +1,4 @@
-"""The map from one feature space to the next: it renews old prototypes, and carries old galleries."""
+"""The map from one feature space to the next: it renews old prototypes and carries old galleries."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Transport:
     """A linear map of unit vectors, ``y = unit(x W)``, kept as one fp16 matrix.
 
     Attributes:
-        source: name of the feature space that it carries from.
-        target: name of the one that it carries to.
+        source: name of the feature space it carries from.
+        target: name of the one it carries to.
         matrix: W ``[D, D']`` float32, exact in fp16.
         kind: how it was fitted.
-        cosine: mean cosine between carried and true embeddings of held-out crops, and without a transport, as (with,
-            without).
+        cosine: mean cosine between carried and true embeddings of held-out crops, with and without the transport, as
+            (with, without).
     """
 
     source: str
@@ -46,13 +46,14 @@ class Transport:
     cosine: tuple[float, float] = field(default=(float("nan"), float("nan")))
 
     def __call__(self, embeddings: Float32s) -> Float32s:
-        """Carry unit vectors ``[N, D]`` and bring them to unit length again."""
+        """Carry unit vectors ``[N, D]`` and scale them back to unit length."""
         carried = embeddings @ self.matrix
         return np.asarray(carried / np.maximum(np.linalg.norm(carried, axis=1, keepdims=True), 1e-12), np.float32)
 
     def then(self, later: Transport) -> Transport:
-        """This map and a later one as one, which is exact: bringing to unit length on the way changes no direction;
-        raises ConfigError.
+        """Combine this map with a later one; raises ConfigError if their spaces don't meet.
+
+        The result is exact, as normalising in between changes no direction.
         """
         if self.target != later.source or self.matrix.shape[1] != later.matrix.shape[0]:
             raise ConfigError(f"a transport to {self.target:.12} can't be followed by one from {later.source:.12}")
@@ -66,7 +67,7 @@ class Transport:
         )
 
     def prototypes(self, old: DistributionPrototypes) -> DistributionPrototypes:
-        """Carry Gaussians: mean μW brought back to its own length, variance diag(Wᵀ diag(σ²) W) scaled alike."""
+        """Carry Gaussians: mean μW scaled back to its old length, variance diag(Wᵀ diag(σ²) W) scaled with it."""
         mean = old.mean @ self.matrix
         scale = np.linalg.norm(old.mean, axis=1, keepdims=True) / np.maximum(
             np.linalg.norm(mean, axis=1, keepdims=True), 1e-12
@@ -79,7 +80,7 @@ class Transport:
         write_atomic(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """As npz."""
+        """Return the transport as npz."""
         text = np.array([self.source, self.target, self.kind])
         buffer = io.BytesIO()
         np.savez_compressed(
@@ -98,7 +99,7 @@ class Transport:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: Path) -> Transport:
-        """Read the content of a file, whose ``path`` errors name; raises ArtefactError."""
+        """Parse the content of a file; raises ArtefactError naming ``path``."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 matrix, names = stored["matrix"].astype(np.float32), [str(name) for name in stored["names"]]
@@ -116,7 +117,7 @@ class Transport:
             raise ArtefactError(f"can't read transport {path}: {error}; restore it from a backup") from error
         if matrix.ndim != 2 or not np.isfinite(matrix).all() or len(names) != 3:
             raise ArtefactError(
-                f"{path} is no transport: it holds a matrix of shape {matrix.shape}; restore it from a backup"
+                f"{path} is not a transport: it holds a matrix of shape {matrix.shape}; restore it from a backup"
             )
         return cls(names[0], names[1], matrix, names[2], (carried, plain))
 
@@ -129,15 +130,13 @@ def compose(transports: Sequence[Transport], embeddings: Float32s) -> Float32s:
 
 
 def renewed(memory: Memory, transports: list[Transport]) -> Memory:
-    """Carry a memory's prototypes through transports, each from the feature space in which they are then; the rest is
-    as it was.
-    """
-    found = DistributionPrototypes.from_arrays(memory.arrays)
-    if found is None or not transports:
+    """Carry a memory's prototypes through consecutive transports; everything else is unchanged."""
+    prototypes = DistributionPrototypes.from_arrays(memory.arrays)
+    if prototypes is None or not transports:
         return memory
     for transport in transports:
-        found = transport.prototypes(found)
-    return replace(memory, feature_space=transports[-1].target, arrays={**memory.arrays, **found.to_arrays()})
+        prototypes = transport.prototypes(prototypes)
+    return replace(memory, feature_space=transports[-1].target, arrays={**memory.arrays, **prototypes.to_arrays()})
 
 
 def fit_transport(
@@ -150,26 +149,26 @@ def fit_transport(
     source: str = "",
     target: str = "",
 ) -> Transport:
-    """Fit a transport on the same crops seen by both models.
+    """Fit a transport to the embeddings of the same crops under both models.
 
-    Which crops matters more than how: these are of the newest domain or drawn, and the vectors to be carried are of
-    others (:mod:`reid.step.probe`). The map that predicts held-out crops best moves others too much, so the shrinkage
-    is fixed (``benchmarks/transports.py`` compares) and not chosen by cross-validation.
+    The choice of crops matters more than the fit: these come from the newest domain or are drawn, while the vectors to
+    be carried come from others (:mod:`reid.step.probe`). The map that predicts held-out crops best moves others too
+    much, so the shrinkage is fixed (``benchmarks/transports.py`` compares), not chosen by cross-validation.
 
     Args:
         old: unit vectors of the older model, ``[N, D]``.
         new: unit vectors of the newer one, ``[N, D']``.
-        kind: ``ridge`` minimises ‖XW - Y‖² + λ‖W - I‖², so that directions in which these crops say nothing are left as
-            they are. ``procrustes``: the rotation nearest to XᵀY + λI, which keeps all distances. ``identity``: none,
-            for comparison.
+        kind: ``ridge`` minimises ‖XW - Y‖² + λ‖W - I‖², so that directions these crops say nothing about stay as
+            they are. ``procrustes`` is the rotation nearest to XᵀY + λI, which preserves all distances. ``identity``
+            changes nothing, for comparison.
         shrinkage: λ towards no change, relative to the mean eigenvalue of XᵀX.
-        sources: which original each row shows, ``[N]``, each its own by default; agreement is measured on originals
-            that were held out.
+        sources: the original image that each row shows, ``[N]``; by default a different one for each. Agreement is
+            measured on held-out originals.
         source: name of the older feature space.
         target: name of the newer one.
 
     Raises:
-        ConfigError: an unknown kind, a shrinkage that is not above 0, or shapes that do not belong together.
+        ConfigError: an unknown kind, a shrinkage that is not above 0, or shapes that do not match.
     """
     check_choice("transport", kind, TransportKind, ConfigError)
     if (
@@ -180,7 +179,7 @@ def fit_transport(
         or (kind != "ridge" and old.shape != new.shape)
     ):
         raise ConfigError(
-            f"a transport needs the same two or more crops in both spaces, got {old.shape} and {new.shape}"
+            f"a transport needs at least two crops, the same in both spaces, got {old.shape} and {new.shape}"
         )
     if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float) or not 0 < shrinkage < float("inf"):
         raise ConfigError(f"transport {kind}: shrinkage must be a number above 0, got {shrinkage!r}")

@@ -1,25 +1,25 @@
-"""Which cosine means "same person": found on one half of a domain's test people, checked on the other.
+"""Which cosine means "same person": chosen on one half of a domain's test people, checked on the other.
 
-The people of a domain's query and gallery splits are parted in two by a hash of their labels and a seed: those that
-have queries, and apart from them the distractors (gallery identities without a query), so that both halves have their
-share of each. Junk is left out. Pairs between the halves are not used, or the halves would not be independent. Pairs
-and the camera rule are those of :mod:`domains.openset`.
+The people of a domain's query and gallery splits are divided into two halves by a hash of their labels and a seed:
+those with queries, and separately the distractors (gallery identities without a query), so that each half has its share
+of both. Junk is left out. Pairs across the halves are not used, or the halves would not be independent. Pairs and the
+camera rule are those of :mod:`domains.openset`.
 
-**Same person** begins at the lowest score that at most the chosen share of the first half's impostor pairs reaches.
-**Unsure** begins where a hundred times that share reaches it, but at most one in ten: so all three answers are
-statements about strangers, of whom there are many pairs to measure on. The other rule at hand, to call it "no match"
-only below nearly every true pair, hangs on the one or two worst pairs of a small test set, which are often mislabelled,
-and leaves "unsure" to half of all strangers where the model is weak. What an operator wants of "no match" is instead
-reported: the share of true pairs that it loses.
+**Same person** starts at the lowest score that at most the chosen share of the first half's impostor pairs reaches.
+**Unsure** starts where a hundred times that share reaches it, but at most one in ten. All three answers are thus
+statements about strangers, for whom there are many pairs to measure on. The obvious alternative, "no match" only below
+nearly every genuine pair, depends on the one or two worst pairs of a small test set, which are often mislabelled, and
+calls half of all strangers "unsure" where the model is weak. What an operator wants to know about "no match" is
+reported instead: the share of genuine pairs that it loses.
 
-A rate is per pair: against a gallery of N strangers one query meets about N times the rate of them as "same person".
+Rates are per pair: against a gallery of N strangers, one query finds about N times the rate of them as "same person".
 
-Intervals come from drawing **people** again, not pairs. One person in the commonest coat makes hundreds of false
-matches, and the pairs of one person succeed or fail together: a bootstrap over pairs would take them for independent
-and be far too narrow. A draw gives every person a weight; a pair of two people counts with the product of theirs
+Intervals come from resampling **people**, not pairs. One person in a very common coat causes hundreds of false matches,
+and the pairs of one person succeed or fail together: a bootstrap over pairs would treat them as independent and be far
+too narrow. Each resample gives every person a weight, and a pair of two people counts with the product of their weights
 (Snijders and Borgatti, "Non-parametric standard errors and tests for network statistics", Connections 22, 1999; for
-biometrics the subsets bootstrap of Bolle, Ratha and Pankanti, CVIU 93, 2004). Two draws of the same person make no
-impostor pair. Where not one false match was seen, the upper end is that of the rule of three, 3 / pairs.
+biometrics the subsets bootstrap of Bolle, Ratha and Pankanti, CVIU 93, 2004). Two draws of the same person are not an
+impostor pair. Where no false match was seen, the upper end is that of the rule of three, 3 / pairs.
 """
 
 from __future__ import annotations
@@ -44,21 +44,19 @@ from domains.scoring import Labels
 
 FPR = 1e-3
 MAX_FPR = 0.05
-"""Above this, "same person" would say little."""
+"""Above this, "same person" would mean little."""
 
 UNSURE_TIMES = 100
 MAX_UNSURE = 0.1
 SEEN = 10
-"""False matches to be expected in each half at the chosen rate: fewer, and the threshold would hang on a handful of
-pairs.
-"""
+"""False matches expected in each half at the chosen rate; with fewer, the threshold would hang on a few pairs."""
 
 MIN_PEOPLE = 10
-"""People with a pair of their own in each half: fewer can't be drawn again."""
+"""People with a genuine pair in each half; fewer are too few to resample."""
 
 
 class Rate(NamedTuple):
-    """A share in [0, 1] and the ends of its 95 % interval."""
+    """A share in [0, 1] with the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -74,30 +72,30 @@ class Half(NamedTuple):
     gallery_labels: Labels
 
     def blocks(self, rule: SameCamera) -> Callable[[], Iterator[PairBlock]]:
-        """Begins a pass over the half's pairs."""
+        """Return a function that starts a pass over the half's pairs."""
         return lambda: pair_blocks(*self, same_camera=rule)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds, and what they do on people who had no part in choosing them.
+    """Thresholds, and how they perform on people who had no part in choosing them.
 
     Attributes:
         domain: the domain's name.
-        fingerprint: of its data.
-        fpr: the false-positive rate that was asked for.
-        score: cosine from which on it is "same person".
-        unsure_fpr: the rate that "unsure" begins at.
-        unsure: its cosine.
-        measured_fpr: share of the other half's impostor pairs that are called "same person".
-        measured_tpr: share of its genuine pairs that are.
-        measured_unsure_fpr: share of its impostor pairs that are not called "no match".
-        measured_unsure_tpr: share of its genuine pairs that are not.
+        fingerprint: fingerprint of its data.
+        fpr: the requested false-positive rate.
+        score: lowest cosine that means "same person".
+        unsure_fpr: the rate at which "unsure" starts.
+        unsure: lowest cosine that means "unsure".
+        measured_fpr: share of the other half's impostor pairs called "same person".
+        measured_tpr: share of its genuine pairs called "same person".
+        measured_unsure_fpr: share of its impostor pairs not called "no match".
+        measured_unsure_tpr: share of its genuine pairs not called "no match".
         people: identities with queries, in the half that chose and in the half that checked.
-        distractors: identities without, likewise.
-        genuine_pairs: likewise.
-        impostor_pairs: likewise.
-        seed: of the halves and of the intervals.
+        distractors: identities without queries, likewise.
+        genuine_pairs: genuine pairs, likewise.
+        impostor_pairs: impostor pairs, likewise.
+        seed: seed of the halves and of the intervals.
         same_camera: the domain's camera rule.
         skipped: images that could not be read.
     """
@@ -121,7 +119,7 @@ class Calibration:
     skipped: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; rates are shares, each measured one with its interval."""
+        """Plain values for JSON; rates are shares, measured ones with their intervals."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
@@ -129,39 +127,44 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float = FPR, seed: int =
     """Find the thresholds of a bundle's encoder on a domain's query and gallery splits; nothing is written.
 
     Args:
-        encoder: the bundle's.
-        domain: with query and gallery splits.
-        fpr: share of impostor pairs that may be called "same person", above 0 and up to 0.05.
-        seed: chooses the halves.
+        encoder: the bundle's encoder.
+        domain: a domain with query and gallery splits.
+        fpr: share of impostor pairs that may be called "same person", above 0 and at most 0.05.
+        seed: chooses the halves and the resamples.
 
     Raises:
         UsageError: a rate outside the range.
-        DataError: too few people or pairs to see the rate (says how many are needed); none of the images can be read;
-            or the model gives strangers the score 1.
+        DataError: too few people or pairs to measure the rate (the message says how many are needed), no readable
+            image, or a model that gives strangers the score 1.
     """
     if not 0 < fpr <= MAX_FPR:
-        raise UsageError(f"the false-positive rate must lie above 0 and up to {MAX_FPR}, got {fpr}; 0.001 is usual")
+        raise UsageError(f"the false-positive rate must be above 0 and at most {MAX_FPR}, got {fpr}; 0.001 is usual")
     _check(domain, domain.query, domain.gallery, fpr, seed)  # before minutes are spent on embeddings
-    (asked, query, lost), (held, gallery, gone) = (
+    (query_vectors, query, query_skipped), (gallery_vectors, gallery, gallery_skipped) = (
         _embedded(encoder, domain, split) for split in (domain.query, domain.gallery)
     )
     counts = _check(domain, query, gallery, fpr, seed)
-    chooses, checks = (
-        Half(asked[one], held[other], Labels.from_split(query.take(one)), Labels.from_split(gallery.take(other)))
-        for one, other in rows_of_halves(domain, query, gallery, seed)
+    choosing, checking = (
+        Half(
+            query_vectors[query_rows],
+            gallery_vectors[gallery_rows],
+            Labels.from_split(query.take(query_rows)),
+            Labels.from_split(gallery.take(gallery_rows)),
+        )
+        for query_rows, gallery_rows in rows_of_halves(domain, query, gallery, seed)
     )
     unsure_fpr = min(UNSURE_TIMES * fpr, MAX_UNSURE)
-    levels = impostor_levels(chooses.blocks(domain.same_camera), counts[0].impostor, (fpr, unsure_fpr))
+    levels = impostor_levels(choosing.blocks(domain.same_camera), counts[0].impostor, (fpr, unsure_fpr))
     score, unsure = (float(np.nextafter(np.float32(level), np.float32(2))) for level in levels)
     if score > 1:
         raise DataError(
             f"the model gives more than {fpr:g} of the pairs of different people in {domain.name} the score 1; it "
             "can't tell them apart"
         )
-    tallies = [Tally.of(checks, domain.same_camera, level) for level in (score, unsure)]
+    tallies = [Tally.of(checking, domain.same_camera, level) for level in (score, unsure)]
     (same_fpr, same_tpr), (far_fpr, far_tpr) = (tally.rates(seed=seed) for tally in tallies)
-    people = [len(np.unique(half.query_labels.pids)) for half in (chooses, checks)]
-    others = [len(np.setdiff1d(half.gallery_labels.pids, half.query_labels.pids)) for half in (chooses, checks)]
+    people = [len(np.unique(half.query_labels.pids)) for half in (choosing, checking)]
+    distractors = [len(np.setdiff1d(half.gallery_labels.pids, half.query_labels.pids)) for half in (choosing, checking)]
     return Calibration(
         domain.name,
         domain.fingerprint,
@@ -174,26 +177,26 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float = FPR, seed: int =
         far_fpr,
         far_tpr,
         (people[0], people[1]),
-        (others[0], others[1]),
+        (distractors[0], distractors[1]),
         (counts[0].genuine, counts[1].genuine),
         (counts[0].impostor, counts[1].impostor),
         seed,
         domain.same_camera,
-        len(lost) + len(gone),
+        len(query_skipped) + len(gallery_skipped),
     )
 
 
 def store(
     bundle: Bundle, found: Calibration, *, key: str | PathLike[str] | None = None, unsign: bool = False
 ) -> Bundle:
-    """Write the thresholds into the bundle's manifest, in the place of earlier ones of the same domain; neither model
-    nor golden file is touched.
+    """Write the thresholds into the bundle's manifest, replacing earlier ones of the same domain; the model and the
+    golden files are not touched.
 
     Args:
-        bundle: that the thresholds were measured with.
+        bundle: the bundle that the thresholds were measured with.
         found: the thresholds.
         key: file of the private key to sign the new manifest with.
-        unsign: give the signature of a signed bundle up, where there is no key.
+        unsign: drop the signature of a signed bundle if there is no key.
 
     Raises:
         UsageError, ArtefactError: as :func:`deploy.bundle.revise_bundle`.
@@ -205,18 +208,18 @@ def store(
 def rows_of_halves(
     domain: Domain, query: Split, gallery: Split, seed: int
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Rows of the two halves' people in the query and the gallery split, or in what could be read of them; junk is in
-    neither.
+    """Return the rows of each half's people in the query and gallery splits, or in the readable parts of them; junk is
+    in neither half.
 
-    The order of a seeded hash decides, so that adding people moves few of the others.
+    People are ordered by a seeded hash, so that adding some moves few of the others.
     """
-    asked = np.unique(domain.query.pids[domain.query.pids != JUNK])
-    others = np.setdiff1d(domain.gallery.pids[domain.gallery.pids != JUNK], asked)
+    querying = np.unique(domain.query.pids[domain.query.pids != JUNK])
+    distractors = np.setdiff1d(domain.gallery.pids[domain.gallery.pids != JUNK], querying)
 
     def order(pid: np.int64) -> bytes:
         return hashlib.sha256(f"{seed}\0{domain.identities[pid]}".encode()).digest()
 
-    ordered = [sorted(group, key=order) for group in (asked, others)]
+    ordered = [sorted(group, key=order) for group in (querying, distractors)]
     halves = (
         [pid for group in ordered for pid in group[: len(group) // 2]],
         [pid for group in ordered for pid in group[len(group) // 2 :]],
@@ -229,14 +232,13 @@ def rows_of_halves(
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Pairs of one half that reach a score, by person. ``P`` people have queries, ``C`` have gallery crops; the first P
-    are those with queries.
+    """Pairs of one half that reach a score, per person; of its ``C`` people, the first ``P`` have queries.
 
     Attributes:
-        false: ``[P, C]`` impostor pairs that reach it, int64.
-        asked: ``[P]`` queries of each.
-        held: ``[C]`` gallery crops of each.
-        true: ``[P]`` genuine pairs that reach it.
+        false: ``[P, C]`` impostor pairs that reach the score, int64.
+        asked: ``[P]`` queries of each person.
+        held: ``[C]`` gallery crops of each person.
+        true: ``[P]`` genuine pairs that reach the score.
         genuine: ``[P]`` genuine pairs.
     """
 
@@ -248,7 +250,7 @@ class Tally:
 
     @classmethod
     def of(cls, half: Half, rule: SameCamera, score: float) -> Tally:
-        """Count; the table of people takes 8·P·C bytes."""
+        """Count the pairs of a half; the table of false matches takes 8·P·C bytes."""
         asking = np.unique(half.query_labels.pids)
         everyone = np.concatenate([asking, np.setdiff1d(half.gallery_labels.pids, asking)])
         code = {pid: number for number, pid in enumerate(everyone.tolist())}
@@ -273,11 +275,11 @@ class Tally:
         )
 
     def rates(self, *, seed: int = 0, samples: int = 1000) -> tuple[Rate, Rate]:
-        """False-positive and true-positive rate, with 95 % intervals over people (see the module)."""
+        """False-positive and true-positive rate, with 95 % intervals over people (see the module's docstring)."""
         count, size = self.false.shape
         rng = np.random.default_rng(seed)
         weights = np.ones((samples + 1, size))
-        for start, stop in ((0, count), (count, size)):  # people and distractors are drawn each among themselves
+        for start, stop in ((0, count), (count, size)):  # distractors are resampled separately
             if stop > start:
                 weights[1:, start:stop] = rng.multinomial(
                     stop - start, np.full(stop - start, 1 / (stop - start)), samples
@@ -295,8 +297,8 @@ class Tally:
         return rates[0], rates[1]
 
     def shares(self, weights: Float64s) -> tuple[Float64s, Float64s]:
-        """False-positive and true-positive rates ``[S]``, each person counted as often as its weight ``[S, C]`` says;
-        NaN where there is no pair.
+        """False-positive and true-positive rates ``[S]``, with people weighted by ``weights`` ``[S, C]``; NaN without
+        pairs.
         """
         asking = weights[:, : len(self.asked)]
         wrong = np.einsum("sp,sp->s", asking, weights @ self.false.T)
@@ -308,7 +310,7 @@ class Tally:
 
 
 def _embedded(encoder: Encoder, domain: Domain, split: Split) -> tuple[Float32s, Split, list[Skipped]]:
-    """Embeddings of the readable images of a split, and its rows."""
+    """Embed a split; returns the embeddings and rows of its readable images, and the skipped ones."""
     vectors, skipped = encoder.files(domain.files(split))
     if len(skipped) == len(split):
         raise DataError(
@@ -319,50 +321,48 @@ def _embedded(encoder: Encoder, domain: Domain, split: Split) -> tuple[Float32s,
 
 
 def _check(domain: Domain, query: Split, gallery: Split, fpr: float, seed: int) -> list[PairCount]:
-    """Pairs of both halves; raises DataError where they are too few."""
+    """Count the pairs of both halves; raises DataError if there are too few."""
     if not len(query) or not len(gallery):
         raise DataError(
             f"domain {domain.name} has no query and gallery splits; calibration needs people that the model was not "
             "trained on"
         )
     counts, people = [], []
-    for one, other in rows_of_halves(domain, query, gallery, seed):
-        asked, held = query.take(one), gallery.take(other)
-        counts.append(count_pairs(Labels.from_split(asked), Labels.from_split(held), same_camera=domain.same_camera))
-        people.append(_people_with_pairs(asked, held, domain.same_camera))
+    for query_rows, gallery_rows in rows_of_halves(domain, query, gallery, seed):
+        queries, crops = query.take(query_rows), gallery.take(gallery_rows)
+        counts.append(count_pairs(Labels.from_split(queries), Labels.from_split(crops), same_camera=domain.same_camera))
+        people.append(_people_with_pairs(queries, crops, domain.same_camera))
     if min(people) < MIN_PEOPLE:
         rule = " by two cameras" if domain.same_camera == "drop" else ""
         raise DataError(
             f"calibration needs {MIN_PEOPLE} people seen at least twice{rule} in each half of {domain.name}'s test "
-            "people, "
-            f"there are {people[0]} and {people[1]}; use a domain with more people"
+            f"people, there are {people[0]} and {people[1]}; use a domain with more people"
         )
     needed, fewest = SEEN / fpr, min(count.impostor for count in counts)
     if fewest < needed * (1 - 1e-9):
-        coarse = f"ask for --fpr {_rounded_up(SEEN / fewest):g} or more, or " if fewest * MAX_FPR >= SEEN else ""
+        coarse = f"raise --fpr to {_rounded_up(SEEN / fewest):g} or more, or " if fewest * MAX_FPR >= SEEN else ""
         raise DataError(
             f"a false-positive rate of {fpr:g} needs {needed:,.0f} pairs of different people in each half to be seen "
-            f"{SEEN} times, "
-            f"{domain.name} gives {counts[0].impostor:,} and {counts[1].impostor:,}; {coarse}use a domain with more "
-            "people"
+            f"{SEEN} times, {domain.name} gives {counts[0].impostor:,} and {counts[1].impostor:,}; {coarse}use a "
+            "domain with more people"
         )
     return counts
 
 
 def _people_with_pairs(query: Split, gallery: Split, rule: SameCamera) -> int:
-    """How many people have a genuine pair."""
+    """Count the people who have a genuine pair."""
     seen: Mapping[int, set[int]] = {
         pid: set(gallery.camids[gallery.pids == pid].tolist()) for pid in np.unique(query.pids).tolist()
     }
-    able = {
+    paired = {
         pid
         for pid, camid in zip(query.pids.tolist(), query.camids.tolist(), strict=True)
         if seen[pid] - ({camid} if rule == "drop" else set())
     }
-    return len(able)
+    return len(paired)
 
 
 def _rounded_up(value: float) -> float:
-    """To two digits, upwards."""
+    """Round up to two significant digits."""
     step = 10.0 ** (np.floor(np.log10(value)) - 1)
     return float(np.ceil(value / step - 1e-9) * step)

@@ -22,7 +22,7 @@ CELL_WIDTH = 164
 
 PER_ROW = 10
 MAX_DRAWN = 100
-"""Matches beyond this are not drawn: nobody looks at them, and image files have a limit."""
+"""Matches beyond this are not drawn: nobody looks at them, and image files have a size limit."""
 
 _MARGIN = 10
 _BORDER = 4
@@ -54,16 +54,16 @@ def draw_matches(
         query: uint8 RGB ``[H, W, 3]``.
         matches: best first; at most 100 are drawn, ten in a row. Crops are read from ``source``; what can't be read
             gets a placeholder.
-        known_label: the true label of the query; then right matches get a green frame and others a red one. Matches
+        known_label: the query's true label; correct matches then get a green frame and wrong ones a red one. Matches
             without a label get neither.
-        kept: gives the small picture that a gallery kept of an entry (``gallery.crop``), shown where the source can't
+        kept: returns the small picture that a gallery keeps of an entry (``gallery.crop``), shown if the source can't
             be read.
 
     Returns:
         uint8 RGB picture.
 
     Raises:
-        DataError: the query is no crop.
+        DataError: the query is not a crop.
     """
     check_crop(query)
     cells = [_cell(query, ["query", "" if known_label is None else known_label], _QUERY)]
@@ -84,7 +84,7 @@ def draw_matches(
 
 
 def stack(pictures: Sequence[Crop]) -> Crop:
-    """Put pictures below each other, widened with white to the widest; raises DataError if there is none."""
+    """Put pictures below each other, padded with white to the widest; raises DataError if there are none."""
     if not pictures:
         raise DataError("there is no picture to stack; draw at least one")
     width = max(picture.shape[1] for picture in pictures)
@@ -94,16 +94,16 @@ def stack(pictures: Sequence[Crop]) -> Crop:
 
 
 def write_picture(path: str | PathLike[str], image: Crop) -> None:
-    """Write a picture whole or not at all, as PNG or JPEG by the name's suffix.
+    """Write a picture whole or not at all, as PNG or JPEG by the file name's suffix.
 
     Raises:
         UsageError: another suffix.
-        DataError: ``image`` is no uint8 RGB array, is too large for the format, or the file can't be written.
+        DataError: ``image`` is not a uint8 RGB array, is too large for the format, or the file can't be written.
     """
     file = Path(path)
     suffix = file.suffix.lower()
     if suffix not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"a picture is written as .png, .jpg or .jpeg, got {file.name!r}")
+        raise UsageError(f"a picture must be written as .png, .jpg or .jpeg, got {file.name!r}")
     check_crop(image)
     try:
         done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -122,7 +122,7 @@ def write_picture(path: str | PathLike[str], image: Crop) -> None:
 
 
 def _cell(crop: Crop, lines: Sequence[str], frame: tuple[int, int, int] | None) -> Crop:
-    """One crop, fitted without distortion, on white with its caption; all cells have one size."""
+    """Draw one crop, fitted without distortion, on white with its caption; all cells have the same size."""
     inner = CELL_WIDTH - _MARGIN
     cell = np.full((CROP_HEIGHT + 2 * _BORDER + _LINES * _LINE + _MARGIN, CELL_WIDTH, 3), 255, np.uint8)
     left = (inner - CROP_WIDTH) // 2
@@ -152,19 +152,19 @@ def _fitted(crop: Crop) -> Crop:
 
 def _caption(match: Match) -> list[str]:
     day, _, clock = (match.time or "no time").replace(" ", "T", 1).partition("T") if match.time else ("no time", "", "")
-    said = (
+    heading = (
         f"{match.rank}.   {match.score:.3f}"
         if match.verdict is None
         else f"{match.rank}. {match.score:.3f} {match.verdict.split(' person')[0]}"
     )
-    return [said, match.camera, day, clock]
+    return [heading, match.camera, day, clock]
 
 
 def _crop_of(match: Match, kept: Callable[[int], Crop | None] | None) -> Crop:
-    """The match's crop, or what the gallery kept of it, or a placeholder; only plain files are opened, for a source may
-    name anything.
+    """Return the match's crop, the gallery's small picture of it, or a placeholder; only regular files are opened, as a
+    source may name anything.
     """
-    reason = "not here"
+    reason = "not found"
     try:
         if Path(match.source).is_file():
             return read_crop(match.source)
@@ -175,7 +175,7 @@ def _crop_of(match: Match, kept: Callable[[int], Crop | None] | None) -> Crop:
 
 
 def _placeholder(text: str) -> Crop:
-    """A grey figure, so that a missing crop looks like one and not like a fault."""
+    """Draw a grey figure, so that a missing crop looks missing and not like a fault."""
     image = np.full((CROP_HEIGHT, CROP_WIDTH, 3), _PAPER, np.uint8)
     middle = CROP_WIDTH // 2
     cv2.circle(image, (middle, 84), 17, _EDGE, -1, cv2.LINE_AA)
@@ -187,13 +187,13 @@ def _placeholder(text: str) -> Crop:
 
 
 def _shortened(text: str, width: int) -> str:
-    """``text`` in the letters that OpenCV can draw, cut in the middle until it fits ``width`` pixels: beginnings and
-    ends tell names apart.
+    """Return ``text`` in characters that OpenCV can draw, cut in the middle to fit ``width`` pixels, as names differ at
+    their beginnings and ends.
     """
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     plain = "".join(letter if 32 <= ord(letter) < 127 else "?" for letter in plain[:200])
-    shown, keep = plain, len(plain)
-    while keep > 1 and cv2.getTextSize(shown, _FONT, _SIZE, 1)[0][0] > width:
+    shortened, keep = plain, len(plain)
+    while keep > 1 and cv2.getTextSize(shortened, _FONT, _SIZE, 1)[0][0] > width:
         keep -= 1
-        shown = f"{plain[: (keep + 1) // 2]}..{plain[len(plain) - keep // 2 :]}"
-    return shown
+        shortened = f"{plain[: (keep + 1) // 2]}..{plain[len(plain) - keep // 2 :]}"
+    return shortened

@@ -1,20 +1,20 @@
-"""Better answers at query time: several images as one query, query expansion, k-reciprocal re-ranking, and what cameras
-and times rule out.
+"""Better answers at query time: several images as one query, query expansion, k-reciprocal re-ranking, and ruling out
+matches by camera and time.
 
 Everything works on the best candidates of a gallery's ordinary search (``depth`` of them) and on one query at a time,
-so that no answer depends on who else asks. A match's ``score`` stays the cosine to the query as it was given, which is
-what thresholds were calibrated on; ``ranked_by`` says when ranks go by something else.
+so that no answer depends on other queries. A match's ``score`` stays the cosine to the original query, which is what
+thresholds were calibrated on; ``ranked_by`` says when ranks follow something else.
 
 **Several images as one query.** ``mean``: candidates are ranked by the mean of the unit vectors; a score is the mean of
-the cosines, which is never above the greatest of them, so that a threshold for one image stays on the safe side.
-``max``: by the greatest cosine; then n images have up to n times the false matches of one.
+the cosines, which never exceeds the largest of them, so that a threshold for one image stays on the safe side.
+``max``: candidates are ranked by the largest cosine; n images then have up to n times the false matches of one.
 
-**Query expansion.** The query is replaced by the average of itself and its first matches, with weights s^α of their
-cosines s, and asked again (α-QE: Radenović, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human
-Annotation", TPAMI 2019; α = 0 is the plain average of Chum et al., "Total Recall", ICCV 2007). Only matches from a
-least score on take part: a stranger in the average draws more strangers.
+**Query expansion.** The query is replaced by the average of itself and its top matches, weighted by s^α for cosine s,
+and searched again (α-QE: Radenović, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI
+2019; α = 0 is the plain average of Chum et al., "Total Recall", ICCV 2007). Only matches with at least a minimum score
+take part: a stranger in the average attracts more strangers.
 
-**k-reciprocal re-ranking** (:mod:`domains.reranking`) within the candidates. The rest of the gallery is not looked at,
+**k-reciprocal re-ranking** (:mod:`domains.reranking`) within the candidates. The rest of the gallery is not considered,
 so a candidate's neighbours are its neighbours among the candidates.
 
 **Impossible matches** (:mod:`deploy.answers.transitions`) are moved behind all others, or removed.
@@ -48,22 +48,22 @@ DEPTH = 100
 
 @dataclass(frozen=True)
 class Refinement:
-    """What is to be done to a query and its candidates; nothing by default.
+    """What to do with a query and its candidates; nothing by default.
 
     Attributes:
-        together: all images are one person: one answer, by the mean of their vectors or by the greatest cosine. None:
-            one answer for each.
-        expand: how many first matches are averaged into the query; 0 for none.
+        together: all images show one person and get one answer, by the mean of their vectors or by the largest cosine.
+            None: one answer for each.
+        expand: number of top matches averaged into the query; 0 for none.
         alpha: exponent of their weights.
-        least: least cosine of a match that is averaged into it.
+        least: minimum cosine of a match averaged into it.
         rerank: k-reciprocal re-ranking.
         k1: neighbours that must be reciprocal (20, as published).
         k2: neighbours whose weights are averaged (6, as published).
         weight: share of the original distance (0.3, as published).
-        depth: candidates that are looked at.
+        depth: number of candidates considered.
         seen: where and when the query was taken.
         transitions: what is possible between cameras; needs ``seen``.
-        remove_impossible: leave impossible matches out, instead of listing them last.
+        remove_impossible: leave out impossible matches instead of listing them last.
     """
 
     together: Together | None = None
@@ -87,8 +87,7 @@ class Refinement:
             raise UsageError('expansion and re-ranking need one query vector: use together="mean" with them')
         if self.expand < 0 or self.depth < 1 or not self.alpha >= 0 or not -1 <= self.least <= 1:
             raise UsageError(
-                "refinement needs expand of at least 0, depth of at least 1, alpha of at least 0 and least from -1 to "
-                "1, got "
+                "a refinement needs expand ≥ 0, depth ≥ 1, alpha ≥ 0 and least from -1 to 1, got "
                 f"expand={self.expand}, depth={self.depth}, alpha={self.alpha}, least={self.least}"
             )
         if (self.transitions is None) != (self.seen is None):
@@ -98,13 +97,13 @@ class Refinement:
             )
         if self.remove_impossible and self.transitions is None:
             raise UsageError(
-                "impossible matches can be removed only where a file of transitions says what is impossible; give "
-                "one, with --seen-at"
+                "impossible matches can be removed only if a file of transitions says what is impossible; give one, "
+                "with --seen-at"
             )
 
     @property
     def is_plain(self) -> bool:
-        """Whether a search with it is the gallery's own."""
+        """Whether a search with it is the gallery's ordinary search."""
         return self.together is None and not self.expand and not self.rerank and self.transitions is None
 
 
@@ -116,38 +115,38 @@ def search(
     Args:
         gallery: the gallery.
         vectors: queries ``[Q, D]``, as for :meth:`deploy.gallery.Gallery.search`.
-        k: how many matches per query; those beyond the refinement's depth go by cosine.
+        k: number of matches per query; those beyond the refinement's depth are ranked by cosine.
         refinement: what to do; nothing by default.
         filters: ``camera``, ``after``, ``before``, ``label``, ``source``, ``exact``, as the gallery takes them.
 
     Returns:
-        One list of matches per query, or one in all with ``together``. Where impossible matches are removed there may
-        be fewer than k.
+        One list of matches per query, or a single one with ``together``. There may be fewer than k where impossible
+        matches are removed.
 
     Raises:
         GalleryError: as for the gallery's search; or it was upgraded meanwhile.
-        DataError: images that have nothing in common as one query.
+        DataError: the images of one query have nothing in common.
     """
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
         raise GalleryError(f"k must be a whole number from 1, got {k!r}")
     wanted = refinement or Refinement()
     space = vectors.feature_space if isinstance(vectors, Embeddings) else gallery.feature_space
-    asked = _Asked(gallery, space, wanted, max(int(k), wanted.depth), filters)
+    request = _Request(gallery, space, wanted, max(int(k), wanted.depth), filters)
     if wanted.is_plain or not np.size(vectors):
         return gallery.search(vectors, k, **filters)
     units = unit_vectors(vectors, "query", Facts(gallery.dim, gallery.feature_space, None)).astype(np.float32)
     if wanted.together == "mean":
         units = mean_query(units)[None]
-        found = [asked.nearest(units[0])]
+        results = [request.nearest(units[0])]
     else:
-        found = gallery.search(vectors, asked.fetch, **filters)
+        results = gallery.search(vectors, request.fetch, **filters)
     if wanted.together == "max":
-        units, found = units[:1], [best_of(found)[: asked.fetch]]
-    return [_ranked(asked.refined(query, candidates), k) for query, candidates in zip(units, found, strict=True)]
+        units, results = units[:1], [best_of(results)[: request.fetch]]
+    return [_ranked(request.refined(query, candidates), k) for query, candidates in zip(units, results, strict=True)]
 
 
 def mean_query(vectors: Float32s) -> Float32s:
-    """Mean ``[D]`` of unit vectors ``[n, D]``, at the length that it has: a product with it is the mean of the cosines.
+    """Mean ``[D]`` of unit vectors ``[n, D]``, not normalised: a product with it is the mean of the cosines.
 
     Raises:
         DataError: they cancel out.
@@ -155,16 +154,16 @@ def mean_query(vectors: Float32s) -> Float32s:
     mean = np.asarray(vectors, np.float32).mean(axis=0)
     if np.linalg.norm(mean) < 1e-3:
         raise DataError(
-            f"the {len(vectors)} images have nothing in common, so they do not show one person; ask for each alone"
+            f"the {len(vectors)} images have nothing in common, so they do not show one person; search for each alone"
         )
     return np.asarray(mean, np.float32)
 
 
 def best_of(found: Sequence[Sequence[Match]]) -> list[Match]:
-    """Merge the answers of several images: each entry once with its greatest score, the greatest first, ties by id.
+    """Merge the answers of several images: each entry once with its highest score, the highest first, ties by id.
 
-    The first k of it are exact if every list holds at least k, for an entry with k better ones in its own list has k
-    better ones in all.
+    The first k are exact if every list holds at least k, because an entry with k better ones in its own list has k
+    better ones overall.
     """
     best: dict[int, Match] = {}
     for match in (match for matches in found for match in matches):
@@ -174,7 +173,7 @@ def best_of(found: Sequence[Sequence[Match]]) -> list[Match]:
 
 
 def expanded(query: Float32s, matches: Float32s, *, alpha: float = ALPHA) -> Float32s:
-    """The unit query ``[D]`` in the place of ``query``: its average with unit matches ``[n, D]``, weighted by s^α; a
+    """Return the expanded unit query ``[D]``: the average of ``query`` and unit matches ``[n, D]``, weighted by s^α; a
     cosine s below 0 counts as 0.
     """
     unit = query / np.linalg.norm(query)
@@ -183,8 +182,8 @@ def expanded(query: Float32s, matches: Float32s, *, alpha: float = ALPHA) -> Flo
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """One call of :func:`search`: what is asked of which gallery, in which feature space."""
+class _Request:
+    """One call of :func:`search`: what is searched for in which gallery and feature space."""
 
     gallery: Gallery
     space: str | None
@@ -195,16 +194,16 @@ class _Asked:
     def nearest(self, query: Float32s) -> list[Match]:
         """Candidates by cosine to a query ``[D]`` of any length; scores are the products with it."""
         length = float(np.linalg.norm(query))
-        found = self.gallery.search(Embeddings(query / length, self.space), self.fetch, **self.filters)[0]
-        return [replace(match, score=match.score * length) for match in found]
+        matches = self.gallery.search(Embeddings(query / length, self.space), self.fetch, **self.filters)[0]
+        return [replace(match, score=match.score * length) for match in matches]
 
     def refined(self, query: Float32s, candidates: list[Match]) -> list[Match]:
-        """Candidates of a query ``[D]`` in their final order; ranks are not yet renewed."""
-        asks = query
+        """Candidates of a query ``[D]`` in their final order; ranks are not updated yet."""
+        vector = query
         if self.wanted.expand:
-            asks, candidates = self._expanded(query, candidates)
+            vector, candidates = self._expanded(query, candidates)
         if self.wanted.rerank:
-            candidates = self._reranked(asks, candidates)
+            candidates = self._reranked(vector, candidates)
         seen, transitions = self.wanted.seen, self.wanted.transitions
         if seen is None or transitions is None:
             return candidates
@@ -215,45 +214,45 @@ class _Asked:
         )
 
     def _expanded(self, query: Float32s, candidates: list[Match]) -> tuple[Float32s, list[Match]]:
-        """The average of the query and its first matches, and the candidates that it finds, with their scores to the
-        query itself.
+        """Return the average of the query and its top matches, and the candidates it finds, scored against the query
+        itself.
         """
         vectors = self._vectors(
             [match.id for match in candidates[: self.wanted.expand] if match.score >= self.wanted.least]
         )
         if not vectors:
             return query, candidates
-        better = expanded(query, np.stack(list(vectors.values())), alpha=self.wanted.alpha)
-        found, scores = self.nearest(better), {match.id: match.score for match in candidates}
+        average = expanded(query, np.stack(list(vectors.values())), alpha=self.wanted.alpha)
+        matches, scores = self.nearest(average), {match.id: match.score for match in candidates}
         scores |= {
             number: float(vector @ query)
-            for number, vector in self._vectors([m.id for m in found if m.id not in scores]).items()
+            for number, vector in self._vectors([m.id for m in matches if m.id not in scores]).items()
         }
-        return better, [
-            replace(match, score=scores[match.id], ranked_by="expansion") for match in found if match.id in scores
+        return average, [
+            replace(match, score=scores[match.id], ranked_by="expansion") for match in matches if match.id in scores
         ]
 
     def _reranked(self, query: Float32s, candidates: list[Match]) -> list[Match]:
-        """The first ``depth`` candidates by k-reciprocal distance, and the others behind them as they are."""
+        """Order the first ``depth`` candidates by k-reciprocal distance, with the others unchanged behind them."""
         vectors = self._vectors([match.id for match in candidates[: self.wanted.depth]])
         first = [match for match in candidates[: self.wanted.depth] if match.id in vectors]
         if not first:
             return candidates[self.wanted.depth :]
         unit = (query / np.linalg.norm(query))[None]
-        held = np.stack([vectors[match.id] for match in first])
-        closeness = k_reciprocal(unit, held, k1=self.wanted.k1, k2=self.wanted.k2, weight=self.wanted.weight)[0]
+        stored = np.stack([vectors[match.id] for match in first])
+        closeness = k_reciprocal(unit, stored, k1=self.wanted.k1, k2=self.wanted.k2, weight=self.wanted.weight)[0]
         order = np.argsort(-closeness, kind="stable").tolist()
         return [
             replace(match, ranked_by="k-reciprocal")
-            for match in (*(first[at] for at in order), *candidates[self.wanted.depth :])
+            for match in (*(first[index] for index in order), *candidates[self.wanted.depth :])
         ]
 
     def _vectors(self, ids: list[int]) -> dict[int, Float32s]:
-        """Unit vectors of entries; one that was forgotten since it was found is missing."""
+        """Unit vectors of entries; entries forgotten since the search are missing."""
         numbers, vectors = self.gallery.vectors(ids)
         if vectors.feature_space != self.space:
             raise GalleryError(
-                f"the gallery {self.gallery.path} was upgraded meanwhile; embed with its new bundle and ask again"
+                f"the gallery {self.gallery.path} was upgraded meanwhile; embed with its new bundle and search again"
             )
         return dict(zip(numbers, np.asarray(vectors), strict=True))
 

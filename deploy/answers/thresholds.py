@@ -1,4 +1,4 @@
-"""What a score means: "same person", "unsure" or "no match", by thresholds that were measured and not guessed."""
+"""What a score means: "same person", "unsure" or "no match", by thresholds that were measured, not guessed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ORDER: tuple[Verdict, ...] = ("no match", "unsure", "same person")
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Two scores that part the answers of one model in three.
+    """Two scores that divide the answers of one model into three.
 
     Attributes:
-        same: from this cosine on, "same person".
-        unsure: from this cosine on, "unsure"; below it, "no match". At most ``same``.
-        name: the domain that they were calibrated on, or how they were given.
-        fpr: share of pairs of two people that reach ``same``, as chosen when it was calibrated; None where the score
-            was given.
+        same: lowest cosine that means "same person".
+        unsure: lowest cosine that means "unsure"; below it, "no match". At most ``same``.
+        name: the domain they were calibrated on, or a description of the score that was given.
+        fpr: share of pairs of different people that reach ``same``, as chosen at calibration; None where the score was
+            given.
     """
 
     same: float
@@ -37,8 +37,8 @@ class Thresholds:
             or self.unsure > self.same
         ):
             raise UsageError(
-                f"a threshold is a cosine from -1 to 1, the one for unsure at most the other, got {self.same} and "
-                f"{self.unsure}"
+                f"a threshold must be a cosine from -1 to 1, and the one for unsure at most the other, got {self.same} "
+                f"and {self.unsure}"
             )
 
     @classmethod
@@ -46,35 +46,34 @@ class Thresholds:
         """The thresholds to judge a bundle's answers by.
 
         Args:
-            bundle: of the model that gave the scores.
-            choice: a domain that the bundle was calibrated on, or a score, which then parts "same person" from "no
-                match". By default the most conservative calibrated domain: the one with the highest score for "same
-                person".
+            bundle: the bundle of the model that gave the scores.
+            choice: a domain that the bundle was calibrated on, or a score that separates "same person" from "no match".
+                By default the most conservative calibrated domain: the one with the highest score for "same person".
 
         Returns:
             None if nothing was chosen and the bundle was never calibrated.
 
         Raises:
-            UsageError: a domain that it was not calibrated on (those that it was are named), or a score outside [-1,
-                1].
-            ArtefactError: the manifest's entry makes no sense.
+            UsageError: a domain that it was not calibrated on (the message lists those it was), or a score outside
+                [-1, 1].
+            ArtefactError: the manifest's entry is invalid.
         """
         known = bundle.thresholds
         if choice is None:
             return max(
-                (cls._of(bundle, name) for name in known), key=lambda found: (found.same, found.name), default=None
+                (cls._of(bundle, name) for name in known), key=lambda entry: (entry.same, entry.name), default=None
             )
         if choice in known:
             return cls._of(bundle, str(choice))
         try:
             score = float(choice)
         except ValueError:
-            there = (
+            calibrated = (
                 f"it is calibrated on {', '.join(sorted(known))}"
                 if known
                 else "it is not calibrated on any domain; run reid calibrate"
             )
-            raise UsageError(f"{bundle.folder} has no threshold {choice!r}: {there}, or give a score") from None
+            raise UsageError(f"{bundle.folder} has no threshold {choice!r}: {calibrated}, or give a score") from None
         return cls(score, score, f"a score of {score:g}")
 
     @classmethod
@@ -97,12 +96,12 @@ class Thresholds:
 
 
 def answer(matches: Sequence[Match]) -> Verdict | None:
-    """The verdict on a whole query: the best of its matches', impossible ones aside; "no match" if there is none, None
-    if nothing was judged.
+    """Return the verdict on a whole query: the best of its matches' verdicts, impossible matches aside; "no match" if
+    there are none, None if not all were judged.
     """
     if any(match.verdict is None for match in matches):
         return None
-    found = [
+    ranks = [
         _ORDER.index(match.verdict) for match in matches if match.verdict is not None and match.possible is not False
     ]
-    return _ORDER[max(found, default=0)]
+    return _ORDER[max(ranks, default=0)]

@@ -1,4 +1,4 @@
-"""How long people take from one camera to another, as an operator knows it: a prior that looks do not give.
+"""How long people take from one camera to another, as an operator knows it: a prior that appearance does not give.
 
 A file of windows, CSV or YAML:
 
@@ -8,9 +8,9 @@ A file of windows, CSV or YAML:
     gate,yard,20,600         - {from: yard, to: gate, min: 20}
     yard,gate,20,
 
-``min`` and ``max`` are seconds; an empty or missing ``min`` is 0, an empty or missing ``max`` no limit. A window holds
-in its direction alone. Several windows of one pair mean any of them. What is not known never speaks against a match: a
-pair of cameras without a window, or an entry without a time, is neither possible nor impossible.
+``min`` and ``max`` are seconds; an empty or missing ``min`` is 0, an empty or missing ``max`` no limit. A window
+applies in its direction only. Several windows of one pair are alternatives. What is unknown never counts against a
+match: a pair of cameras without a window, or an entry without a time, is neither possible nor impossible.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Transitions:
-    """Windows in seconds, ``(least, most)``, by pair of cameras in the order in which somebody passes them."""
+    """Windows in seconds, ``(least, most)``, by pair of cameras in the order in which a person passes them."""
 
     windows: Mapping[tuple[str, str], tuple[tuple[float, float], ...]]
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Transitions:
-        """Read a file, YAML by its suffix and else CSV; raises DataError with the place of what is wrong."""
+        """Read a file, YAML if its suffix says so and CSV otherwise; raises DataError that says where the fault is."""
         file = Path(path)
         try:
             with file.open("rb") as stream:
@@ -72,21 +72,20 @@ class Transitions:
             raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
         if len(data) > MAX_BYTES:
             raise DataError(
-                f"{file} is larger than {MAX_BYTES // 2**10} KiB; it should hold a line for each pair of cameras"
+                f"{file} is larger than {MAX_BYTES // 2**10} KiB; it should hold one line per pair of cameras"
             )
-        found: dict[tuple[str, str], tuple[tuple[float, float], ...]] = {}
-        for place, row in (_yaml_rows if file.suffix.lower() in (".yaml", ".yml") else _csv_rows)(text, file):
-            pair, window = _window(row, place)
-            found[pair] = (*found.get(pair, ()), window)
-        if not found:
-            raise DataError(f"{file} lists no window; give at least one line of {','.join(COLUMNS)}")
-        return cls(found)
+        windows: dict[tuple[str, str], tuple[tuple[float, float], ...]] = {}
+        for location, row in (_yaml_rows if file.suffix.lower() in (".yaml", ".yml") else _csv_rows)(text, file):
+            pair, window = _window(row, location)
+            windows[pair] = (*windows.get(pair, ()), window)
+        if not windows:
+            raise DataError(f"{file} lists no windows; give at least one line of {','.join(COLUMNS)}")
+        return cls(windows)
 
     def possible(self, seen: Sighting, match: Match) -> bool | None:
-        """Whether one person can have been at both places; None where that is not known.
+        """Whether one person can have been in both places; None where that is unknown.
 
-        The match may be before or after the sighting. At the very same moment, windows of both directions are looked
-        at.
+        The match may be before or after the sighting. At the very same moment, windows of both directions apply.
         """
         if match.time is None:
             return None
@@ -107,11 +106,11 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 f"{file} must have the columns {','.join(COLUMNS)}; its first line has {','.join(names)!r:.150}"
             )
         for values in reader:
-            place = f"{file}, line {reader.line_num}"
+            location = f"{file}, line {reader.line_num}"
             if values and len(values) != len(names):
-                raise DataError(f"{place}: {len(values)} values for {len(names)} columns")
+                raise DataError(f"{location}: {len(values)} values for {len(names)} columns")
             if values:
-                yield place, {name: value.strip() for name, value in zip(names, values, strict=True)}
+                yield location, {name: value.strip() for name, value in zip(names, values, strict=True)}
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: {error}") from error
 
@@ -124,17 +123,17 @@ def _yaml_rows(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]
     if not isinstance(rows, list):
         raise DataError(f"{file} must be a list of windows with {', '.join(COLUMNS)}, got {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
-        place = f"{file}, window {number}"
+        location = f"{file}, window {number}"
         if not isinstance(row, dict) or not {"from", "to"} <= set(row) <= set(COLUMNS):
-            raise DataError(f"{place} must have from and to, and may have min and max, got {row!r:.150}")
-        yield place, row
+            raise DataError(f"{location} must have from and to, and may have min and max, got {row!r:.150}")
+        yield location, row
 
 
-def _window(row: Mapping[str, Any], place: str) -> tuple[tuple[str, str], tuple[float, float]]:
+def _window(row: Mapping[str, Any], location: str) -> tuple[tuple[str, str], tuple[float, float]]:
     cameras = []
     for name in ("from", "to"):
         if isinstance(row[name], (bool, float)) or not str(row[name] or "").strip():
-            raise DataError(f"{place}: {name} must be a camera's name, got {row[name]!r:.80}; put it in quotes")
+            raise DataError(f"{location}: {name} must be a camera's name, got {row[name]!r:.80}; put it in quotes")
         cameras.append(str(row[name]))
     seconds = []
     for name, default in (("min", 0.0), ("max", math.inf)):
@@ -144,8 +143,8 @@ def _window(row: Mapping[str, Any], place: str) -> tuple[tuple[str, str], tuple[
         except (TypeError, ValueError):
             number = math.nan
         if isinstance(value, bool) or not number >= 0 or (math.isinf(number) and value not in (None, "")):
-            raise DataError(f"{place}: {name} must be seconds from 0, got {value!r:.80}")
+            raise DataError(f"{location}: {name} must be a number of seconds, 0 or more, got {value!r:.80}")
         seconds.append(number)
     if seconds[0] > seconds[1]:
-        raise DataError(f"{place}: min {seconds[0]:g} is greater than max {seconds[1]:g}")
+        raise DataError(f"{location}: min {seconds[0]:g} is greater than max {seconds[1]:g}")
     return (cameras[0], cameras[1]), (seconds[0], seconds[1])

@@ -1,4 +1,4 @@
-"""What the edge is given: a graph, its manifest, and the proof of what it does."""
+"""What the edge receives: a graph, its manifest, and proof that it works."""
 
 from deploy.bundle.bundle import Bundle, Golden, revise_bundle, write_bundle
 

@@ -1,4 +1,4 @@
-"""What the edge gets: one ONNX graph, its manifest, and golden embeddings that prove that it still works where it runs.
+"""What the edge receives: one ONNX graph, its manifest, and golden embeddings that prove it works where it runs.
 
 The graph takes ``crops`` uint8 ``[N, H, W, 3]`` RGB (N dynamic) and returns ``embeddings`` float32 ``[N, D]`` of unit
 length.
@@ -66,7 +66,7 @@ MAX_TRANSPORT = 256 * 2**20
 REREADS = 5
 Trusted = str | PathLike[str] | Iterable[str | PathLike[str]] | None
 UNIT = 1e-3
-"""How far from 1 the length of a golden embedding may be."""
+"""Largest deviation of a golden embedding's length from 1."""
 
 
 class Golden(NamedTuple):
@@ -81,7 +81,7 @@ class Bundle:
     """A checked bundle folder.
 
     Attributes:
-        folder: where it lies.
+        folder: where the bundle is stored.
         manifest: everything in ``bundle.json``.
         crop: size and resize rule of the graph's input.
         signers: ids of the keys that signed it.
@@ -98,23 +98,23 @@ class Bundle:
 
         Args:
             path: its folder.
-            verify: also compare every file with its sha256, and look into the golden embeddings.
-            trusted: files of public keys, of which one must have signed the bundle; by default those that
-                LIFELONG_REID_TRUSTED_KEYS names. Where none are named, unsigned bundles are loaded too, but a signature
-                that is there must still fit.
+            verify: also check the sha256 of every file, and the golden embeddings.
+            trusted: files of public keys, one of which must have signed the bundle; by default those listed in
+                LIFELONG_REID_TRUSTED_KEYS. If none are listed, unsigned bundles are loaded too, but an existing
+                signature must still be valid.
 
         Raises:
-            ArtefactError: no bundle, one that nobody trusted has signed, or one with missing, unknown or changed files,
-                or an impossible manifest.
+            ArtefactError: not a bundle, not signed by a trusted key, files missing, unknown or changed, or an invalid
+                manifest.
             UsageError: ``trusted`` names no keys.
-            DeviceError: there is a signature to check and the package for it is not installed.
+            DeviceError: there is a signature to check, and the package for it is not installed.
         """
         return cls._open(Path(path), verify, trusted_keys(trusted))
 
     @classmethod
     def _open(cls, folder: Path, verify: bool, trusted: frozenset[bytes] | None) -> Bundle:
         if not (folder / MANIFEST).is_file():
-            raise ArtefactError(f"{folder} is no bundle: it has no {MANIFEST}; make one with reid export")
+            raise ArtefactError(f"{folder} is not a bundle: it has no {MANIFEST}; create one with reid export")
         data, signers = _signed(folder, trusted)
         manifest, crop = parse_manifest(data, folder / MANIFEST)
         check_folder(folder, set(manifest["files"]))
@@ -141,27 +141,27 @@ class Bundle:
 
     @property
     def thresholds(self) -> Mapping[str, Mapping[str, Any]]:
-        """By calibrated domain: ``fpr`` that was asked for, ``score`` (cosine) that gives it, and what else was
-        measured; empty if none was.
+        """By calibrated domain: the requested ``fpr``, the ``score`` (cosine) that gives it, and other measurements;
+        empty if none is calibrated.
         """
-        found: Mapping[str, Mapping[str, Any]] = self.manifest.get("thresholds", {})
-        return found
+        thresholds: Mapping[str, Mapping[str, Any]] = self.manifest.get("thresholds", {})
+        return thresholds
 
     def model(self) -> bytes:
-        """The ONNX graph, read once and checked, so that the bytes that are run are the bytes that were sealed; raises
-        ArtefactError.
+        """Return the ONNX graph, read once and checked, so that the bytes that run are the bytes that were sealed;
+        raises ArtefactError.
         """
         return self._read("model.onnx", MAX_MODEL)
 
     def golden_cosine(self, engine: str) -> float:
-        """How near the bundle must come to its golden embeddings on an engine: what the manifest says of all, or of
+        """Return the lowest cosine to the golden embeddings allowed on an engine: the manifest's for all engines or for
         this one, else the default.
         """
-        said = self.manifest.get("golden_cosine", GOLDEN_COSINE)
-        return float(said.get(engine, GOLDEN_COSINE) if isinstance(said, dict) else said)
+        least = self.manifest.get("golden_cosine", GOLDEN_COSINE)
+        return float(least.get(engine, GOLDEN_COSINE) if isinstance(least, dict) else least)
 
     def golden(self) -> Golden:
-        """The golden crops and embeddings; raises ArtefactError if they were changed or do not fit the manifest."""
+        """Return the golden crops and embeddings; raises ArtefactError if changed or not as the manifest says."""
         where = self.folder / "golden.npz"
         try:
             with zipfile.ZipFile(io.BytesIO(self._read("golden.npz", MAX_GOLDEN))) as archive:
@@ -191,8 +191,8 @@ class Bundle:
         return Golden(crops, embeddings)
 
     def transport(self) -> Transport | None:
-        """The map into this bundle's feature space from an older one, where it has one; raises ArtefactError if it was
-        changed or does not fit.
+        """Return the map from an older feature space into this bundle's, if it has one; raises ArtefactError if it was
+        changed or is not as the manifest says.
         """
         if "transport.npz" not in self.manifest["files"]:
             return None
@@ -203,13 +203,13 @@ class Bundle:
         except zipfile.BadZipFile as error:
             raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
         if size > MAX_TRANSPORT:
-            raise ArtefactError(f"{where} unpacks to {size // 2**20} MiB, so it is no file of ours")
-        found = Transport.from_bytes(data, where)
-        if found.target != self.feature_space or found.matrix.shape[1] != self.dim:
+            raise ArtefactError(f"{where} unpacks to {size // 2**20} MiB, so it is not a transport")
+        transport = Transport.from_bytes(data, where)
+        if transport.target != self.feature_space or transport.matrix.shape[1] != self.dim:
             raise ArtefactError(
-                f"{where} leads to feature space {found.target:.12}…, not to the bundle's; export the bundle again"
+                f"{where} leads to feature space {transport.target:.12}…, not to the bundle's; export the bundle again"
             )
-        return found
+        return transport
 
     def _read(self, name: str, limit: int) -> bytes:
         file = self.folder / name
@@ -219,7 +219,7 @@ class Bundle:
         except OSError as error:
             raise ArtefactError(f"can't read {file}: {error.strerror or error}") from error
         if len(data) > limit:
-            raise ArtefactError(f"{file} is larger than {limit // 2**20} MiB, so it is no file of ours")
+            raise ArtefactError(f"{file} is larger than {limit // 2**20} MiB, so it is not part of a bundle")
         if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]:
             raise ArtefactError(
                 f"{file} was changed after it was sealed: its sha256 is not the one in {MANIFEST}; copy the bundle "
@@ -239,20 +239,20 @@ def write_bundle(
     transport: bytes | None = None,
     key: str | PathLike[str] | None = None,
 ) -> Bundle:
-    """Seal a bundle folder: it appears whole, checked as a reader would check it, or not at all.
+    """Write and seal a bundle folder: it appears complete, checked as a reader would check it, or not at all.
 
     Args:
-        folder: where it goes; must not exist.
+        folder: the folder to create; must not exist.
         model_onnx: the graph.
-        golden: 2 to 64 crops, and what the exported model gave for them.
+        golden: 2 to 64 crops and the embeddings that the exported model gave for them.
         card: model card, Markdown.
-        body: the manifest's own keys (see ``bundle.json`` in the documentation of artefacts).
+        body: the manifest's own keys (see ``bundle.json`` in the artefact documentation).
         parent: id of the sealed step that it was exported from.
-        transport: the ``transport.npz`` of that step, where there is one.
-        key: file of the private key to sign it with.
+        transport: the ``transport.npz`` of that step, if it has one.
+        key: file with the private key to sign it with.
 
     Raises:
-        ArtefactError: the folder exists, or the parts do not fit each other.
+        ArtefactError: the folder exists, or the parts contradict each other.
         UsageError: the key can't be used.
     """
     buffer = io.BytesIO()
@@ -273,7 +273,7 @@ def write_bundle(
 
 
 def _signed(folder: Path, trusted: frozenset[bytes] | None) -> tuple[bytes, tuple[str, ...]]:
-    """The manifest's bytes and the keys that signed them; a revision that goes on meanwhile is waited for."""
+    """Return the manifest's bytes and the keys that signed them, once no revision is in progress."""
     for _ in range(REREADS):
         data = read_bytes(folder / MANIFEST)
         signatures = read_signatures(folder / SIGNATURE)
@@ -282,7 +282,7 @@ def _signed(folder: Path, trusted: frozenset[bytes] | None) -> tuple[bytes, tupl
         except ArtefactError:
             if read_bytes(folder / MANIFEST) == data and read_signatures(folder / SIGNATURE) == signatures:
                 raise
-    raise ArtefactError(f"{folder} is being rewritten over and over; stop what does it, and load it again")
+    raise ArtefactError(f"{folder} keeps being rewritten; stop whatever does it, and load the bundle again")
 
 
 def revise_bundle(
@@ -293,25 +293,26 @@ def revise_bundle(
     unsign: bool = False,
     trusted: Trusted = None,
 ) -> Bundle:
-    """Change what ``bundle.json`` says, atomically: a reader sees the old manifest or the new one. The id changes, the
-    other files do not.
+    """Change ``bundle.json`` atomically: a reader sees the old manifest or the new one. The id changes, the other files
+    do not.
 
     Args:
         folder: the bundle's.
-        changes: new values by key. ``thresholds`` are merged by domain, and None takes a domain's away; ``licences``
-            are merged by name.
-        key: file of the private key to sign the new manifest with; no changes and a key sign a bundle as it is.
-        unsign: take the signature away from a signed bundle, where there is no key.
+        changes: new values by key. ``thresholds`` are merged by domain, and None removes a domain's; ``licences`` are
+            merged by name.
+        key: file with the private key to sign the new manifest with; with a key and no changes, a bundle is signed as
+            it is.
+        unsign: remove the signature from a signed bundle if there is no key.
         trusted: as in :meth:`Bundle.load`.
 
     Raises:
-        UsageError: a key that the files' content determines, a signed bundle without a key to sign it again, or a
-            signing key that can't be used.
-        ArtefactError: a damaged bundle, or values that no manifest may hold; nothing is changed.
+        UsageError: a manifest key that follows from the files' content, a signed bundle without a key to sign it again,
+            or a signing key that can't be used.
+        ArtefactError: a damaged bundle, or values that a manifest can't hold; nothing is changed.
     """
     if fixed := sorted(set(changes) - REVISABLE):
         raise UsageError(
-            f"{fixed[0]!r:.80} of a bundle follows from its files and can't be revised, only "
+            f"{fixed[0]!r:.80} of a bundle follows from its files and can't be revised; only "
             f"{' and '.join(sorted(REVISABLE))} can"
         )
     folder, anchors = Path(folder), trusted_keys(trusted)
@@ -319,15 +320,15 @@ def revise_bundle(
         bundle = Bundle._open(folder, verify=True, trusted=anchors)
         if bundle.signers and key is None and not unsign:
             raise UsageError(
-                f"{folder} is signed by key {bundle.signers[0]}: name a key to sign what you change, or give the "
-                "signature up"
+                f"{folder} is signed by key {bundle.signers[0]}; name a key to sign the change with, or remove the "
+                "signature"
             )
         data = _revised(folder, bundle.manifest, changes)
         new = [] if key is None else [sign(data, key)]
         check(data, new or None, anchors, folder)
         old = read_signatures(folder / SIGNATURE) or []
-        # Whatever is killed here leaves a bundle that loads: with both signatures, or unsigned where it was to be
-        # unsigned or never was signed.
+        # A kill at any point leaves a bundle that loads: with both signatures, or unsigned if that was asked for or it
+        # was never signed.
         if old and new:
             write_atomic(folder / SIGNATURE, write_signatures([*new, *old[: MAX_SIGNATURES - 1]]))
         elif old:
@@ -340,7 +341,7 @@ def revise_bundle(
 
 
 def _revised(folder: Path, old: Mapping[str, Any], changes: Mapping[str, Any]) -> bytes:
-    """The bytes of the revised manifest, checked as a reader would."""
+    """Return the bytes of the revised manifest, checked as a reader would check them."""
     revised = dict(old) | {name: {**old.get(name, {}), **_mapping(name, value)} for name, value in changes.items()}
     revised["thresholds"] = {
         domain: entry for domain, entry in revised.get("thresholds", {}).items() if entry is not None
@@ -350,22 +351,22 @@ def _revised(folder: Path, old: Mapping[str, Any], changes: Mapping[str, Any]) -
     try:
         data = encode_json({"id": content_id(revised), **revised})
     except (TypeError, ValueError) as error:
-        raise UsageError(f"a manifest can't hold that: {error}") from error
+        raise UsageError(f"a manifest can't hold these values: {error}") from error
     parse_manifest(data, folder / MANIFEST)
     return data
 
 
 @contextmanager
 def _revising(folder: Path) -> Iterator[None]:
-    """Keep other revisions out of a bundle folder meanwhile, and clear away what a killed one left."""
+    """Lock a bundle folder against other revisions, and remove the leftovers of a killed one."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ArtefactError(f"can't open {folder}: {error.strerror or error}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        for left in [item for item in folder.iterdir() if is_temporary(item.name)]:
-            left.unlink()
+        for leftover in [item for item in folder.iterdir() if is_temporary(item.name)]:
+            leftover.unlink()
         yield
     finally:
         os.close(handle)
@@ -378,22 +379,22 @@ def _mapping(key: str, value: Any) -> Mapping[str, Any]:
 
 
 def _read_npy(stream: IO[bytes], row: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Read an array ``[n, *row]`` whose header is believed only once it says what is expected: nothing large is
-    allocated for a forged one.
+    """Read an array ``[n, *row]``, checking its header before it is trusted, so that a forged one allocates nothing
+    large.
     """
     if npy.read_magic(cast(Any, stream)) != (1, 0):
         raise ValueError("an array is not in NumPy's format 1.0")
-    shape, fortran, found = npy.read_array_header_1_0(cast(Any, stream), max_header_size=1024)
+    shape, fortran, stored = npy.read_array_header_1_0(cast(Any, stream), max_header_size=1024)
     if (
         fortran
-        or found != np.dtype(dtype)
+        or stored != np.dtype(dtype)
         or len(shape) != len(row) + 1
         or tuple(shape[1:]) != row
         or not 2 <= shape[0] <= MAX_GOLDEN_ROWS
     ):
-        raise ValueError(f"an array is {found} {shape}, expected {np.dtype(dtype)} {('2…64', *row)}")
-    size = int(np.prod(shape)) * found.itemsize
+        raise ValueError(f"an array is {stored} {shape}, expected {np.dtype(dtype)} {('2…64', *row)}")
+    size = int(np.prod(shape)) * stored.itemsize
     data = stream.read(size + 1)
     if len(data) != size:
         raise ValueError("an array has fewer or more bytes than its header says")
-    return np.frombuffer(data, found).reshape(shape)
+    return np.frombuffer(data, stored).reshape(shape)

@@ -1,4 +1,4 @@
-"""What ``bundle.json`` may say, and how it is checked before anything else of a bundle is believed."""
+"""What ``bundle.json`` may contain, and how it is checked before anything else in a bundle is trusted."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SCHEMAS = range(1, SCHEMA + 1)
 REQUIRED = frozenset({"model.onnx", "golden.npz", "CARD.md"})
 OPTIONAL = frozenset({"transport.npz"})
 REVISABLE = frozenset({"thresholds", "licences"})
-"""Keys that say something about a bundle without its files' content having a part in it."""
+"""Keys that describe a bundle independently of its files' content."""
 
 MAX_DIM = 2**14
 MAX_THRESHOLDS = 1024
 MAX_LIST = 1024
 GOLDEN_COSINE = 0.999
-"""How near to its golden embeddings a bundle must come, unless its manifest's ``golden_cosine`` says otherwise."""
+"""Lowest cosine allowed to the golden embeddings, unless the manifest's ``golden_cosine`` says otherwise."""
 
 _TEMPORARY = re.compile(r"\.bundle\.(json|sig)\.[0-9a-f]{8}\.tmp")
 _BODY: dict[str, type | tuple[type, ...]] = {
@@ -45,41 +45,41 @@ _BODY: dict[str, type | tuple[type, ...]] = {
 
 
 def parse_manifest(data: bytes, path: Path) -> tuple[dict[str, Any], CropSpec]:
-    """The manifest that ``data``, read from ``path``, holds, and its crop rule.
+    """Parse and check the manifest in ``data``, read from ``path``; returns it and its crop rule.
 
     Raises:
-        ArtefactError: damaged, written by a newer version, or impossible; says which key.
+        ArtefactError: damaged, written by a newer version, or invalid; the message names the key.
     """
     manifest = check_manifest(parse_json(data, path), path, kind="bundle", schemas=SCHEMAS)
     listed = set(manifest["files"])
     if wrong := sorted(listed - REQUIRED - OPTIONAL):
-        raise ArtefactError(f"{path} lists {wrong[0]!r:.80}, which is no part of a bundle; export it again")
+        raise ArtefactError(f"{path} lists {wrong[0]!r:.80}, which is not part of a bundle; export it again")
     if lost := sorted(REQUIRED - listed):
         raise ArtefactError(f"{path} does not list {lost[0]}; export it again")
     return manifest, _check_body(path, manifest)
 
 
 def check_folder(folder: Path, listed: set[str]) -> None:
-    """Compare the folder's files with the manifest's; nothing else may lie there to be loaded by mistake. Raises
+    """Compare the folder's files with the manifest's, so that nothing else can be loaded by mistake. Raises
     ArtefactError.
     """
     try:
-        found = {item.name: item.is_file() and not item.is_symlink() for item in folder.iterdir()}
+        plain = {item.name: item.is_file() and not item.is_symlink() for item in folder.iterdir()}
     except OSError as error:
         raise ArtefactError(f"can't read {folder}: {error.strerror or error}") from error
-    if extra := sorted(name for name in set(found) - listed - {MANIFEST, SIGNATURE} if not is_temporary(name)):
+    if extra := sorted(name for name in set(plain) - listed - {MANIFEST, SIGNATURE} if not is_temporary(name)):
         raise ArtefactError(
             f"{folder} holds {extra[0]!r:.80}, which its manifest does not list; remove it, or copy the bundle again"
         )
     for name in (MANIFEST, *sorted(listed)):
-        if name not in found:
+        if name not in plain:
             raise ArtefactError(f"{folder / name} is missing; copy the bundle again")
-        if not found[name]:
+        if not plain[name]:
             raise ArtefactError(f"{folder / name} is not a plain file; copy the bundle again")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file is what a revision that was killed left behind: never read, removed by the next one."""
+    """Whether a file is the leftover of a killed revision: never read, removed by the next one."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -104,13 +104,13 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
     if set(licences) != {"weights", "data"} or not all(
         isinstance(text, str) and text.strip() and text.isprintable() for text in licences.values()
     ):
-        raise ArtefactError(f"{path}: licences must name those of weights and data, each in one line of text")
+        raise ArtefactError(f"{path}: licences must give those of weights and data, each as one line of text")
     least = manifest.get("golden_cosine", GOLDEN_COSINE)
     if not all(
         _is_number(value) and 0.9 <= value <= 1 for value in (least.values() if isinstance(least, dict) else [least])
     ):
         raise ArtefactError(
-            f"{path}: golden_cosine must be a cosine from 0.9 to 1, or one for each engine, got {least!r:.80}; export "
+            f"{path}: golden_cosine must be a cosine from 0.9 to 1, or one per engine, got {least!r:.80}; export "
             "the bundle again"
         )
     check_thresholds(path, manifest.get("thresholds", {}))
@@ -121,11 +121,11 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
 
 
 def check_thresholds(path: Path, thresholds: Any) -> None:
-    """Thresholds by domain: each has ``fpr`` in 0..1 and ``score`` (a cosine), and what else of numbers, texts and
-    lists of them it likes.
+    """Check thresholds by domain: each has ``fpr`` in 0..1 and ``score`` (a cosine), and optionally other numbers,
+    texts and lists of them.
 
     Raises:
-        ArtefactError: they do not; says which.
+        ArtefactError: a threshold is invalid; the message names it.
     """
     if not isinstance(thresholds, dict) or len(thresholds) > MAX_THRESHOLDS:
         raise ArtefactError(f"{path}: thresholds must map domain names to thresholds, got {thresholds!r:.80}")
@@ -145,7 +145,7 @@ def check_thresholds(path: Path, thresholds: Any) -> None:
                 item is None or _is_number(item) or isinstance(item, (str, bool)) for item in plain
             ):
                 raise ArtefactError(
-                    f"{where}: {key!r:.80} must be a number, a text or a list of such, got {value!r:.80}"
+                    f"{where}: {key!r:.80} must be a number, a text or a list of these, got {value!r:.80}"
                 )
 
 

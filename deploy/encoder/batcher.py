@@ -1,4 +1,4 @@
-"""Many callers, one engine: single crops that arrive together are embedded together."""
+"""Many callers, one engine: crops that arrive together are embedded together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from domains.errors import BusyError, UsageError
 
 
 class Embeds(Protocol):
-    """What a batcher needs of an :class:`deploy.Encoder`."""
+    """What a batcher needs from an :class:`deploy.Encoder`."""
 
     @property
     def crop(self) -> CropSpec:
@@ -31,7 +31,7 @@ class Embeds(Protocol):
 
 
 class Load(NamedTuple):
-    """Crops that wait now; batches and crops given to the engine since the start (their quotient says how well merging
+    """Crops waiting now, and batches and crops sent to the engine since the start (their ratio shows how well merging
     works).
     """
 
@@ -48,11 +48,11 @@ class _Waiting:
 
 
 class Batcher:
-    """Merges concurrent requests for one embedding into batches, in the order they came.
+    """Merges concurrent requests for single embeddings into batches, in order of arrival.
 
-    A batch leaves when it is full, or when its first crop has waited ``wait_ms``; while the engine is busy that time
-    passes anyway, so waiting costs a lone caller only. The queue is bounded: beyond ``limit`` a caller is told so at
-    once instead of waiting for an answer that comes too late. Safe to call from any number of threads.
+    A batch is sent when it is full, or when its first crop has waited ``wait_ms``; while the engine is busy that time
+    passes anyway, so only a lone caller pays for the wait. The queue is bounded: beyond ``limit`` a caller is refused
+    at once instead of waiting for an answer that would come too late. Safe to call from any number of threads.
     """
 
     def __init__(self, encoder: Embeds, *, batch: int = 32, wait_ms: float = 2.0, limit: int = 256) -> None:
@@ -60,10 +60,10 @@ class Batcher:
 
         Args:
             encoder: what embeds a batch.
-            batch: most crops per inference; at best the encoder's own batch.
-            wait_ms: longest that a crop waits for company, in milliseconds.
-            limit: most crops that wait for the engine; they are held resized, so ``limit × height × width × 3`` bytes
-                bound the memory.
+            batch: maximum number of crops per inference; ideally the encoder's own batch.
+            wait_ms: longest time that a crop waits for others, in milliseconds.
+            limit: maximum number of crops waiting for the engine; they are stored resized, so memory is bounded by
+                ``limit × height × width × 3`` bytes.
 
         Raises:
             UsageError: a batch below 1, a negative wait, or a limit below one batch.
@@ -87,15 +87,16 @@ class Batcher:
 
         Args:
             crop: uint8 RGB ``[H, W, 3]``.
-            timeout: seconds to wait at most; by default as long as it takes.
+            timeout: maximum seconds to wait; by default unlimited.
 
         Returns:
             Its unit-length float32 vector ``[D]``, which knows its feature space.
 
         Raises:
-            DataError: it is no crop.
-            BusyError: too many wait already, there was no answer in ``timeout``, or the batcher is closed.
-            ReidError: whatever the encoder says of this crop.
+            DataError: it is not a crop.
+            BusyError: too many crops are already waiting, there was no answer within ``timeout``, or the batcher is
+                closed.
+            ReidError: any error of the encoder on this crop.
         """
         answer = self.submit(crop)
         try:
@@ -105,26 +106,26 @@ class Batcher:
             raise BusyError(f"the encoder gave no answer in {timeout:g} s; try again later") from error
 
     def submit(self, crop: Crop) -> Future[Embeddings]:
-        """Queue one crop and return at once; the engine's errors come through the future. One that is cancelled in time
+        """Queue one crop and return at once; the engine's errors come through the future. A future cancelled in time
         costs no inference.
         """
         return self.submit_all([crop])[0]
 
     def submit_all(self, crops: Sequence[Crop]) -> list[Future[Embeddings]]:
-        """Queue all crops of one request, or none of them; errors as in :meth:`embed`, and UsageError for more than the
-        queue ever holds.
+        """Queue all crops of one request, or none of them; errors as in :meth:`embed`, and UsageError for more crops
+        than the queue can hold.
         """
         if len(crops) > self.limit:
-            raise UsageError(f"{len(crops)} crops in one request, at most {self.limit} are taken; send them in parts")
-        # In the caller's thread: a crop that is none fails alone, and resizing does not hold up the engine.
+            raise UsageError(f"{len(crops)} crops in one request, at most {self.limit} are accepted; split the request")
+        # In the caller's thread, so that an invalid crop fails alone and resizing does not hold up the engine.
         items = [_Waiting(self.encoder.crop.resized(crop)) for crop in crops]
         with self._changed:
             if self._closed:
                 raise BusyError("the encoder is shutting down; try again when it is back")
             if len(self._queue) + len(items) > self.limit:
                 raise BusyError(
-                    f"{len(self._queue)} crops wait for the encoder already, at most {self.limit} may; try again in a "
-                    "moment"
+                    f"{len(self._queue)} crops are already waiting for the encoder, at most {self.limit} may; try "
+                    "again in a moment"
                 )
             self._queue.extend(items)
             self._changed.notify()
@@ -136,7 +137,7 @@ class Batcher:
             return Load(len(self._queue), self._batches, self._crops)
 
     def close(self) -> None:
-        """Take no more, answer all that wait, and stop; may be called twice."""
+        """Accept no more crops, answer all that are waiting, and stop; may be called twice."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -154,7 +155,7 @@ class Batcher:
 
     def _work(self) -> None:
         while items := self._next():
-            # A caller that gave up is left out; from here on none can.
+            # Skip callers that gave up; from here on none can.
             wanted = [item for item in items if item.answer.set_running_or_notify_cancel()]
             if wanted:
                 self._answer(wanted)
@@ -172,15 +173,13 @@ class Batcher:
             return [self._queue.popleft() for _ in range(min(self.batch, len(self._queue)))]
 
     def _answer(self, items: list[_Waiting]) -> None:
-        """Embed a batch; if that fails, each crop alone, so that one that the model can't embed does not take its
-        neighbours down.
-        """
+        """Embed a batch; if that fails, embed each crop alone, so that one bad crop does not take the others down."""
         with self._changed:
             self._batches += 1
             self._crops += len(items)
         try:
             vectors = self.encoder(np.stack([item.crop for item in items]))
-        except Exception as error:  # whatever it is, it belongs to the callers: this thread must outlive it
+        except Exception as error:  # any error goes to the callers; this thread must survive it
             if len(items) == 1:
                 items[0].answer.set_exception(error)
             else:

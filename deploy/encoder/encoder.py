@@ -1,4 +1,4 @@
-"""Crops to embeddings with ONNX Runtime, on the engine that was asked for or not at all."""
+"""Crops to embeddings with ONNX Runtime, on the requested provider or not at all."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Skipped(NamedTuple):
 class Encoder:
     """An exported model, checked against its golden embeddings before it answers.
 
-    Safe to call from several threads: engines are.
+    Safe to call from several threads, as engines are.
 
     Attributes:
-        bundle: what it was loaded from.
-        batch: most crops per inference; may be lowered at any time.
+        bundle: the bundle it was loaded from.
+        batch: maximum number of crops per inference; may be lowered at any time.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, batch: int) -> None:
@@ -65,18 +65,19 @@ class Encoder:
 
         Args:
             bundle: a bundle folder.
-            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``; a device of it as in ``cuda:1`` or
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``, optionally with a device as in ``cuda:1`` or
                 ``openvino:GPU``.
-            batch: crops per inference; more are cut into micro-batches of this size. By default :func:`default_batch`.
+            batch: crops per inference; more are split into micro-batches of this size. By default
+                :func:`default_batch`.
             threads: threads of a CPU engine; by default all cores.
             cache: where TensorRT's engines are kept (:mod:`deploy.encoder.engine_cache`); by default
                 :func:`~deploy.encoder.engine_cache.cache_root`.
-            trusted: files of public keys, of which one must have signed the bundle; see
+            trusted: public key files, one of which must have signed the bundle; see
                 :meth:`deploy.bundle.Bundle.load`.
 
         Raises:
             UsageError: unknown provider, or a batch or thread count below 1.
-            DeviceError: the engine is not installed, or would not run the graph on the provider that was asked for.
+            DeviceError: the engine is not installed, or would not run the graph on the requested provider.
             ArtefactError: a damaged bundle, a graph that breaks the contract, or answers that differ from the golden
                 embeddings.
         """
@@ -97,7 +98,7 @@ class Encoder:
 
     @property
     def provider(self) -> str:
-        """The provider it runs on, as it was asked for."""
+        """The provider it runs on, as requested."""
         return self._engine.provider
 
     @property
@@ -112,31 +113,31 @@ class Encoder:
 
     @property
     def feature_space(self) -> str:
-        """Name of the space that its embeddings live in."""
+        """Name of the feature space of its embeddings."""
         return self.bundle.feature_space
 
     @property
     def crop(self) -> CropSpec:
-        """Size and resize rule that crops are brought to."""
+        """Size that crops are resized to, and the resize rule."""
         return self.bundle.crop
 
     def __call__(self, crops: Sequence[Crop] | NDArray[np.uint8]) -> Embeddings:
         """Embed crops.
 
         Args:
-            crops: uint8 RGB ``[H, W, 3]`` of any size each, or one array ``[N, H, W, 3]``. None at all gives ``[0,
-                D]``.
+            crops: a list of uint8 RGB ``[H, W, 3]``, each of any size, or one array ``[N, H, W, 3]``. An empty one
+                gives ``[0, D]``.
 
         Returns:
             Unit-length float32 ``[N, D]`` in this encoder's feature space.
 
         Raises:
-            DataError: something that is no such crop; says which.
-            ArtefactError: the model gave something that is no unit vector.
+            DataError: an item is not such a crop; the message says which.
+            ArtefactError: the model returned something that is not a unit vector.
         """
         if isinstance(crops, np.ndarray) and (crops.ndim != 4 or crops.dtype != np.uint8):
             raise DataError(
-                "crops must be a list of uint8 RGB arrays [H, W, 3] or one array [N, H, W, 3], got one of "
+                "crops must be a list of uint8 RGB arrays [H, W, 3] or one array [N, H, W, 3], got an array of "
                 f"{crops.dtype} {crops.shape}"
             )
         out = np.empty((len(crops), self.dim), np.float32)
@@ -148,8 +149,8 @@ class Encoder:
         """Embed image files; decoding and resizing run in a few threads while the engine computes.
 
         Returns:
-            Embeddings ``[N, D]`` of the readable files in their order, and the others with their positions in ``paths``
-            and the reasons.
+            Embeddings ``[N, D]`` of the readable files in order, and the others with their positions in ``paths`` and
+            the reasons.
         """
         skipped: list[Skipped] = []
         rows: list[Float32s] = []
@@ -167,9 +168,7 @@ class Encoder:
         return Embeddings(np.concatenate([np.empty((0, self.dim), np.float32), *rows]), self.feature_space), skipped
 
     def _decoded(self, paths: Sequence[str | PathLike[str]]) -> Iterator[Crop | DataError]:
-        """Resized crops in order, or what was wrong; at most three batches are decoded ahead, so that memory stays
-        bounded.
-        """
+        """Yield resized crops or errors in order, decoding at most three batches ahead to keep memory bounded."""
 
         def read(path: str | PathLike[str]) -> Crop | DataError:
             try:
@@ -204,8 +203,8 @@ class Encoder:
         return out
 
     def _infer(self, crops: Crop) -> Float32s:
-        """One inference, uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``, checked: whatever an engine does wrong must not
-        reach a gallery.
+        """Run one inference, uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``, and check it: no engine's fault may reach a
+        gallery.
         """
         out = self._engine(crops)
         if out.shape != (len(crops), self.dim) or out.dtype != np.float32:
@@ -216,14 +215,14 @@ class Encoder:
         wrong = np.flatnonzero(~(np.abs(np.einsum("nd,nd->n", out, out) - 1) < 0.01))
         if wrong.size:
             raise ArtefactError(
-                f"the model gave no unit-length embedding for crop {wrong[0]} of {len(crops)}; export it again or use "
-                "another provider"
+                f"the model returned no unit-length embedding for crop {wrong[0]} of {len(crops)}; export it again or "
+                "use another provider"
             )
         return out
 
     def golden_cosines(self, batch: int) -> Float32s:
-        """How well the golden crops give the golden embeddings when ``batch`` of them are embedded at once: ``[batch]``
-        cosines, 1 is the same.
+        """Compare the golden crops' embeddings, ``batch`` of them computed at once, with the golden embeddings:
+        ``[batch]`` cosines, 1 means equal.
         """
         golden = self.bundle.golden()
         rows = np.resize(np.arange(len(golden.crops)), batch)
@@ -232,7 +231,7 @@ class Encoder:
         return cosines
 
     def _warm_up(self) -> None:
-        """Refuse to serve unless the golden crops give the golden embeddings, in a batch and alone; raises
+        """Refuse to serve unless the golden crops give the golden embeddings, batched and alone; raises
         ArtefactError.
         """
         golden, needed = self.bundle.golden(), self.bundle.golden_cosine(Target.parse(self.provider).name)
@@ -241,7 +240,7 @@ class Encoder:
             worst = int(np.argmin(cosines))
             if cosines[worst] < needed:
                 raise ArtefactError(
-                    f"{self.bundle.folder} does not give its golden embeddings on {self.provider}: cosine "
+                    f"{self.bundle.folder} does not reproduce its golden embeddings on {self.provider}: cosine "
                     f"{cosines[worst]:.5f} for crop "
                     f"{worst}{' alone' if batch == 1 else ''}, at least {needed} is needed; update the engine or "
                     "export again"
@@ -255,7 +254,7 @@ class Encoder:
 
 
 def default_batch(provider: str) -> int:
-    """Crops per inference that suit a provider: few on a processor, whose caches hold the activations of no more, and
-    many on a GPU.
+    """Crops per inference that suit a provider: few on a CPU, whose caches hold the activations of no more, and many on
+    a GPU.
     """
     return 8 if Target.parse(provider).name in ON_PROCESSOR else 32

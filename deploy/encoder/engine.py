@@ -1,9 +1,9 @@
-"""ONNX Runtime, started on the provider that was asked for or not at all.
+"""ONNX Runtime, started on the requested provider or not at all.
 
-ONNX Runtime itself falls back: without a driver a CUDA session becomes a CPU session with a warning, and what TensorRT
-can't take of a graph runs on CUDA or the CPU, node by node. So three things are checked before an engine is handed out:
-that this build has the provider, that the session reports it, and, by a profiled inference, that no convolution or
-matrix product of the graph was computed elsewhere.
+ONNX Runtime itself falls back: without a driver a CUDA session becomes a CPU session with a warning, and nodes that
+TensorRT can't run go to CUDA or the CPU one by one. So three things are checked before an engine is handed out: that
+this build has the provider, that the session reports it, and, by a profiled inference, that no convolution or matrix
+product of the graph was computed elsewhere.
 """
 
 from __future__ import annotations
@@ -36,17 +36,13 @@ PROVIDERS = {
 }
 OPENVINO_DEVICES = ("CPU", "GPU", "NPU")
 HEAVY = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU")
-"""What the names of operators hold that do the work of a graph; shape arithmetic may run where the engine likes it
-best.
-"""
+"""Parts of the names of operators that do a graph's real work; shape arithmetic may run wherever the engine prefers."""
 
 SMALLEST_BATCH = 1
 
 
 class Target(NamedTuple):
-    """A provider and which of its devices: ``cuda:1`` is GPU 1, ``openvino:GPU`` the graphics unit beside an Intel
-    CPU.
-    """
+    """A provider and one of its devices: ``cuda:1`` is GPU 1, ``openvino:GPU`` an Intel GPU."""
 
     name: str
     device: str
@@ -67,8 +63,8 @@ class Target(NamedTuple):
             device = device if colon else "0"
         if colon and not fits:
             raise UsageError(
-                f"provider {provider!r}: a GPU is named by its number, as in cuda:1, an OpenVINO device as in "
-                "openvino:GPU"
+                f"provider {provider!r} has an unknown device; name a GPU by its number, as in cuda:1, and an OpenVINO "
+                "device as in openvino:GPU"
             )
         return cls(name, device)
 
@@ -86,8 +82,8 @@ class Plan:
         height: rows of its crops.
         width: columns of its crops.
         dim: length of its embeddings.
-        batch: most crops per inference.
-        precision: of the bundle; ``fp16`` and ``int8`` let TensorRT compute so.
+        batch: maximum number of crops per inference.
+        precision: the bundle's precision; ``fp16`` and ``int8`` let TensorRT compute in it.
         threads: threads of a CPU engine; by default all cores that this process may use.
     """
 
@@ -102,13 +98,13 @@ class Plan:
 class Engine:
     """A started graph: uint8 ``[n, H, W, 3]`` in, float32 ``[n, D]`` out, for ``n`` up to the plan's batch.
 
-    Safe to call from several threads. On a GPU the crops of a batch go up once and its vectors come back once, into
-    memory taken at the start; calls wait for one another there: the device computes them one by one anyway.
+    Safe to call from several threads. On a GPU each batch is uploaded once and its vectors are downloaded once, from
+    memory allocated at the start; calls run one at a time there, as the device would run them anyway.
 
     Attributes:
-        provider: as it was asked for.
-        session: ONNX Runtime's.
-        elsewhere: operators that another provider computed, with its name; none of them is :data:`HEAVY`.
+        provider: the provider, as requested.
+        session: ONNX Runtime's session.
+        elsewhere: operators computed by another provider, with its name; none of them is :data:`HEAVY`.
     """
 
     def __init__(self, session: Any, provider: str, plan: Plan, binding: Binding | None = None) -> None:
@@ -118,10 +114,10 @@ class Engine:
         self._binding = binding
 
     def __call__(self, crops: NDArray[np.uint8]) -> Float32s:
-        """Compute; the result is as the graph gave it, not yet looked at.
+        """Run the graph; its output is returned unchecked.
 
         Raises:
-            DeviceError: the engine failed, for example for want of memory.
+            DeviceError: the engine failed, for example because it ran out of memory.
         """
         try:
             out: Float32s = (
@@ -129,9 +125,7 @@ class Engine:
                 if self._binding is None
                 else self._binding.run(crops)
             )
-        except (
-            Exception
-        ) as error:  # ONNX Runtime has an exception class of its own for each status, with no common base but Exception
+        except Exception as error:  # ONNX Runtime raises one class per status, with no common base but Exception
             raise DeviceError(
                 f"{self.provider} failed on a batch of {len(crops)}: {_reason(error)}; a smaller batch needs less "
                 "memory"
@@ -140,23 +134,23 @@ class Engine:
 
 
 class Binding:
-    """Input and output of a session on a device: vectors are written into memory that was taken once."""
+    """Input and output of a session on a device; vectors are written into memory allocated once."""
 
     def __init__(self, onnxruntime: Any, session: Any, plan: Plan, device: str, index: int) -> None:
-        """Take the output's memory for a full batch."""
+        """Allocate output memory for a full batch."""
         self._session, self._dim, self._device, self._index = session, plan.dim, device, index
-        self._room = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+        self._output = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
             [plan.batch, plan.dim], np.float32, device, index
         )
         self._binding = session.io_binding()
         self._lock = threading.Lock()
 
     def run(self, crops: NDArray[np.uint8]) -> Float32s:
-        """Up once, compute, back once."""
+        """Upload once, compute, download once."""
         with self._lock:
             self._binding.bind_cpu_input("crops", crops)
             self._binding.bind_output(
-                "embeddings", self._device, self._index, np.float32, [len(crops), self._dim], self._room.data_ptr()
+                "embeddings", self._device, self._index, np.float32, [len(crops), self._dim], self._output.data_ptr()
             )
             self._session.run_with_iobinding(self._binding)
             return self._binding.copy_outputs_to_cpu()[0]  # type: ignore[no-any-return]
@@ -170,29 +164,29 @@ def start(model: bytes, provider: str, plan: Plan, *, name: str = "the graph", c
         provider: see :meth:`Target.parse`.
         plan: what it must be able to do.
         name: what the graph is called in messages.
-        cache: folder of TensorRT's engines. They are built there if they are missing, which takes minutes.
+        cache: folder of TensorRT's engines. Missing ones are built there, which takes minutes.
 
     Raises:
         UsageError: unknown provider.
-        DeviceError: the engine is not installed, or would not run the graph on the provider that was asked for.
+        DeviceError: the engine is not installed, or would not run the graph on the requested provider.
         ArtefactError: the graph can't be read, or breaks the contract of :mod:`deploy.bundle.bundle`.
     """
     target = Target.parse(provider)
     onnxruntime = _runtime(target)
     if target.name != "tensorrt" or cache is None:
         return _start(onnxruntime, model, target, provider, plan, name, None)
-    kept = EngineCache(cache, engine_facts(onnxruntime.__version__, target, plan, model))
-    if not kept.ready():
-        with kept.building() as folder:
+    engines = EngineCache(cache, engine_facts(onnxruntime.__version__, target, plan, model))
+    if not engines.ready():
+        with engines.building() as folder:
             _start(onnxruntime, model, target, provider, plan, name, folder)
-    engine = _start(onnxruntime, model, target, provider, plan, name, kept.folder)
-    kept.check_untouched()
+    engine = _start(onnxruntime, model, target, provider, plan, name, engines.folder)
+    engines.check_untouched()
     return engine
 
 
 def engine_facts(runtime: str, target: Target, plan: Plan, model: bytes) -> dict[str, str | int]:
-    """Everything that a TensorRT engine depends on (of a bundle only the graph: its thresholds may change); raises
-    DeviceError without such a GPU.
+    """Return everything a TensorRT engine depends on (of a bundle only the graph, as its thresholds may change); raises
+    DeviceError if there is no such GPU.
     """
     card = gpu.describe(int(target.device))
     return {
@@ -211,7 +205,7 @@ def provider_options(target: Target, plan: Plan, folder: Path | None) -> list[tu
     """Providers in ONNX Runtime's order of preference, with their options."""
     cuda = {
         "device_id": target.device,
-        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE, the default, searches anew for every batch size it meets
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default, EXHAUSTIVE, searches again for every new batch size
         "arena_extend_strategy": "kSameAsRequested",  # the default doubles the memory whenever it grows
     }
     if target.name == "cuda":
@@ -226,8 +220,8 @@ def provider_options(target: Target, plan: Plan, folder: Path | None) -> list[tu
         f"trt_profile_{which}_shapes": f"crops:{size}x{plan.height}x{plan.width}x3" for which, size in sizes.items()
     }
     precision = {f"trt_{kind}_enable": str(plan.precision == kind) for kind in ("fp16", "int8")}
-    kept = {} if folder is None else {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(folder)}
-    return [(target.engine, {"device_id": target.device, **profile, **precision, **kept}), (PROVIDERS["cuda"], cuda)]
+    caching = {} if folder is None else {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(folder)}
+    return [(target.engine, {"device_id": target.device, **profile, **precision, **caching}), (PROVIDERS["cuda"], cuda)]
 
 
 def _runtime(target: Target) -> Any:
@@ -239,15 +233,14 @@ def _runtime(target: Target) -> Any:
             "ONNX Runtime is not installed: pip install 'lifelong-reid[cpu]', or [gpu] for CUDA and TensorRT"
         ) from error
     if target.name in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(sys.stderr):  # it prints, and stdout is the result's
+        with contextlib.redirect_stdout(sys.stderr):  # it prints, and stdout is for results
             onnxruntime.preload_dlls()  # CUDA and cuDNN where pip has put them
     available = onnxruntime.get_available_providers()
     if target.engine not in available:
         known = ", ".join(name for name, engine in PROVIDERS.items() if engine in available) or "none"
         raise DeviceError(
             f"provider {target.name} is not in this ONNX Runtime, which has: {known}; install a build that has it, or "
-            "ask for another. "
-            "Two builds in one environment hide each other: reid doctor tells"
+            "choose another. Two builds in one environment hide each other: reid doctor shows it"
         )
     return onnxruntime
 
@@ -255,7 +248,7 @@ def _runtime(target: Target) -> Any:
 def _start(
     onnxruntime: Any, model: bytes, target: Target, provider: str, plan: Plan, name: str, folder: Path | None
 ) -> Engine:
-    """One session, checked as the module's text says."""
+    """Start one session and check it as the module's docstring describes."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     threads = plan.threads or cores_granted()
@@ -275,10 +268,10 @@ def _start(
             raise kind(f"ONNX Runtime can't load {name} on {provider}: {_reason(error)}") from error
         running = session.get_providers()
         if not running or running[0] != target.engine:
-            found = running[0] if running else "nothing"
+            actual = running[0] if running else "nothing"
             raise DeviceError(
-                f"asked for {provider}, but ONNX Runtime would run on {found}; check the driver and its libraries, or "
-                "ask for cpu"
+                f"asked for {provider}, but ONNX Runtime would run on {actual}; check the driver and its libraries, or "
+                "use cpu"
             )
         check_contract(session, plan, name)
         on_gpu = target.name in ("cuda", "tensorrt")
@@ -292,13 +285,13 @@ def _start(
 
 
 def cores_granted(group: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """Cores that a container's CPU quota grants, None without one. ONNX Runtime does not look: its threads would stand
-    in each other's way.
+    """Cores granted by a container's CPU quota, None without one. ONNX Runtime ignores the quota, so its threads would
+    get in each other's way.
     """
     try:
         quota, period = group.read_text("ascii").split()
     except (OSError, ValueError):
-        return None  # no control group of version 2, so no quota
+        return None  # no control group v2, so no quota
     return None if quota == "max" else max(1, min(int(quota) // int(period), len(os.sched_getaffinity(0))))
 
 
@@ -306,11 +299,11 @@ def check_placement(profile: Path, target: Target) -> dict[str, str]:
     """Read from ONNX Runtime's profile which provider computed what.
 
     Returns:
-        Operators that another provider computed, with its name.
+        Operators computed by another provider, with its name.
 
     Raises:
-        DeviceError: one of them is :data:`HEAVY`, or the provider that was asked for computed nothing, or the profile
-            tells nothing.
+        DeviceError: one of them is :data:`HEAVY`, the requested provider computed nothing, or the profile can't be
+            read.
     """
     try:
         events = [
@@ -324,19 +317,19 @@ def check_placement(profile: Path, target: Target) -> dict[str, str]:
         ) from error
     computed = [(str(event.get("op_name")), str(event["provider"])) for event in events]
     if not any(engine == target.engine for _, engine in computed):
-        raise DeviceError(f"{target.name} computes nothing of this graph; ask for cpu, or update the engine")
+        raise DeviceError(f"{target.name} computes nothing in this graph; use cpu, or update the engine")
     elsewhere = {operator: engine for operator, engine in computed if engine != target.engine}
     heavy = [(operator, engine) for operator, engine in elsewhere.items() if any(word in operator for word in HEAVY)]
     if heavy:
         raise DeviceError(
-            f"{target.name} leaves {heavy[0][0]} to {heavy[0][1]} ({len(heavy)} such operators); ask for that one, or "
-            "export in another precision"
+            f"{target.name} leaves {heavy[0][0]} to {heavy[0][1]} ({len(heavy)} such operators); use that provider, "
+            "or export in another precision"
         )
     return elsewhere
 
 
 def check_contract(session: Any, plan: Plan, name: str) -> None:
-    """Hold a graph to the contract of :mod:`deploy.bundle.bundle`; raises ArtefactError."""
+    """Check a graph against the contract of :mod:`deploy.bundle.bundle`; raises ArtefactError."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [(node.name, node.type) for node in inputs] != [("crops", "tensor(uint8)")]:
         raise ArtefactError(

@@ -1,9 +1,9 @@
-"""Where TensorRT's engines are kept: a folder for exactly one graph on exactly one kind of GPU, sealed, and never taken
-for another.
+"""Where TensorRT's engines are kept: a sealed folder for exactly one graph on exactly one kind of GPU, never used for
+another.
 
-ONNX Runtime names engine files by the graph's structure and not by its weights: of two steps of one run it would take
-the older engine for the newer model. Hence a folder of its own for everything that an engine depends on. A folder that
-is damaged, or was made for something else, is thrown away with a line in the log.
+ONNX Runtime names engine files by the graph's structure and not by its weights: for two steps of one run it would use
+the older engine for the newer model. Hence a separate folder for each combination of what an engine depends on. A
+folder that is damaged, or was built for something else, is deleted with a line in the log.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class EngineCache:
     """The engines of one graph on one kind of GPU.
 
     Attributes:
-        facts: everything that they depend on: graph, GPU, driver, versions, profile.
-        folder: where they lie; its name is a hash of ``facts``.
+        facts: everything they depend on: graph, GPU, driver, versions, profile.
+        folder: where they are stored; its name is a hash of ``facts``.
     """
 
     def __init__(self, root: Path, facts: Mapping[str, str | int]) -> None:
@@ -49,8 +49,8 @@ class EngineCache:
         self.folder = root / content_id(self.facts)[:32]
 
     def ready(self) -> bool:
-        """Whether there are engines, unchanged since they were built for just this; others are removed with a line in
-        the log.
+        """Whether there are engines built for exactly this and unchanged since; others are removed with a line in the
+        log.
 
         Raises:
             DeviceError: a folder that can't be used can't be removed either.
@@ -60,7 +60,7 @@ class EngineCache:
         reason = self._fault()
         if reason is None:
             return True
-        log.warning("the TensorRT engines in %s are not used but built again: %s", self.folder, reason)
+        log.warning("the TensorRT engines in %s can't be used and are rebuilt: %s", self.folder, reason)
         try:
             shutil.rmtree(self.folder)
         except OSError as error:
@@ -69,7 +69,7 @@ class EngineCache:
 
     @contextmanager
     def building(self) -> Iterator[Path]:
-        """Give a temporary folder to build in; it becomes :attr:`folder` when the block ends without an error.
+        """Yield a temporary folder to build in; it becomes :attr:`folder` when the block ends without an error.
 
         Raises:
             DeviceError: the cache can't be written, or nothing was built.
@@ -95,14 +95,14 @@ class EngineCache:
         except OSError as error:
             if not self.folder.is_dir():
                 raise self._unwritable(error) from error
-            log.info("another process has built the same engines meanwhile; its own are used")
+            log.info("another process has built the same engines in the meantime; those are used")
 
     def check_untouched(self) -> None:
-        """Say in the log if TensorRT wrote into the folder although its engines were there: it took none of them."""
+        """Log a warning if TensorRT wrote to the folder although its engines were there: it did not use them."""
         reason = self._fault()
         if reason is not None:
             log.warning(
-                "TensorRT did not take its engines as they lie in %s: %s; they will be built again at the next start",
+                "TensorRT did not use its engines in %s: %s; they will be rebuilt at the next start",
                 self.folder,
                 reason,
             )
@@ -119,6 +119,6 @@ class EngineCache:
 
     def _unwritable(self, error: OSError) -> DeviceError:
         return DeviceError(
-            f"can't write TensorRT's engines to {self.folder.parent}: {error.strerror or error}; name a writable "
-            f"folder with {VARIABLE}"
+            f"can't write TensorRT's engines to {self.folder.parent}: {error.strerror or error}; set {VARIABLE} to a "
+            "writable folder"
         )

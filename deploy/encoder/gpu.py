@@ -1,4 +1,4 @@
-"""What NVIDIA GPU this is, asked of the driver itself: it needs no torch, no nvidia-smi, and is the same on a
+"""Identify the NVIDIA GPU by asking the driver itself, which needs no torch and no nvidia-smi and also works on a
 Jetson.
 """
 
@@ -14,13 +14,13 @@ from domains.errors import DeviceError
 DRIVER = "libcuda.so.1"
 TENSORRT = ("libnvinfer.so.8", "libnvinfer.so.10", "libnvinfer.so.11")
 RELEASES = ("/proc/driver/nvidia/version", "/etc/nv_tegra_release")
-"""Where the driver's release is written down: on a PC, and on a Jetson."""
+"""Files that state the driver's release, on a PC and on a Jetson."""
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
 class Gpu(NamedTuple):
-    """Name, compute capability (``8.7``) and driver release: an engine built by TensorRT fits no other."""
+    """Name, compute capability (``8.7``) and driver release: a TensorRT engine works with no others."""
 
     name: str
     capability: str
@@ -36,7 +36,7 @@ def describe(index: int) -> Gpu:
     try:
         cuda: Any = ctypes.CDLL(DRIVER)
     except OSError as error:
-        raise DeviceError(f"there is no NVIDIA driver here ({error}); install it, or ask for cpu") from error
+        raise DeviceError(f"there is no NVIDIA driver here ({error}); install it, or use cpu") from error
     device, major, minor, version = (ctypes.c_int() for _ in range(4))
     name = ctypes.create_string_buffer(256)
     steps = (
@@ -51,7 +51,7 @@ def describe(index: int) -> Gpu:
         status = getattr(cuda, call)(*arguments)
         if status:
             raise DeviceError(
-                f"the NVIDIA driver has no GPU {index} ({call} says {status}); choose another with cuda:N, or ask for "
+                f"the NVIDIA driver has no GPU {index} ({call} returned {status}); choose another with cuda:N, or use "
                 "cpu"
             )
     release = next(
@@ -65,11 +65,11 @@ def describe(index: int) -> Gpu:
 
 
 def tensorrt_version() -> str:
-    """Version numbers of all TensorRT libraries that can be loaded here (ONNX Runtime does not say which it takes), or
+    """Return the versions of all TensorRT libraries that can be loaded (ONNX Runtime does not say which it uses), or
     ``none``.
     """
-    found = []
+    versions = []
     for name in TENSORRT:
-        with contextlib.suppress(OSError):  # not that one
-            found.append(str(ctypes.CDLL(name).getInferLibVersion()))
-    return "+".join(found) or "none"
+        with contextlib.suppress(OSError):  # not installed
+            versions.append(str(ctypes.CDLL(name).getInferLibVersion()))
+    return "+".join(versions) or "none"

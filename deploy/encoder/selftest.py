@@ -1,4 +1,4 @@
-"""Does this box do what the bundle promises, and how fast? Asked once after installing, and again after every driver
+"""Does this machine do what the bundle promises, and how fast? Run once after installing and again after every driver
 update.
 """
 
@@ -23,14 +23,14 @@ from deploy.encoder.engine import Target
 from domains.errors import ReidError
 
 BATCHES = (1, 2, 7, 32)
-"""Batch sizes that are compared with the golden embeddings: those that an export is checked at."""
+"""Batch sizes compared with the golden embeddings, the same ones that an export is checked at."""
 SECONDS = 2.0
 RUNS = 200
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing tried: what was found, whether that is right, what to do if it is not, and the figures behind it."""
+    """One check: what was found, whether it is right, what to do if it is not, and the figures behind it."""
 
     what: str
     found: str
@@ -56,13 +56,13 @@ def self_test(
     Args:
         bundle: a bundle folder.
         provider: as for :meth:`deploy.Encoder.load`.
-        batch: crops per inference, as in service. On a GPU, golden batches above it are left out: the engine is the one
-            that will serve.
-        threads: of a CPU engine; by default all cores.
-        seconds: how long each of the three measurements takes, about.
+        batch: crops per inference, as when serving. On a GPU, larger golden batches are skipped, because the engine
+            tested is the one that will serve.
+        threads: threads of a CPU engine; by default all cores.
+        seconds: approximate duration of each of the three measurements.
 
     Returns:
-        What was found, in order. After the first thing that is not right nothing more is tried.
+        The checks, in order. Speed and memory are measured only if everything before them is right.
 
     Raises:
         UsageError: unknown provider, or a batch or thread count below 1.
@@ -71,9 +71,9 @@ def self_test(
     try:
         began = time.perf_counter()
         served = default_batch(provider) if batch is None else batch
-        tried = max(served, *BATCHES) if target.name in ON_PROCESSOR and served > 0 else served
-        encoder = Encoder.load(bundle, provider, batch=tried, threads=threads)
-        took = time.perf_counter() - began
+        largest = max(served, *BATCHES) if target.name in ON_PROCESSOR and served > 0 else served
+        encoder = Encoder.load(bundle, provider, batch=largest, threads=threads)
+        start_seconds = time.perf_counter() - began
         checks = [
             Check(
                 "bundle",
@@ -81,7 +81,7 @@ def self_test(
                 f"{encoder.bundle.id[:12]}",
             )
         ]
-        checks.append(_engine(encoder, target, took))
+        checks.append(_engine(encoder, target, start_seconds))
         checks += _golden(encoder)
         if all(check.ok for check in checks):
             encoder.batch = served
@@ -93,7 +93,7 @@ def self_test(
     return checks
 
 
-def _engine(encoder: Encoder, target: Target, took: float) -> Check:
+def _engine(encoder: Encoder, target: Target, start_seconds: float) -> Check:
     import onnxruntime
 
     words = [f"ONNX Runtime {onnxruntime.__version__} on {encoder.provider}"]
@@ -102,10 +102,10 @@ def _engine(encoder: Encoder, target: Target, took: float) -> Check:
         words.append(f"{card.name} (compute capability {card.capability}, {card.driver})")
     if encoder.elsewhere:
         words.append(
-            "left to others: "
+            "run elsewhere: "
             + ", ".join(f"{operator} ({engine})" for operator, engine in sorted(encoder.elsewhere.items()))
         )
-    return Check("engine", "; ".join(words), figures={"start_s": round(took, 3)})
+    return Check("engine", "; ".join(words), figures={"start_s": round(start_seconds, 3)})
 
 
 def _golden(encoder: Encoder) -> list[Check]:
@@ -114,7 +114,7 @@ def _golden(encoder: Encoder) -> list[Check]:
     for batch in (size for size in BATCHES if size <= encoder.batch):
         smallest = float(encoder.golden_cosines(batch).min())
         remedy = (
-            "" if smallest >= needed else f"at least {needed} is needed: update the engine, or export again in fp32"
+            "" if smallest >= needed else f"at least {needed} is needed; update the engine, or export again in fp32"
         )
         checks.append(
             Check(
@@ -145,7 +145,7 @@ def _speed(encoder: Encoder, seconds: float) -> list[Check]:
 
 
 def _files(encoder: Encoder, seconds: float) -> Check:
-    """Throughput from JPEG files at twice the model's size, decoded and resized while the engine computes."""
+    """Throughput from JPEG files at twice the model's input size, decoded and resized while the engine computes."""
     crops = encoder.bundle.golden().crops
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
         paths = [Path(folder) / f"{number}.jpg" for number in range(len(crops))]
@@ -160,17 +160,17 @@ def _files(encoder: Encoder, seconds: float) -> Check:
 def _memory() -> Check:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Check(
-        "memory", f"{peak / 2**20:.0f} MiB at most, of the process, without the GPU's own", figures={"peak_bytes": peak}
+        "memory", f"peak {peak / 2**20:.0f} MiB in this process, without GPU memory", figures={"peak_bytes": peak}
     )
 
 
 def _timed(run: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of each of 3 to 200 runs in about ``seconds``, after one that does not count."""
+    """Time 3 to 200 runs within about ``seconds``, after one warm-up run; returns the seconds of each."""
     run()
-    taken: list[float] = []
+    durations: list[float] = []
     end = time.perf_counter() + seconds
-    while len(taken) < 3 or (time.perf_counter() < end and len(taken) < RUNS):
+    while len(durations) < 3 or (time.perf_counter() < end and len(durations) < RUNS):
         began = time.perf_counter()
         run()
-        taken.append(time.perf_counter() - began)
-    return taken
+        durations.append(time.perf_counter() - began)
+    return durations

@@ -1,4 +1,4 @@
-"""Backups of a gallery, made while it is used, and their way back."""
+"""Back up a gallery while it is in use, and restore it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ log = logging.getLogger("deploy")
 
 
 def backup(store: Store, path: str | PathLike[str]) -> int:
-    """Copy a gallery into a new folder while others use it, and check the copy; returns its entries.
+    """Copy a gallery into a new folder while others use it, and check the copy; returns its number of entries.
 
     Raises:
-        GalleryError: the folder exists, or the copy is not whole.
+        GalleryError: the folder exists, or the copy is damaged.
     """
     folder = Path(path).absolute()
     if _may_exist(folder):
-        raise GalleryError(f"can't make a backup: {folder} exists already; choose another name, or remove it first")
+        raise GalleryError(f"can't make a backup: {folder} already exists; choose another name, or remove it first")
     with store.holding():
-        _remember(store, [folder])  # first, so that no copy is there without being known, and the copy knows itself
+        _record(store, [folder])  # first, so that no copy exists unrecorded, and the copy records itself
     try:
         with sealing(folder) as temporary:
             store.copy(temporary / DATABASE)
@@ -50,15 +50,15 @@ def backup(store: Store, path: str | PathLike[str]) -> int:
 
 
 def backups(store: Store) -> list[str]:
-    """Folders of the backups that were made and are there still, or may be: one that can't be looked into counts."""
-    return [path for path in _remembered(store) if _may_exist(Path(path) / DATABASE)]
+    """List the folders of backups that still exist, or may: one that can't be inspected counts."""
+    return [path for path in _recorded(store) if _may_exist(Path(path) / DATABASE)]
 
 
-def _remembered(store: Store) -> list[str]:
+def _recorded(store: Store) -> list[str]:
     return [path for (path,) in store.ask("SELECT path FROM backup ORDER BY time, path")]
 
 
-def _remember(store: Store, folders: Iterable[str | Path]) -> None:
+def _record(store: Store, folders: Iterable[str | Path]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     store.change("INSERT OR REPLACE INTO backup VALUES (?, ?)", [(str(folder), now) for folder in folders])
 
@@ -74,76 +74,76 @@ def _may_exist(path: Path) -> bool:
 
 
 def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int, Path | None]:
-    """Put a checked copy of a backup where a gallery is to be; returns its entries, and where the gallery that was
-    there is now.
+    """Restore a checked copy of a backup to a gallery's path; returns its number of entries, and where a gallery that
+    was at that path is now.
 
-    The copy is complete and on disk before it takes the place, in one rename; a gallery that lies there is moved aside
-    in another before, and not deleted: it may hold what the backup does not. Close every process that has it open
-    first: one that stays goes on in the old files. What is restored knows of the backup, of all that the gallery in its
-    place knew of, and of where that one is now: erasures name them.
+    The copy is complete and on disk before one rename puts it in place. An existing gallery is first moved aside by
+    another rename, and not deleted: it may hold what the backup does not. Close every process that has it open first:
+    one left running would continue on the old files. The restored gallery records the backup, all backups that the
+    gallery it replaces had recorded, and where that one is now, so that erasures can list them.
 
     Raises:
-        GalleryError: the backup is no gallery or damaged, or the folder can't be written; everything is as it was then.
+        GalleryError: the backup is not a gallery or is damaged, or the folder can't be written; nothing is changed.
     """
     origin, target = Path(source).absolute(), Path(path).absolute()
     if not (origin / DATABASE).is_file():
-        raise GalleryError(f"{origin} is no backup of a gallery: it has no {DATABASE}")
+        raise GalleryError(f"{origin} is not a backup of a gallery: it has no {DATABASE}")
     if target.exists() and target.resolve() == origin.resolve():
         raise GalleryError(
-            f"{origin} and {target} are the same folder; name the backup, then the place to restore it to"
+            f"{origin} and {target} are the same folder; name the backup, then the folder to restore it to"
         )
     if not target.name:
-        raise GalleryError(f"{target} can't be the place of a gallery; name a folder in it")
+        raise GalleryError(f"{target} can't itself be a gallery; name a folder in it")
     aside = None
     if target.exists():
         aside = target.with_name(
             f"{target.name}.before-restore-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}"
         )
-    made = target.with_name(f".{target.name}.{secrets.token_hex(4)}.restored")
-    backed = Store(origin / DATABASE)
+    restored = target.with_name(f".{target.name}.{secrets.token_hex(4)}.restored")
+    original = Store(origin / DATABASE)
     try:
-        with sealing(made) as temporary:
-            backed.copy(temporary / DATABASE)
+        with sealing(restored) as temporary:
+            original.copy(temporary / DATABASE)
             count = _checked(temporary)
             copy = Store(temporary / DATABASE)
             try:
                 with copy.holding():
-                    _remember(
+                    _record(
                         copy,
-                        {str(origin), *_known_to(target), *([] if aside is None else [str(aside)])} - {str(target)},
+                        {str(origin), *_recorded_by(target), *([] if aside is None else [str(aside)])} - {str(target)},
                     )
                     write_audit(copy, "restore", entries=count)
             finally:
                 copy.close()
-        _put_in_place(made, target, aside)
+        _put_in_place(restored, target, aside)
     except ArtefactError as error:
         raise GalleryError(f"can't restore {origin}: {error}") from error
     except OSError as error:
         raise GalleryError(
-            f"can't restore {origin} to {target}: {error.strerror or error}; everything is as it was"
+            f"can't restore {origin} to {target}: {error.strerror or error}; nothing was changed"
         ) from error
     finally:
-        backed.close()
+        original.close()
     return count, aside
 
 
-def _known_to(folder: Path) -> list[str]:
-    """Backups that a gallery knows of; none, and a line in the log, if it can't be asked."""
+def _recorded_by(folder: Path) -> list[str]:
+    """Return the backups that a gallery has recorded; none, and a warning in the log, if it can't be read."""
     if not (folder / DATABASE).is_file():
         return []
     try:
         store = Store(folder / DATABASE, repair=True)
         try:
-            return _remembered(store)
+            return _recorded(store)
         finally:
             store.close()
     except GalleryError as error:
-        log.warning("the backups that were made of %s are not known any more: %s", folder, error)
+        log.warning("the list of backups of %s is lost: %s", folder, error)
         return []
 
 
-def _put_in_place(made: Path, target: Path, aside: Path | None) -> None:
-    """Rename what lies there aside and the copy to its place; if one of them fails, both are undone and the copy is
+def _put_in_place(restored: Path, target: Path, aside: Path | None) -> None:
+    """Move an existing gallery aside and the copy into place; if either rename fails, both are undone and the copy is
     removed.
     """
     moved = False
@@ -151,17 +151,17 @@ def _put_in_place(made: Path, target: Path, aside: Path | None) -> None:
         if aside is not None:
             os.rename(target, aside)  # noqa: PTH104 - the two renames belong together
             moved = True
-        os.rename(made, target)  # noqa: PTH104
+        os.rename(restored, target)  # noqa: PTH104
     except OSError:
         if aside is not None and moved:
             os.rename(aside, target)  # noqa: PTH104
-        shutil.rmtree(made)
+        shutil.rmtree(restored)
         raise
     fsync_folder(target.parent)
 
 
 def _checked(folder: Path) -> int:
-    """Check the database in a folder whole; returns its entries."""
+    """Check the whole database in a folder; returns its number of entries."""
     copy = Store(folder / DATABASE)
     try:
         with copy.reading():

@@ -1,4 +1,4 @@
-"""Which entries a request to forget is about: one rule for the command line and the service."""
+"""Which entries a request to forget covers: one rule for the command line and the service."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from deploy.embeddings import Embeddings
 from deploy.gallery.gallery import Gallery
 
 FIRST = 256
-"""Matches asked for at first; eight times as many until those that follow are too unlike."""
+"""Matches fetched at first, then eight times as many, until the last ones are too dissimilar."""
 
 
 @dataclass(frozen=True)
 class ErasureRequest:
-    """Entries that fit every field which is set.
+    """Criteria for entries to forget, all of which must hold if set.
 
     Attributes:
-        ids: these.
-        label: with this label.
-        camera: from this camera.
-        source: whose source begins so.
-        before: from before this time (ISO 8601 with zone).
-        older_than: older than so many days.
-        least: cosine from which an entry is like a person who is shown to :meth:`of`.
+        ids: only these ids.
+        label: only this label.
+        camera: only this camera.
+        source: only sources with this prefix.
+        before: only before this time (ISO 8601 with zone).
+        older_than: only entries older than this many days.
+        least: lowest cosine at which an entry counts as like a person given to :meth:`of`.
     """
 
     ids: Sequence[int] | None = None
@@ -36,27 +36,27 @@ class ErasureRequest:
 
     @property
     def filters(self) -> dict[str, str]:
-        """What a search can be told, by name."""
+        """Filters that a search accepts, by name."""
         named = {"label": self.label, "camera": self.camera, "source": self.source, "before": self.before}
         return {name: value for name, value in sorted(named.items()) if value is not None}
 
     @property
     def names_nothing(self) -> bool:
-        """Whether no field is set, so that only a picture could say what is meant."""
+        """Whether no criterion is set, so that only a query image could select entries."""
         return not self.ids and not self.filters and self.older_than is None
 
     def of(self, gallery: Gallery, vectors: Embeddings | None = None) -> tuple[list[int], str]:
         """Find the entries.
 
         Args:
-            gallery: where they lie.
-            vectors: people whom entries have to be like, ``[N, D]``; any of them.
+            gallery: the gallery to search.
+            vectors: embeddings of people, ``[N, D]``; entries must be like one of them.
 
         Returns:
-            Ids, ascending, and the names of the fields that chose them, as the audit keeps them.
+            Ids, ascending, and the names of the criteria that chose them, as recorded in the audit.
 
         Raises:
-            GalleryError: the vectors are of another feature space.
+            GalleryError: the vectors are in another feature space.
             UsageError: a time that can't be read.
         """
         choices: dict[str, set[int]] = {}
@@ -73,7 +73,7 @@ class ErasureRequest:
     def _like(self, gallery: Gallery, vectors: Embeddings) -> set[int]:
         count = FIRST
         while True:
-            found = gallery.search(vectors, k=count, exact=True, **self.filters)
-            if all(len(matches) < count or matches[-1].score < self.least for matches in found):
-                return {match.id for matches in found for match in matches if match.score >= self.least}
+            results = gallery.search(vectors, k=count, exact=True, **self.filters)
+            if all(len(matches) < count or matches[-1].score < self.least for matches in results):
+                return {match.id for matches in results for match in matches if match.score >= self.least}
             count *= 8

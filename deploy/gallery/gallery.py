@@ -39,8 +39,8 @@ log = logging.getLogger("deploy")
 class Gallery(Upkeep):
     """One open gallery folder.
 
-    Several processes may have it open; each search sees all that was acknowledged before it, by any of them. A writer
-    waits for another writer.
+    Several processes may have it open; each search sees everything that any of them acknowledged before it.
+    Writers wait for each other.
     """
 
     @classmethod
@@ -53,18 +53,18 @@ class Gallery(Upkeep):
         *,
         keep_crops: bool = False,
     ) -> Gallery:
-        """Make an empty gallery; the folder appears whole or not at all.
+        """Create an empty gallery; its folder appears complete or not at all.
 
         Args:
             path: a folder that does not exist yet.
             dim: length of its vectors.
             feature_space: name of their space; ``encoder.feature_space``.
-            bundle: the bundle folder that its vectors come from, to be used by default for queries.
-            keep_crops: keep a small picture of each crop that is given to :meth:`add`. Off by default: a gallery need
-                not hold pictures of people.
+            bundle: folder of the bundle that produces its vectors, used by default for queries.
+            keep_crops: keep a small picture of each crop given to :meth:`add`. Off by default: a gallery need not hold
+                pictures of people.
 
         Raises:
-            GalleryError: the folder exists, or an impossible dim or name.
+            GalleryError: the folder exists, or an invalid dim or name.
         """
         folder = Path(path)
         if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= MAX_DIM:
@@ -78,27 +78,26 @@ class Gallery(Upkeep):
             with sealing(folder) as temporary:
                 Store.create(temporary / DATABASE, Facts(dim, feature_space, recorded), keep_crops)
         except ArtefactError as error:
-            raise GalleryError(f"can't make a gallery: {error}") from error
+            raise GalleryError(f"can't create a gallery: {error}") from error
         except OSError as error:
-            raise GalleryError(f"can't make a gallery at {folder}: {error.strerror or error}") from error
+            raise GalleryError(f"can't create a gallery at {folder}: {error.strerror or error}") from error
         return cls.open(folder)
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Gallery:
-        """Open an existing gallery; an erasure that was cut short is finished first, and a log is looked through for
-        damage.
+        """Open an existing gallery; an interrupted erasure is finished first, and the log is checked for damage.
 
         Raises:
-            GalleryError: it is no gallery or damaged; :meth:`repair` says whether it can be mended.
+            GalleryError: it is not a gallery or is damaged; :meth:`repair` tells whether it can be repaired.
         """
         folder = Path(path)
         if not (folder / DATABASE).is_file():
-            raise GalleryError(f"{folder} is no gallery: it has no {DATABASE}; make one with reid gallery add")
+            raise GalleryError(f"{folder} is not a gallery: it has no {DATABASE}; create one with reid gallery add")
         gallery = cls(folder, Store(folder / DATABASE))
         try:
             if gallery._store.unwiped():
-                gallery._wipe_and_tell()
-            gallery._retain_and_tell()
+                gallery._wipe_or_warn()
+            gallery._retain_or_warn()
         except BaseException:
             gallery._store.close()
             raise
@@ -121,9 +120,9 @@ class Gallery(Upkeep):
 
     @property
     def bundle(self) -> Path:
-        """The bundle that it was made with; raises GalleryError if none was recorded."""
+        """The bundle that it was created with; raises GalleryError if none was recorded."""
         if self._store.facts.bundle is None:
-            raise GalleryError(f"{self.path} does not know its bundle; say which one (--bundle)")
+            raise GalleryError(f"{self.path} has no bundle recorded; name one (--bundle)")
         return Path(self._store.facts.bundle)
 
     def __len__(self) -> int:
@@ -149,20 +148,20 @@ class Gallery(Upkeep):
 
         Args:
             vectors: ``[N, D]`` (or one, ``[D]``) of unit length, kept as fp16. ``Embeddings`` must be of this gallery's
-                space; other arrays are taken at their word.
+                space; other arrays are trusted to be.
             camera: one name for all, or one per vector.
-            source: where each crop came from, one per vector; a path is what pictures are drawn from.
+            source: where each crop came from, one per vector; if it is a path, pictures of matches are read from it.
             time: ISO 8601 with zone, one for all or one per vector, ``None`` where unknown.
             label: name of the person, one for all or one per vector, ``None`` where unknown.
-            crops: uint8 RGB ``[H, W, 3]``, one per vector, of which a small JPEG is kept; for a gallery that was made
-                with ``keep_crops``.
+            crops: uint8 RGB ``[H, W, 3]``, one per vector, of which a small JPEG is kept; only for a gallery
+                created with ``keep_crops``.
 
         Returns:
             One id per vector, once all are on disk.
 
         Raises:
-            GalleryError: vectors of another space, dimension or length, not finite; a count that does not fit; a text
-                or time that can't be kept.
+            GalleryError: vectors of another space, dimension or length, or not finite; a count that does not match; an
+                invalid text or time.
         """
         return [
             number
@@ -180,10 +179,10 @@ class Gallery(Upkeep):
         *,
         crops: Sequence[Crop] | None = None,
     ) -> list[int | None]:
-        """As :meth:`add`, but what has the source, camera and time of an entry, or of one before it in the call, is
-        left out and has None for its id.
+        """Like :meth:`add`, but skip a crop whose source, camera and time match an entry or an earlier crop of the
+        call; its id is None.
 
-        Nobody can add the same between the question and the answer, so that a request may be repeated.
+        Check and addition are one transaction, so that a request may safely be repeated.
         """
         return self._add(vectors, camera, source, time, label, crops, once=True)
 
@@ -226,35 +225,35 @@ class Gallery(Upkeep):
     ) -> list[list[Match]]:
         """Find the most similar entries by cosine of the stored vectors, ties by id.
 
-        With fewer than 50,000 candidates (entries that the filters allow) every one is looked at. With more, those in
-        the most promising lists are: :meth:`info` says what share of the 10 nearest was found so when it was measured.
-        Scores are exact in any case.
+        With fewer than 50,000 candidates (entries that the filters allow), every one is scored. With more, only those
+        in the most promising lists are: :meth:`info` gives the measured share of the 10 nearest found this way. Scores
+        are always exact.
 
         Args:
             vectors: queries ``[Q, D]`` (or one, ``[D]``), as for :meth:`add`.
-            k: how many per query; there are fewer if fewer entries are allowed.
+            k: number of matches per query; fewer if fewer entries are allowed.
             camera: only this camera's entries.
             after: only from this time on (ISO 8601 with zone); entries without a time are left out.
-            before: only before this time; the same.
+            before: only before this time; likewise.
             label: only entries of this label.
-            source: only entries whose source begins so.
-            exact: look at every candidate, however many there are.
+            source: only entries whose source has this prefix.
+            exact: score every candidate, however many there are.
 
         Raises:
             GalleryError: as for :meth:`add`; ``k`` below 1; ``after`` not before ``before``.
             DeviceError: FAISS is not installed.
         """
         if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
-            raise GalleryError(f"k must be a whole number from 1, got {k!r}")
+            raise GalleryError(f"k must be a whole number of at least 1, got {k!r}")
         wanted = Selection(camera, after, before, label, source)
         self._retain_in_time()
         with self._store.reading():
             state, facts = self._store.present()
             unit = unit_vectors(vectors, "query", facts)
             index = self._keeper.current(state)
-            found = index.search(unit, int(k), index.allowed(wanted, self._store), exact=exact)
-            origins = self._store.entries(sorted({number for ids, _ in found for number in ids.tolist()}), facts)
-        return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in found]
+            results = index.search(unit, int(k), index.allowed(wanted, self._store), exact=exact)
+            origins = self._store.entries(sorted({number for ids, _ in results for number in ids.tolist()}), facts)
+        return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in results]
 
     def select(
         self,
@@ -264,13 +263,13 @@ class Gallery(Upkeep):
         label: str | None = None,
         source: str | None = None,
     ) -> list[int]:
-        """Ids of the entries that a search with these filters could return; without any filter, of all."""
+        """Return the ids of entries that a search with these filters could return; without filters, all."""
         with self._store.reading():
             return Selection(camera, after, before, label, source).ids(self._store)
 
     def _retain_in_time(self) -> None:
-        if monotonic() - self._looked > EVERY:
-            self._retain_and_tell()
+        if monotonic() - self._retained > EVERY:
+            self._retain_or_warn()
 
     @property
     def keeps_crops(self) -> bool:
@@ -278,20 +277,20 @@ class Gallery(Upkeep):
         return bool(self._store.ask("SELECT crops FROM gallery")[0][0])
 
     def crop(self, number: int) -> Crop | None:
-        """The small picture that was kept of an entry, uint8 RGB ``[H, W, 3]``, or ``None``; raises GalleryError if it
-        is damaged.
+        """Return the small picture kept of an entry, uint8 RGB ``[H, W, 3]``, or ``None``; raises GalleryError if it is
+        damaged.
         """
         return kept_crop(self._store, number)
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
-        """Origins of entries; raises GalleryError for an id that is not there."""
+        """Return the origins of entries; raises GalleryError for an id that does not exist."""
         return self._store.entries(list(ids))
 
     def vectors(self, ids: Iterable[int]) -> tuple[list[int], Embeddings]:
-        """Stored vectors in the present space, for comparing entries with each other (:mod:`deploy.answers.refine`).
+        """Return vectors in the present space, to compare entries with each other (:mod:`deploy.answers.refine`).
 
         Returns:
-            Those of the ids that are still there, ascending, and their unit vectors float32 ``[n, D]``.
+            The ids that still exist, ascending, and their unit vectors float32 ``[n, D]``.
 
         Raises:
             GalleryError: a damaged entry.
@@ -306,16 +305,16 @@ class Gallery(Upkeep):
                 (facts.space, facts.space, wanted),
             )
             numbers = [number for number, _ in rows]
-            self._store.entries(numbers)  # which compares every byte with its checksum
+            self._store.entries(numbers)  # which verifies every checksum
         stored = np.frombuffer(b"".join(blob for _, blob in rows), np.float16).reshape(-1, facts.dim).astype(np.float32)
         return numbers, Embeddings(stored / np.linalg.norm(stored, axis=1, keepdims=True), facts.feature_space)
 
     def has(self, entry: Entry) -> bool:
-        """Whether there is an entry of the same source, camera and time."""
+        """Whether an entry with the same source, camera and time exists."""
         return self._store.holds(entry)
 
     def info(self) -> dict[str, Any]:
-        """What the gallery holds, as plain values."""
+        """Describe what the gallery holds, as plain values."""
         facts = self._store.facts
         with self._store.reading():
             state, count, summary = self._store.state(), len(self), self._store.summary()
@@ -329,37 +328,37 @@ class Gallery(Upkeep):
             "generation": state.generation,
             **summary,
             "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
-            "index": "ready" if stale is None else f"will be made at the next query ({stale})",
+            "index": "ready" if stale is None else f"will be built at the next query ({stale})",
             **self._keeper.describe(),
         }
 
     def verify(self) -> list[str]:
-        """Check every byte that counts, and make the index anew if it disagrees.
+        """Check every byte that matters, and rebuild the index if it disagrees.
 
         Returns:
-            What was found, a line each.
+            The findings, one per line.
 
         Raises:
-            GalleryError: the store itself is damaged; says where.
+            GalleryError: the store itself is damaged; the message says where.
         """
         with self._store.reading():
             check_store(self._store)
-            found = [f"{DATABASE}: {len(self)} entries, all whole"]
-            audit = f"audit: {check_audit(self._store)} records, the chain holds"
+            entries = f"{DATABASE}: {len(self)} entries, all intact"
+            audit = f"audit: {check_audit(self._store)} records, the chain is intact"
             stale = self._keeper.check()
         if stale is None:
-            return [*found, "index: agrees with it", audit, *self._store.notes]
+            return [entries, "index: agrees with the database", audit, *self._store.notes]
         self._keeper.drop()
         self.prepare()
         self._save_index()
-        return [*found, f"index: made anew, because {stale}", audit, *self._store.notes]
+        return [entries, f"index: rebuilt, because {stale}", audit, *self._store.notes]
 
     def close(self) -> None:
-        """Keep the index for the next start and close the files; without it nothing is lost but time."""
+        """Save the index for the next start and close the files; if it can't be saved, only time is lost."""
         try:
             self._save_index()
         except (OSError, RuntimeError, GalleryError) as error:
-            log.warning("the index of %s was not kept (%s); it will be made anew", self.path, error)
+            log.warning("the index of %s was not saved (%s); it will be rebuilt", self.path, error)
         finally:
             self._keeper.index = None
             self._store.close()
@@ -381,27 +380,27 @@ class Gallery(Upkeep):
 def open_or_create(
     path: str | PathLike[str], bundle: str | PathLike[str] | None = None, *, keep_crops: bool = False
 ) -> Gallery:
-    """Open a gallery, or make a missing one for ``bundle``, which it then remembers.
+    """Open a gallery, or create a missing one for ``bundle``, which it then records.
 
-    ``keep_crops`` is for a missing one; one that is there is as it was made.
+    ``keep_crops`` applies when the gallery is created; an existing one must have been created with it.
 
     Raises:
-        UsageError: there is none yet and no bundle was named.
-        GalleryError: ``bundle`` gives embeddings of another space than the gallery's.
+        UsageError: a missing gallery without a bundle to create it for, or ``keep_crops`` for one that keeps none.
+        GalleryError: ``bundle`` gives embeddings in another space than the gallery's.
     """
     made_for = None if bundle is None else Bundle.load(bundle, verify=False)
     if not (Path(path) / DATABASE).exists():
         if made_for is None or bundle is None:
-            raise UsageError(f"there is no gallery at {path}; name the bundle to make it for (--bundle)")
+            raise UsageError(f"there is no gallery at {path}; name the bundle to create it for (--bundle)")
         return Gallery.create(path, made_for.dim, made_for.feature_space, bundle, keep_crops=keep_crops)
     gallery = Gallery.open(path)
     if keep_crops and not gallery.keeps_crops:
         gallery.close()
-        raise UsageError(f"{path} was made without pictures; leave out --keep-crops, or make another gallery")
+        raise UsageError(f"{path} was created without pictures; leave out --keep-crops, or create another gallery")
     if made_for is not None and made_for.feature_space != gallery.feature_space:
         gallery.close()
         raise GalleryError(
-            f"{path} was made with another model than {bundle}; use its own bundle, or upgrade the gallery"
+            f"{path} was created with a different model than {bundle}; use its own bundle, or upgrade the gallery"
         )
     return gallery
 

@@ -1,4 +1,4 @@
-"""What comes into a gallery from outside, checked: everything that FAISS would take without a word is refused here."""
+"""Checks on what enters a gallery from outside: whatever FAISS would silently accept is refused here."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from domains.arrays import Float64s
 from domains.errors import GalleryError
 
 UNIT = 1e-2
-"""How far from 1 the length of a vector may be: half precision and int8 graphs stay well inside, vectors that nobody
-normalised do not.
+"""Largest deviation of a vector's length from 1: half precision and int8 graphs stay well within it, vectors that were
+never normalised do not.
 """
 
 
 def unit_vectors(vectors: ArrayLike, name: str, facts: Facts) -> Float64s:
-    """Unit vectors float64 ``[N, D]``; everything that FAISS would take without a word is refused here."""
+    """Return unit vectors, float64 ``[N, D]``; raises GalleryError for whatever FAISS would silently accept."""
     if isinstance(vectors, Embeddings) and vectors.feature_space != facts.feature_space:
-        found = f"in space {vectors.feature_space:.12}…" if vectors.feature_space else "of mixed spaces"
+        space = f"in space {vectors.feature_space:.12}…" if vectors.feature_space else "of mixed spaces"
         raise GalleryError(
-            f"the embeddings are {found}, the gallery's in {facts.feature_space:.12}…; use the gallery's bundle, or "
+            f"the embeddings are {space}, the gallery's in {facts.feature_space:.12}…; use the gallery's bundle, or "
             "upgrade the gallery"
         )
     try:
@@ -43,13 +43,13 @@ def unit_vectors(vectors: ArrayLike, name: str, facts: Facts) -> Float64s:
         lengths = np.sqrt((exact * exact).sum(axis=1))
     bad = np.flatnonzero(np.abs(lengths - 1) > UNIT)
     if bad.size:
-        raise GalleryError(f"{name} {bad[0]} has length {lengths[bad[0]]:.4g}, it must be 1; divide it by its length")
+        raise GalleryError(f"{name} {bad[0]} has length {lengths[bad[0]]:.4g}, not 1; divide it by its length")
     unit: Float64s = exact / lengths[:, None]
     return unit
 
 
 def one_each(name: str, value: Any, count: int) -> list[Any]:
-    """One value per vector."""
+    """Return one value per vector, repeating a single one."""
     if value is None or isinstance(value, str):
         return [value] * count
     if isinstance(value, bytes) or not isinstance(value, Iterable):

@@ -1,4 +1,4 @@
-"""Small pictures of crops, for galleries whose owner asked for them: kept in a table of their own, erased with their
+"""Small pictures of crops, for galleries whose owner asked for them: kept in a separate table and erased with their
 entries.
 """
 
@@ -18,15 +18,15 @@ MAX_HEIGHT, MAX_WIDTH, QUALITY = 160, 96, 80
 
 
 def encode_crops(store: Store, crops: Sequence[Crop], count: int) -> list[bytes]:
-    """A small JPEG of each crop, some 3 KB.
+    """Encode each crop as a small JPEG of about 3 KB.
 
     Raises:
-        GalleryError: the gallery keeps no pictures, or their number does not fit.
-        DataError: something that is no crop.
+        GalleryError: the gallery keeps no pictures, or their number does not match.
+        DataError: something is not a crop.
     """
     if not store.ask("SELECT crops FROM gallery")[0][0]:
         raise GalleryError(
-            f"{store.file.parent} keeps no pictures; make a gallery with keep_crops (reid gallery add --keep-crops)"
+            f"{store.file.parent} keeps no pictures; create a gallery with keep_crops (reid gallery add --keep-crops)"
         )
     if len(crops) != count:
         raise GalleryError(f"crops must have one picture per vector: {count} vectors, got {len(crops)}")
@@ -34,23 +34,23 @@ def encode_crops(store: Store, crops: Sequence[Crop], count: int) -> list[bytes]
 
 
 def kept_crop(store: Store, number: int) -> Crop | None:
-    """The picture kept of an entry, uint8 RGB, or ``None``; raises GalleryError if it is damaged."""
-    found = store.ask("SELECT jpeg, checksum FROM crop WHERE id = ?", (int(number),))
-    if not found:
+    """Return the picture kept of an entry, uint8 RGB, or ``None``; raises GalleryError if it is damaged."""
+    rows = store.ask("SELECT jpeg, checksum FROM crop WHERE id = ?", (int(number),))
+    if not rows:
         return None
-    data, expected = found[0]
+    data, expected = rows[0]
     image = None
     if isinstance(data, bytes) and checksum(data, (int(number),)) == expected:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise GalleryError(
-            f"the stored crop of entry {number} of {store.file} is damaged; restore a backup, or give the entry up"
+            f"the stored crop of entry {number} of {store.file} is damaged; restore a backup, or forget the entry"
         )
     return np.asarray(image, np.uint8)
 
 
 def shrunk(crop: Crop) -> Crop:
-    """A crop no larger than what is kept of it; raises DataError."""
+    """Shrink a crop to the size that is kept; raises DataError."""
     check_crop(crop)
     scale = min(1.0, MAX_HEIGHT / crop.shape[0], MAX_WIDTH / crop.shape[1])
     size = max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale))
@@ -58,9 +58,9 @@ def shrunk(crop: Crop) -> Crop:
 
 
 def small_jpeg(crop: Crop) -> bytes:
-    """A JPEG of a crop made no larger than what is kept; raises DataError."""
+    """Encode a crop as a JPEG, shrunk to the size that is kept; raises DataError."""
     small = shrunk(crop)
     done, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
-        raise DataError(f"a crop of {crop.shape[1]}×{crop.shape[0]} pixels can't be kept as a JPEG")
+        raise DataError(f"a crop of {crop.shape[1]}×{crop.shape[0]} pixels can't be encoded as a JPEG")
     return bytes(data)

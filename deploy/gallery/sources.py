@@ -25,10 +25,10 @@ COLUMNS = ("path", "camera", "time", "label")
 
 @dataclass(frozen=True)
 class Source:
-    """One image file and what is known of it.
+    """One image file and what is known about it.
 
     Attributes:
-        path: the file; its absolute path is what the gallery keeps as ``source``.
+        path: the file; the gallery stores its absolute path as ``source``.
         camera: the camera that saw it.
         time: ISO 8601 with zone, or ``None``.
         label: name of the person, or ``None``.
@@ -40,17 +40,17 @@ class Source:
     label: str | None = None
 
     def entry(self) -> Entry:
-        """What the gallery keeps of it; raises GalleryError on a text or time that it can't keep."""
+        """Return the entry to store; raises GalleryError for an invalid text or time."""
         return Entry(self.camera, os.path.abspath(self.path), self.time, self.label)  # noqa: PTH100 - resolve() asks the disk for every part
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What became of the sources.
+    """Outcome of adding sources.
 
     Attributes:
-        added: how many were embedded and stored.
-        known: how many were there already, by source, camera and time.
+        added: number of crops embedded and stored.
+        known: number that were already stored, by source, camera and time.
         skipped: files that could not be used, with the reasons.
     """
 
@@ -65,34 +65,34 @@ def read_sources(
     """List the crops of a domain, a folder or a CSV, in a fixed order.
 
     Args:
-        path: a domain's folder, one folder per person included where most file names tell their camera; or any other
-            folder of images, also in sub-folders; or a CSV with the columns ``path,camera`` and optional
-            ``time,label``, whose paths are relative to it and stay below its folder.
-        camera: camera of a plain folder's images, by default the name of the sub-folder that each lies in. With it, the
-            folder is never read as a domain.
-        split: ``train``, ``query`` or ``gallery`` of a domain; by default its gallery, and all crops of people's
-            folders that nobody split.
+        path: a domain's folder, including one folder per person if most file names contain their camera; or any other
+            folder of images, sub-folders included; or a CSV with the columns ``path,camera`` and optionally
+            ``time,label``, whose paths are relative to the CSV and stay below its folder.
+        camera: camera of a plain folder's images, by default the name of each image's sub-folder. If given, the folder
+            is never read as a domain.
+        split: ``train``, ``query`` or ``gallery`` of a domain; by default its gallery, or all crops if it is one folder
+            per person without splits.
         labels: keep a domain's identities as labels. Off by default: a gallery need not know who someone is.
 
     Raises:
-        DataError: nothing there, or a CSV row that can't be used; says which.
-        UsageError: an option that does not go with what was found.
+        DataError: nothing at the path, or an unusable CSV row; the message says which.
+        UsageError: an option that does not apply to what was found.
     """
-    place = Path(path)
+    path = Path(path)
     if split is not None and split not in SPLITS:
         raise UsageError(f"unknown split {split!r}; it must be train, query or gallery")
     if camera is not None and (split is not None or labels):
-        raise UsageError("a camera is named for a plain folder, a split or labels for a domain; give one or the other")
-    if place.is_dir():
-        domain = _as_domain(place, wanted=split is not None or labels) if camera is None else None
-        return _from_folder(place, camera) if domain is None else _from_domain(domain, split, labels=labels)
-    if not place.is_file():
-        raise DataError(f"there is nothing at {place}; give a domain, a folder of images or a CSV")
-    if place.suffix.lower() != ".csv":
-        raise DataError(f"{place} is neither a folder nor a CSV; to add one image, give the folder it lies in")
+        raise UsageError("a camera applies to a plain folder, a split or labels to a domain; give one or the other")
+    if path.is_dir():
+        domain = _as_domain(path, wanted=split is not None or labels) if camera is None else None
+        return _from_folder(path, camera) if domain is None else _from_domain(domain, split, labels=labels)
+    if not path.is_file():
+        raise DataError(f"there is nothing at {path}; give a domain, a folder of images or a CSV")
+    if path.suffix.lower() != ".csv":
+        raise DataError(f"{path} is neither a folder nor a CSV; to add one image, give its folder")
     if camera is not None or split is not None or labels:
-        raise UsageError("a CSV names cameras and labels itself; leave out camera, split and labels")
-    return _from_csv(place)
+        raise UsageError("a CSV names its own cameras and labels; leave out camera, split and labels")
+    return _from_csv(path)
 
 
 def fill(
@@ -103,25 +103,25 @@ def fill(
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> Filled:
-    """Embed images and store them, a batch at a time; stopped and started again, it goes on where it was.
+    """Embed images and store them, a batch at a time; if interrupted and run again, it continues where it stopped.
 
     Args:
-        gallery: where they go.
-        encoder: of the gallery's feature space.
+        gallery: the gallery to add to.
+        encoder: an encoder of the gallery's feature space.
         sources: what to add.
         batch: images per transaction.
-        progress: called with the number of images just dealt with.
+        progress: called with the number of images just processed.
 
     Raises:
         GalleryError: the encoder's feature space is not the gallery's.
         UsageError: ``batch`` below 1.
     """
     if batch < 1:
-        raise UsageError(f"batch must be a whole number from 1, got {batch}")
+        raise UsageError(f"batch must be a whole number of at least 1, got {batch}")
     if encoder.feature_space != gallery.feature_space:
         raise GalleryError(
-            f"the encoder's bundle {encoder.bundle.folder} is of another model than the gallery; use the gallery's "
-            "bundle"
+            f"the encoder's bundle {encoder.bundle.folder} is from a different model than the gallery; use the "
+            "gallery's bundle"
         )
     added = known = 0
     skipped: list[tuple[str, str]] = []
@@ -143,49 +143,49 @@ def fill(
         vectors, unusable = encoder.files([entry.source for entry in fresh])
         reasons = {item.position: item.reason for item in unusable}
         skipped += [(fresh[position].source, reason) for position, reason in reasons.items()]
-        kept = [entry for position, entry in enumerate(fresh) if position not in reasons]
-        if kept:
-            crops = [shrunk(read_crop(entry.source)) for entry in kept] if gallery.keeps_crops else None
+        usable = [entry for position, entry in enumerate(fresh) if position not in reasons]
+        if usable:
+            crops = [shrunk(read_crop(entry.source)) for entry in usable] if gallery.keeps_crops else None
             gallery.add(
                 vectors,
-                camera=[entry.camera for entry in kept],
-                source=[entry.source for entry in kept],
-                time=[entry.time for entry in kept],
-                label=[entry.label for entry in kept],
+                camera=[entry.camera for entry in usable],
+                source=[entry.source for entry in usable],
+                time=[entry.time for entry in usable],
+                label=[entry.label for entry in usable],
                 crops=crops,
             )
-        added += len(kept)
+        added += len(usable)
         if progress is not None:
             progress(len(part))
     return Filled(added, known, tuple(skipped))
 
 
 def _as_domain(folder: Path, *, wanted: bool) -> Domain | None:
-    """The folder as a domain, or ``None`` if it is to be read as plain images.
+    """Open the folder as a domain, or return ``None`` to read it as plain images.
 
-    A folder with one sub-folder of images per name could be one per person or one per camera. It is people, whose names
-    must not become cameras, where most file names tell their camera, where a split or labels are asked for, or where it
-    has splits; else it is cameras.
+    Sub-folders of images could each be a person or a camera. They are people, whose names must not become cameras, if
+    most file names contain a camera, if a split or labels are asked for, or if the folder has splits; otherwise they
+    are cameras.
     """
     from domains.formats import LAYOUTS, folders, open_domain
 
-    def known(place: Path) -> bool:
-        return any(layout.recognise(place) for name, layout in LAYOUTS.items() if name != folders.NAME)
+    def known(path: Path) -> bool:
+        return any(layout.recognise(path) for name, layout in LAYOUTS.items() if name != folders.NAME)
 
     if wanted or known(folder) or (folder / "gallery").is_dir():
         return open_domain(folder)
     inner = [child.name for child in sorted(folder.iterdir()) if child.is_dir() and known(child)]
     if inner:
         raise DataError(f"{folder} holds domains ({', '.join(inner):.100}) and is not one itself; add them one by one")
-    told = [folders.CAMERA.search(file.name) is not None for file in _images(folder)]
-    return open_domain(folder) if 2 * sum(told) > len(told) and folders.recognise(folder) else None
+    has_camera = [folders.CAMERA.search(file.name) is not None for file in _images(folder)]
+    return open_domain(folder) if 2 * sum(has_camera) > len(has_camera) and folders.recognise(folder) else None
 
 
 def _from_domain(domain: Domain, name: str | None, *, labels: bool) -> list[Source]:
     from domains.formats import folders
 
     unsplit = domain.format == folders.NAME and not any((domain.root / split).is_dir() for split in SPLITS)
-    if name is None and unsplit:  # a hash has divided it, not a person: nothing is left out
+    if name is None and unsplit:  # split by a hash, not by a person: use every crop
         sources = [source for split in SPLITS for source in _from_split(domain, split, labels=labels)]
         return sorted(sources, key=lambda source: source.path)
     sources = _from_split(domain, name or "gallery", labels=labels)
@@ -213,7 +213,7 @@ def _from_folder(folder: Path, camera: str | None) -> list[Source]:
     files = _images(folder)
     if not files:
         raise DataError(
-            f"{folder} is no domain and holds no image ({' '.join(sorted(SUFFIXES))}); give a domain, a folder of "
+            f"{folder} is not a domain and holds no images ({' '.join(sorted(SUFFIXES))}); give a domain, a folder of "
             "images or a CSV"
         )
     home = folder.absolute().name or "camera"
@@ -260,7 +260,7 @@ def _from_csv(file: Path) -> list[Source]:
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: {error}") from error
     if not sources:
-        raise DataError(f"{file} lists no image")
+        raise DataError(f"{file} lists no images")
     return sources
 
 

@@ -1,9 +1,9 @@
-"""Carry a gallery into another model's feature space, without a picture and while it answers.
+"""Carry a gallery into another model's feature space, without any images and while it answers.
 
 Carried vectors are written beside the present ones, in many small transactions that no search sees. One transaction
-then makes their space the present one, so that a kill at any moment leaves the gallery in the old space or in the new.
-An entry's own vector stays until old copies are dropped: every upgrade starts from it, and going back is possible.
-Entries that were added since are carried back by the pseudo-inverse of the map.
+then makes their space the present one, so that a kill at any moment leaves the gallery either in the old space or in
+the new one. An entry's own vector stays until old copies are dropped: every upgrade starts from it, and going back is
+possible. Entries added since are carried back by the pseudo-inverse of the map.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from domains.errors import GalleryError
 from prototypes.transport import Transport
 
 Tick = Callable[[int], None]
-Way = tuple[str, bytes | None, int | None]
-"""A space's name, the map that leads there, and the number of the space that it begins at."""
+Derivation = tuple[str, bytes | None, int | None]
+"""A space's name, the map that leads to it, and the number of the space that the map starts from."""
 
 _UNCARRIED = """
 SELECT e.id, e.vector, e.checksum, e.camera, e.source, e.time, e.utc, e.label, e.space, e.stamp FROM entry e
 WHERE e.space != ?1 AND e.id > ?2 AND NOT EXISTS (SELECT 1 FROM carried c WHERE c.space = ?1 AND c.id = e.id)
 ORDER BY e.id LIMIT ?3
 """
-"""Entries whose vector in a space is still to be made."""
+"""Entries that do not have a vector in a space yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +41,9 @@ class Plan:
     """What an upgrade would do.
 
     Attributes:
-        facts: of the space that it leads to, without a number.
-        matrix: the map, ``[D, D']`` float32; several transports in a row are one matrix, for bringing to unit length on
-            the way changes no direction.
+        facts: facts of the new space, without its number.
+        matrix: the map, ``[D, D']`` float32; several transports in a row combine into one matrix, since normalising in
+            between changes no direction.
         cosine: for each transport, mean cosine between carried and true embeddings of held-out crops, and without it.
     """
 
@@ -52,60 +52,59 @@ class Plan:
     cosine: tuple[tuple[float, float], ...]
 
     def lines(self) -> list[str]:
-        """What to expect, in sentences."""
+        """Describe what to expect, in sentences."""
         carried, plain = (float(np.prod([pair[which] for pair in self.cosine])) for which in (0, 1))
         return [
             f"to feature space {self.facts.feature_space:.12}… by {len(self.cosine)} "
             f"transport{'s' if len(self.cosine) != 1 else ''}",
-            f"held-out crops lie at a cosine of {carried:.3f} from where the new model puts them ({plain:.3f} if "
-            "nothing were carried)",
+            f"carried embeddings of held-out crops reach a cosine of {carried:.3f} with the new model's own "
+            f"({plain:.3f} without carrying)",
         ]
 
 
 def plan_upgrade(store: Store, bundles: Sequence[Bundle]) -> Plan:
-    """Find the way from a gallery's space to the last bundle's, through transports that the bundles hold; the order of
-    the others does not matter.
+    """Find the transports that lead from a gallery's space to the last bundle's; the order of the other bundles does
+    not matter.
 
     Raises:
-        GalleryError: there is no way; says where it ends.
+        GalleryError: no transports lead there; the message says where they end.
     """
     target, facts = bundles[-1], store.facts
     if target.feature_space == facts.feature_space:
         raise GalleryError(
-            f"{store.file.parent} is in the feature space of {target.folder} already; there is nothing to upgrade"
+            f"{store.file.parent} is already in the feature space of {target.folder}; there is nothing to upgrade"
         )
-    known = {found.source: found for bundle in bundles if (found := bundle.transport())}
-    way: list[Transport] = []
+    known = {transport.source: transport for bundle in bundles if (transport := bundle.transport())}
+    chain: list[Transport] = []
     at = facts.feature_space
     while at != target.feature_space:
-        if at not in known or len(way) > len(known):
+        if at not in known or len(chain) > len(known):
             raise GalleryError(
                 f"no transport leads on from feature space {at:.12}… to that of {target.folder}; add the bundles of "
-                "the models between (--via), "
-                "or export with reid export --since"
+                "the models in between (--via), or export with reid export --since"
             )
-        way.append(known[at])
-        at = way[-1].target
-    matrix = way[0].matrix
-    for transport in way[1:]:
+        chain.append(known[at])
+        at = chain[-1].target
+    matrix = chain[0].matrix
+    for transport in chain[1:]:
         matrix = matrix @ transport.matrix
     if matrix.shape != (facts.dim, target.dim):
         raise GalleryError(
-            f"the transports map {matrix.shape[0]} dimensions to {matrix.shape[1]}, the gallery has {facts.dim} and "
-            f"the bundle {target.dim}"
+            f"the transports map {matrix.shape[0]} dimensions to {matrix.shape[1]}, but the gallery has {facts.dim} "
+            f"and the bundle {target.dim}"
         )
     return Plan(
         Facts(target.dim, target.feature_space, str(Path(target.folder).absolute())),
         matrix,
-        tuple(found.cosine for found in way),
+        tuple(transport.cosine for transport in chain),
     )
 
 
 def carry(store: Store, plan: Plan, *, tick: Tick | None = None) -> int:
-    """Prepare the new space and make it the present one; goes on with a preparation of the same map that was cut short.
+    """Prepare the new space and make it the present one; continues an interrupted preparation with the same map.
 
     Returns:
-        How many entries were carried.
+        Number of entries carried.
     """
     present = store.facts
     data = _to_bytes(plan.matrix)
@@ -141,32 +140,33 @@ def go_back(store: Store, *, tick: Tick | None = None) -> int:
         raise GalleryError(
             f"{store.file.parent} was not upgraded, or its old copy was dropped; there is nothing to go back to"
         )
-    return _switch(store, row[0][0], _way_to(store, row[0][0]), "go back", tick)
+    return _switch(store, row[0][0], _derivation(store, row[0][0]), "go back", tick)
 
 
 def drop_old(store: Store, *, tick: Tick | None = None) -> int:
-    """Keep the present space alone; returns how many entries' own vectors gave way. An entry's provenance, the space it
-    was embedded in, stays.
+    """Keep only the present space; returns how many entries' own vectors were replaced. An entry's provenance, the
+    space it was embedded in, stays.
     """
     facts, dropped = store.facts, 0
     while True:
         with store.holding():
             if store.facts.space != facts.space:
-                raise GalleryError(f"{store.file.parent} was upgraded meanwhile; nothing more was dropped, try again")
+                raise GalleryError(
+                    f"{store.file.parent} was upgraded meanwhile, so nothing more was dropped; try again"
+                )
             rows = store.ask(f"SELECT {COLUMNS} FROM {PRESENT} WHERE e.space != ? LIMIT ?", (facts.space, CHUNK))  # noqa: S608 - constants
-            made = []
+            updates = []
             for row in rows:
-                if not is_whole(row, facts.space, facts.dim):  # a new checksum would make what is damaged look whole
+                if not is_whole(row, facts.space, facts.dim):  # a new checksum would hide the damage
                     raise GalleryError(
-                        f"entry {row[2]} is damaged, its own vector or the carried one, so nothing of it can be "
-                        "dropped; go back, restore a backup, "
-                        f"or give it up with reid gallery forget … {row[2]}"
+                        f"entry {row[2]} is damaged (its own vector or the carried one), so neither can be dropped; "
+                        f"go back, restore a backup, or discard it with reid gallery forget … {row[2]}"
                     )
                 stamp = make_stamp(row[2], facts.space, row[10], row[11])
-                made.append(
+                updates.append(
                     (row[12], entry_checksum(row[12], row[2:8], facts.space, stamp), facts.space, stamp, row[2])
                 )
-            store.change("UPDATE entry SET vector = ?, checksum = ?, space = ?, stamp = ? WHERE id = ?", made)
+            store.change("UPDATE entry SET vector = ?, checksum = ?, space = ?, stamp = ? WHERE id = ?", updates)
             store.change("DELETE FROM carried WHERE space = ? AND id = ?", [(facts.space, row[2]) for row in rows])
             store.leave_unwiped()
         dropped += len(rows)
@@ -184,29 +184,30 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
     return dropped
 
 
-def _switch(store: Store, number: int, wanted: Way | None, action: str, tick: Tick | None) -> int:
-    """Carry what a space lacks, bit by bit, and the rest in the transaction that makes it the present one.
+def _switch(store: Store, number: int, wanted: Derivation | None, action: str, tick: Tick | None) -> int:
+    """Carry the entries that a space lacks, in small steps, and the last ones in the transaction that makes it the
+    present one.
 
     Raises:
-        GalleryError: the space is no longer the one that was ``wanted``, since somebody else upgraded the gallery
+        GalleryError: the space is no longer the ``wanted`` one, since the gallery was upgraded by someone else
             meanwhile.
     """
     carried, last = 0, 0
     while True:
         with store.holding():
-            _check_way(store, number, wanted)
-            found, last = _carry_some(store, number, last, CHUNK)
-        carried += found
+            _check_derivation(store, number, wanted)
+            count, last = _carry_some(store, number, last, CHUNK)
+        carried += count
         if tick:
-            tick(found)
-        if found < CHUNK:
+            tick(count)
+        if count < CHUNK:
             break
     with store.holding():
-        _check_way(store, number, wanted)
-        while True:  # what was added meanwhile
-            found, _ = _carry_some(store, number, 0, CHUNK)
-            carried += found
-            if not found:
+        _check_derivation(store, number, wanted)
+        while True:  # entries added meanwhile
+            count, _ = _carry_some(store, number, 0, CHUNK)
+            carried += count
+            if not count:
                 break
         store.change(
             "UPDATE gallery SET space = ?1, (dim, feature_space, bundle) = (SELECT dim, feature_space, bundle FROM "
@@ -219,28 +220,28 @@ def _switch(store: Store, number: int, wanted: Way | None, action: str, tick: Ti
     return carried
 
 
-def _way_to(store: Store, number: int) -> Way | None:
-    """How a space is reached: its name, the map and the space that the map begins at; None if there is no such
+def _derivation(store: Store, number: int) -> Derivation | None:
+    """How a space is derived: its name, the map and the space that the map starts from; None if there is no such
     space.
     """
-    found = store.ask("SELECT feature_space, map, source FROM space WHERE number = ?", (number,))
-    return found[0] if found else None
+    rows = store.ask("SELECT feature_space, map, source FROM space WHERE number = ?", (number,))
+    return rows[0] if rows else None
 
 
-def _check_way(store: Store, number: int, wanted: Way | None) -> None:
-    if wanted is None or _way_to(store, number) != wanted:
+def _check_derivation(store: Store, number: int, wanted: Derivation | None) -> None:
+    if wanted is None or _derivation(store, number) != wanted:
         raise GalleryError(
-            f"{store.file.parent} was upgraded by somebody else meanwhile, and not by this; look where it is, and try "
-            "again"
+            f"{store.file.parent} was upgraded by someone else meanwhile, and not by this call; check its feature "
+            "space, and try again"
         )
 
 
 def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int, int]:
-    """Carry up to ``limit`` entries with an id above ``after``; returns how many, and the last id."""
+    """Carry up to ``limit`` entries with an id above ``after``; returns their number and the last id."""
     rows = store.ask(_UNCARRIED, (number, after, limit))
     if not rows:
         return 0, after
-    made = []
+    carried = []
     for space in sorted({row[8] for row in rows}):
         part = [row for row in rows if row[8] == space]
         for row in part:
@@ -248,47 +249,43 @@ def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int,
                 raise GalleryError(
                     f"entry {row[0]} of {store.file} is damaged, so it can't be carried; restore a backup, or forget it"
                 )
-        matrix = _way(store, space, number)
+        matrix = _map_between(store, space, number)
         vectors = (
             np.frombuffer(b"".join(row[1] for row in part), np.float16).reshape(len(part), -1).astype(np.float32)
             @ matrix
         )
         unit = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float16)
-        made += [
+        carried += [
             (number, row[0], data := vector.tobytes(), checksum(data, (number, row[0])))
             for row, vector in zip(part, unit, strict=True)
         ]
-    store.change("INSERT OR REPLACE INTO carried VALUES (?, ?, ?, ?)", made)
+    store.change("INSERT OR REPLACE INTO carried VALUES (?, ?, ?, ?)", carried)
     return len(rows), rows[-1][0]
 
 
-def _way(store: Store, start: int, end: int) -> Float32s:
-    """The map from one space to another, along the upgrades that joined them; against an upgrade's direction by its
-    pseudo-inverse.
+def _map_between(store: Store, start: int, end: int) -> Float32s:
+    """Return the map from one space to another, along the upgrades that link them; against an upgrade's direction, by
+    its pseudo-inverse.
     """
     spaces = {number: (source, matrix) for number, source, matrix in store.ask("SELECT number, source, map FROM space")}
 
-    def line(number: int) -> list[int]:
-        found = [number]
-        while (source := spaces[found[-1]][0]) is not None:
-            found.append(source)
-        return found
+    def lineage(number: int) -> list[int]:
+        numbers = [number]
+        while (source := spaces[numbers[-1]][0]) is not None:
+            numbers.append(source)
+        return numbers
 
-    back, forth = line(start), line(end)
+    back, forth = lineage(start), lineage(end)
     shared = next((number for number in back if number in forth), None)
     if shared is None:
-        raise GalleryError(
-            f"{store.file.parent} does not know how its spaces {start} and {end} belong together; restore a backup"
-        )
+        raise GalleryError(f"{store.file.parent} has no link between its spaces {start} and {end}; restore a backup")
     matrix: Float32s | None = None
     steps = [np.linalg.pinv(_from_bytes(spaces[number][1])) for number in back[: back.index(shared)]]
     steps += [_from_bytes(spaces[number][1]) for number in reversed(forth[: forth.index(shared)])]
     for step in steps:
         matrix = step if matrix is None else matrix @ step
     if matrix is None:
-        raise GalleryError(
-            f"space {start} of {store.file.parent} is carried to itself; this is a mistake in lifelong-reid"
-        )
+        raise GalleryError(f"space {start} of {store.file.parent} is carried to itself; this is a bug in lifelong-reid")
     return matrix
 
 
@@ -302,5 +299,5 @@ def _from_bytes(data: bytes) -> Float32s:
     try:
         matrix: Float32s = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
     except (ValueError, EOFError, OSError) as error:
-        raise GalleryError(f"a transport that the gallery keeps is damaged ({error}); restore a backup") from error
+        raise GalleryError(f"a transport stored in the gallery is damaged ({error}); restore a backup") from error
     return matrix

@@ -1,5 +1,5 @@
-"""What the owner of a gallery does with it besides adding and searching: erase, carry into another space, copy,
-mend.
+"""What the owner of a gallery does with it besides adding and searching: erase, carry into another space, back up,
+repair.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ log = logging.getLogger("deploy")
 
 
 class Upkeep:
-    """The keeping half of :class:`deploy.gallery.Gallery`."""
+    """The maintenance half of :class:`deploy.gallery.Gallery`."""
 
     def __init__(self, path: Path, store: Store) -> None:
         """Use :meth:`open` or :meth:`create`."""
         self.path = path
         self._store = store
         self._keeper = Keeper(path, store)
-        self._looked = monotonic()
+        self._retained = monotonic()
 
     def prepare(self) -> None:
-        """Bring the index into memory now, so that the first search need not wait for it."""
+        """Load the index into memory now, so that the first search need not wait for it."""
         with self._store.reading():
             self._keeper.current()
 
     def forget(self, ids: Iterable[int], *, reason: str = "ids") -> int:
-        """Erase entries: afterwards their bytes are nowhere in the folder, and their ids are never given again.
+        """Erase entries: afterwards their bytes are nowhere in the folder, and their ids are never reused.
 
-        The file is rewritten, which takes time in proportion to the gallery: forget many at once rather than one by
-        one. Erased is what the folder's files hold; a disk may keep old blocks until it uses them again, and backups
-        are not touched.
+        The file is rewritten, which takes time in proportion to the gallery, so forget many at once rather than one by
+        one. Only the folder's files are erased: a disk may keep old blocks until it reuses them, and backups are not
+        touched.
 
         Args:
-            ids: of the entries.
-            reason: what made the choice, for the audit: a word like ``label`` or ``age``, nothing about the person.
+            ids: ids of the entries.
+            reason: what chose them, for the audit: a word like ``label`` or ``age``, nothing about the person.
 
         Returns:
-            How many entries there were; ids that are not (or no longer) there are passed over.
+            Number of entries erased; ids that do not exist (or no longer do) are ignored.
 
         Raises:
-            GalleryError: something that is no id; or another process kept reading, or the disk is too full to write the
-                file anew, so that the entries are removed and can't come back but their bytes are still there: the next
-                ``forget`` or ``open`` finishes it.
+            GalleryError: something is not an id; or another process kept reading, or the disk is too full to rewrite
+                the file. In these two cases the entries are removed for good, but their bytes are still there until the
+                next ``forget`` or ``open`` finishes the erasure.
         """
         numbers = list(ids)
         for number in numbers:
@@ -68,7 +68,7 @@ class Upkeep:
                 raise GalleryError(f"an id is a whole number from 1, got {number!r:.80}")
         costly = bool(numbers) and self._keeper.is_costly
         if costly:
-            # from the files, before they go: taking entries out is faster than making lists anew
+            # from the files, before they are dropped: removing entries is faster than rebuilding lists
             self._prepare_if_possible()
         with self._store.holding():
             removed = self._store.remove(int(number) for number in numbers)
@@ -76,7 +76,7 @@ class Upkeep:
                 write_audit(self._store, "forget", entries=removed, by=reason)
                 drop_cache(self.path)
         if self._store.unwiped():
-            self._wipe(f"{removed} entries are removed")
+            self._wipe(f"{removed} entries were removed")
         if costly:
             self._prepare_if_possible()
         return removed
@@ -84,15 +84,15 @@ class Upkeep:
     def upgrade(
         self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = (), *, tick: Tick | None = None
     ) -> int:
-        """Carry all entries into a bundle's feature space, while searches go on; see :mod:`deploy.gallery.upgrade`.
+        """Carry all entries into a bundle's feature space, while searches continue; see :mod:`deploy.gallery.upgrade`.
 
         Args:
             bundle: the new bundle.
-            via: bundles of the models between, where the new one's transport does not begin at the present space.
-            tick: told how many entries were carried, now and then.
+            via: bundles of the models in between, if the new one's transport does not start at the present space.
+            tick: called now and then with the number of entries just carried.
 
         Returns:
-            How many were carried.
+            Number of entries carried.
 
         Raises:
             GalleryError: no transport leads there; nothing is changed.
@@ -102,7 +102,7 @@ class Upkeep:
         return carried
 
     def plan_upgrade(self, bundle: str | PathLike[str], via: Sequence[str | PathLike[str]] = ()) -> Plan:
-        """What :meth:`upgrade` would do."""
+        """Plan what :meth:`upgrade` would do."""
         return plan_upgrade(self._store, [Bundle.load(path) for path in (*via, bundle)])
 
     def go_back(self, *, tick: Tick | None = None) -> int:
@@ -114,58 +114,56 @@ class Upkeep:
         return carried
 
     def drop_old(self, *, tick: Tick | None = None) -> int:
-        """Keep the present space's vectors alone; going back is possible no more. The bytes of the others are gone from
-        the folder.
+        """Keep only the present space's vectors; going back is then no longer possible. The bytes of the others are
+        erased from the folder.
 
         Raises:
-            GalleryError: as for :meth:`forget`, where another process keeps reading.
+            GalleryError: as for :meth:`forget`, if another process keeps reading.
         """
         dropped = drop_old(self._store, tick=tick)
-        self._wipe(f"the older vectors of {dropped} entries are dropped")
+        self._wipe(f"the older vectors of {dropped} entries were dropped")
         return dropped
 
     def keep(self, days: int | None, camera: str | None = None) -> None:
-        """Set how long entries are kept, of one camera or of all without a rule of their own; None: for ever. Older
-        ones are erased at once.
+        """Set how long entries are kept, for one camera or for all without their own rule; None: for ever. Older ones
+        are erased at once.
         """
         set_rule(self._store, days, camera)
         self.retain()
 
     def retention(self) -> dict[str, int]:
-        """Days that entries are kept, by camera; the empty name stands for every other camera."""
+        """Return the days that entries are kept, by camera; the empty name stands for every other camera."""
         return rules(self._store)
 
     def older_than(self, days: int) -> list[int]:
-        """Ids of entries that are more than so many days old; one without a time is as old as its stay in the
-        gallery.
-        """
+        """Return the ids of entries more than ``days`` old; one without a time is as old as its stay in the gallery."""
         return older_than(self._store, days)
 
     def backup(self, path: str | PathLike[str]) -> int:
-        """Copy the gallery into a new folder while it is used, and check the copy; returns its entries. A backup is a
-        gallery.
+        """Copy the gallery into a new folder while it is in use, and check the copy; returns its number of entries. A
+        backup is itself a gallery.
 
         Raises:
-            GalleryError: the folder exists, or the copy is not whole.
+            GalleryError: the folder exists, or the copy is damaged.
         """
         return backup(self._store, path)
 
     def backups(self) -> list[str]:
-        """Folders of the backups that were made and are there still: erasures do not reach them."""
+        """List the folders of backups that still exist: erasures do not reach them."""
         return backups(self._store)
 
     @staticmethod
     def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int, Path | None]:
-        """Put a backup where a gallery is to be; see :func:`deploy.gallery.backup.restore`."""
+        """Restore a backup to a gallery's path; see :func:`deploy.gallery.backup.restore`."""
         return restore(source, path)
 
     @staticmethod
     def repair(path: str | PathLike[str]) -> list[str]:
-        """Mend what can be mended of a damaged gallery without a backup, and say what was found, a line each; nothing
-        if it is whole.
+        """Repair what can be repaired of a damaged gallery without a backup; returns the findings, one per line, none
+        if it is intact.
 
-        The index, the database's own indices and its seal are made anew. Of a damaged log the part before the damage is
-        kept. Damaged entries are named and stay. Raises GalleryError if the database can't even be opened.
+        The index, the database's own indices and its seal are rebuilt. Of a damaged log, the part before the damage is
+        kept. Damaged entries are listed and stay. Raises GalleryError if the database can't even be opened.
         """
         folder = Path(path)
         store = Store(folder / DATABASE, repair=True)
@@ -178,29 +176,29 @@ class Upkeep:
         return found
 
     def audit(self) -> list[dict[str, Any]]:
-        """What was done to the gallery, oldest first; raises GalleryError if a record was changed."""
+        """Return what was done to the gallery, oldest first; raises GalleryError if a record was changed."""
         return read_audit(self._store)
 
     def retain(self) -> int:
-        """Erase what the rules no longer allow and return how many entries went; the next addition or search after an
-        hour does it otherwise.
+        """Erase what the rules no longer allow, and return the number of entries erased; otherwise the next addition or
+        search after an hour does it.
         """
-        self._looked = monotonic()
+        self._retained = monotonic()
         numbers = expired(self._store) if rules(self._store) else []
         if numbers:
             self.forget(numbers, reason="retention")
         return len(numbers)
 
-    def _wipe_and_tell(self) -> None:
-        """Finish an erasure that was cut short, if that can be done now; else the next opening does it."""
+    def _wipe_or_warn(self) -> None:
+        """Finish an interrupted erasure if that is possible now; otherwise the next opening does it."""
         try:
-            self._wipe("some entries are removed")
+            self._wipe("some entries were removed")
         except GalleryError as error:
             log.warning("%s", error)
 
-    def _retain_and_tell(self) -> None:
-        """As :meth:`retain`, for whoever came for something else: what could not be erased is said in the log, and
-        tried again an hour later.
+    def _retain_or_warn(self) -> None:
+        """Like :meth:`retain`, for callers who came for something else: a failed erasure is logged, and retried an hour
+        later.
         """
         try:
             self.retain()
@@ -208,9 +206,7 @@ class Upkeep:
             log.error("expired entries could not be erased: %s", error)
 
     def _prepare_if_possible(self) -> None:
-        """Bring the index into memory if that can be done: a damaged entry, say, must not be in the way of an
-        erasure.
-        """
+        """Load the index into memory if possible: a damaged entry, say, must not prevent an erasure."""
         try:
             self.prepare()
         except (ReidError, MemoryError, RuntimeError) as error:  # FAISS raises the last

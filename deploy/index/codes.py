@@ -1,8 +1,8 @@
-"""The vectors of a gallery in memory, as FAISS scans them: fp16 codes in one row, or in lists around trained centres
+"""A gallery's vectors in memory, as FAISS scans them: fp16 codes in one flat array, or in lists around trained centres
 once there are many.
 
-Both hold the stored fp16 values unchanged, so that what comes back is bit for bit what SQLite holds. Rows are numbered
-from 0 without gaps.
+Both hold the stored fp16 values unchanged, so that reading them back gives bit for bit what SQLite holds. Rows are
+numbered from 0 without gaps.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ PART = 4096
 
 @dataclass(frozen=True)
 class Lists:
-    """How the lists were made, and how well they find.
+    """How the lists were built, and the recall they reach.
 
     Attributes:
-        lists: how many there are.
-        probes: how many are looked at for the best 10 among all entries.
+        lists: number of lists.
+        probes: number of lists searched for the best 10 among all entries.
         trained: number of entries when the centres were trained.
-        recall: share of the 10 nearest entries that is found with so many probes; measured against exact search, with
-            stored vectors as queries that took no part in training, nor in the choice of ``probes``.
-        queries: how many queries that was measured with.
+        recall: share of the 10 nearest entries found with ``probes``, measured against exact search; the queries are
+            stored vectors that were used neither to train the centres nor to choose ``probes``.
+        queries: number of queries that the recall was measured with.
     """
 
     lists: int
@@ -47,18 +47,18 @@ class Lists:
 
 
 class Proposal(NamedTuple):
-    """What FAISS found for queries: inner products ``[Q, n]`` best first, row numbers ``[Q, n]`` (-1: none)."""
+    """What FAISS proposes for queries: inner products ``[Q, n]``, best first, and row numbers ``[Q, n]`` (-1: none)."""
 
     scores: Float32s
     rows: NDArray[np.int64]
 
 
 class Codes:
-    """FAISS's index object behind what a gallery needs of it."""
+    """A FAISS index, reduced to what a gallery needs."""
 
     def __init__(self, dim: int, lists: Lists | None = None, index: Any = None) -> None:
-        """Start without vectors and without lists, or take an index that was read or trained; raises DeviceError if
-        FAISS is not installed.
+        """Start without vectors or lists, or wrap an index that was read or trained; raises DeviceError if FAISS is not
+        installed.
         """
         self.faiss = load_faiss()
         self.dim = dim
@@ -70,7 +70,7 @@ class Codes:
 
     @classmethod
     def trained(cls, sample: Halves, lists: int) -> Codes:
-        """Empty lists around the centres of a sample ``[n, D]``, by spherical k-means from a fixed seed."""
+        """Create empty lists around the centres of a sample ``[n, D]``, by spherical k-means with a fixed seed."""
         faiss, dim = load_faiss(), sample.shape[1]
         centres = faiss.IndexFlatIP(dim)
         index = faiss.IndexIVFScalarQuantizer(
@@ -86,7 +86,7 @@ class Codes:
         return int(self.index.ntotal)
 
     def fits(self, dim: int, count: int) -> bool:
-        """Whether an index that was read is of the kind, dimension and size that it should be."""
+        """Whether an index that was read has the expected type, dimension and size."""
         faiss = self.faiss
         if (self.index.d, self.index.ntotal, self.index.metric_type) != (dim, count, faiss.METRIC_INNER_PRODUCT):
             return False
@@ -96,8 +96,8 @@ class Codes:
         return self.lists is None or (self.index.nlist == self.lists.lists and not self.index.by_residual)
 
     def add(self, vectors: Float32s, places: NDArray[np.int64] | None = None) -> None:
-        """Append vectors ``[n, D]`` of fp16 values; each goes into the list of its nearest centre, or of its ``places
-        [n]``; the centres stay.
+        """Append vectors ``[n, D]`` of fp16 values, each to the list of its nearest centre or to the one in ``places
+        [n]``; the centres do not change.
         """
         if places is None:
             self.index.add(vectors)
@@ -107,20 +107,20 @@ class Codes:
             len(places) and not 0 <= places.min() <= places.max() < self.index.nlist
         ):
             raise ValueError(
-                f"{len(vectors)} vectors of {self.dim} values need a list each among {self.index.nlist}, got "
-                f"{len(places)}"
+                f"each vector needs {self.dim} values and one of {self.index.nlist} lists, got vectors "
+                f"{list(vectors.shape)} and {len(places)} lists"
             )
         pointer = self.faiss.swig_ptr
         self.index.add_core(len(vectors), pointer(vectors), None, pointer(places))
 
     def places(self, vectors: Float32s) -> NDArray[np.int64]:
-        """The list ``[n]`` of the nearest centre of each vector ``[n, D]``."""
-        found: NDArray[np.int64] = self.index.quantizer.search(vectors, 1)[1][:, 0]
-        return found
+        """Return the list ``[n]`` whose centre is nearest to each vector ``[n, D]``."""
+        nearest: NDArray[np.int64] = self.index.quantizer.search(vectors, 1)[1][:, 0]
+        return nearest
 
     def reserve(self, places: NDArray[np.int64]) -> None:
-        """Make room for one vector in each of these lists: a list that grows one by one is moved, and leaves holes in
-        memory behind.
+        """Reserve room in these lists, one vector for each: a list that grows one by one is moved, which fragments
+        memory.
         """
         for which, count in enumerate(np.bincount(places, minlength=self.index.nlist).tolist()):
             size = self.index.invlists.list_size(which)
@@ -128,12 +128,12 @@ class Codes:
             self.index.invlists.resize(which, size)
 
     def remove(self, keep: NDArray[np.bool_]) -> None:
-        """Drop the rows where ``keep [n]`` is false, and number the others without gaps, in their order."""
+        """Drop the rows where ``keep [n]`` is false, and renumber the others without gaps, in order."""
         gone = self.faiss.IDSelectorBitmap(np.packbits(~keep, bitorder="little"))
         if self.lists is None:
             self.index.remove_ids(gone)  # the others move up
             return
-        self.index.make_direct_map(False)  # FAISS can't keep an array of places up to date here
+        self.index.make_direct_map(False)  # FAISS can't keep an array map up to date here
         self.index.remove_ids(gone)
         numbers = np.cumsum(keep, dtype=np.int64) - 1
         for which in range(self.index.nlist):
@@ -149,34 +149,34 @@ class Codes:
 
         Args:
             queries: unit vectors.
-            count: how many, at most the number of vectors.
-            probes: how many lists to look at; all by default.
+            count: number of rows, at most the number of vectors.
+            probes: number of lists to search; all by default.
             bits: one bit per row, lowest first: whether it may be returned.
         """
         faiss = self.faiss
-        chosen = None if bits is None else faiss.IDSelectorBitmap(bits)
+        selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         if self.lists is None:
-            parameters = None if chosen is None else faiss.SearchParameters(sel=chosen)
+            parameters = None if selector is None else faiss.SearchParameters(sel=selector)
         else:
-            parameters = faiss.SearchParametersIVF(nprobe=probes or self.index.nlist, sel=chosen)
+            parameters = faiss.SearchParametersIVF(nprobe=probes or self.index.nlist, sel=selector)
         return Proposal(*self.index.search(queries, count, params=parameters))
 
     def pick(self, rows: NDArray[np.int64]) -> Float32s:
-        """Vectors ``[n, D]`` of some rows, whose values are the stored fp16 ones."""
-        found: Float32s = self.index.reconstruct_batch(rows)
-        return found
+        """Return the vectors ``[n, D]`` of some rows, with exactly the stored fp16 values."""
+        vectors: Float32s = self.index.reconstruct_batch(rows)
+        return vectors
 
     def vectors(self, start: int, stop: int) -> Halves:
-        """Vectors of rows ``start`` to ``stop``."""
+        """Return the vectors of rows ``start`` to ``stop``, exclusive."""
         out: Float32s = self.index.reconstruct_n(start, stop - start)
         return out.astype(np.float16)
 
     def measure(self, truth: Truth, target: float) -> None:
-        """Choose the fewest probes that reach a recall on the first half of some queries, and report the recall on the
-        other half.
+        """Choose the fewest probes that reach a target recall on the first half of some queries, and report the recall
+        on the other half.
 
-        A neighbour is found if and only if its list is looked at, so that the rank of its list for the query says how
-        many probes that takes.
+        A neighbour is found if and only if its list is searched, so the rank of its list for the query is the number of
+        probes that it takes.
         """
         if self.lists is None:
             return
@@ -192,15 +192,15 @@ class Codes:
 
 
 class Truth:
-    """The nearest neighbours of some stored vectors by exact search, gathered while the vectors go by.
+    """The exact nearest neighbours of some stored vectors, gathered as all vectors stream past.
 
     Attributes:
         queries: float32 ``[Q, D]``.
-        rows: numbers ``[Q, k]`` of the nearest so far, in no order; a query is not its own neighbour.
+        rows: numbers ``[Q, k]`` of the nearest so far, in no particular order; a query is not its own neighbour.
     """
 
     def __init__(self, queries: Halves, own: NDArray[np.int64], k: int) -> None:
-        """Use queries ``[Q, D]`` that lie in rows ``own [Q]`` themselves."""
+        """Use queries ``[Q, D]``, which are themselves rows ``own [Q]``."""
         self.queries = queries.astype(np.float32)
         self.rows = np.zeros((len(queries), k), np.int64)
         self._own = own
@@ -208,7 +208,7 @@ class Truth:
         self._seen = 0
 
     def see(self, part: Float32s) -> None:
-        """Take note of the next vectors ``[n, D]``."""
+        """Take the next vectors ``[n, D]`` into account."""
         scores = self.queries @ part.T
         own = np.flatnonzero((self._own >= self._seen) & (self._own < self._seen + len(part)))
         scores[own, self._own[own] - self._seen] = -np.inf
@@ -218,13 +218,13 @@ class Truth:
             which = np.flatnonzero(better[query])
             best = np.concatenate([self._best[query], scores[query, which]])
             rows = np.concatenate([self.rows[query], which + self._seen])
-            kept = np.argpartition(-best, k - 1)[:k]
-            self._best[query], self.rows[query] = best[kept], rows[kept]
+            nearest = np.argpartition(-best, k - 1)[:k]
+            self._best[query], self.rows[query] = best[nearest], rows[nearest]
         self._seen += len(part)
 
 
 def load_faiss() -> Any:
-    """Import FAISS where it is needed, for most of the edge package works without; raises DeviceError if it is not
+    """Import FAISS on demand, since most of the edge package works without it; raises DeviceError if it is not
     installed.
     """
     try:

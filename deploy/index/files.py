@@ -1,9 +1,9 @@
-"""The files that spare a gallery reading its vectors from SQLite again: ``index.faiss``, ``index.npz`` (filters) and
+"""The files that save a gallery from rereading its vectors from SQLite: ``index.faiss``, ``index.npz`` (filters) and
 their manifest ``index.json``.
 
-They are a cache. They are used only if the sha256 of each, the manifest's own id and the feature space agree, and if
-they were made from the store's present state or from one since which entries were only added; in any other case they
-are thrown away and made anew.
+They are a cache. They are used only if the sha256 of each, the manifest's own id and the feature space match, and if
+they were built from the store's current state or from one since which entries were only added; otherwise they are
+discarded and rebuilt.
 """
 
 from __future__ import annotations
@@ -32,21 +32,19 @@ KIND = "gallery index"
 SCHEMA = 2
 FILES = (HEADER, VECTORS, FILTERS)
 REWRITE = 1 / 64
-"""The files are written again when more than this share of the entries is not in them; the rest is quickly read from
-SQLite.
-"""
+"""The files are rewritten when they lack more than this share of the entries; fewer are quickly read from SQLite."""
 
 
 def save(index: Index, folder: Path, store: Store) -> bool:
-    """Write an index unless the files hold nearly all of it or the store has moved on; returns whether it did.
+    """Write an index unless the files hold nearly all of it or the store has changed; returns whether it was written.
 
     Raises:
         OSError, RuntimeError: the disk is full or failed; FAISS itself may fail silently, so the size is checked.
     """
-    kept = index.kept
+    cached = index.kept
     if (
-        kept is not None
-        and kept.erasures == index.state.erasures
+        cached is not None
+        and cached.erasures == index.state.erasures
         and len(index) - index.kept_count <= REWRITE * len(index)
     ):
         return False
@@ -60,7 +58,7 @@ def save(index: Index, folder: Path, store: Store) -> bool:
 
 
 def load(index: Index, folder: Path, store: Store, state: State) -> str | None:
-    """Fill an empty index from the files; returns why they can't be used, or ``None``. Its state is theirs afterwards:
+    """Fill an empty index from the files; returns why they can't be used, or ``None``. It then has their state, so that
     entries may have to be added.
 
     Every byte is hashed before it is used. Call it in a transaction.
@@ -74,7 +72,7 @@ def load(index: Index, folder: Path, store: Store, state: State) -> str | None:
     except RuntimeError as error:
         return f"FAISS can't read it: {str(error).splitlines()[0]:.100}"
     except (ValueError, KeyError, TypeError) as error:
-        return f"it is no index of this version ({error!r:.80})"
+        return f"it is not an index of this version ({error!r:.80})"
     return None
 
 
@@ -86,17 +84,17 @@ def _load(index: Index, folder: Path, store: Store, state: State) -> None:
         _check_bytes(manifest, FILTERS, filters)
         index.codes = _read_codes(vectors, manifest)
         _read_filters(index, filters)
-    held = int(manifest["count"])
-    if not index.codes.fits(facts.dim, held) or not len(index.ids) == len(index.utc) == len(index.camera) == held:
-        raise _StaleError("it is of another kind")
+    count = int(manifest["count"])
+    if not index.codes.fits(facts.dim, count) or not len(index.ids) == len(index.utc) == len(index.camera) == count:
+        raise _StaleError("it has an unexpected type or size")
     index.state = index.kept = State(manifest["generation"], manifest["token"], state.erasures, state.moves)
-    index.kept_count = held
+    index.kept_count = count
 
 
 def why_stale(
     folder: Path, facts: Facts, state: State, base: str | None, count: int, *, check_bytes: bool = True
 ) -> str | None:
-    """Why the files do not belong to a state, or ``None`` if they do."""
+    """Return why the files do not belong to a state, or ``None`` if they do."""
     try:
         manifest = _manifest(folder, facts, state, base, count)
         for name in (VECTORS, FILTERS) if check_bytes else ():
@@ -110,8 +108,8 @@ def why_stale(
 
 
 def describe(folder: Path) -> dict[str, Any] | None:
-    """What the manifest says of the lists: how many, probes, recall; ``None`` without a manifest, or where there are no
-    lists.
+    """Return what the manifest states about the lists: their number, probes, recall; ``None`` without a manifest or
+    without lists.
     """
     try:
         lists = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False).get(
@@ -123,23 +121,23 @@ def describe(folder: Path) -> dict[str, Any] | None:
 
 
 def drop_cache(folder: Path) -> None:
-    """Remove the files and whatever a killed process left of them, manifest first; the caller holds the store."""
+    """Remove the files and the leftovers of a killed process, manifest first; the caller holds the store."""
     for file in (*(folder / name for name in FILES), *folder.glob(".index.*.tmp")):
         file.unlink(missing_ok=True)
     fsync_folder(folder)
 
 
 class _StaleError(Exception):
-    """The files are whole, but of another state."""
+    """The files are intact, but belong to another state."""
 
 
 def _manifest(folder: Path, facts: Facts, state: State, base: str | None, count: int) -> dict[str, Any]:
     if not (folder / HEADER).is_file() or not (folder / VECTORS).is_file():
-        raise _StaleError("there is none")
+        raise _StaleError("it is missing")
     manifest = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False)
-    held = manifest.get("count")
-    exactly = (manifest.get("token"), manifest.get("generation"), held) == (state.token, state.generation, count)
-    older = base is not None and manifest.get("token") == base and isinstance(held, int) and 0 <= held <= count
+    cached = manifest.get("count")
+    exactly = (manifest.get("token"), manifest.get("generation"), cached) == (state.token, state.generation, count)
+    older = base is not None and manifest.get("token") == base and isinstance(cached, int) and 0 <= cached <= count
     if not (exactly or older) or (manifest.get("dim"), manifest.get("feature_space")) != (
         facts.dim,
         facts.feature_space,
@@ -149,8 +147,8 @@ def _manifest(folder: Path, facts: Facts, state: State, base: str | None, count:
 
 
 def _check_bytes(manifest: dict[str, Any], name: str, stream: BufferedReader) -> None:
-    """Hash a whole open file and go back to its start; what is read from it then is what was hashed, even if another
-    file takes its name.
+    """Hash a whole open file and rewind it, so that what is read next is what was hashed, even if another file takes
+    its name.
     """
     if hashlib.file_digest(stream, "sha256").hexdigest() != manifest["files"].get(name):
         raise _StaleError(f"its bytes were changed ({name})")
@@ -170,7 +168,7 @@ def _write(index: Index, folder: Path, facts: Facts) -> None:
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         if temporary[0].stat().st_size < 2 * facts.dim * len(index):
-            raise OSError(f"FAISS wrote only a part of {VECTORS}")
+            raise OSError(f"FAISS wrote only part of {VECTORS}")
         for file, name in zip(temporary, (VECTORS, FILTERS), strict=True):
             file.replace(folder / name)
     finally:
@@ -197,6 +195,6 @@ def _read_codes(stream: BufferedReader, manifest: dict[str, Any]) -> Codes:
 
 
 def _read_filters(index: Index, stream: BufferedReader) -> None:
-    with np.load(stream, allow_pickle=False) as found:
-        index.ids, index.utc, index.camera = (found[name] for name in ("ids", "utc", "camera"))
-        index.camera_codes = {str(name): code for code, name in enumerate(found["cameras"])}
+    with np.load(stream, allow_pickle=False) as archive:
+        index.ids, index.utc, index.camera = (archive[name] for name in ("ids", "utc", "camera"))
+        index.camera_codes = {str(name): code for code, name in enumerate(archive["cameras"])}

@@ -1,9 +1,9 @@
 """The fast half of a gallery: every vector in memory for FAISS, with what filters need of each entry.
 
-Under 50,000 candidates a search is exact. Beyond, the vectors lie in lists, of which so many are looked at that a
-stated recall is reached; it is measured against exact search whenever the lists are made. A filter raises the number of
-lists in proportion to what it leaves out, and under 50,000 allowed entries all lists are looked at, so that the answer
-is exact again.
+With fewer than 50,000 candidates a search is exact. Beyond that, the vectors lie in lists, and enough of them are
+searched to reach a stated recall, which is measured against exact search whenever the lists are built. A filter raises
+the number of lists searched in proportion to what it excludes, and with fewer than 50,000 allowed entries all lists are
+searched, so that the answer is exact again.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from deploy.store.store import NO_TIME, Columns, State
 from domains.arrays import Float64s
 
 EXACT_BELOW = 50_000
-"""With fewer candidates than this every one of them is looked at."""
+"""With fewer candidates than this, every one of them is scored."""
 
 TARGET = 0.985
-"""Recall of the 10 nearest that the number of probes is chosen for: a little more than the 0.98 that is to be found
-with other queries.
+"""Recall of the 10 nearest that the number of probes is chosen for: slightly above the 0.98 aimed at for other queries.
 """
 
 GROWTH = 4
-"""When so many times as many entries are there as the centres were trained with, they are trained again."""
+"""The centres are retrained once there are this many times as many entries as when they were trained."""
 
 SPARE = 16
-"""How many more candidates than asked for are fetched at first, so that near ties are mostly settled in one go."""
+"""Extra candidates that are fetched at first, so that near ties are mostly settled in one go."""
 
 _SAMPLE = 64
-"""Vectors per list that the centres are trained with; k-means needs some 40."""
+"""Training vectors per list; k-means needs about 40."""
 
 _QUERIES = 256
-"""Stored vectors that the number of probes is chosen with, and as many others that the recall is reported for."""
+"""Stored vectors used to choose the number of probes; as many others are used to report the recall."""
 
 _MASKS = 16
 
@@ -47,12 +46,12 @@ Answer = tuple[NDArray[np.int64], Float64s]
 
 
 def is_many(count: int) -> bool:
-    """Whether so many candidates are too many to look at each of them."""
+    """Whether there are too many candidates to score every one."""
     return count >= EXACT_BELOW
 
 
 class Allowed(NamedTuple):
-    """Which entries a search may return: one bit per row, lowest first (``None``: all), and how many they are."""
+    """Which entries a search may return: one bit per row, lowest first (``None``: all), and their number."""
 
     bits: NDArray[np.uint8] | None
     size: int
@@ -61,16 +60,16 @@ class Allowed(NamedTuple):
 class Index:
     """Cosine search over fp16 vectors, with filters.
 
-    FAISS scans the fp16 codes and proposes candidates; they are ranked by their cosine in float64. More are fetched
-    until no vector left out of the lists looked at could be among the best ``k``, so that the order is exact and ties
-    are in the order of ids.
+    FAISS scans the fp16 codes and proposes candidates, which are ranked by their cosine in float64. More are fetched
+    until no other vector in the searched lists could be among the best ``k``, so that the order is exact and ties are
+    ordered by id.
     """
 
     def __init__(self, dim: int, state: State) -> None:
         """Start empty, as the index of ``state``; raises DeviceError if FAISS is not installed."""
         self.state = state
         self.kept: State | None = None
-        """The state that the cache files hold as far as this index knows, for it read or wrote them."""
+        """The state of the cache files when this index last read or wrote them."""
         self.kept_count = 0
         self.ids = np.empty(0, np.int64)
         self.utc = np.empty(0, np.int64)
@@ -79,7 +78,7 @@ class Index:
         self.codes = Codes(dim)
         self._allowed: dict[Selection, Allowed] = {}
         # Stored vectors had unit length before they were rounded to fp16: relative error 2^-11, 2^-25 for each
-        # subnormal. FAISS adds up in float32.
+        # subnormal. FAISS sums in float32.
         self._slack = 2.0 * (2**-11 + math.sqrt(dim) * 2**-25 + dim * 2**-24)
 
     def __len__(self) -> int:
@@ -88,14 +87,12 @@ class Index:
 
     @property
     def outgrown(self) -> bool:
-        """Whether there are now so many entries that the vectors should be put into lists, or into new ones."""
+        """Whether there are now enough entries to put the vectors into lists, or into new ones."""
         lists = self.codes.lists
         return is_many(len(self)) if lists is None else len(self) >= GROWTH * max(lists.trained, 1)
 
     def build(self, store: Store) -> None:
-        """Take everything from the store; the index is empty before. Lists are trained where there are enough
-        entries.
-        """
+        """Fill an empty index from the store; lists are trained if there are enough entries."""
         columns = store.columns()
         if is_many(len(columns.ids)):
             self._into_lists(columns.ids, store)
@@ -123,18 +120,18 @@ class Index:
         self._allowed.clear()
         self.codes.remove(keep)
         self.ids, self.utc, self.camera = self.ids[keep], self.utc[keep], self.camera[keep]
-        used, places = np.unique(
+        used, codes = np.unique(
             self.camera, return_inverse=True
-        )  # the name of a camera that has no entry any more goes, too
+        )  # the name of a camera without entries is dropped, too
         names = {code: name for name, code in self.camera_codes.items()}
         self.camera, self.camera_codes = (
-            places.astype(np.int32),
-            {names[int(code)]: place for place, code in enumerate(used)},
+            codes.astype(np.int32),
+            {names[int(old)]: new for new, old in enumerate(used)},
         )
 
     def allowed(self, wanted: Selection, store: Store) -> Allowed:
-        """Entries that a search may return; cameras and times are in memory, the rest is asked of the store. The last
-        few filters are remembered.
+        """Find the entries that a search may return; cameras and times are in memory, other filters query the store.
+        The last few results are cached.
         """
         if wanted.is_all:
             return Allowed(None, len(self))
@@ -146,14 +143,13 @@ class Index:
         return self._allowed[wanted]
 
     def search(self, queries: Float64s, k: int, allowed: Allowed, *, exact: bool = False) -> list[Answer]:
-        """Ids and cosines of the best ``k`` entries for each query ``[Q, D]`` of unit length; fewer where fewer are
-        allowed.
+        """Return the ids and cosines of the best ``k`` entries for each query ``[Q, D]``; fewer if fewer are allowed.
 
         Args:
             queries: unit vectors.
-            k: how many.
-            allowed: which entries.
-            exact: look at every allowed entry, however many there are.
+            k: number of entries per query.
+            allowed: entries that may be returned.
+            exact: score every allowed entry, however many there are.
         """
         if not allowed.size or not len(queries):
             return [(np.empty(0, np.int64), np.empty(0))] * len(queries)
@@ -164,10 +160,10 @@ class Index:
         fetch = min(allowed.size, k + SPARE)
         singles = queries.astype(np.float32)
         while missing.size:
-            found = self.codes.search(singles[missing], fetch, probes, allowed.bits)
+            proposal = self.codes.search(singles[missing], fetch, probes, allowed.bits)
             short = False
-            for place, query in enumerate(missing.tolist()):
-                rows = found.rows[place]
+            for at, query in enumerate(missing.tolist()):
+                rows = proposal.rows[at]
                 full = bool(rows[-1] >= 0)
                 rows = rows if full else rows[rows >= 0]
                 if len(rows) < k and probes is not None:
@@ -175,17 +171,17 @@ class Index:
                     continue
                 cosines = self._cosines(queries[query], rows)
                 order = np.lexsort((rows, -cosines))[:k]
-                if not full or fetch == allowed.size or cosines[order[-1]] > found.scores[place, -1] + self._slack:
+                if not full or fetch == allowed.size or cosines[order[-1]] > proposal.scores[at, -1] + self._slack:
                     answers[query] = self.ids[rows[order]], cosines[order]
             missing = np.array([query for query in missing.tolist() if answers[query] is None], np.intp)
-            if short and probes is not None:  # a filter left too few in the lists looked at
+            if short and probes is not None:  # the filter left too few in the searched lists
                 probes = probes * 4 if probes * 4 < self.codes.index.nlist else None
             else:
                 fetch = min(allowed.size, 4 * fetch)
         return [answer for answer in answers if answer is not None]
 
     def _probes(self, k: int, count: int, *, exact: bool) -> int | None:
-        """How many lists to look at, or ``None`` for all: in proportion to ``k`` and to what the filter leaves out."""
+        """Return how many lists to search, ``None`` for all: more for a large ``k`` or a filter that excludes much."""
         lists = self.codes.lists
         if lists is None or exact or not is_many(count):
             return None
@@ -193,12 +189,12 @@ class Index:
         return probes if probes < lists.lists else None
 
     def _cosines(self, query: Float64s, rows: NDArray[np.int64]) -> Float64s:
-        """Cosines ``[n]``; each row is added up alone and in one order, so that equal vectors have equal scores."""
-        found = np.empty(len(rows))
+        """Return cosines ``[n]``; each row is summed alone in a fixed order, so that equal vectors score equally."""
+        cosines = np.empty(len(rows))
         for start in range(0, len(rows), PART):
             vectors = self.codes.pick(rows[start : start + PART]).astype(np.float64)
-            found[start : start + PART] = (vectors * query).sum(axis=1) / np.sqrt((vectors * vectors).sum(axis=1))
-        return np.minimum(np.maximum(found, -1.0), 1.0)
+            cosines[start : start + PART] = (vectors * query).sum(axis=1) / np.sqrt((vectors * vectors).sum(axis=1))
+        return np.minimum(np.maximum(cosines, -1.0), 1.0)
 
     def _mask(self, wanted: Selection, store: Store) -> NDArray[np.bool_]:
         start, end = wanted.start, wanted.end
@@ -218,10 +214,10 @@ class Index:
 
     def _into_lists(self, ids: NDArray[np.int64], store: Store) -> None:
         """Train centres on some vectors, put all into their lists, and measure the recall with vectors that were not
-        trained on.
+        used for training.
 
-        The store is read twice, so that lists are as long as they will be before the first vector goes in: lists that
-        grow take half as much again.
+        The store is read twice, so that each list is allocated at its final length before the first vector goes in:
+        growing lists would take half as much memory again.
         """
         count = len(ids)
         lists = 2 ** round(math.log2(math.sqrt(count)))
@@ -230,13 +226,13 @@ class Index:
         halves = [np.sort(half) for half in np.split(own, 2)]
         codes = Codes.trained(store.pick(ids[sample].tolist()), lists)
         truth = Truth(np.concatenate([store.pick(ids[half].tolist()) for half in halves]), np.concatenate(halves), 10)
-        places = []
+        assigned = []
         for part in store.vectors():
             vectors = part.astype(np.float32)
-            places.append(codes.places(vectors))
+            assigned.append(codes.places(vectors))
             truth.see(vectors)
-        codes.reserve(np.concatenate(places))
-        for part, where in zip(store.vectors(), places, strict=True):
-            codes.add(part.astype(np.float32), where)
+        codes.reserve(np.concatenate(assigned))
+        for part, places in zip(store.vectors(), assigned, strict=True):
+            codes.add(part.astype(np.float32), places)
         codes.measure(truth, TARGET)
         self.codes = codes

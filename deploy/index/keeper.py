@@ -1,4 +1,4 @@
-"""Keeps a gallery's index in step with its store, whoever changes it, and its files on disk."""
+"""Keeps a gallery's index and its files on disk in step with the store, whichever process changes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("deploy")
 
 
 class Keeper:
-    """The index of one open gallery; made when it is first needed."""
+    """The index of one open gallery, built on first use."""
 
     def __init__(self, folder: Path, store: Store) -> None:
         """Start without an index."""
@@ -27,21 +27,21 @@ class Keeper:
         self.index: Index | None = None
 
     def current(self, state: State | None = None) -> Index:
-        """The index of the store's present state; call it in a transaction.
+        """Return the index of the store's current state; call it in a transaction.
 
-        Entries that were added since are appended and those that were removed are taken out. It is made from the files,
-        or from the store, only at first, after an upgrade, and whenever there are four times as many entries as its
-        lists were trained for.
+        New entries are appended and removed ones dropped. The index is loaded from the files, or built from the store,
+        only at first, after an upgrade, and whenever there are four times as many entries as its lists were trained
+        for.
         """
         state, index = state or self.store.state(), self.index
         if index is not None and index.state == state:
             return index
-        self.index = None  # if the following fails half-way
+        self.index = None  # in case the update fails half-way
         if index is None or index.state.moves != state.moves:
             index = Index(self.store.facts.dim, state)
             reason = load(index, self.folder, self.store, state)
             if reason is not None:
-                log.debug("the index of %s is made from the database: %s", self.folder, reason)
+                log.debug("the index of %s is built from the database: %s", self.folder, reason)
                 index = Index(self.store.facts.dim, state)
                 index.build(self.store)
         if index.state != state:
@@ -58,16 +58,16 @@ class Keeper:
 
     @property
     def is_costly(self) -> bool:
-        """Whether there is an index, here or on disk, that takes long to make anew, and FAISS to keep it with."""
+        """Whether there is an index, in memory or on disk, that is slow to rebuild, and FAISS to maintain it."""
         return (self.index is not None or describe(self.folder) is not None) and self.prepares
 
     @property
     def prepares(self) -> bool:
-        """Whether there are so many entries that it is better not to leave the index to the next search."""
+        """Whether there are too many entries to leave the index to the next search, and FAISS to build it."""
         return is_many(self.store.count()) and find_spec("faiss") is not None
 
     def save(self) -> bool:
-        """Write the index unless it is there already or the store has moved on; returns whether it did."""
+        """Write the index unless it is already on disk or the store has changed; returns whether it was written."""
         return self.index is not None and save(self.index, self.folder, self.store)
 
     def drop(self) -> None:
@@ -78,7 +78,7 @@ class Keeper:
     def check(self) -> str | None:
         """Compare the files with the store, value by value; returns what is wrong with them. Call it in a transaction.
 
-        Afterwards there is an index that agrees with the store, or none.
+        Afterwards the index in memory agrees with the store, or there is none.
         """
         store, state = self.store, self.store.state()
         self.index = None
@@ -91,19 +91,19 @@ class Keeper:
         return stale
 
     def describe(self) -> dict[str, Any]:
-        """How searches are answered, as plain values: from the index in memory, or from what its files say."""
+        """Describe how searches are answered, as plain values, from the index in memory or from its files."""
         if self.index is not None:
             lists = self.index.codes.lists
-            found = None if lists is None else lists.to_dict()
+            plain = None if lists is None else lists.to_dict()
         else:
-            found = describe(self.folder)
+            plain = describe(self.folder)
         return (
-            {"search": "exact"} if found is None else {"search": "exact below 50,000 candidates, else lists", **found}
+            {"search": "exact"} if plain is None else {"search": "exact below 50,000 candidates, else lists", **plain}
         )
 
 
 def _difference(index: Index, store: Store) -> str | None:
-    """What an index holds that the store does not, or the other way round."""
+    """Return how an index differs from the store, or ``None`` if it does not."""
     columns, codes = store.columns(), np.empty(0, np.int32)
     if len(columns.names):
         codes = np.array([index.camera_codes.get(name, -1) for name in columns.names], np.int32)[columns.cameras]

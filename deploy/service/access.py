@@ -1,8 +1,10 @@
-"""Which routes there are and who may use them: the one table that the gate, the OpenAPI document and the tests read."""
+"""The routes and who may use them: the one table that the gate, the OpenAPI document and the tests read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from deploy.service.refusal import RefusedError
 
 OPEN = "open"
 ANY = "any"
@@ -14,9 +16,9 @@ class Route:
     """One method of one path.
 
     Attributes:
-        name: in metrics and logs.
-        access: ``open``, ``any``, or the scope that is needed.
-        work: whether it takes a place in the queue: what reads bodies, embeds or searches.
+        name: its name in metrics and logs.
+        access: ``open``, ``any``, or the required scope.
+        work: whether it takes a place in the queue, because it reads bodies, embeds or searches.
     """
 
     name: str
@@ -41,3 +43,32 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/v1/upgrade"): Route("upgrade", "admin"),
     ("GET", "/v1/audit"): Route("audit", "admin", work=True),
 }
+
+OTHER = Route("other", OPEN)
+"""What a request that no route answers is called in metrics and logs."""
+
+
+def find_route(method: str, path: str, spelled: bytes) -> tuple[Route, str]:
+    """Find what a request asks for: the only decision about it, which the router is then held to.
+
+    Only a path written exactly as in ``ROUTES`` has a route. An encoded, doubled or trailing character that one parser
+    ignores and another does not could otherwise pass for an open route here and reach a guarded one there.
+
+    Args:
+        method: as it came; ``HEAD`` is answered as ``GET`` is.
+        path: decoded.
+        spelled: as it came.
+
+    Returns:
+        The route, and its path as it stands in the table.
+
+    Raises:
+        RefusedError: there is no such path, or it does not accept this method.
+    """
+    allowed = [known for known, place in ROUTES if place == path]
+    if not allowed or spelled != path.encode("utf-8", "surrogatepass"):
+        raise RefusedError("not_found", "there is nothing at this path; see /openapi.json")
+    asked = "GET" if method == "HEAD" else method
+    if asked not in allowed:
+        raise RefusedError("method_not_allowed", f"this path accepts {', '.join(allowed)}", allow=allowed)
+    return next((route, place) for (known, place), route in ROUTES.items() if (known, place) == (asked, path))

@@ -1,4 +1,4 @@
-"""The application: its routes behind the gate, its OpenAPI document, its beginning and its end."""
+"""The application: its routes behind the gate, its OpenAPI document, its start-up and shutdown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PAGE_POLICY = (
 WARM_AGAIN = 10.0
 """Seconds between attempts to get ready."""
 ERASE_EVERY = 3000.0
-"""Seconds; sooner than the gallery looks by itself, so that no caller waits for it."""
+"""Seconds between erasures; shorter than the gallery's own interval, so that no caller waits for it."""
 
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -50,15 +50,15 @@ def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = N
     """Build the service's application.
 
     Args:
-        gallery: open; the application closes it at its end.
-        encoder: of the gallery's feature space.
-        settings: limits and places.
+        gallery: an open gallery; the application closes it on shutdown.
+        encoder: an encoder in the gallery's feature space.
+        settings: limits and paths.
 
     Returns:
-        An ASGI application. It is ready once its lifespan has begun and the index is loaded.
+        An ASGI application. It is ready once its lifespan has started and the index is loaded.
 
     Raises:
-        GalleryError: gallery and encoder do not fit each other, or the audit log can't be opened.
+        GalleryError: gallery and encoder do not match, or the audit log can't be opened.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -84,7 +84,7 @@ def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = N
     app.add_exception_handler(RefusedError, _on_refused)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(Exception, _on_mistake)
+    app.add_exception_handler(Exception, _on_unexpected)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     state.gate = Gate(app.build_middleware_stack(), settings, metrics)
     app.middleware_stack = state.gate
@@ -120,42 +120,42 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _warm_up(backend: Backend) -> None:
-    """Get ready, and try again if that fails: a device may be busy, a damaged entry may be given up meanwhile."""
+    """Get ready, and try again if that fails: a device may be busy, or a damaged entry may be removed meanwhile."""
     while True:
         try:
             await backend.warm_up()
             break
         except Exception as error:
-            write_log(logging.CRITICAL, "the service can't get ready; it tries again", exception=error, **_said(error))
+            write_log(
+                logging.CRITICAL, "the service can't get ready; it tries again", exception=error, **_reason(error)
+            )
         await asyncio.sleep(WARM_AGAIN)
     write_log(logging.INFO, "ready", entries=backend.last["entries"], generation=backend.last["generation"])
 
 
 async def _erase_old(backend: Backend, audit_log: AuditLog, days: int | None) -> None:
-    """Erase old audit records and expired entries, though nobody asks anything, and log the newest seal.
+    """Erase old audit records and expired entries even when nobody asks anything, and log the newest seal.
 
-    The seal in the log can show later whether records were taken out.
+    The seal in the log can show later whether records were removed.
     """
     while True:
         try:
             if gone := await asyncio.to_thread(backend.gallery.retain):
                 write_log(logging.INFO, "expired entries erased", entries=gone)
-        except Exception as error:  # the task must live on
-            write_log(logging.ERROR, "expired entries could not be erased", exception=error, **_said(error))
+        except Exception as error:  # the task must survive
+            write_log(logging.ERROR, "expired entries could not be erased", exception=error, **_reason(error))
         try:
             if days is not None and (gone := await asyncio.to_thread(audit_log.erase, days)):
                 write_log(logging.INFO, "old audit records erased", records=gone, days=days)
             head = await asyncio.to_thread(audit_log.head)
             write_log(logging.INFO, "audit", number=head.number, head=head.hash)
         except Exception as error:
-            write_log(logging.ERROR, "the audit log could not be kept in order", exception=error, **_said(error))
+            write_log(logging.ERROR, "the audit log could not be kept in order", exception=error, **_reason(error))
         await asyncio.sleep(ERASE_EVERY)
 
 
-def _said(error: Exception) -> dict[str, str]:
-    """The message of an error of ours; of any other the log has type and place alone, for its message may name
-    anything.
-    """
+def _reason(error: Exception) -> dict[str, str]:
+    """The message of one of our errors; others are logged by type and place alone, as they may name anything."""
     return {"reason": str(error)} if isinstance(error, ReidError) else {}
 
 
@@ -222,12 +222,12 @@ async def _on_refused(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     """What the framework refuses by itself: unknown paths and methods."""
-    found = cast(HTTPException, error)
-    if found.status_code == 404:
-        return _refusal(request, RefusedError("not_found", "there is nothing here; see /openapi.json"))
-    if found.status_code == 405:
-        allowed = (found.headers or {}).get("Allow", "another method")
-        return _refusal(request, RefusedError("method_not_allowed", f"this path takes {allowed}"), found.headers)
+    http_error = cast(HTTPException, error)
+    if http_error.status_code == 404:
+        return _refusal(request, RefusedError("not_found", "there is nothing at this path; see /openapi.json"))
+    if http_error.status_code == 405:
+        allowed = (http_error.headers or {}).get("Allow", "another method")
+        return _refusal(request, RefusedError("method_not_allowed", f"this path accepts {allowed}"), http_error.headers)
     return _refusal(request, RefusedError("invalid", "the request can't be read"))
 
 
@@ -237,9 +237,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     return _refusal(request, RefusedError("invalid", f"{where}: {first['msg']:.200}"))
 
 
-async def _on_mistake(request: Request, error: Exception) -> Response:
+async def _on_unexpected(request: Request, error: Exception) -> Response:
     number = request.scope["caller"].request
     return _refusal(
         request,
-        RefusedError("internal", f"this is a mistake in lifelong-reid; the service's log has it as request {number}"),
+        RefusedError("internal", f"this is a bug in lifelong-reid; the service's log has it as request {number}"),
     )

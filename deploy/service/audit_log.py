@@ -1,11 +1,11 @@
 """The audit log of a service: who asked what, when and why, each record sealed by a hash over all before it.
 
-It is a database of its own beside the gallery, chained as the gallery's is, because every query writes to it. Records
-hold the token's name, the stated reason and counts; no image, no vector, no label, no source. An answer leaves only
-after its record is on disk. Records that arrive together share one transaction, so that many callers do not wait for
-one disk after another.
+It is a separate database beside the gallery, chained like the gallery's own log, because every query writes to it.
+Records hold the token's name, the stated reason and counts; no image, no vector, no label, no source. An answer is sent
+only after its record is on disk. Records that arrive together share one transaction, so that many callers do not wait
+for one disk write each.
 
-Old records are erased by age: the seal of the last one erased is kept, and the chain goes on from it.
+Old records are erased by age: the seal of the last one erased is kept, and the chain continues from it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ APPLICATION = 0x52654155
 """``ReAU`` in the file's header."""
 SCHEMA = 1
 TOGETHER = 256
-"""Records per transaction at most."""
+"""Maximum number of records per transaction."""
 
 _TABLES = f"""
 CREATE TABLE audit(
@@ -40,7 +40,7 @@ PRAGMA user_version = {SCHEMA};
 
 
 class Head(NamedTuple):
-    """The newest record's number and seal. Kept elsewhere, it shows later whether the newest records were taken out."""
+    """The newest record's number and seal. Stored elsewhere, it shows later whether the newest records were removed."""
 
     number: int
     hash: str
@@ -50,7 +50,7 @@ class AuditLog:
     """One open audit log; its methods may be called from any thread."""
 
     def __init__(self, file: Path) -> None:
-        """Open or make it; raises GalleryError."""
+        """Open or create it; raises GalleryError."""
         self.file = file
         self._lock = threading.Lock()
         self._incoming: queue.SimpleQueue[tuple[str, str, Future[int]] | None] = queue.SimpleQueue()
@@ -63,16 +63,16 @@ class AuditLog:
                 self._db.execute(f"PRAGMA {pragma}")
             if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
-            found = tuple(
+            header = tuple(
                 self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
             )
         except (sqlite3.Error, OSError) as error:
             raise GalleryError(
                 f"the audit log {file} can't be opened: {error}; check its folder, or name another with --audit"
             ) from error
-        if found != (APPLICATION, SCHEMA):
+        if header != (APPLICATION, SCHEMA):
             self._db.close()
-            raise GalleryError(f"{file} is no audit log of schema {SCHEMA}; name another with --audit")
+            raise GalleryError(f"{file} is not an audit log of schema {SCHEMA}; name another with --audit")
         self._writer = threading.Thread(target=self._work, name="audit log", daemon=True)
         self._writer.start()
 
@@ -91,40 +91,40 @@ class AuditLog:
         rows = self._ask(
             "SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
         )
-        return [{"number": number, "time": time, **_parsed(text), "hash": found} for number, time, text, found in rows]
+        return [{"number": number, "time": time, **_parsed(text), "hash": seal} for number, time, text, seal in rows]
 
     def head(self) -> Head:
-        """The newest record's number and seal, or those that the chain begins with."""
+        """The newest record's number and seal, or those that the chain starts with."""
         rows = self._ask("SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1") or self._ask(
             "SELECT number, hash FROM base"
         )
         return Head(*rows[0])
 
     def check(self) -> int:
-        """How many records there are; raises GalleryError if one was changed, taken out or put in."""
-        (place, before), count = self._ask("SELECT number, hash FROM base")[0], 0
+        """Count the records; raises GalleryError if one was changed, removed or inserted."""
+        (position, before), count = self._ask("SELECT number, hash FROM base")[0], 0
         while rows := self._ask(
-            "SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT 4096", (place,)
+            "SELECT number, time, what, hash FROM audit WHERE number > ? ORDER BY number LIMIT 4096", (position,)
         ):
-            for number, time, text, found in rows:
-                place += 1
-                if number != place or found != link(before, time, text):
+            for number, time, text, seal in rows:
+                position += 1
+                if number != position or seal != link(before, time, text):
                     raise GalleryError(
-                        f"record {place} of the audit log {self.file} was changed or is missing; compare with a copy"
+                        f"record {position} of the audit log {self.file} was changed or is missing; compare with a copy"
                     )
-                before = found
+                before = seal
             count += len(rows)
         newest = self._ask("SELECT coalesce(max(number), 0) FROM audit")[0][0]
-        if count and newest != place:
-            raise GalleryError(f"record {place + 1} of the audit log {self.file} is missing; compare with a copy")
+        if count and newest != position:
+            raise GalleryError(f"record {position + 1} of the audit log {self.file} is missing; compare with a copy")
         return count
 
     def erase(self, days: int) -> int:
-        """Erase records older than so many days, bytes and all; returns how many. The erasure itself becomes a record,
-        in the same transaction.
+        """Erase records older than ``days``, bytes included; returns how many. The erasure itself becomes a record, in
+        the same transaction.
 
         Raises:
-            GalleryError: nothing was erased; or the records are gone and the file could not be written anew, which the
+            GalleryError: nothing was erased; or the records are gone but the file could not be rewritten, which the
                 next call does.
         """
         now = datetime.now(UTC)
@@ -136,11 +136,11 @@ class AuditLog:
                     last = self._db.execute(
                         "SELECT number, hash FROM audit WHERE time < ? ORDER BY number DESC LIMIT 1", (limit,)
                     ).fetchone()
-                    gone = self._db.execute("DELETE FROM audit WHERE number <= ?", (last[0],)).rowcount if last else 0
+                    count = self._db.execute("DELETE FROM audit WHERE number <= ?", (last[0],)).rowcount if last else 0
                     if last:
                         self._db.execute("UPDATE base SET number = ?, hash = ?", last)
                         self._insert(
-                            [(now.isoformat(timespec="milliseconds"), _text("erase audit", records=gone, days=days))]
+                            [(now.isoformat(timespec="milliseconds"), _text("erase audit", records=count, days=days))]
                         )
                     self._db.execute("COMMIT")
                 except BaseException:
@@ -151,15 +151,15 @@ class AuditLog:
                     f"old records of the audit log {self.file} can't be erased: {error}; try again"
                 ) from error
             try:
-                if self._db.execute("PRAGMA freelist_count").fetchone()[0] or gone:  # from an earlier erasure, too
+                if self._db.execute("PRAGMA freelist_count").fetchone()[0] or count:  # or an earlier erasure left pages
                     self._db.execute("VACUUM")
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             except sqlite3.Error as error:
                 raise GalleryError(
-                    f"{gone} old records of the audit log {self.file} are erased, but it can't be written anew: "
-                    f"{error}; the next erasure does it"
+                    f"{count} old records of the audit log {self.file} are erased, but the file can't be rewritten: "
+                    f"{error}; the next erasure will do it"
                 ) from error
-        return gone
+        return count
 
     def close(self) -> None:
         """Write what was submitted and close the file."""
@@ -176,7 +176,7 @@ class AuditLog:
                 raise GalleryError(f"the audit log {self.file} can't be read: {error}; restore a copy") from error
 
     def _work(self) -> None:
-        """Write what has come in, all that is there in one transaction."""
+        """Write records as they arrive, all that are waiting in one transaction."""
         closing = False
         while not closing:
             items = [self._incoming.get()]
@@ -186,12 +186,12 @@ class AuditLog:
             batch = [item for item in items if item is not None]
             try:
                 numbers = self._append([(time, text) for time, text, _ in batch]) if batch else []
-            except Exception as error:  # this thread must live on: without it no request is answered
+            except Exception as error:  # this thread must survive: without it no request is answered
                 for _, _, answer in batch:
-                    if answer.set_running_or_notify_cancel():  # who asked may have given up
+                    if answer.set_running_or_notify_cancel():  # the caller may have given up
                         answer.set_exception(
                             GalleryError(
-                                f"the audit log {self.file} can't be written: {error}; make room, check permissions"
+                                f"the audit log {self.file} can't be written: {error}; free space, or check permissions"
                             )
                         )
                 continue
@@ -228,29 +228,27 @@ def _text(action: str, **what: str | int | None) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A record's content; of one that was changed into something else, that it was: :meth:`AuditLog.check` says
-    which.
-    """
+    """Read a record's content; one that was tampered with is ``unreadable``, and :meth:`AuditLog.check` says which."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (TypeError, ValueError):
-        found = None
-    return found if isinstance(found, dict) else {"action": "unreadable"}
+        content = None
+    return content if isinstance(content, dict) else {"action": "unreadable"}
 
 
 def audit_log_of(gallery: Path) -> Path:
-    """Where a gallery's service keeps its audit log unless told otherwise: beside the gallery's folder."""
+    """Default path of a service's audit log: beside the gallery's folder."""
     folder = gallery.absolute()
     return folder.with_name(f"{folder.name}.audit.db")
 
 
 def read_all(file: Path) -> list[dict[str, Any]]:
-    """All records of an audit log, oldest first, after its chain was checked; a service may be writing to it. Raises
+    """All records of an audit log, oldest first, after checking its chain; a service may be writing to it. Raises
     GalleryError.
     """
     if not file.is_file():
         raise GalleryError(
-            f"there is no audit log at {file}; reid serve makes one beside its gallery, or where --audit says"
+            f"there is no audit log at {file}; reid serve creates one beside its gallery, or where --audit says"
         )
     audit_log = AuditLog(file)
     try:

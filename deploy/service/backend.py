@@ -1,4 +1,4 @@
-"""The gallery and its encoder at work for many callers at once; nothing here blocks the event loop."""
+"""The gallery and its encoder, serving many callers at once; nothing here blocks the event loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MovedError(ReidError):
 
 @dataclass(eq=False)
 class Lane:
-    """One encoder with the queue before it."""
+    """One encoder and the queue in front of it."""
 
     encoder: Encoder
     batcher: Batcher
@@ -49,7 +49,7 @@ class Lane:
 
 
 class _Measured:
-    """An encoder that tells the metrics how many crops it was given."""
+    """An encoder that reports the size of each batch to the metrics."""
 
     def __init__(self, encoder: Encoder, metrics: Metrics) -> None:
         self._encoder, self._metrics = encoder, metrics
@@ -64,14 +64,14 @@ class _Measured:
 
 
 class Backend:
-    """Answers with whichever encoder fits the gallery's present feature space; while an upgrade ends there are two."""
+    """Answers with whichever encoder fits the gallery's current feature space; as an upgrade ends there are two."""
 
     def __init__(self, gallery: Gallery, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
-        """Take over both: :meth:`close` closes the gallery. Raises GalleryError if they do not fit each other."""
+        """Take over both; :meth:`close` closes the gallery. Raises GalleryError if they do not match."""
         if encoder.feature_space != gallery.feature_space:
             raise GalleryError(
-                f"the encoder's bundle {encoder.bundle.folder} is of another model than the gallery {gallery.path}; "
-                "use the gallery's"
+                f"the encoder's bundle {encoder.bundle.folder} is from a different model than the gallery "
+                f"{gallery.path}; use the gallery's own"
             )
         self.gallery = gallery
         self.settings = settings
@@ -87,16 +87,16 @@ class Backend:
 
     @property
     def encoder(self) -> Encoder:
-        """The one that answers now, or would if the gallery were in its space."""
+        """The encoder that answers now, or would if the gallery were in its feature space."""
         return self._lanes.get(self._present, next(iter(self._lanes.values()))).encoder
 
     @property
     def fits(self) -> bool:
-        """Whether there is an encoder for the gallery's present feature space, as far as is known."""
+        """Whether there is an encoder for the gallery's current feature space, as far as is known."""
         return self._present in self._lanes
 
     def take(self, encoder: Encoder) -> None:
-        """Have another encoder at hand, for the time when the gallery is in its space."""
+        """Add another encoder, ready for when the gallery is in its feature space."""
         limit = max(BATCH, self.settings.queue * self.settings.max_images)
         batcher = Batcher(_Measured(encoder, self._metrics), batch=BATCH, limit=limit)
         self._lanes = {
@@ -105,9 +105,7 @@ class Backend:
         }
 
     def follow(self, space: str) -> None:
-        """Answer in this space from now on; the others' encoders finish what they have and go, if there is one for
-        it.
-        """
+        """Answer in this space from now on; if it has an encoder, the others finish their work and are retired."""
         self._present = space
         if space in self._lanes:
             old = [lane for name, lane in self._lanes.items() if name != space]
@@ -116,21 +114,19 @@ class Backend:
                 threading.Thread(target=lane.batcher.close, name="retire", daemon=True).start()
 
     def drop(self, space: str) -> None:
-        """Give an encoder up that was taken for an upgrade that did not happen."""
+        """Drop an encoder that was added for an upgrade that did not happen."""
         if space != self._present and (lane := self._lanes.get(space)):
-            self._lanes = {name: kept for name, kept in self._lanes.items() if name != space}
+            self._lanes = {name: other for name, other in self._lanes.items() if name != space}
             lane.batcher.close()
 
     async def warm_up(self) -> None:
-        """Load or make the index, so that the first caller does not wait for it."""
+        """Load or build the index, so that the first caller does not wait for it."""
         golden = await self.run(lambda: self.encoder(self.encoder.bundle.golden().crops[:1]))
         await self.run(lambda: self.gallery.search(golden, k=1))
         self.warm = True
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Do something with the gallery in a thread; its own errors become a RefusedError that does not name the
-        server's folders.
-        """
+        """Run work on the gallery in a thread; its errors become a RefusedError that hides the server's folders."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._store, work)
         except (RefusedError, MovedError):
@@ -158,14 +154,14 @@ class Backend:
         """
 
         def ask(vectors: Embeddings) -> list[list[Match]]:
-            found = self.gallery.search(vectors, **filters)
+            results = self.gallery.search(vectors, **filters)
             lane = self._lanes.get(str(vectors.feature_space))
-            return [lane.thresholds.judge(matches) for matches in found] if lane and lane.thresholds else found
+            return [lane.thresholds.judge(matches) for matches in results] if lane and lane.thresholds else results
 
         return await self.with_vectors(images, ask)
 
     async def add(self, images: Sequence[bytes], **origins: Any) -> list[int | None]:
-        """Ids of new entries, None where the same was there already; ``origins`` as :meth:`Gallery.add` takes them.
+        """Ids of new entries, None for those already there; ``origins`` as :meth:`Gallery.add` takes them.
         Raises RefusedError.
 
         A gallery that keeps crops gets a small picture of each image.
@@ -176,11 +172,11 @@ class Backend:
 
     async def erase(self, ids: Sequence[int], by: str) -> dict[str, Any]:
         """Forget entries; returns how many there were and the backups that still hold them."""
-        gone = await self.run(lambda: self.gallery.forget(ids, reason=by)) if ids else 0
-        return {"forgotten": gone, "backups": await self.run(self.gallery.backups)}
+        count = await self.run(lambda: self.gallery.forget(ids, reason=by)) if ids else 0
+        return {"forgotten": count, "backups": await self.run(self.gallery.backups)}
 
     async def with_vectors(self, images: Sequence[bytes], use: Callable[[Embeddings], Result]) -> Result:
-        """Embed, and use in a thread; once more if the gallery moved to another space in between. Raises
+        """Embed images and use the vectors in a thread; again if the gallery moved to another space in between. Raises
         RefusedError.
         """
 
@@ -200,7 +196,7 @@ class Backend:
                 )
             try:
                 vectors = await self._embed(lane, images)
-                return await self.run(lambda found=vectors: guarded(found))  # type: ignore[misc]
+                return await self.run(lambda embedded=vectors: guarded(embedded))  # type: ignore[misc]
             except MovedError as moved:
                 self.follow(str(moved))
         raise RefusedError("busy", "the gallery is being upgraded; try again in a moment")
@@ -219,7 +215,7 @@ class Backend:
         return Embeddings(np.stack([np.asarray(row) for row in rows]), lane.encoder.feature_space)
 
     async def _decode(self, images: Sequence[bytes], change: Callable[[Crop], Crop]) -> list[Crop]:
-        """Each image as a crop that was made smaller; raises RefusedError."""
+        """Decode each image into a crop and shrink it; raises RefusedError."""
 
         def decode() -> list[Crop]:
             crops = []
@@ -233,9 +229,7 @@ class Backend:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
 
     def _refused(self, error: ReidError) -> RefusedError:
-        """What a client is told of an error of ours: the folders of the server are not named, and the log has all of
-        it.
-        """
+        """What a client is told of one of our errors: the server's folders are hidden; the log has the full text."""
         write_log(logging.ERROR, "the gallery could not do this", reason=str(error))
         text = str(error)
         named = {
@@ -253,7 +247,7 @@ class Backend:
             raise MovedError(space) from error
 
     def close(self) -> None:
-        """Finish what was begun, and close the gallery."""
+        """Finish what was started, and close the gallery."""
         self.closing.set()
         for lane in self._lanes.values():
             lane.batcher.close()

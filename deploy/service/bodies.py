@@ -1,4 +1,4 @@
-"""What goes in and out, as the OpenAPI document describes it and as requests are checked."""
+"""Models of requests and answers, for the OpenAPI document and for checking requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deploy.service.upgrading import NAME
 from deploy.store.entry import MAX_LABEL, MAX_SOURCE
 
 PLAIN = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
-"""No control characters, and something to see."""
+"""No control characters, and at least one visible character."""
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL, pattern=PLAIN)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE, pattern=PLAIN)]
@@ -32,11 +32,11 @@ class Form(BaseModel):
 
 
 class QueryForm(Form):
-    """Fields beside the images of a query."""
+    """Fields of a query besides its images."""
 
     reason: Reason | None = Field(
         None,
-        description="Why this is asked; it is kept in the audit log. A case number, not a name.",
+        description="Why you ask; it is kept in the audit log. A case number, not a name.",
         examples=["case 2026-117"],
     )
     top: int = Field(10, ge=1, le=MAX_TOP, description="Matches per image.", examples=[5])
@@ -46,13 +46,13 @@ class QueryForm(Form):
     label: Name | None = Field(None, description="Only entries with this label.", examples=["badge 17"])
     thumbnails: Flag = Field(
         "false",
-        description="Send small pictures of the matches along, where the operator allows it.",
+        description="Include small pictures of the matches, where the operator allows it.",
         examples=["false"],
     )
 
 
 class EnrolForm(Form):
-    """Fields beside the images to enrol."""
+    """Fields of an enrolment besides its images."""
 
     camera: Name = Field(description="The camera that saw them.", examples=["yard"])
     source: list[Source] = Field(
@@ -63,40 +63,40 @@ class EnrolForm(Form):
     time: list[Time] = Field(
         [], description="When each was seen: one for all, one per image, or none.", examples=[[_AT]]
     )
-    label: Name | None = Field(None, description="Name of the person, for all.", examples=["badge 17"])
+    label: Name | None = Field(None, description="Name of the person, for all images.", examples=["badge 17"])
 
 
 class ForgetForm(Form):
-    """Which entries to erase: those that fit every field that is given."""
+    """Which entries to erase: those that match every given field."""
 
     label: Name | None = Field(None, description="Everything with this label.", examples=["badge 17"])
     camera: Name | None = Field(None, description="Everything from this camera.", examples=["yard"])
-    source: Source | None = Field(None, description="Everything whose source begins so.", examples=["yard/"])
+    source: Source | None = Field(None, description="Everything whose source starts with this.", examples=["yard/"])
     before: Time | None = Field(None, description="Everything from before this time.", examples=[_AT])
     older_than: int | None = Field(
-        None, ge=0, le=36500, description="Everything older than so many days.", examples=[30]
+        None, ge=0, le=36500, description="Everything older than this many days.", examples=[30]
     )
-    score: float = Field(0.7, ge=-1, le=1, description="Least cosine to the image named like.", examples=[0.75])
-    dry_run: Flag = Field("false", description="Tell what would be erased, and erase nothing.", examples=["true"])
+    score: float = Field(0.7, ge=-1, le=1, description="Minimum cosine to the image sent as like.", examples=[0.75])
+    dry_run: Flag = Field("false", description="Report what would be erased, and erase nothing.", examples=["true"])
 
 
 class UpgradeBody(Form):
-    """An upgrade to begin."""
+    """An upgrade to start."""
 
     bundle: BundleName = Field(description="Name of a bundle in the folder of bundles.", examples=["bundle-2"])
-    via: list[BundleName] = Field([], max_length=16, description="Bundles of models between.", examples=[[]])
-    dry_run: bool = Field(False, description="Tell what to expect, and change nothing.", examples=[False])
+    via: list[BundleName] = Field([], max_length=16, description="Bundles of intermediate models.", examples=[[]])
+    dry_run: bool = Field(False, description="Report what to expect, and change nothing.", examples=[False])
 
 
 class ErrorText(BaseModel):
     """What went wrong."""
 
     code: Literal[tuple(CODES)] = Field(examples=["busy"])  # type: ignore[valid-type]
-    message: str = Field(examples=["64 requests are being answered already; try again in a moment"])
+    message: str = Field(examples=["64 requests are already being answered; try again in a moment"])
 
 
 class ErrorBody(BaseModel):
-    """The one shape of every error."""
+    """The shape of every error."""
 
     error: ErrorText
 
@@ -117,7 +117,7 @@ class MatchBody(BaseModel):
         None, description="same person, unsure or no match, where the bundle is calibrated.", examples=["same person"]
     )
     thumbnail: str | None = Field(
-        None, description="A data: URL, where one was asked for and may be shown.", examples=[None]
+        None, description="A data: URL, where one was requested and may be shown.", examples=[None]
     )
 
 
@@ -132,7 +132,7 @@ class ResultBody(BaseModel):
 
 
 class QueryBody(BaseModel):
-    """What was found for each image, in their order."""
+    """What was found for each image, in order."""
 
     results: list[ResultBody]
     feature_space: str = Field(examples=["5f1c…"])
@@ -140,17 +140,17 @@ class QueryBody(BaseModel):
 
 
 class EnrolBody(BaseModel):
-    """Ids of the new entries; null for an image whose source, camera and time were there already."""
+    """Ids of the new entries; null for an image whose source, camera and time were already there."""
 
     ids: list[int | None] = Field(examples=[[4021]])
-    known: int = Field(description="How many were there already.", examples=[0])
+    known: int = Field(description="How many were already there.", examples=[0])
 
 
 class ForgetBody(BaseModel):
     """What was erased."""
 
     forgotten: int = Field(examples=[3])
-    backups: list[str] = Field(description="Backups made before, which the erasure did not reach.", examples=[[]])
+    backups: list[str] = Field(description="Earlier backups, which the erasure did not reach.", examples=[[]])
 
 
 class PreviewBody(BaseModel):
@@ -161,7 +161,7 @@ class PreviewBody(BaseModel):
 
 
 class UpgradeState(BaseModel):
-    """How far an upgrade is."""
+    """Progress of an upgrade."""
 
     state: Literal["none", "loading", "carrying", "done", "failed"] = Field(examples=["carrying"])
     bundle: str | None = Field(None, examples=["bundle-2"])
@@ -171,8 +171,8 @@ class UpgradeState(BaseModel):
         [],
         examples=[
             [
-                "held-out crops lie at a cosine of 0.950 from where the new model puts them (0.310 if nothing were "
-                "carried)"
+                "carried embeddings of held-out crops reach a cosine of 0.950 with the new model's own (0.310 without "
+                "carrying)"
             ]
         ],
     )
@@ -187,21 +187,21 @@ class ExpectBody(BaseModel):
     expect: list[str] = Field(
         examples=[
             [
-                "held-out crops lie at a cosine of 0.950 from where the new model puts them (0.310 if nothing were "
-                "carried)"
+                "carried embeddings of held-out crops reach a cosine of 0.950 with the new model's own (0.310 without "
+                "carrying)"
             ]
         ]
     )
 
 
 class ReadyBody(BaseModel):
-    """What answers here."""
+    """Whether requests are answered, and by what."""
 
     ready: bool = Field(examples=[True])
     state: str = Field(description="ready, warming, mismatch or closing", examples=["ready"])
     provider: str = Field(examples=["cpu"])
     feature_space: str = Field(examples=["5f1c…"])
-    generation: int = Field(description="Number of changes of the gallery that the index follows.", examples=[812])
+    generation: int = Field(description="Number of changes to the gallery that the index reflects.", examples=[812])
     entries: int = Field(examples=[100000])
 
 
@@ -217,7 +217,7 @@ class StatsBody(BaseModel):
     cameras: dict[str, int] = Field(examples=[{"yard": 60000, "gate": 40000}])
     labelled: int = Field(examples=[120])
     retention: dict[str, int] = Field(
-        description="Days by camera; the empty name is for all others.", examples=[{"": 30}]
+        description="Days per camera; the empty name is for all others.", examples=[{"": 30}]
     )
     provider: str = Field(examples=["cpu"])
     version: str = Field(examples=["0.1.0"])
@@ -232,10 +232,10 @@ class AuditBody(BaseModel):
         ]
     )
     head: str | None = Field(
-        description="Seal of the newest record; keep it elsewhere to notice later if records were taken out.",
+        description="Seal of the newest record; store it elsewhere to notice later if records were removed.",
         examples=["9d3e…"],
     )
-    intact: bool | None = Field(description="Whether the chain holds; null if it was not checked.", examples=[True])
+    intact: bool | None = Field(description="Whether the chain is intact; null if it was not checked.", examples=[True])
     message: str | None = Field(None, description="Where it is broken.", examples=[None])
 
 

@@ -1,7 +1,7 @@
-"""What every request passes before anything of it is read: host, token, scope, rate, a place in the queue, and room for
-its body.
+"""What every request passes before any of it is read: host, token, scope, rate, a place in the queue, and room for its
+body.
 
-It is plain ASGI, around the application, because a web framework reads a body before it asks who sent it.
+It is plain ASGI around the application, because a web framework reads a body before it asks who sent it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.service.access import ANY, OPEN, ROUTES, Route
+from deploy.service.access import ANY, OPEN, OTHER, Route, find_route
 from deploy.service.logs import write_log
 from deploy.service.metrics import Metrics
 from deploy.service.rate import RateLimit
@@ -37,10 +37,10 @@ SECURITY = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 SMALL_BODY = 64 * 2**10
-"""Bytes that a route without images reads at most."""
+"""Most bytes that a route without images reads."""
 
 LARGEST_HEAD = 32 * 2**10
-"""Bytes of query string and headers."""
+"""Most bytes of query string and headers."""
 
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 _DRAINED = 2**20
@@ -49,7 +49,7 @@ _DRAIN_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request: the token's name and id (``local`` and empty where no token is asked for), and the request's
+    """Who sent a request: the token's name and id (``local`` and empty where no token is required), and the request's
     own id.
     """
 
@@ -60,10 +60,10 @@ class Caller:
 
 
 class Gate:
-    """The outermost part of the application."""
+    """The outermost layer of the application."""
 
     def __init__(self, app: Application, settings: Settings, metrics: Metrics) -> None:
-        """Stand before ``app``."""
+        """Wrap ``app``."""
         self._app = app
         self._settings = settings
         self._metrics = metrics
@@ -80,7 +80,7 @@ class Gate:
             await _Exchange(self, scope, receive, send).run()
 
     def admit(self, scope: MutableMapping[str, Any], headers: dict[str, str], route: Route, request: str) -> Caller:
-        """Who this is; raises RefusedError if they may not do this, or not now."""
+        """Identify the caller; raises RefusedError if they may not do this, or not now."""
         if self._tokens is None:
             self._check_host(headers)
             caller = Caller("local", "", SCOPES, request)
@@ -96,7 +96,7 @@ class Gate:
         if route.access != OPEN and (wait := self.rate.take(caller.token or "local")):
             raise RefusedError(
                 "rate_limited",
-                f"more than {self._settings.rate:g} requests a second; wait and try again",
+                f"more than {self._settings.rate:g} requests per second; wait and try again",
                 wait=int(wait) + 1,
             )
         return caller
@@ -104,7 +104,7 @@ class Gate:
     def enter(self) -> None:
         """Take a place in the queue; raises RefusedError if it is full."""
         if self._working >= self._settings.queue:
-            raise RefusedError("busy", f"{self._working} requests are being answered already; try again in a moment")
+            raise RefusedError("busy", f"{self._working} requests are already being answered; try again in a moment")
         self._working += 1
         self._metrics.queue.set(self._working)
 
@@ -118,7 +118,7 @@ class Gate:
         room back.
         """
         if count > 0 and self._buffered + count > self._settings.max_buffered_bytes:
-            raise RefusedError("busy", "too many large requests are being read already; try again in a moment")
+            raise RefusedError("busy", "too many large requests are already being read; try again in a moment")
         self._buffered += count
         self._metrics.buffered.set(self._buffered)
 
@@ -126,7 +126,7 @@ class Gate:
         scheme, _, text = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
             raise RefusedError(
-                "unauthorized", "send a token made by reid token make, as the header Authorization: Bearer …"
+                "unauthorized", "send a token made by reid token make, in the header Authorization: Bearer …"
             )
         try:
             token = self._tokens.find(text.strip()) if self._tokens else None
@@ -140,15 +140,15 @@ class Gate:
         return Caller(token.name, token.id, token.scopes, request)
 
     def _check_host(self, headers: dict[str, str]) -> None:
-        """Without tokens, whoever reaches the port is let in; a web page in a browser on this machine must not be
-        (rebinding, forged forms).
+        """Refuse foreign web pages: without tokens anyone who reaches the port is let in, but a page in a local browser
+        must not be (DNS rebinding, forged forms).
         """
         host = headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if name.lower() not in (*_LOCAL, *(known.lower() for known in self._settings.hosts)):
             raise RefusedError(
                 "foreign_host",
-                f"this service answers to localhost only, not to {name!r:.80}; name others with --allow-host",
+                f"this service answers to localhost only, not to {name!r:.80}; allow others with --allow-host",
             )
         origin = headers.get("origin")
         if (origin is not None and origin.partition("://")[2] != host) or headers.get("sec-fetch-site", "none") not in (
@@ -167,17 +167,18 @@ class _Exchange:
         self._headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         self._id = secrets.token_hex(8)
         self._status = 0
-        self._read = self._held = 0
+        self._read = self._reserved = 0
         self._limit = SMALL_BODY
         self._finished = False
         self._deadline = 0.0
 
     async def run(self) -> None:
         start = time.monotonic()
-        method, path = self._scope["method"], self._scope["path"]
-        route = ROUTES.get(("GET" if method == "HEAD" else method, path), Route("other", OPEN))
+        method, path, route = self._scope["method"], self._scope["path"], OTHER
         caller, code, entered = None, None, False
         try:
+            route, path = find_route(method, path, self._scope.get("raw_path") or path.encode())
+            self._scope.update(path=path, raw_path=path.encode())  # what the router sees is what was decided on
             caller = self._gate.admit(self._scope, self._headers, route, self._id)
             if route.work:
                 self._gate.enter()
@@ -199,30 +200,30 @@ class _Exchange:
             write_log(logging.ERROR, "a request failed", exception=error, request=self._id, route=route.name)
             code = await self._refuse(
                 RefusedError(
-                    "internal", f"this is a mistake in lifelong-reid; the service's log has it as request {self._id}"
+                    "internal", f"this is a bug in lifelong-reid; the service's log has it as request {self._id}"
                 )
             )
         finally:
             if entered:
                 self._gate.leave()
-            self._gate.hold(-self._held)
+            self._gate.hold(-self._reserved)
             self._note(route, method, caller, code, time.monotonic() - start)
 
     def _expect_body(self) -> None:
-        """Make room for what the request says it will send."""
+        """Make room for the body that the request announces."""
         head = len(self._scope["query_string"]) + sum(len(key) + len(value) for key, value in self._scope["headers"])
         if head > LARGEST_HEAD:
-            raise RefusedError("too_large", f"the request's head has {head} bytes, at most {LARGEST_HEAD} are taken")
-        said = self._headers.get("content-length", "0")
-        length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
+            raise RefusedError("too_large", f"the request's head has {head} bytes, at most {LARGEST_HEAD} are accepted")
+        announced = self._headers.get("content-length", "0")
+        length = int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 16 else 0
         if length > self._limit:
-            raise RefusedError("too_large", f"the request has {length} bytes, at most {self._limit} are taken")
+            raise RefusedError("too_large", f"the request has {length} bytes, at most {self._limit} are accepted")
         self._gate.hold(length)
-        self._held = length
+        self._reserved = length
 
     async def _bounded(self) -> Message:
-        """Receive from the client, but not more than the limit and not more slowly than the deadline."""
-        if self._finished:  # only a disconnect can follow, and whoever asks may wait for it
+        """Receive from the client, but no more than the limit and no later than the deadline."""
+        if self._finished:  # only a disconnect can follow, and the application may wait for it
             return await self._receive()
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._deadline - time.monotonic()):
@@ -232,19 +233,19 @@ class _Exchange:
                 "slow_client", f"the request did not arrive within {self._settings.body_timeout:g} s"
             ) from None
         if message["type"] == "http.disconnect":
-            raise RefusedError("slow_client", "the client went away before its request had arrived")
+            raise RefusedError("slow_client", "the client disconnected before its request had arrived")
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
             self._finished = not message.get("more_body", False)
             if self._read > self._limit:
-                raise RefusedError("too_large", f"the request has more than the {self._limit} bytes that are taken")
-            if self._read > self._held:
-                self._gate.hold(self._read - self._held)
-                self._held = self._read
+                raise RefusedError("too_large", f"the request has more than the {self._limit} bytes that are accepted")
+            if self._read > self._reserved:
+                self._gate.hold(self._read - self._reserved)
+                self._reserved = self._read
         return message
 
     async def _watched(self, message: Message) -> None:
-        """Send to the client, with the headers that every answer has."""
+        """Send to the client, with the headers that every answer gets."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             have = {key.lower() for key, _ in message["headers"]}
@@ -259,7 +260,7 @@ class _Exchange:
         await self._send(message)
 
     async def _refuse(self, refused: RefusedError) -> str:
-        """Send an error, unless an answer has begun: then all that is left is to end it."""
+        """Send an error, unless an answer has already started and can only be ended."""
         if not self._status:
             body = json.dumps(refused.body(), ensure_ascii=False).encode()
             headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
@@ -279,9 +280,7 @@ class _Exchange:
         )
 
     async def _drain(self) -> None:
-        """Read on for a moment, so that a client that only listens once it has sent everything does not miss the
-        answer.
-        """
+        """Keep reading for a moment, so that a client that listens only after sending everything gets the answer."""
         read = 0
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):

@@ -14,8 +14,8 @@ log = logging.getLogger("deploy.service")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line. Of an exception it writes the type and the places in the code, not the message, which may
-    quote what was sent.
+    """One JSON object per line. Of an exception it writes the type and the places in the code, not the message, which
+    may quote what was sent.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -48,7 +48,7 @@ def log_as_json(level: int = logging.INFO) -> None:
     root.setLevel(logging.WARNING)
     for name in ("deploy", "uvicorn"):
         logging.getLogger(name).setLevel(level)
-    # The one writes whole addresses, where the gate writes a line of its own; the other complains of every broken form,
-    # which the client is told.
+    # The first logs whole addresses, where the gate writes its own line; the second complains about every broken form,
+    # which the client is told anyway.
     for name in ("uvicorn.access", "python_multipart"):
         logging.getLogger(name).disabled = True

@@ -13,13 +13,13 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """Counters in a registry of their own, so that two services in one process do not mix. Labels are routes, statuses
-    and codes: a fixed few.
+    """Counters in their own registry, so that two services in one process do not mix. Labels are routes, statuses and
+    codes: a small fixed set.
     """
 
     def __init__(self) -> None:
-        """Start at nothing."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the text and say nothing here
+        """Start at zero."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the output and add nothing
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "reid_requests", "Requests by route and status.", ("route", "status"), registry=self.registry
@@ -28,17 +28,17 @@ class Metrics:
             "reid_request_seconds", "Time to answer.", ("route",), buckets=_SECONDS, registry=self.registry
         )
         self.rejections = Counter(
-            "reid_rejections", "Requests that were not answered, by reason.", ("reason",), registry=self.registry
+            "reid_rejections", "Requests refused or failed, by reason.", ("reason",), registry=self.registry
         )
         self.batches = Histogram("reid_batch_size", "Crops per inference.", buckets=_BATCHES, registry=self.registry)
         self.queue = Gauge("reid_queue_depth", "Requests that are being read or answered.", registry=self.registry)
         self.buffered = Gauge("reid_buffered_bytes", "Bytes of requests held in memory.", registry=self.registry)
         self._entries = Gauge("reid_gallery_entries", "Entries in the gallery.", registry=self.registry)
-        self._generation = Gauge("reid_gallery_generation", "Number of changes of the gallery.", registry=self.registry)
+        self._generation = Gauge("reid_gallery_generation", "Number of changes to the gallery.", registry=self.registry)
         self._ready = Gauge("reid_ready", "1 if requests are answered.", registry=self.registry)
 
     def watch(self, entries: Callable[[], float], generation: Callable[[], float], ready: Callable[[], float]) -> None:
-        """Ask these whenever metrics are read."""
+        """Call these whenever metrics are read."""
         self._entries.set_function(entries)
         self._generation.set_function(generation)
         self._ready.set_function(ready)

@@ -1,6 +1,4 @@
-"""The OpenAPI document: what the routes take and give, with an example each, and every error that they can answer
-with.
-"""
+"""The OpenAPI document: what the routes accept and return, with an example each, and every error they can give."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ again. `X-Request-Id` names the request in the service's log and audit. Tokens a
 
 @dataclass(frozen=True)
 class _Operation:
-    """What FastAPI can't see of a route: its form or JSON body, its answers by status, and the codes of its own
-    errors.
-    """
+    """What FastAPI can't see of a route: its form or JSON body, its answers by status, and its own error codes."""
 
     answers: dict[int, type[BaseModel]]
     form: type[BaseModel] | None = None
@@ -65,7 +61,7 @@ _OPERATIONS: dict[tuple[str, str], _Operation] = {
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The document, made once."""
+    """The document, built once."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=ABOUT, routes=app.routes)
         components = document.setdefault("components", {})
@@ -90,7 +86,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _complete(
-    found: dict[str, Any],
+    entry: dict[str, Any],
     method: str,
     path: str,
     operation: _Operation,
@@ -100,24 +96,24 @@ def _complete(
     guarded: bool,
 ) -> None:
     route = ROUTES[method, path]
-    found["operationId"] = f"{method.lower()} {path}".replace("/v1/", "").replace("/", "").replace(" ", "_")
+    entry["operationId"] = f"{method.lower()} {path}".replace("/v1/", "").replace("/", "").replace(" ", "_")
     codes = set(_EVERYWHERE) | operation.errors
     if route.access != OPEN:
         codes |= _GUARDED
     if route.access not in (OPEN, ANY):
         codes |= {"forbidden"}
-        found["description"] = f"{found.get('description', '')}\n\nScope: {route.access}.".strip()
+        entry["description"] = f"{entry.get('description', '')}\n\nScope: {route.access}.".strip()
     if route.work:
         codes |= _WORK
     if operation.form or operation.json:
         codes |= _BODIES
     if operation.form:
         codes |= _IMAGES
-        found["requestBody"] = {"required": True, "content": {"multipart/form-data": _form(operation, settings)}}
+        entry["requestBody"] = {"required": True, "content": {"multipart/form-data": _form(operation, settings)}}
     if operation.json:
-        found["requestBody"] = {"required": True, "content": {"application/json": _body(operation.json, schemas)}}
+        entry["requestBody"] = {"required": True, "content": {"application/json": _body(operation.json, schemas)}}
     if guarded and route.access != OPEN:
-        found["security"] = [{"bearer": []}]
+        entry["security"] = [{"bearer": []}]
     answers: dict[str, Any] = {
         str(status): {
             "description": "Done" if status < 400 else "Not ready",
@@ -142,35 +138,33 @@ def _complete(
             answers[str(status)] = {"description": ", ".join(here), "content": {"application/json": error}}
     for again in {"429", "503"} & set(answers):
         answers[again]["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds."}}
-    found["responses"] = answers
+    entry["responses"] = answers
 
 
 def _body(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     """Schema and example of a model, or of several that it may be."""
     parts = getattr(model, "__args__", None) or (model,)
     for part in parts:
-        made = part.model_json_schema(ref_template=_REF, mode="validation")
-        schemas.update(made.pop("$defs", {}))
-        schemas[part.__name__] = made
+        definition = part.model_json_schema(ref_template=_REF, mode="validation")
+        schemas.update(definition.pop("$defs", {}))
+        schemas[part.__name__] = definition
     refs = [{"$ref": _REF.format(model=part.__name__)} for part in parts]
     return {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}, "example": example(parts[0])}
 
 
 def _form(operation: _Operation, settings: Settings) -> dict[str, Any]:
-    """Schema and example of a multipart form: a field that may be left out is left out, for there is no null in a
-    form.
-    """
+    """Schema of a multipart form; an optional field may only be left out, as there is no null in a form."""
     model = operation.form
     if model is None:
         raise TypeError("an operation without a form")
-    made = model.model_json_schema()
-    for field in made["properties"].values():
+    form_schema = model.model_json_schema()
+    for field in form_schema["properties"].values():
         if kinds := [kind for kind in field.pop("anyOf", []) if kind.get("type") != "null"]:
             field.update(kinds[0])
         if field.get("default", "") is None:
             field.pop("default")
     image = {"type": "string", "format": "binary", "contentMediaType": "image/*"}
-    made["properties"][operation.images] = {
+    form_schema["properties"][operation.images] = {
         "type": "array",
         "items": image,
         "minItems": int(operation.needed),
@@ -179,22 +173,22 @@ def _form(operation: _Operation, settings: Settings) -> dict[str, Any]:
             f"JPEG, PNG, WebP or BMP, at most {settings.max_image_bytes} bytes and {settings.max_pixels} pixels each."
         ),
     }
-    required = [*made.get("required", []), *([operation.images] if operation.needed else [])]
-    if "reason" in made["properties"] and settings.require_reason:
+    required = [*form_schema.get("required", []), *([operation.images] if operation.needed else [])]
+    if "reason" in form_schema["properties"] and settings.require_reason:
         required.append("reason")
     if required:
-        made["required"] = required
-    return {"schema": made}
+        form_schema["required"] = required
+    return {"schema": form_schema}
 
 
 def example(model: type[BaseModel]) -> Any:
-    """An object made of the examples of a model's fields."""
-    found: dict[str, Any] = {}
+    """Build an object from the examples of a model's fields."""
+    values: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if field.examples:
-            found[name] = field.examples[0]
+            values[name] = field.examples[0]
             continue
         inner = getattr(field.annotation, "__args__", (field.annotation,))[0]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found[name] = [example(inner)] if "list" in str(field.annotation) else example(inner)
-    return found
+            values[name] = [example(inner)] if "list" in str(field.annotation) else example(inner)
+    return values

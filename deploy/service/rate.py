@@ -1,4 +1,4 @@
-"""How often a caller may ask: a token bucket each."""
+"""How often a caller may ask: one token bucket per caller."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ BURST_SECONDS = 2.0
 
 
 class RateLimit:
-    """Buckets that fill at ``rate`` a second and hold two seconds' worth; used from one thread.
+    """Buckets that fill at ``rate`` per second and hold two seconds' worth; used from one thread.
 
-    A request may cost more than is there as long as something is: the bucket then goes below nothing, and the caller
-    waits the longer. So no request is too dear for ever, and the rate holds in the long run.
+    A request may cost more than its bucket holds, as long as that is not empty: the level then goes below zero, and the
+    caller waits longer. So no request is too expensive for ever, and the rate holds in the long run.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float] = monotonic) -> None:
-        """Allow ``rate`` a second, 0: everything."""
+        """Allow ``rate`` requests per second; 0 allows everything."""
         self._rate = rate
         self._most = max(1.0, BURST_SECONDS * rate)
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, caller: str, cost: float = 1.0) -> float:
-        """Pay; returns 0, or, having taken nothing, the seconds to wait."""
+        """Pay for a request; returns 0, or the seconds to wait if nothing was taken."""
         if not self._rate:
             return 0.0
         now = self._clock()
@@ -39,13 +39,13 @@ class RateLimit:
         return 0.0
 
     def charge(self, caller: str, cost: float) -> None:
-        """Add to the cost of a request that was let in."""
+        """Add to the cost of an admitted request."""
         if self._rate and caller in self._buckets:
             level, then = self._buckets[caller]
             self._buckets[caller] = (level - cost, then)
 
     def _drop_full(self, now: float) -> None:
-        """Forget callers whose bucket would be full; they start with a full one again."""
+        """Forget callers whose bucket would be full; they would start with a full one again."""
         self._buckets = {
             name: (level, then)
             for name, (level, then) in self._buckets.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from domains.errors import ReidError
@@ -28,24 +29,26 @@ CODES = {
     "gallery": 503,
     "audit": 503,
 }
-"""Every code that a client can meet, with its HTTP status."""
+"""Every code that a client can receive, with its HTTP status."""
 
 UNAVAILABLE = 503
 
 
 class RefusedError(ReidError):
-    """A request that is not answered.
+    """A request that is refused.
 
     Attributes:
         code: one of :data:`CODES`.
-        wait: seconds after which trying again makes sense, or ``None``.
+        wait: seconds after which to try again, or ``None``.
+        allow: methods that the path accepts, where another was used.
     """
 
-    def __init__(self, code: str, message: str, *, wait: int | None = None) -> None:
+    def __init__(self, code: str, message: str, *, wait: int | None = None, allow: Sequence[str] = ()) -> None:
         """Say what was wrong, what was found and what to do."""
         super().__init__(message)
         self.code = code
         self.wait = wait if wait is not None or self.status != UNAVAILABLE else 1
+        self.allow = tuple(allow)
 
     @property
     def status(self) -> int:
@@ -54,10 +57,11 @@ class RefusedError(ReidError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that go with it."""
-        found = {} if self.wait is None else {"retry-after": str(self.wait)}
-        return found | ({"www-authenticate": "Bearer"} if self.code == "unauthorized" else {})
+        """HTTP headers that go with it."""
+        headers = {} if self.wait is None else {"retry-after": str(self.wait)}
+        headers |= {"allow": ", ".join(self.allow)} if self.allow else {}
+        return headers | ({"www-authenticate": "Bearer"} if self.code == "unauthorized" else {})
 
     def body(self) -> dict[str, Any]:
-        """Plain values for JSON: the one shape that every error has."""
+        """Plain values for JSON, in the shape that every error has."""
         return {"error": {"code": self.code, "message": str(self)}}

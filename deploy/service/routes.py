@@ -33,10 +33,10 @@ router = APIRouter(prefix="/v1")
 
 
 class Parts:
-    """What the routes share, as the application keeps it."""
+    """What the routes share, kept by the application."""
 
     def __init__(self, request: Request) -> None:
-        """Find the parts of the application that a request came to."""
+        """Collect the parts of the application that received a request."""
         state = request.app.state
         self.backend: Backend = state.backend
         self.audit_log: AuditLog = state.audit_log
@@ -55,7 +55,7 @@ class Parts:
         self.gate.rate.charge(self.caller.token or "local", max(0, images - 1))
 
     async def record(self, action: str, **what: str | int | None) -> int:
-        """Write an audit record; raises RefusedError if it can't be written, for then nothing may be answered."""
+        """Write an audit record; raises RefusedError if it can't be written, as then nothing may be answered."""
         known = {name: value for name, value in what.items() if value is not None}
         try:
             return await self.audit_log.write(action, request=self.caller.request, token=self.caller.name, **known)
@@ -72,30 +72,32 @@ async def query(request: Request) -> JSONResponse:
     parts.check_ready()
     form, images = await read_form(request, QueryForm, parts.settings, images="images", needed=True)
     if parts.settings.require_reason and form.reason is None:
-        raise RefusedError("invalid", "reason: say why this is asked; it is kept in the audit log")
+        raise RefusedError("invalid", "reason: say why you ask; it is kept in the audit log")
     filters = {
         name: getattr(form, name) for name in ("camera", "after", "before", "label") if getattr(form, name) is not None
     }
     _checked(lambda: Selection(**filters))
     parts.charge(len(images))
-    found = await parts.backend.search(images, k=form.top, **filters)
+    matches = await parts.backend.search(images, k=form.top, **filters)
     drawn = form.thumbnails == "true" and bool(parts.settings.pictures)
     number = await parts.record(
         "query",
         reason=form.reason,
         images=len(images),
-        results=sum(map(len, found)),
+        results=sum(map(len, matches)),
         filters="+".join(filters) or None,
         thumbnails=int(drawn) or None,
     )
     results = (
-        await asyncio.to_thread(_with_thumbnails, found, parts.settings)
+        await asyncio.to_thread(_with_thumbnails, matches, parts.settings)
         if drawn
-        else [[match.to_dict() for match in row] for row in found]
+        else [[match.to_dict() for match in row] for row in matches]
     )
     return JSONResponse(
         {
-            "results": [{"verdict": answer(row), "matches": shown} for row, shown in zip(found, results, strict=True)],
+            "results": [
+                {"verdict": answer(row), "matches": result} for row, result in zip(matches, results, strict=True)
+            ],
             "feature_space": parts.backend.encoder.feature_space,
             "record": number,
         }
@@ -112,11 +114,12 @@ async def enrol(request: Request) -> JSONResponse:
     sources = form.source or [
         f"upload:{parts.caller.request}" + (f"-{number}" if count > 1 else "") for number in range(1, count + 1)
     ]
-    given: list[str | None] = [*form.time]
-    times = given * count if len(given) == 1 else given or [None] * count
+    sent: list[str | None] = [*form.time]
+    times = sent * count if len(sent) == 1 else sent or [None] * count
     if len(sources) != count or len(times) != count:
         raise RefusedError(
-            "invalid", f"there are {count} images: give as many sources, and one time, as many times, or none"
+            "invalid",
+            f"there are {count} images: give a source for each or none, and a time for each, for all, or none",
         )
     entries = _checked(
         lambda: [Entry(form.camera, source, time, form.label) for source, time in zip(sources, times, strict=True)]
@@ -124,19 +127,19 @@ async def enrol(request: Request) -> JSONResponse:
     parts.charge(count)
     gallery = parts.backend.gallery
     known = await parts.backend.run(lambda: [gallery.has(entry) for entry in entries])
-    fresh = [place for place, there in enumerate(known) if not there]
+    fresh = [index for index, there in enumerate(known) if not there]
     ids: list[int | None] = [None] * count
     if fresh:
         await parts.record("enrol", images=len(fresh))
         added = await parts.backend.add(
-            [images[place] for place in fresh],
+            [images[index] for index in fresh],
             camera=form.camera,
-            source=[sources[place] for place in fresh],
-            time=[times[place] for place in fresh],
+            source=[sources[index] for index in fresh],
+            time=[times[index] for index in fresh],
             label=form.label,
         )
-        for place, number in zip(fresh, added, strict=True):
-            ids[place] = number
+        for index, number in zip(fresh, added, strict=True):
+            ids[index] = number
     return JSONResponse({"ids": ids, "known": ids.count(None)}, status_code=201 if any(ids) else 200)
 
 
@@ -144,7 +147,7 @@ async def enrol(request: Request) -> JSONResponse:
 async def erase_entries(
     request: Request, ids: Annotated[list[Id], Query(min_length=1, max_length=1000, examples=[[4, 5, 9]])]
 ) -> JSONResponse:
-    """Erase entries by id, bytes and all; ids that are not there are passed over."""
+    """Erase entries by id, bytes included; unknown ids are ignored."""
     parts = Parts(request)
     await parts.record("forget", by="ids", asked=len(set(ids)))
     return JSONResponse(await parts.backend.erase(sorted(set(ids)), "ids"))
@@ -152,7 +155,7 @@ async def erase_entries(
 
 @router.post("/forget")
 async def forget(request: Request) -> JSONResponse:
-    """Erase everything that fits all the fields that are given; look first with dry_run."""
+    """Erase everything that matches all the given fields; preview it with dry_run."""
     parts = Parts(request)
     parts.check_ready()
     gallery = parts.backend.gallery
@@ -177,7 +180,7 @@ async def forget(request: Request) -> JSONResponse:
 
 @router.post("/upgrade")
 async def upgrade(request: Request) -> JSONResponse:
-    """Carry the gallery into another model's feature space, in the background and while queries are answered."""
+    """Carry the gallery into another model's feature space, in the background while queries are answered."""
     parts = Parts(request)
     body = await read_json(request, UpgradeBody)
     bundle, via = parts.upgrading.find(body.bundle), [parts.upgrading.find(name) for name in body.via]
@@ -190,7 +193,7 @@ async def upgrade(request: Request) -> JSONResponse:
 
 @router.get("/upgrade")
 async def upgrade_state(request: Request) -> JSONResponse:
-    """How far the last upgrade is."""
+    """Progress of the last upgrade."""
     return JSONResponse(Parts(request).upgrading.state())
 
 
@@ -201,8 +204,8 @@ async def stats(request: Request) -> JSONResponse:
     gallery = parts.backend.gallery
     info = await parts.backend.run(lambda: {**gallery.info(), "retention": gallery.retention()})
     hidden = ("bundle", "spaces", "bytes")
-    shown = {name: value for name, value in info.items() if name not in hidden}
-    return JSONResponse({**shown, "provider": parts.backend.encoder.provider, "version": code_version()})
+    public = {name: value for name, value in info.items() if name not in hidden}
+    return JSONResponse({**public, "provider": parts.backend.encoder.provider, "version": code_version()})
 
 
 @router.get("/audit")
@@ -239,15 +242,16 @@ async def audit(
 
 
 def _checked(make: Callable[[], Result]) -> Result:
-    """What a constructor makes of a client's values; its complaint is the client's."""
+    """Call a constructor on a client's values; its errors go to the client."""
     try:
         return make()
     except GalleryError as error:
         raise RefusedError("invalid", str(error)) from error
 
 
-def _with_thumbnails(found: list[list[Match]], settings: Settings) -> list[list[dict[str, Any]]]:
+def _with_thumbnails(matches: list[list[Match]], settings: Settings) -> list[list[dict[str, Any]]]:
     folders = settings.pictures
     return [
-        [{**match.to_dict(), "thumbnail": thumbnail(match.source, folders, settings)} for match in row] for row in found
+        [{**match.to_dict(), "thumbnail": thumbnail(match.source, folders, settings)} for match in row]
+        for row in matches
     ]

@@ -1,4 +1,4 @@
-"""From a gallery's folder to a listening server, and orderly back: what was begun is finished, then the gallery is
+"""From a gallery's folder to a listening server, and an orderly stop: what was started is finished, then the gallery is
 closed.
 """
 
@@ -43,8 +43,8 @@ class Listening:
 
     Attributes:
         host: name or address.
-        port: 0: any that is free.
-        cert: certificate chain, PEM; with ``key``: HTTPS.
+        port: the port; 0 for any free one.
+        cert: certificate chain, PEM; together with ``key`` it means HTTPS.
         key: its private key, PEM.
     """
 
@@ -63,7 +63,7 @@ class Listening:
 
 
 def find_tokens(listening: Listening, file: Path | None) -> Path | None:
-    """The file of tokens to ask for; ``None`` where none was named and only this machine can reach the service.
+    """The file of tokens to require; ``None`` where none was named and only this machine can reach the service.
 
     Raises:
         UsageError: the service would be open to other machines, or nobody could use it.
@@ -73,7 +73,7 @@ def find_tokens(listening: Listening, file: Path | None) -> Path | None:
     if chosen is None:
         if not listening.local:
             raise UsageError(
-                f"refusing to listen on {listening.host} without tokens, for anyone there could query and erase; {how}"
+                f"refusing to listen on {listening.host} without tokens, as anyone there could query and erase; {how}"
             )
         return None
     if not any(not token.expired() for token in Tokens(chosen).all()):
@@ -84,12 +84,12 @@ def find_tokens(listening: Listening, file: Path | None) -> Path | None:
 def run_service(
     path: Path, listening: Listening, settings: Settings, *, bundle: Path | None = None, provider: str = "cpu"
 ) -> None:
-    """Serve a gallery until SIGTERM or SIGINT, with its own bundle; a missing one is made for ``bundle``.
+    """Serve a gallery until SIGTERM or SIGINT, with its own bundle; a missing gallery is created for ``bundle``.
 
     Raises:
-        UsageError: other machines could reach it without a token, or half a TLS pair.
-        DeviceError: the address can't be listened on, or the certificate can't be used.
-        ReidError: gallery or bundle can't be used, or do not fit each other.
+        UsageError: other machines could reach it without a token, or half of a TLS pair is missing.
+        DeviceError: can't listen on the address, or can't use the certificate.
+        ReidError: gallery or bundle can't be used, or do not match.
     """
     if not listening.local and settings.tokens is None:
         raise UsageError(f"refusing to listen on {listening.host} without tokens; make one with reid token make")
@@ -109,19 +109,19 @@ def run_service(
 
 
 def open_to_serve(path: Path, named: Path | None, provider: str) -> tuple[Gallery, Encoder]:
-    """Open a gallery and load a bundle of its model; a missing one is made for the bundle that was ``named``.
+    """Open a gallery and load a bundle of its model; a missing gallery is created for the ``named`` bundle.
 
-    The named bundle is used if it is of the gallery's model: its own, or the same in another precision. A unit file or
-    an image names one bundle for ever, and a gallery is upgraded: a bundle of another model does not keep it from being
-    served with its own.
+    The named bundle is used if it is from the gallery's model: its own, or the same model in another precision. A unit
+    file or a container image names one bundle for ever, while the gallery is upgraded: a bundle from another model does
+    not stop the gallery from being served with its own.
 
     Raises:
         UsageError: there is no gallery and no bundle was named.
-        GalleryError: the gallery's own bundle can't be used, and the named one is none of its model.
-        ReidError: the gallery, or the bundle to make it for, can't be used.
+        GalleryError: the gallery's own bundle can't be used, and the named one is not from its model.
+        ReidError: the gallery, or the bundle to create it for, can't be used.
     """
     if named is not None and not (path / DATABASE).exists():
-        encoder = Encoder.load(named, provider=provider)  # a bundle that can't be used makes no gallery
+        encoder = Encoder.load(named, provider=provider)  # first, so that an unusable bundle creates no gallery
         return open_or_create(path, named), encoder
     gallery = open_or_create(path)
     try:
@@ -132,7 +132,7 @@ def open_to_serve(path: Path, named: Path | None, provider: str) -> tuple[Galler
 
 
 def _own_encoder(gallery: Gallery, named: Path | None, provider: str) -> Encoder:
-    """Load the bundle that was named, if it is of the gallery's model, or else the gallery's own."""
+    """Load the named bundle if it is from the gallery's model, or else the gallery's own."""
     unfit = ""
     if named is not None:
         try:
@@ -144,9 +144,8 @@ def _own_encoder(gallery: Gallery, named: Path | None, provider: str) -> Encoder
     except (ArtefactError, GalleryError) as error:
         also = f"; {unfit}" if unfit and unfit != str(error) else ""
         raise GalleryError(
-            f"{gallery.path} can't be served with its own bundle: {error}{also}; put that bundle back there, name one "
-            "of the same model with "
-            "--bundle, or carry the gallery to another with reid gallery upgrade"
+            f"{gallery.path} can't be served with its own bundle: {error}{also}; put that bundle back, name one from "
+            "the same model with --bundle, or carry the gallery to another with reid gallery upgrade"
         ) from error
     if unfit:
         write_log(
@@ -161,7 +160,7 @@ def _own_encoder(gallery: Gallery, named: Path | None, provider: str) -> Encoder
 
 def _load_fitting(gallery: Gallery, bundle: Path, provider: str) -> Encoder:
     if Bundle.load(bundle, verify=False).feature_space != gallery.feature_space:
-        raise GalleryError(f"{bundle} is of another model than the gallery")
+        raise GalleryError(f"{bundle} is from a different model than the gallery")
     return Encoder.load(bundle, provider=provider)
 
 
@@ -226,16 +225,16 @@ def _check_tls(listening: Listening) -> None:
         except (OSError, ssl.SSLError) as error:
             reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
             raise DeviceError(
-                f"can't use certificate {listening.cert} with key {listening.key}: {reason}; both must be PEM and fit"
+                f"can't use certificate {listening.cert} with key {listening.key}: {reason}; both must be PEM and match"
             ) from error
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but a stop by signal is a success and not a death by that signal."""
+    """uvicorn, but a stop by signal exits with success instead of dying from that signal."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        if threading.current_thread() is not threading.main_thread():  # no signal arrives here
             yield
             return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}

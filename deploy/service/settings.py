@@ -9,32 +9,32 @@ from domains.crops import MAX_BYTES, MAX_PIXELS
 from domains.errors import UsageError
 
 MAX_TOP = 100
-"""Matches per image; whoever wants more wants the gallery, not an answer."""
+"""Matches per image; anyone who wants more wants the gallery, not an answer."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits and places of a service.
+    """Limits and paths of a service.
 
     Attributes:
-        tokens: file of ``reid token``; ``None``: no token is asked for, which only a service that listens on this
-            machine alone may do.
+        tokens: file of ``reid token``; ``None``: no token is required, which is allowed only for a service that listens
+            on this machine alone.
         audit: the audit log's database; by default beside the gallery's folder.
         keep_audit: days that records of the audit log are kept; ``None``: for ever.
         require_reason: whether a query must state its reason.
-        max_image_bytes: of one uploaded image.
-        max_pixels: of one uploaded image, by its header, before it is decoded.
-        max_images: per request.
-        max_body_bytes: of one request.
-        max_buffered_bytes: of all requests that are being read or answered.
-        rate: requests per second and token, in the long run, with bursts of twice as many; an image more counts as a
-            request. 0: no limit.
-        queue: requests that are read or answered at a time; the next one is sent away with 503.
+        max_image_bytes: bytes of one uploaded image.
+        max_pixels: pixels of one uploaded image, by its header, before it is decoded.
+        max_images: images per request.
+        max_body_bytes: bytes of one request.
+        max_buffered_bytes: bytes of all requests being read or answered.
+        rate: requests per second and token, in the long run, with bursts of twice as many; each further image counts as
+            a request. 0: no limit.
+        queue: requests read or answered at a time; the next one is refused with 503.
         timeout: seconds that an answer may take.
         body_timeout: seconds that a client may take to send its request.
-        bundles: folder whose sub-folders a gallery may be upgraded to; ``None``: no upgrade by HTTP.
+        bundles: folder whose sub-folders a gallery may be upgraded to; ``None``: no upgrades over HTTP.
         pictures: folders whose images may be shown as thumbnails; none by default.
-        hosts: further host names under which a service without tokens may be addressed.
+        hosts: further host names by which a service without tokens may be addressed.
     """
 
     tokens: Path | None = None
@@ -80,4 +80,4 @@ class Settings:
             )
         for folder in (*self.pictures, *([self.bundles] if self.bundles else [])):
             if not folder.is_dir():
-                raise UsageError(f"{folder} is no folder; make it, or leave the option out")
+                raise UsageError(f"{folder} is not a folder; create it, or leave the option out")

@@ -1,4 +1,4 @@
-"""Thumbnails of matches, drawn from sources that lie in folders which the operator named; off by default."""
+"""Thumbnails of matches, made from sources in folders that the operator named; off by default."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from domains.errors import DataError
 
 
 def thumbnail(source: str, folders: Sequence[Path], settings: Settings) -> str | None:
-    """A small JPEG as a data: URL, or ``None`` if the source is no readable image inside one of the folders, links
-    followed.
+    """A small JPEG as a data: URL, or ``None`` if the source, links followed, is not a readable image inside one of the
+    folders.
     """
     data = _read(source, folders, settings.max_image_bytes)
     if data is None:
@@ -32,8 +32,8 @@ def thumbnail(source: str, folders: Sequence[Path], settings: Settings) -> str |
 
 
 def _read(source: str, folders: Sequence[Path], limit: int) -> bytes | None:
-    """The file's bytes if it is a plain one inside the folders. It is opened first and asked where it is then, so that
-    nothing can be swapped.
+    """The bytes of a regular file inside the folders. It is opened first and located afterwards, so that nothing can be
+    swapped in between.
     """
     try:
         path = Path(source).resolve(strict=True)

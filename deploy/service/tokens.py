@@ -1,7 +1,6 @@
-"""Bearer tokens: 256 random bits, shown once; of each only a hash is kept, with what it may do.
+"""Bearer tokens: 256 random bits, shown once; only a hash of each is stored, with what the token may do.
 
-A plain SHA-256 is right for secrets that are drawn and not thought of: there is nothing to guess, so nothing that a
-slow hash would slow down.
+A plain SHA-256 is right for random secrets: there is nothing to guess, so nothing for a slow hash to slow down.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 @dataclass(frozen=True)
 class Token:
-    """What is kept of a token.
+    """What is stored of a token.
 
     Attributes:
         id: eight hexadecimal digits, part of the token itself.
-        name: who or what holds it; it stands in logs and audits, so name a post or a program rather than a person.
+        name: who or what holds it; it appears in logs and audits, so name a role or a program rather than a person.
         scopes: what it may do. Every token may read counts (``/v1/stats``, ``/metrics``).
         created: ISO 8601.
         expires: ISO 8601, or ``None``.
@@ -52,22 +51,22 @@ class Token:
     hash: str
 
     def expired(self) -> bool:
-        """Whether its time is over."""
+        """Whether it has expired."""
         return self.expires is not None and datetime.fromisoformat(self.expires) <= datetime.now(UTC)
 
 
 class Tokens:
-    """A file of tokens; changes by another process are seen at the next :meth:`find`."""
+    """A file of tokens; changes by another process take effect at the next :meth:`find`."""
 
     def __init__(self, file: Path) -> None:
-        """Name the file; a missing one holds no token."""
+        """Name the file; a missing one holds no tokens."""
         self.file = file
         self._seen: tuple[int, int, int] | None = None
         self._known: dict[str, Token] = {}
         self._lock = threading.Lock()
 
     def find(self, text: str) -> Token | None:
-        """The valid token that ``text`` is, or ``None``; raises ArtefactError if the file can't be trusted, so that
+        """Return the valid token for ``text``, or ``None``; raises ArtefactError if the file can't be trusted, so that
         nobody is let in.
         """
         form = _FORM.fullmatch(text)
@@ -77,14 +76,14 @@ class Tokens:
         return token if token and same and not token.expired() else None
 
     def all(self) -> list[Token]:
-        """Every token, expired ones too, oldest first."""
+        """Every token, expired ones included, oldest first."""
         return list(self._read().values())
 
     def make(self, scopes: Sequence[str], name: str | None = None, days: int | None = None) -> str:
-        """Add a token and return it: it can't be shown again.
+        """Add a token and return it; it can't be shown again.
 
         Raises:
-            UsageError: unknown scope, impossible name or number of days, or a name that is taken.
+            UsageError: unknown scope, invalid name or number of days, or a name already in use.
         """
         for scope in scopes:
             if scope not in SCOPES:
@@ -98,25 +97,25 @@ class Tokens:
         text = f"{PREFIX}_{number}_{secrets.token_urlsafe(32)}"
         now = datetime.now(UTC)
         expires = (now + timedelta(days=days)).isoformat(timespec="seconds") if days else None
-        kept = tuple(scope for scope in SCOPES if scope in scopes)
-        made = Token(
-            number, name, kept, now.isoformat(timespec="seconds"), expires, hashlib.sha256(text.encode()).hexdigest()
+        granted = tuple(scope for scope in SCOPES if scope in scopes)
+        token = Token(
+            number, name, granted, now.isoformat(timespec="seconds"), expires, hashlib.sha256(text.encode()).hexdigest()
         )
         with self._changing() as tokens:
-            if name in [token.name for token in tokens]:
-                raise UsageError(f"there is a token named {name!r} already; revoke it first, or choose another name")
-            tokens.append(made)
+            if name in [other.name for other in tokens]:
+                raise UsageError(f"a token named {name!r} already exists; revoke it first, or choose another name")
+            tokens.append(token)
         return text
 
     def revoke(self, which: str) -> Token:
-        """Remove a token by id or name; it is refused from the next request on. Raises UsageError if there is none."""
+        """Remove a token by id or name; it is refused from the next request on. Raises UsageError if unknown."""
         with self._changing() as tokens:
-            found = [token for token in tokens if which in (token.id, token.name)]
-            if not found:
+            matches = [token for token in tokens if which in (token.id, token.name)]
+            if not matches:
                 known = ", ".join(f"{token.id} ({token.name})" for token in tokens) or "none"
-                raise UsageError(f"there is no token {which!r:.80} in {self.file}; there are: {known:.300}")
-            tokens.remove(found[0])
-        return found[0]
+                raise UsageError(f"there is no token {which!r:.80} in {self.file}; known tokens: {known:.300}")
+            tokens.remove(matches[0])
+        return matches[0]
 
     def _read(self) -> dict[str, Token]:
         with self._lock:
@@ -131,7 +130,7 @@ class Tokens:
             if seen != self._seen:
                 if stat.st_mode & 0o022:
                     raise ArtefactError(
-                        f"{self.file} can be written by others, who could let themselves in; run chmod 600 {self.file}"
+                        f"{self.file} is writable by others, who could let themselves in; run chmod 600 {self.file}"
                     )
                 self._known = {token.id: token for token in _parse(self.file, read_json(self.file))}
                 self._seen = seen
@@ -159,7 +158,7 @@ def default_file() -> Path:
 
 
 def _parse(file: Path, content: Any) -> list[Token]:
-    """Tokens of a file's content; raises ArtefactError on anything that we did not write."""
+    """Read tokens from a file's content; raises ArtefactError on anything that we did not write."""
     types = get_type_hints(Token)
     try:
         if content["kind"] != "tokens" or content["schema"] != SCHEMA:
@@ -169,14 +168,14 @@ def _parse(file: Path, content: Any) -> list[Token]:
             for name, kind in types.items():
                 value = getattr(token, name)
                 allowed = (
-                    tuple(found for found in get_args(kind) if isinstance(found, type))
+                    tuple(option for option in get_args(kind) if isinstance(option, type))
                     if name == "expires"
                     else (str, tuple)
                 )
                 if not isinstance(value, allowed):
                     raise ValueError(f"{name} is {value!r:.40}")
             if set(token.scopes) - set(SCOPES) or not re.fullmatch("[0-9a-f]{64}", token.hash):
-                raise ValueError(f"token {token.id:.20} has an unknown scope or an impossible hash")
+                raise ValueError(f"token {token.id:.20} has an unknown scope or an invalid hash")
             token.expired()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{file} is not a file of tokens: {error!r:.150}; restore it, or make new ones") from error
@@ -184,7 +183,7 @@ def _parse(file: Path, content: Any) -> list[Token]:
 
 
 def _write(file: Path, tokens: Sequence[Token]) -> None:
-    """Write the file whole or not at all, never readable by others, not even while it is written."""
+    """Write the file whole or not at all, and never readable by others, not even during the write."""
     from json import dumps
 
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")

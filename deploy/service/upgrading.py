@@ -1,4 +1,4 @@
-"""A gallery's upgrade while it answers, as a job that a client starts and looks at."""
+"""Upgrading a gallery while it answers, as a job that a client starts and polls."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class StoppedError(ReidError):
 
 @dataclass
 class Progress:
-    """How far an upgrade is.
+    """Progress of an upgrade.
 
     Attributes:
         state: ``none``, ``loading``, ``carrying``, ``done`` or ``failed``.
-        bundle: its name.
+        bundle: the bundle's name.
         done: entries carried so far.
-        total: entries that there were at the start.
+        total: entries at the start.
         expect: what the transport promises, in sentences.
         message: what went wrong.
         started: ISO 8601.
@@ -50,10 +50,10 @@ class Progress:
 
 
 class Upgrading:
-    """At most one upgrade at a time. What fails before the switch leaves the old encoder and the old space serving."""
+    """At most one upgrade at a time. A failure before the switch leaves the old encoder and the old space serving."""
 
     def __init__(self, backend: Backend, audit_log: AuditLog, folder: Path | None) -> None:
-        """Allow the bundles that lie in ``folder``."""
+        """Allow the bundles in ``folder``."""
         self._backend, self._audit_log, self._folder = backend, audit_log, folder
         self._progress = Progress()
         self._thread: threading.Thread | None = None
@@ -64,9 +64,9 @@ class Upgrading:
         return asdict(self._progress)
 
     def find(self, name: str) -> Path:
-        """A bundle of the allowed folder, by name alone; raises RefusedError."""
+        """Return a bundle in the allowed folder, by name alone; raises RefusedError."""
         if self._folder is None:
-            raise RefusedError("forbidden", "upgrades by HTTP are off; start the service with --bundles FOLDER")
+            raise RefusedError("forbidden", "upgrades over HTTP are off; start the service with --bundles FOLDER")
         folder = self._folder / name
         if not re.fullmatch(NAME, name) or folder.is_symlink() or not folder.is_dir():
             raise RefusedError(
@@ -80,45 +80,43 @@ class Upgrading:
             return gallery.plan_upgrade(bundle, via).lines()
 
     def start(self, bundle: Path, via: list[Path], *, by: str) -> None:
-        """Begin; raises RefusedError if one is running."""
+        """Start an upgrade; raises RefusedError if one is running."""
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 raise RefusedError(
-                    "conflict", f"an upgrade to {self._progress.bundle} is running; look at GET /v1/upgrade"
+                    "conflict", f"an upgrade to {self._progress.bundle} is already running; see GET /v1/upgrade"
                 )
             self._progress = Progress("loading", bundle.name, started=_now())
             self._thread = threading.Thread(target=self._run, args=(bundle, via, by), name="upgrade", daemon=True)
             self._thread.start()
 
     def wait(self) -> None:
-        """Until no upgrade is running; one that was told to stop leaves its preparation, and the next one goes on with
-        it.
-        """
+        """Wait until no upgrade is running; one told to stop leaves its preparation for the next to continue."""
         if self._thread is not None:
             self._thread.join()
 
     def _run(self, bundle: Path, via: list[Path], by: str) -> None:
         progress, backend = self._progress, self._backend
-        taken: str | None = None
+        added: str | None = None
         try:
             encoder = Encoder.load(bundle, provider=backend.encoder.provider)
-            # A connection of its own: its writes do not hold up the searches of the other one.
+            # Its own connection, so that its writes do not hold up the searches of the other one.
             with Gallery.open(backend.gallery.path) as gallery:
                 progress.expect, progress.total = gallery.plan_upgrade(bundle, via).lines(), len(gallery)
                 backend.take(encoder)
-                taken = encoder.feature_space
+                added = encoder.feature_space
                 progress.state = "carrying"
                 count = gallery.upgrade(bundle, via, tick=self._tick)
             backend.follow(encoder.feature_space)
             self._audit_log.submit("upgrade", bundle=bundle.name, entries=count, token=by).result()
             progress.done, progress.state = count, "done"
             write_log(logging.INFO, "upgraded", bundle=bundle.name, entries=count, feature_space=encoder.feature_space)
-        except Exception as error:  # a thread has nobody to raise to; whoever asks for the state is told
+        except Exception as error:  # a thread has nobody to raise to; the state reports it
             progress.state = "failed"
             progress.message = (
                 str(error)
                 if isinstance(error, ReidError)
-                else f"{type(error).__name__}: this is a mistake in lifelong-reid"
+                else f"{type(error).__name__}: this is a bug in lifelong-reid"
             )
             write_log(
                 logging.ERROR,
@@ -127,17 +125,17 @@ class Upgrading:
                 bundle=bundle.name,
                 reason=progress.message,
             )
-            if taken is not None and backend.gallery.feature_space == taken:  # it failed after the switch
-                backend.follow(taken)
-            elif taken is not None:
-                backend.drop(taken)
+            if added is not None and backend.gallery.feature_space == added:  # it failed after the switch
+                backend.follow(added)
+            elif added is not None:
+                backend.drop(added)
         finally:
             progress.finished = _now()
 
     def _tick(self, count: int) -> None:
         self._progress.done += count
         if self._backend.closing.is_set():
-            raise StoppedError("the service is shutting down; the upgrade goes on when it is asked for again")
+            raise StoppedError("the service is shutting down; the upgrade continues when it is requested again")
 
 
 def _now() -> str:

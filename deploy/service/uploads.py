@@ -1,5 +1,5 @@
-"""What a client sends, read into memory and checked: forms of fields and images, bounded in every direction, decoded
-only once their headers fit.
+"""What a client sends, read into memory and checked: forms of fields and images, bounded in every respect, and decoded
+only if their headers pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _KINDS = ((0, b"\xff\xd8\xff"), (0, b"\x89PNG\r\n\x1a\n"), (0, b"BM"), (8, b"WEB
 
 
 class _InMemory(MultiPartParser):
-    """Starlette's parser, but nothing that was uploaded is ever put on a disk; the gate bounds what it can be given."""
+    """Starlette's parser, but no upload is ever written to disk; the gate bounds what it can be given."""
 
     spool_max_size = 2**31 - 1
 
@@ -39,15 +39,15 @@ async def read_form(
     """Read a multipart form.
 
     Args:
-        request: whose body to read.
-        model: what its fields are.
+        request: the request whose body to read.
+        model: model of its fields.
         settings: the limits.
         images: name of the fields that hold images.
-        needed: whether there must be one.
+        needed: whether at least one image is required.
 
     Raises:
-        RefusedError: no such form, unknown or impossible fields, no image, too many, too large, or none of a known
-            kind.
+        RefusedError: not such a form, unknown or invalid fields, no image, or images that are too many, too large or of
+            an unknown kind.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise RefusedError("unsupported_body", "send a form as multipart/form-data")
@@ -65,18 +65,18 @@ async def read_form(
         raise RefusedError(
             "too_large" if too_many else "invalid", f"the form can't be read: {error.message:.150}"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # what the parser makes of broken headers
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # what the parser raises on broken headers
         raise RefusedError("invalid", "the form can't be read: its parts are broken") from error
     try:
         fields, files = _split(form, model, images)
         if needed and not files:
-            raise RefusedError("invalid", f"there is no image: send at least one, as a file named {images}")
-        found = [await file.read() for file in files]
+            raise RefusedError("invalid", f"there is no image; send at least one, as a file named {images}")
+        contents = [await file.read() for file in files]
     finally:
         await form.close()
-    for number, data in enumerate(found):
+    for number, data in enumerate(contents):
         check_image(data, settings, f"{images} {number + 1}")
-    return fields, found
+    return fields, contents
 
 
 async def read_json(request: Request, model: type[Fields]) -> Fields:
@@ -86,28 +86,28 @@ async def read_json(request: Request, model: type[Fields]) -> Fields:
     try:
         values = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
-        raise RefusedError("invalid", "the body is no JSON") from error
+        raise RefusedError("invalid", "the body is not JSON") from error
     return check_fields(model, values)
 
 
 def check_image(data: bytes, settings: Settings, name: str) -> None:
-    """Hold an image to the limits by its header alone; raises RefusedError."""
+    """Check an image against the limits by its header alone; raises RefusedError."""
     if not data:
         raise RefusedError("damaged_image", f"{name} is empty")
     if len(data) > settings.max_image_bytes:
         raise RefusedError(
             "too_large",
-            f"{name} has {len(data)} bytes, at most {settings.max_image_bytes} are taken; crops are small images",
+            f"{name} has {len(data)} bytes, at most {settings.max_image_bytes} are accepted; crops are small images",
         )
     if not any(data[at : at + len(magic)] == magic for at, magic in _KINDS):
-        raise RefusedError("unsupported_image", f"{name} is no JPEG, PNG, WebP or BMP image")
+        raise RefusedError("unsupported_image", f"{name} is not a JPEG, PNG, WebP or BMP image")
     try:
         height, width = image_size(data)
     except DataError as error:
         raise RefusedError("damaged_image", f"{name}: {error}") from error
     if height * width > settings.max_pixels:
         raise RefusedError(
-            "too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are taken"
+            "too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are accepted"
         )
 
 
@@ -130,7 +130,7 @@ def _split(form: FormData, model: type[Fields], images: str) -> tuple[Fields, li
 
 
 def check_fields(model: type[Fields], values: object) -> Fields:
-    """Values as a model; raises RefusedError naming the first field that is wrong, without repeating what was sent."""
+    """Validate values as a model; raises RefusedError naming the first wrong field, without repeating what was sent."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The truth of a gallery, in SQLite."""
+"""The authoritative store of a gallery, in SQLite."""
 
 from deploy.store.store import Store
 

@@ -1,5 +1,5 @@
-"""The audit chain of a gallery: what was done to it and when, each record sealed by a hash over all before it. Nothing
-about a person is in it.
+"""The audit chain of a gallery: what was done to it and when, each record sealed by a hash over all before it. It says
+nothing about any person.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ START = "0" * 64
 
 
 def write_audit(store: Store, action: str, **what: str | int | None) -> None:
-    """Add a record, inside a ``holding`` block, so that it is there if and only if what it tells of is."""
+    """Add a record inside a ``holding`` block, so that it exists if and only if the change it describes does."""
     last = store.ask("SELECT hash FROM audit ORDER BY number DESC LIMIT 1")
     time = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"action": action, **what}, sort_keys=True)
@@ -27,23 +27,24 @@ def write_audit(store: Store, action: str, **what: str | int | None) -> None:
 
 
 def read_audit(store: Store) -> list[dict[str, Any]]:
-    """All records, oldest first; raises GalleryError if one was changed, taken out or put in."""
+    """Return all records, oldest first; raises GalleryError if one was changed, removed or inserted."""
     records, before = [], START
-    for place, (number, time, text, found) in enumerate(
+    for position, (number, time, text, stored) in enumerate(
         store.ask("SELECT number, time, what, hash FROM audit ORDER BY number"), 1
     ):
-        if number != place or found != link(before, time, text):
+        if number != position or stored != link(before, time, text):
             raise GalleryError(
-                f"record {place} of the audit of {store.file.parent} was changed or is missing; compare with a backup"
+                f"record {position} of the audit of {store.file.parent} was changed or is missing; compare it with a "
+                "backup"
             )
         records.append({"time": time, **json.loads(text)})
-        before = found
+        before = stored
     return records
 
 
 def check_audit(store: Store) -> int:
-    """How many records there are; raises GalleryError if the chain is broken. That the newest are missing only a copy
-    of its last hash can tell.
+    """Return the number of records; raises GalleryError if the chain is broken. Missing newest records show only
+    against a separate copy of the last hash.
     """
     return len(read_audit(store))
 

@@ -1,4 +1,4 @@
-"""Every byte of a gallery's database that counts, checked, and what can be mended, mended."""
+"""Check every byte of a gallery's database that matters, and repair what can be repaired."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from deploy.store.store import Store
 from domains.errors import GalleryError
 
 LENGTH = 0.01
-"""How far from 1 the length of a stored vector may be."""
+"""Largest deviation of a stored vector's length from 1."""
 
 NAMED = 20
-"""So many faults are named; the rest is counted."""
+"""At most this many faults are listed; more are only mentioned."""
 
 
 def check_store(store: Store) -> None:
-    """Raise GalleryError naming what is damaged in the database, if anything is. Call it in a transaction."""
-    found = list(islice(faults(store), NAMED + 1))
-    if found:
-        named = "; ".join(f"{fault} is damaged" for fault in found[:NAMED])
-        more = "; and more" if len(found) > NAMED else ""
-        raise GalleryError(f"{store.file}: {named}{more}; restore a backup, or try reid gallery verify --repair")
+    """Raise GalleryError listing what is damaged in the database, if anything. Call it in a transaction."""
+    first = list(islice(faults(store), NAMED + 1))
+    if first:
+        listed = "; ".join(f"{fault} is damaged" for fault in first[:NAMED])
+        more = "; and more" if len(first) > NAMED else ""
+        raise GalleryError(f"{store.file}: {listed}{more}; restore a backup, or try reid gallery verify --repair")
 
 
 def faults(store: Store) -> Iterator[str]:
-    """Say what is damaged in the database, one fault at a time. Call it in a transaction."""
+    """Describe what is damaged in the database, one fault at a time. Call it in a transaction."""
     structure = [str(row[0]) for row in store.ask("PRAGMA integrity_check(20)")]
     if structure != ["ok"]:
         yield f"the structure ({structure[-1].splitlines()[-1]:.150})"
     if not store.sealed():
-        yield "what it says of the gallery (facts, spaces, rules, backups)"
+        yield "the gallery's metadata (facts, spaces, rules, backups)"
     yield from _entry_faults(store)
     for table, data, keys in (("carried", "vector", "space, id"), ("crop", "jpeg", "id")):
         for row in store.ask(f"SELECT {keys}, checksum FROM {table} ORDER BY {keys}"):  # noqa: S608 - constants
@@ -63,17 +63,17 @@ def _entry_faults(store: Store) -> Iterator[str]:
                 numbers.append(row[2])
         matrix = np.frombuffer(b"".join(vectors), np.float16).reshape(-1, facts.dim).astype(np.float32)
         lengths = np.linalg.norm(matrix, axis=1)
-        for place in np.flatnonzero(~(np.abs(lengths - 1) < LENGTH)):
-            yield f"entry {numbers[place]} of {store.file.name}, whose vector is not of unit length,"
+        for position in np.flatnonzero(~(np.abs(lengths - 1) < LENGTH)):
+            yield f"entry {numbers[position]} of {store.file.name}, whose vector is not of unit length,"
     if count != store.count():
-        yield f"the list of entries ({count} are there, {store.count()} should be)"
+        yield f"the list of entries ({count} instead of {store.count()})"
 
 
 def repair(store: Store) -> list[str]:
-    """Mend what can be mended without a backup: the database's own indices and structure, and the seal. Returns what
-    was found, a line each.
+    """Repair what can be repaired without a backup: the database's own indices and structure, and the seal. Returns the
+    faults found, one per line.
 
-    Nothing of an entry is changed: damaged ones are named, and stay as they are until they are forgotten or a backup is
+    Entries are never changed: damaged ones are listed, and stay as they are until they are forgotten or a backup is
     restored.
     """
     with store.reading():
@@ -86,7 +86,7 @@ def repair(store: Store) -> list[str]:
         store.reseal()
     with store.reading():
         left = list(faults(store))
-    mended = [f"mended: {fault}" for fault in before if fault not in left]
-    return mended + [
-        f"still damaged: {fault}; restore a backup, or give it up with reid gallery forget" for fault in left
+    repaired = [f"repaired: {fault}" for fault in before if fault not in left]
+    return repaired + [
+        f"still damaged: {fault}; restore a backup, or discard it with reid gallery forget" for fault in left
     ]

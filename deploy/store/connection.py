@@ -14,24 +14,23 @@ from deploy.store.seal import seal_holds, write_seal
 from domains.errors import GalleryError
 
 TRY_SECONDS = 0.02
-"""How long a writer waits for another one before it lets this process's readers in between."""
+"""How long a writer waits for another before it lets this process's readers run in between."""
 
 
 class Connection:
-    """A connection whose methods may be called from any thread, one at a time; every error of SQLite's is a
-    GalleryError that names the file.
+    """A connection whose methods may be called from any thread, one at a time; SQLite's errors become
+    GalleryErrors that name the file.
     """
 
     _db: sqlite3.Connection
 
     def __init__(self, file: Path, busy_seconds: float) -> None:
-        """Name the file; :meth:`_connect` opens it."""
+        """Set the file; :meth:`_connect` opens it."""
         self.file = file
         self._busy_seconds = busy_seconds
         self._lock = threading.RLock()
         self._sealed = False
-        """Whether the seal must hold before anything is changed: what changed by itself must not be sealed with what is
-        written.
+        """Whether the seal must hold before anything is changed: corruption must not be sealed along with the change.
         """
 
     def _connect(self) -> None:
@@ -44,26 +43,26 @@ class Connection:
         return db
 
     def close(self) -> None:
-        """Close the file; the log is folded into it if nobody else has it open."""
+        """Close the file; the log is merged into it if nobody else has it open."""
         with self._guarded():
             self._db.close()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Everything read in the block belongs to one state."""
+        """Read one consistent state throughout the block."""
         with self._transaction("BEGIN"):
             yield
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """No process can change the gallery while the block runs. Raises GalleryError if what it says of itself changed
-        by a fault.
+        """Keep all other processes from changing the gallery while the block runs. Raises GalleryError if its facts or
+        rules are corrupted.
         """
         with self._transaction("BEGIN IMMEDIATE"):
             if self._sealed and not seal_holds(self._db):
                 raise GalleryError(
-                    f"{self.file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery "
-                    "verify --repair"
+                    f"{self.file}: its facts or rules are corrupted; restore a backup, or try reid gallery verify "
+                    "--repair"
                 )
             before = self._db.total_changes
             yield
@@ -71,25 +70,25 @@ class Connection:
                 write_seal(self._db)
 
     def ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Rows of a query, within whatever transaction is open."""
+        """Return a query's rows, within whatever transaction is open."""
         with self._guarded():
             return self._db.execute(query, values).fetchall()
 
     def change(self, statement: str, rows: Iterable[Sequence[Any]] = ((),)) -> None:
-        """Run a statement for each row, inside a :meth:`holding` block; whoever changes what a search finds also calls
-        :meth:`changed`.
+        """Run a statement for each row, inside a :meth:`holding` block; callers that affect search results must also
+        call :meth:`changed`.
         """
         with self._guarded():
             self._db.executemany(statement, rows)
 
     def rewrite(self) -> bool:
-        """Write every page anew and empty the log; returns False if another process read all the time, so that the log
-        could not be emptied.
+        """Rewrite every page and empty the log; returns False if another process kept reading, so that the log could
+        not be emptied.
 
-        What takes long is done over a connection of its own, which readers need not wait for; the log is cut off under
-        this one's lock. Nothing is lost if the disk is too full for it: as much room is needed again as the file takes.
+        The slow part uses a separate connection, so that readers need not wait; the log is truncated under this one's
+        lock. It needs as much free space as the file takes; if the disk is too full, nothing is lost.
         """
-        with self._mapped("it could not be written anew"), closing(self._new_connection()) as other:
+        with self._mapped("the file could not be rewritten"), closing(self._new_connection()) as other:
             configure(other)
             other.execute("VACUUM")
             other.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -97,13 +96,13 @@ class Connection:
             return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
 
     def rebuild(self) -> None:
-        """Make the database's own indices anew, and write its pages in order."""
+        """Rebuild the database's own indices, and rewrite its pages in order."""
         with self._guarded():
             self._db.execute("REINDEX")
             self._db.execute("VACUUM")
 
     def copy(self, file: Path) -> None:
-        """Write the present state into a new file, while others read and write."""
+        """Write the current state to a new file while others read and write."""
         with self._guarded():
             target = sqlite3.connect(file, isolation_level=None)
             try:
@@ -112,11 +111,11 @@ class Connection:
             finally:
                 target.close()
 
-    def _one(self, query: str, values: Sequence[Any] = ()) -> Any:
+    def _row(self, query: str, values: Sequence[Any] = ()) -> Any:
         with self._guarded():
             row = self._db.execute(query, values).fetchone()
         if row is None:
-            raise GalleryError(f"{self.file} does not say what it holds: it is damaged; restore a backup")
+            raise GalleryError(f"{self.file} is damaged: its facts are missing; restore a backup")
         return row
 
     def _pragma(self, name: str) -> Any:
@@ -124,7 +123,7 @@ class Connection:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
-        with self._begun(begin):
+        with self._started(begin):
             try:
                 yield
                 self._db.execute("COMMIT")
@@ -134,22 +133,22 @@ class Connection:
                 raise
 
     @contextmanager
-    def _begun(self, begin: str) -> Iterator[None]:
-        """Begin a transaction and hold the lock; while another process or connection writes, the lock is let go again
-        and again for who reads.
+    def _started(self, begin: str) -> Iterator[None]:
+        """Start a transaction and hold the lock; while another process or connection writes, the lock is repeatedly
+        released to let readers in.
         """
         deadline = time.monotonic() + self._busy_seconds
         with self._mapped():
             while True:
                 with self._lock:
-                    if self._begin(begin, last=time.monotonic() > deadline):
+                    if self._start(begin, last=time.monotonic() > deadline):
                         yield
                         return
                 time.sleep(TRY_SECONDS)
 
-    def _begin(self, begin: str, *, last: bool) -> bool:
-        """Whether the transaction is begun; False if another one writes and there is time to try again."""
-        if begin == "BEGIN":  # waits for nobody
+    def _start(self, begin: str, *, last: bool) -> bool:
+        """Try to start a transaction; returns False if another one is writing and there is time to try again."""
+        if begin == "BEGIN":  # never has to wait
             self._db.execute(begin)
             return True
         self._db.execute(f"PRAGMA busy_timeout={round(1000 * TRY_SECONDS)}")
@@ -169,24 +168,24 @@ class Connection:
             yield
 
     @contextmanager
-    def _mapped(self, kept: str = "nothing was changed") -> Iterator[None]:
+    def _mapped(self, outcome: str = "nothing was changed") -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise GalleryError(f"{self.file}: {reason(error, self._busy_seconds, kept)}") from error
+            raise GalleryError(f"{self.file}: {reason(error, self._busy_seconds, outcome)}") from error
         except UnicodeDecodeError as error:  # in the text of SQLite's own messages
             raise GalleryError(f"{self.file}: the database is damaged; restore a backup") from error
 
 
 def _text(data: bytes) -> str:
-    """What a column holds; bytes that a fault made no UTF-8 come out as they are, to be found by their row's
-    checksum.
+    """Decode a column's text; bytes that corruption made invalid as UTF-8 are passed through, to be caught by their
+    row's checksum.
     """
     return data.decode("utf-8", "surrogateescape")
 
 
 def configure(db: sqlite3.Connection) -> None:
-    """Set what every connection to a gallery needs: durable, erasing, and wary of what a damaged file says."""
+    """Make a connection to a gallery durable, have it erase what is deleted, and distrust a damaged file."""
     for pragma in (
         "journal_mode=WAL",
         "synchronous=FULL",
@@ -200,15 +199,15 @@ def configure(db: sqlite3.Connection) -> None:
 
 
 def reason(error: sqlite3.Error, busy_seconds: float, kept: str = "nothing was changed") -> str:
-    """One sentence: what was wrong, what became of the work, and what to do."""
+    """Explain an error in one sentence: what was wrong, what became of the work, and what to do."""
     name = getattr(error, "sqlite_errorname", "")
     reasons = {
         "SQLITE_BUSY": f"another process has been writing for over {busy_seconds:.0f} s; try again",
         "SQLITE_LOCKED": f"another process has been writing for over {busy_seconds:.0f} s; try again",
-        "SQLITE_FULL": f"the disk is full; {kept}, make room and try again",
+        "SQLITE_FULL": f"the disk is full and {kept}; make room and try again",
         "SQLITE_CORRUPT": "the database is damaged; restore a backup",
-        "SQLITE_NOTADB": "this is not a gallery's database",
-        "SQLITE_CANTOPEN": "can't be opened; does it exist, and may you read and write it?",
+        "SQLITE_NOTADB": "this is not a gallery database",
+        "SQLITE_CANTOPEN": "can't be opened; check that it exists and that you may read and write it",
         "SQLITE_READONLY": "can't be written; check the permissions of the gallery's folder",
         "SQLITE_IOERR": f"the disk failed ({name}); {kept}",
     }
@@ -217,4 +216,4 @@ def reason(error: sqlite3.Error, busy_seconds: float, kept: str = "nothing was c
     for prefix, text in reasons.items():
         if name == prefix or name.startswith(f"{prefix}_"):
             return text
-    return f"{error}; the database is damaged or not a gallery's"
+    return f"{error}; the database is damaged or is not a gallery"

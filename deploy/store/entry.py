@@ -43,8 +43,8 @@ class Entry:
 
     @classmethod
     def stored(cls, camera: str, source: str, time: str | None, label: str | None) -> Entry:
-        """An entry out of the store, which checked it when it came in and found its checksum right now; nothing is
-        checked again.
+        """Build an entry from a stored row without checks: they were made when it was added, and its checksum has just
+        been verified.
         """
         entry = object.__new__(cls)
         entry.__dict__.update(camera=camera, source=source, time=time, label=label)
@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def utc(self) -> int | None:
-        """Microseconds since 1970 in UTC, which is what times are compared by."""
+        """Microseconds since 1970 (UTC), by which times are compared."""
         return None if self.time is None else instant(self.time)
 
 
@@ -60,7 +60,7 @@ def instant(time: str) -> int:
     """Microseconds since 1970 (UTC) of an ISO 8601 time.
 
     Raises:
-        GalleryError: no such time, or one without a zone: cameras in two zones could not be put in order.
+        GalleryError: not a valid time, or one without a zone: times from two zones could not be ordered.
     """
     if not isinstance(time, str) or len(time) > MAX_TIME or _NOT_TEXT.search(time):
         raise GalleryError(f"a time must be ISO 8601 text, got {time!r:.80}; write it like 2026-01-31T12:00:00+01:00")
@@ -79,4 +79,4 @@ def _check_text(name: str, value: str, limit: int) -> None:
     if not value.strip() or len(value) > limit:
         raise GalleryError(f"{name} must have 1 to {limit} characters, got {len(value)}")
     if _NOT_TEXT.search(value):
-        raise GalleryError(f"{name} {value!r:.80} has control characters or broken Unicode; rename it")
+        raise GalleryError(f"{name} {value!r:.80} has control characters or invalid Unicode; rename it")

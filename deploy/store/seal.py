@@ -1,9 +1,8 @@
-"""One hash over everything in a gallery's database that is not an entry: its facts, spaces, rules, backups, the audit's
-end, the tables' shape.
+"""One hash over everything in a gallery's database that is not an entry: its facts, spaces, rules, backups, the end of
+the audit, the table definitions.
 
-Entries and stored crops carry checksums of their own, row by row. The seal is renewed in every transaction that changes
-something, so that a byte that changed by itself is found when the gallery is opened, before a rule or a space that
-nobody set has an effect.
+Entries and stored crops have their own checksums, row by row. Every transaction that changes something renews the seal,
+so that a corrupted byte is found when the gallery is opened, before a rule or a space that nobody set can take effect.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _SEALED = (
 
 
 def make_seal(db: sqlite3.Connection) -> str:
-    """The hash (hex) of the present state, as the open transaction sees it."""
+    """Return the hash (hex) of the state that the open transaction sees."""
     digest = hashlib.sha256()
     for query in _SEALED:
         digest.update(repr(db.execute(query).fetchall()).encode("utf-8", "backslashreplace"))
@@ -36,11 +35,11 @@ def make_seal(db: sqlite3.Connection) -> str:
 
 
 def write_seal(db: sqlite3.Connection) -> None:
-    """Renew the seal, as the last act of a transaction."""
+    """Renew the seal, as the last step of a transaction."""
     db.execute("UPDATE gallery SET seal = ?", (make_seal(db),))
 
 
 def seal_holds(db: sqlite3.Connection) -> bool:
-    """Whether nothing changed that nobody wrote."""
+    """Whether everything under the seal is as it was last written."""
     row = db.execute("SELECT seal FROM gallery").fetchone()
     return row is not None and row[0] == make_seal(db)

@@ -1,4 +1,4 @@
-"""Which entries a search or an erasure is about."""
+"""Filters for the entries that a search or an erasure covers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Selection:
     Attributes:
         camera: only this camera.
         after: only from this time on (ISO 8601 with zone); entries without a time are left out.
-        before: only before this time; the same.
+        before: only before this time; likewise.
         label: only this label.
-        source: only sources that begin so.
+        source: only sources with this prefix.
     """
 
     camera: str | None = None
@@ -36,9 +36,9 @@ class Selection:
         for name in ("camera", "label", "source"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise GalleryError(f"{name} must be one name, got {type(value).__name__}")
+                raise GalleryError(f"{name} must be a single name, got {type(value).__name__}")
             if value is not None and any(ord(letter) in SURROGATES for letter in value):
-                raise GalleryError(f"{name} {value!r:.80} is no Unicode, and no entry has such")
+                raise GalleryError(f"{name} {value!r:.80} is not valid Unicode, so no entry has it")
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise GalleryError(f"no time is both after {self.after} and before {self.before}; swap them")
 
@@ -59,26 +59,26 @@ class Selection:
 
     def ids(self, store: Store) -> list[int]:
         """Ids of the entries, ascending."""
-        found, values = ["1"], list[Any]()
-        # A prefix is a range, so that the index on sources serves it and no pattern character has a meaning.
-        for condition, given in (
+        conditions, values = ["1"], list[Any]()
+        # A prefix is matched as a range, so that the index on sources serves it and no character is a wildcard.
+        for condition, value in (
             ("camera = ?", self.camera),
             ("label = ?", self.label),
             ("utc >= ?", self.start),
             ("utc < ?", self.end),
             ("source >= ?", self.source),
-            ("source < ?", None if self.source is None else _after(self.source)),
+            ("source < ?", None if self.source is None else _prefix_end(self.source)),
         ):
-            if given is not None:
-                found.append(condition)
-                values.append(given)
-        query = f"SELECT id FROM entry WHERE {' AND '.join(found)} ORDER BY id"  # noqa: S608 - conditions are the constants above
+            if value is not None:
+                conditions.append(condition)
+                values.append(value)
+        query = f"SELECT id FROM entry WHERE {' AND '.join(conditions)} ORDER BY id"  # noqa: S608 - conditions are the constants above
         return [row[0] for row in store.ask(query, values)]
 
 
-def _after(prefix: str) -> str | None:
-    """The least text that is above every text with a prefix, in the order of code points, which is that of SQLite;
-    ``None`` if there is none.
+def _prefix_end(prefix: str) -> str | None:
+    """Return the smallest text above every text with the prefix, in SQLite's order, which is by code point; ``None`` if
+    no text is.
     """
     for at in range(len(prefix) - 1, -1, -1):
         if (code := ord(prefix[at])) < LAST_LETTER:

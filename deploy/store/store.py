@@ -1,15 +1,15 @@
 """The durable half of a gallery: one SQLite file that holds every embedding with its origin.
 
-Write-ahead log with ``synchronous=FULL``: what was acknowledged survives a power cut, and a killed process leaves the
-state before its transaction or after it. Locks are the operating system's, so that those of a dead process are gone
-with it.
+It uses a write-ahead log with ``synchronous=FULL``: acknowledged changes survive a power cut, and a killed process
+leaves the state either before or after its transaction. Locks belong to the operating system, so a dead process
+releases its own.
 
-A gallery has been in one or more *feature spaces*, numbered from 1; one is the present one. An entry's own vector lies
-in the space ``entry.space``; in any other its vector, carried there by a transport, is a row of ``carried``. So a
-gallery changes its space by changing one number.
+A gallery has been in one or more *feature spaces*, numbered from 1, of which one is the present one. An entry's own
+vector lies in the space ``entry.space``; its vector in any other space, carried there by a transport, is a row of
+``carried``. A gallery thus changes its space by changing one number.
 
-Every change draws a new ``token`` in its own transaction. A cache that carries the token of the present state was made
-from this state and from no other, not even from one of an earlier backup with the same number of changes.
+Every change draws a new ``token`` in its own transaction. A cache with the current state's token was built from this
+state and no other, not even one of an earlier backup with the same number of changes.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ _SELECT = f"SELECT {COLUMNS} FROM {PRESENT}"  # noqa: S608 - constants
 
 
 class State(NamedTuple):
-    """Which version of the gallery this is.
+    """A version of the gallery.
 
     Attributes:
         generation: number of changes so far.
-        token: random name of this very state.
-        erasures: number of changes that removed something or moved it; between two states with the same number, entries
+        token: random name of this exact state.
+        erasures: number of changes that removed or moved something; between two states with the same number, entries
             were only appended.
-        moves: number of changes that gave every entry another vector; between two states with the same number, no
-            entry's vector changed.
+        moves: number of changes that replaced every entry's vector; between two states with the same number, no vector
+            changed.
     """
 
     generation: int
@@ -64,7 +64,7 @@ class State(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Length and feature space of the present vectors, the bundle that gives such, and the space's number."""
+    """Length and feature space of the present vectors, the bundle that produces them, and the space's number."""
 
     dim: int
     feature_space: str
@@ -73,8 +73,8 @@ class Facts(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What filters need of every entry, ids ascending: its camera's place in ``names``, its time in microseconds since
-    1970 UTC or ``NO_TIME``.
+    """What filters need of every entry, ids ascending: its camera's index in ``names`` and its time in microseconds
+    since 1970 (UTC), or ``NO_TIME``.
     """
 
     ids: NDArray[np.int64]
@@ -87,21 +87,21 @@ class Store(Connection):
     """One open SQLite file; its methods may be called from any thread, one at a time."""
 
     def __init__(self, file: Path, *, repair: bool = False) -> None:
-        """Open an existing file; raises GalleryError if it is no gallery, damaged, or of a newer version.
+        """Open an existing file; raises GalleryError if it is not a gallery, is damaged, or is of a newer version.
 
         Args:
             file: the database.
-            repair: open it even if its log or its facts are damaged; what the log lost is lost then.
+            repair: open it even if its log or its facts are damaged; changes lost from the log are then gone for good.
         """
         super().__init__(file, BUSY_SECONDS)
         self.notes: list[str] = []
-        """What was found when the file was opened and is no reason to refuse it."""
-        self._look_through_log(repair=repair)
+        """Problems found when the file was opened that are no reason to refuse it."""
+        self._check_log(repair=repair)
         with self._guarded():
             self._connect()
             try:
                 if self._pragma("application_id") != APPLICATION:
-                    raise GalleryError(f"{file} is not a gallery's database")
+                    raise GalleryError(f"{file} is not a gallery database")
                 if self._pragma("user_version") not in range(1, SCHEMA + 1):
                     raise GalleryError(
                         f"{file} has schema {self._pragma('user_version')}; this version reads 1 to {SCHEMA}. Install "
@@ -114,65 +114,64 @@ class Store(Connection):
                     whole = repair or seal_holds(self._db)
                 if not whole:
                     raise GalleryError(
-                        f"{file}: its facts or rules were changed by a fault; restore a backup, or try reid gallery "
-                        "verify --repair"
+                        f"{file}: its facts or rules are corrupted; restore a backup, or try reid gallery verify "
+                        "--repair"
                     )
                 self._sealed = not repair
             except BaseException:
                 self._db.close()
                 raise
 
-    def _look_through_log(self, *, repair: bool) -> None:
-        """Refuse a log with a bad place that acknowledged changes lie behind: SQLite would drop them without a word."""
+    def _check_log(self, *, repair: bool) -> None:
+        """Refuse a log that is damaged before acknowledged changes, since SQLite would silently drop them."""
         damage = find_damage(self.file.with_name(f"{self.file.name}-wal"))
         if damage is None:
             return
         where = f"the log {self.file.name}-wal is damaged at byte {damage.at}"
         if damage.certain and not repair:
             raise GalleryError(
-                f"{self.file.parent}: {where} and acknowledged changes lie behind it; restore a backup, or keep what "
-                "comes before "
-                "with reid gallery verify --repair"
+                f"{self.file.parent}: {where}, before acknowledged changes; restore a backup, or keep what precedes "
+                "the damage with reid gallery verify --repair"
             )
         if damage.certain:
             self.notes.append(f"{where}: {damage.changes or 'all'} changes from there on are lost")
         else:
             self.notes.append(
-                f"{where}, in its last change: one that was cut short before it was acknowledged, or a lost one"
+                f"{where}, in its last change, which was either cut short before it was acknowledged or is lost"
             )
         log.warning("%s: %s", self.file.parent, self.notes[-1])
 
     @property
     def facts(self) -> Facts:
-        """The present facts: another process may have changed the space."""
+        """The current facts, read each time because another process may have changed the space."""
         return self.present()[1]
 
     def present(self) -> tuple[State, Facts]:
-        """The present state and facts, in one question."""
-        row = self._one("SELECT generation, token, erasures, moves, dim, feature_space, bundle, space FROM gallery")
+        """Return the current state and facts, in one query."""
+        row = self._row("SELECT generation, token, erasures, moves, dim, feature_space, bundle, space FROM gallery")
         if not isinstance(row[4], int) or row[4] < 1 or not isinstance(row[5], str) or not isinstance(row[7], int):
-            raise GalleryError(f"{self.file} does not say what it holds; restore a backup")
+            raise GalleryError(f"{self.file} is damaged: its facts are invalid; restore a backup")
         return State(*row[:4]), Facts(*row[4:])
 
     def _migrate(self) -> None:
-        """Bring an older gallery up to date, in one transaction; no vector is moved."""
+        """Migrate an older gallery to the current schema in one transaction; no vector is moved."""
         if self._pragma("user_version") == SCHEMA:
             return
         with self.holding():
             for version, script in ((1, SINCE_2.format(now=_now())), (2, SINCE_3)):
-                if self._pragma("user_version") == version:  # nobody else did it meanwhile
+                if self._pragma("user_version") == version:  # unless another process just did it
                     for statement in script.split(";"):
                         self._db.execute(statement)
             write_seal(self._db)
 
     @staticmethod
     def create(file: Path, facts: Facts, crops: bool = False) -> None:
-        """Write an empty gallery's file, durably, and close it; raises GalleryError if the disk is full or fails.
+        """Create an empty gallery's file durably, and close it; raises GalleryError if the disk is full or fails.
 
         Args:
-            file: where.
-            facts: what it is of.
-            crops: whether it keeps small pictures.
+            file: path of the new file.
+            facts: its dimension, feature space and bundle.
+            crops: whether it keeps small pictures of crops.
         """
         try:
             with closing(sqlite3.connect(file, isolation_level=None)) as db:
@@ -185,15 +184,15 @@ class Store(Connection):
                 db.execute("UPDATE gallery SET crops = ?", (int(crops),))
                 write_seal(db)
         except sqlite3.Error as error:
-            raise GalleryError(f"can't make {file}: {reason(error, BUSY_SECONDS)}") from error
+            raise GalleryError(f"can't create {file}: {reason(error, BUSY_SECONDS)}") from error
 
     def state(self) -> State:
-        """The present state."""
+        """Return the current state."""
         return self.present()[0]
 
     def count(self) -> int:
         """Number of entries."""
-        return int(self._one("SELECT entries FROM gallery")[0])
+        return int(self._row("SELECT entries FROM gallery")[0])
 
     def append(
         self,
@@ -209,11 +208,9 @@ class Store(Connection):
         Args:
             vectors: of the present space.
             entries: their origins.
-            space: name of the space that they are in, if it is known; raises GalleryError if it is no longer the
-                present one.
-            crops: a small JPEG of each, or nothing.
-            once: leave out what has the source, camera and time of an entry that is there, or of one before it; its id
-                is None.
+            space: name of their space, if known; raises GalleryError if it is no longer the present one.
+            crops: a small JPEG of each, or none at all.
+            once: skip an entry whose source, camera and time match a stored or a preceding one; its id is None.
         """
         with self.holding():
             facts = self.facts
@@ -224,10 +221,10 @@ class Store(Connection):
                 )
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
             first, present, added = (row[0] if row else 0) + 1, facts.space, _now()
-            places = self._new_places(entries) if once else range(len(entries))
+            positions = self._new_positions(entries) if once else range(len(entries))
             rows = []
-            for number, place in enumerate(places, first):
-                vector, entry = vectors[place], entries[place]
+            for number, position in enumerate(positions, first):
+                vector, entry = vectors[position], entries[position]
                 origin = (number, entry.camera, entry.source, entry.time, entry.utc, entry.label)
                 blob, stamp = vector.tobytes(), make_stamp(number, present, present, added)
                 rows.append(
@@ -239,26 +236,26 @@ class Store(Connection):
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
-            kept = (
-                (number, crops[place], checksum(crops[place], (number,)))
-                for number, place in enumerate(places, first)
+            pictures = (
+                (number, crops[position], checksum(crops[position], (number,)))
+                for number, position in enumerate(positions, first)
                 if crops
             )
-            self._db.executemany("INSERT INTO crop(id, jpeg, checksum) VALUES (?, ?, ?)", kept)
+            self._db.executemany("INSERT INTO crop(id, jpeg, checksum) VALUES (?, ?, ?)", pictures)
             if rows:
                 self.changed(added=len(rows))
         ids: list[int | None] = [None] * len(entries)
-        for number, place in enumerate(places, first):
-            ids[place] = number
+        for number, position in enumerate(positions, first):
+            ids[position] = number
         return ids
 
-    def _new_places(self, entries: Sequence[Entry]) -> list[int]:
-        """Which entries are not there yet, the first of those that are the same."""
-        firsts = {(entry.source, entry.camera, entry.utc): place for place, entry in reversed(list(enumerate(entries)))}
-        return sorted(place for place in firsts.values() if not self.holds(entries[place]))
+    def _new_positions(self, entries: Sequence[Entry]) -> list[int]:
+        """Return the positions of entries that are not stored yet, only the first of any duplicates."""
+        firsts = {(entry.source, entry.camera, entry.utc): row for row, entry in reversed(list(enumerate(entries)))}
+        return sorted(row for row in firsts.values() if not self.holds(entries[row]))
 
     def remove(self, ids: Iterable[int]) -> int:
-        """Delete entries inside a :meth:`holding` block; returns how many there were. Their bytes are gone only after
+        """Delete entries inside a :meth:`holding` block; returns how many existed. Their bytes are gone only after
         :meth:`wipe`.
         """
         numbers = [(number,) for number in ids]
@@ -266,7 +263,7 @@ class Store(Connection):
         for part in _parts([number for (number,) in numbers]):
             rows = self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))})", part)
             damaged |= any(present_vector(row, facts.space, facts.dim) is None for row in rows)
-        if damaged:  # the database's own indices may hold another text than the row, which its deletion would not find
+        if damaged:  # the database's own indices may hold another text than the row, so deleting it would miss them
             self._db.execute("REINDEX")
         before = self._db.total_changes
         self._db.executemany("DELETE FROM entry WHERE id = ?", numbers)
@@ -278,14 +275,12 @@ class Store(Connection):
         return removed
 
     def unwiped(self) -> bool:
-        """Whether something was removed whose bytes may still be in the file, because the process that removed it was
-        stopped.
-        """
-        return bool(self._one("SELECT unwiped FROM gallery")[0])
+        """Whether removed bytes may still be in the file because the process that removed them was stopped."""
+        return bool(self._row("SELECT unwiped FROM gallery")[0])
 
     def leave_unwiped(self) -> None:
-        """Remember, inside a :meth:`holding` block, that bytes are to be wiped: whoever opens the gallery next does it
-        if this process is stopped.
+        """Record, inside a :meth:`holding` block, that bytes must be wiped: if this process is stopped, the next one to
+        open the gallery does it.
         """
         self._db.execute("UPDATE gallery SET unwiped = 1")
 
@@ -296,11 +291,11 @@ class Store(Connection):
         of a page, which a later delete does not find. Only a rewrite (``VACUUM``) is certain; it takes time in
         proportion to the gallery.
 
-        It is done over a connection of its own, so that whoever reads, in this process too, goes on meanwhile; who
-        writes has to wait.
+        It uses a separate connection, so that readers, in this process too, can continue meanwhile; writers have to
+        wait.
 
         Returns:
-            False if another process was reading all the time, so that the log could not be emptied.
+            False if another process kept reading, so that the log could not be emptied.
         """
         erasures = self.state().erasures
         if not self.rewrite():
@@ -310,12 +305,12 @@ class Store(Connection):
         return True
 
     def ids(self) -> NDArray[np.int64]:
-        """Ids of all entries, ascending; the smallest of the database's own indices is read, not the vectors."""
+        """Return the ids of all entries, ascending; reads the database's smallest index, not the vectors."""
         return np.sort(np.array([number for (number,) in self.ask("SELECT id FROM entry")], np.int64))
 
     def columns(self, after: int = 0) -> Columns:
-        """What filters need of every entry with an id above ``after``; raises GalleryError if entries are damaged or
-        missing.
+        """Read what filters need of every entry with an id above ``after``; raises GalleryError if entries are damaged
+        or missing.
         """
         ids, codes, times = array("q"), array("i"), array("q")
         names: dict[str, int] = {}
@@ -330,7 +325,7 @@ class Store(Connection):
             last = ids[-1]
         if not after and len(ids) != self.count():
             raise GalleryError(
-                f"{self.file} holds {len(ids)} entries, but should hold {self.count()}: it is damaged; restore a backup"
+                f"{self.file} is damaged: it holds {len(ids)} entries instead of {self.count()}; restore a backup"
             )
         return Columns(np.array(ids, np.int64), np.array(codes, np.int32), list(names), np.array(times, np.int64))
 
@@ -338,11 +333,11 @@ class Store(Connection):
         """Stored vectors ``[n, D]`` of the given entries, in the order of their ids; raises GalleryError on a damaged
         entry.
         """
-        facts, found = self.facts, []
+        facts, blobs = self.facts, []
         for part in _parts(sorted(ids)):
             rows = self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))}) ORDER BY e.id", part)
-            found += [self._vector(row, facts) for row in rows]
-        return np.frombuffer(b"".join(found), np.float16).reshape(-1, facts.dim)
+            blobs += [self._vector(row, facts) for row in rows]
+        return np.frombuffer(b"".join(blobs), np.float16).reshape(-1, facts.dim)
 
     def vectors(self, after: int = 0) -> Iterator[NDArray[np.float16]]:
         """Stored vectors ``[n, D]`` of entries with an id above ``after``, by id, in parts; raises GalleryError on a
@@ -358,36 +353,36 @@ class Store(Connection):
         return self.ask(f"{_SELECT} WHERE e.id > ? ORDER BY e.id LIMIT {CHUNK}", (after,))
 
     def entries(self, ids: Sequence[int], facts: Facts | None = None) -> dict[int, Entry]:
-        """Origins of the given entries; raises GalleryError if one is damaged, so that no answer names a wrong camera
-        or time.
+        """Return the origins of the given entries; raises GalleryError if one is damaged, so that no answer names a
+        wrong camera or time.
         """
-        found: dict[int, Entry] = {}
+        origins: dict[int, Entry] = {}
         facts = facts or self.facts
         for part in _parts(ids):
             for row in self.ask(f"{_SELECT} WHERE e.id IN ({','.join('?' * len(part))})", part):
                 self._vector(row, facts)
-                found[row[2]] = row_entry(row)
+                origins[row[2]] = row_entry(row)
         for number in ids:
-            if number not in found:
+            if number not in origins:
                 raise self._damaged(number)
-        return found
+        return origins
 
     def based_on(self) -> str | None:
-        """Token of the state that the index on disk was made from, as long as entries were only added since."""
-        found: str | None = self._one("SELECT base FROM gallery")[0]
-        return found
+        """Return the token of the state that the index on disk was built from, if entries were only added since."""
+        token: str | None = self._row("SELECT base FROM gallery")[0]
+        return token
 
     def base_on(self, token: str) -> None:
-        """Remember the state that the index on disk is made from, inside a :meth:`holding` block."""
+        """Record the state that the index on disk is built from, inside a :meth:`holding` block."""
         self._db.execute("UPDATE gallery SET base = ?", (token,))
 
     def holds(self, entry: Entry) -> bool:
-        """Whether there is an entry of the same source, camera and time."""
+        """Whether an entry with the same source, camera and time exists."""
         query = "SELECT EXISTS (SELECT 1 FROM entry WHERE source = ? AND camera = ? AND utc IS ?)"
-        return bool(self._one(query, (entry.source, entry.camera, entry.utc))[0])
+        return bool(self._row(query, (entry.source, entry.camera, entry.utc))[0])
 
     def spaces(self) -> list[dict[str, Any]]:
-        """Feature spaces that the gallery has been in, with how many entries were embedded in each."""
+        """List the feature spaces that the gallery has been in, with the number of entries embedded in each."""
         embedded = dict(self.ask("SELECT origin, count(*) FROM entry GROUP BY origin"))
         present = self.facts.space
         rows = self.ask("SELECT number, feature_space, bundle, source FROM space WHERE ready = 1 ORDER BY number")
@@ -397,27 +392,27 @@ class Store(Connection):
         ]
 
     def summary(self) -> Mapping[str, Any]:
-        """Counts by camera, labelled entries, and the first and last time as they were given."""
+        """Return counts by camera, the number of labelled entries, and the first and last time as given."""
         with self._guarded():
-            cameras = self._db.execute("SELECT camera, count(*) FROM entry GROUP BY camera ORDER BY camera").fetchall()
-        ends = [self._one(f"SELECT {end}(utc), time FROM entry")[1] for end in ("min", "max")]  # noqa: S608 - a constant
-        labelled = self._one("SELECT count(label) FROM entry")[0]
-        named = {
-            name.encode("utf-8", "replace").decode(): count for name, count in cameras
-        }  # one that a fault made no UTF-8, too
-        return {"cameras": named, "labelled": labelled, "first": ends[0], "last": ends[1]}
+            rows = self._db.execute("SELECT camera, count(*) FROM entry GROUP BY camera ORDER BY camera").fetchall()
+        ends = [self._row(f"SELECT {end}(utc), time FROM entry")[1] for end in ("min", "max")]  # noqa: S608 - a constant
+        labelled = self._row("SELECT count(label) FROM entry")[0]
+        cameras = {
+            name.encode("utf-8", "replace").decode(): count for name, count in rows
+        }  # even a name that corruption made invalid as UTF-8
+        return {"cameras": cameras, "labelled": labelled, "first": ends[0], "last": ends[1]}
 
     def sealed(self) -> bool:
-        """Whether everything but the entries is as it was written; call it in a transaction."""
+        """Whether everything but the entries is intact; call it in a transaction."""
         with self._guarded():
             return seal_holds(self._db)
 
     def reseal(self) -> None:
-        """Take what the file says of the gallery as it is, inside a :meth:`holding` block, after its owner was told."""
+        """Accept the facts and rules as they are, inside a :meth:`holding` block, after the owner was told."""
         write_seal(self._db)
 
     def changed(self, *, added: int = 0, removed: int = 0, moved: bool = False) -> None:
-        """Name the new state; ``moved``: every vector is another, but nothing is to be wiped."""
+        """Record a new state; ``moved``: every vector was replaced, but nothing needs wiping."""
         gone = removed > 0 or moved
         self._db.execute(
             "UPDATE gallery SET generation = generation + 1, token = ?, entries = entries + ?, erasures = erasures + "
@@ -427,26 +422,26 @@ class Store(Connection):
         )
 
     def _vector(self, row: Sequence[Any], facts: Facts) -> bytes:
-        """Bytes of a row's vector in the present space; raises GalleryError if any byte that an answer depends on
-        changed.
+        """Return a row's vector in the present space, as bytes; raises GalleryError if any byte that an answer depends
+        on is corrupted.
         """
-        found = present_vector(row, facts.space, facts.dim)
-        if found is None:
+        blob = present_vector(row, facts.space, facts.dim)
+        if blob is None:
             raise self._damaged(row[2])
-        return found
+        return blob
 
     def _damaged(self, number: int) -> GalleryError:
         return GalleryError(
-            f"entry {number} of {self.file} is damaged; restore a backup, or give it up with reid gallery forget … "
+            f"entry {number} of {self.file} is damaged; restore a backup, or discard it with reid gallery forget … "
             f"{number}"
         )
 
 
 def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """So many at a time as one statement takes."""
+    """Split ids into parts small enough for one statement."""
     return (ids[start : start + 500] for start in range(0, len(ids), 500))
 
 
 def _now() -> int:
-    """Microseconds since 1970 UTC."""
+    """Return the current time in microseconds since 1970 (UTC)."""
     return int(datetime.now(UTC).timestamp() * 1e6)

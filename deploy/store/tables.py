@@ -1,7 +1,7 @@
 """The tables of a gallery's database, schema by schema."""
 
 APPLICATION = 0x52654944
-"""``ReID`` in the file's header: no other program's database is taken for a gallery."""
+"""``ReID`` in the file's header, so that no other program's database is mistaken for a gallery."""
 
 SCHEMA = 3
 
@@ -34,8 +34,8 @@ CREATE TABLE backup(path TEXT PRIMARY KEY, time TEXT NOT NULL);
 INSERT INTO space SELECT 1, feature_space, dim, bundle, 1, NULL, NULL FROM gallery;
 PRAGMA user_version = 2;
 """
-"""What schema 2 added: feature spaces, the audit chain, retention, the list of backups. Entries that were there count
-as added now.
+"""What schema 2 added: feature spaces, the audit chain, retention, the list of backups. Existing entries count as added
+at the migration.
 """
 
 SINCE_3 = """
@@ -49,8 +49,9 @@ CREATE INDEX entry_camera ON entry(camera, utc);
 CREATE INDEX entry_age ON entry(COALESCE(utc, added));
 PRAGMA user_version = 3;
 """
-"""What schema 3 added: the state that the index on disk may grow from, stored crops, seals over everything that schema
-2 left without a checksum, and indices so that rules, counts by camera and the list of ids need not read every vector.
+"""What schema 3 added: the state that the index on disk may be extended from, stored crops, seals over everything that
+schema 2 left without a checksum, and indices so that rules, counts by camera and the list of ids need not read every
+vector.
 
-Entries that were there have the stamp 0: their checksum does not cover their space.
+Existing entries have stamp 0: their checksum does not cover their space.
 """

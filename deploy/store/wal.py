@@ -1,9 +1,9 @@
-"""Looks through SQLite's write-ahead log before SQLite does.
+"""Checks SQLite's write-ahead log before SQLite reads it.
 
-SQLite reads a log up to the first frame whose checksum is wrong and drops the rest without a word: right for a change
-that a power cut tore, which was never acknowledged, but a byte that went bad in the middle would take acknowledged
-changes with it. A change is written to the disk before the next one begins, so a whole change behind a bad frame proves
-that the frame was once good.
+SQLite reads a log up to the first frame whose checksum is wrong and silently drops the rest. That is right for a change
+torn by a power cut, which was never acknowledged, but a corrupted byte in the middle would take acknowledged changes
+with it. Each change is written to disk before the next one starts, so a complete change after a bad frame proves that
+the frame was once good.
 
 Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 
 MAGIC = (0x377F0682, 0x377F0683)
 HEADER, FRAME = 32, 24
-LOOKS = 5
+SCANS = 5
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A place where a log stops being readable though more of the same log follows.
+    """A point where a log becomes unreadable although more of the same log follows.
 
     Attributes:
-        at: byte of the file.
-        certain: acknowledged changes are behind it; else it may be what a power cut left of a change that was not
-            acknowledged.
-        changes: how many changes end at it or behind it.
+        at: byte offset in the file.
+        certain: whether acknowledged changes follow it; otherwise it may be an unacknowledged change torn by a power
+            cut.
+        changes: number of changes that end at it or after it.
     """
 
     at: int
@@ -42,22 +42,22 @@ class Damage:
 
 
 def find_damage(file: Path) -> Damage | None:
-    """Look through a log; ``None`` if there is none or all of it can be read, but for what was never finished.
+    """Scan a log for damage; ``None`` if there is no log, or all of it is readable except for an unfinished change.
 
-    Another process may be writing it meanwhile: damage is what is found in the same place several times.
+    Another process may be writing it meanwhile, so only what two scans in a row find in the same place is damage.
     """
-    found: Damage | None = None
-    for _ in range(LOOKS):
+    previous: Damage | None = None
+    for _ in range(SCANS):
         try:
             with file.open("rb") as stream:
-                again = _scan(stream, file.stat().st_size)
+                damage = _scan(stream, file.stat().st_size)
         except FileNotFoundError:
             return None
-        if again is None:
+        if damage is None:
             return None
-        if again == found:
-            return again
-        found = again
+        if damage == previous:
+            return damage
+        previous = damage
         time.sleep(0.05)
     return None
 
@@ -66,23 +66,23 @@ def _scan(stream: BinaryIO, size: int) -> Damage | None:
     head = stream.read(HEADER)
     if len(head) < HEADER:
         return None
-    magic, _, page, _, *salts, one, two = struct.unpack(">8I", head)
+    magic, _, page, _, *salts, s0, s1 = struct.unpack(">8I", head)
     order = ">" if magic & 1 else "<"
     known = magic in MAGIC and 512 <= page <= 65536 and page & (page - 1) == 0
-    if not known or _checksum(head[:24], (0, 0), order) != (one, two):
+    if not known or _checksum(head[:24], (0, 0), order) != (s0, s1):
         return Damage(0, certain=True, changes=0) if size > HEADER + FRAME else None
-    state = (one, two)
+    state = (s0, s1)
     count = (size - HEADER) // (page + FRAME)
     for number in range(count):
         frame = stream.read(page + FRAME)
         if len(frame) < page + FRAME:
             return None
-        _, commit, *found = struct.unpack(">6I", frame[:FRAME])
+        _, commit, salt0, salt1, s0, s1 = struct.unpack(">6I", frame[:FRAME])
         state = _checksum(frame[:8] + frame[FRAME:], state, order)
-        if found[:2] == salts and state == (found[2], found[3]):
+        if [salt0, salt1] == salts and state == (s0, s1):
             continue
-        if found[0] != salts[0] and found[1] != salts[1]:
-            return None  # of an earlier log that lay in the same file
+        if salt0 != salts[0] and salt1 != salts[1]:
+            return None  # left over from an earlier log in the same file
         behind = sum(_is_commit(stream.read(page + FRAME)[:FRAME], salts) for _ in range(number + 1, count))
         certain = behind > 1 or (behind == 1 and commit != 0)
         return Damage(HEADER + number * (page + FRAME), certain, behind + (commit != 0))
@@ -92,8 +92,8 @@ def _scan(stream: BinaryIO, size: int) -> Damage | None:
 def _is_commit(head: bytes, salts: list[int]) -> bool:
     if len(head) < FRAME:
         return False
-    _, commit, *found = struct.unpack(">6I", head)
-    return commit != 0 and found[:2] == salts
+    _, commit, salt0, salt1, _, _ = struct.unpack(">6I", head)
+    return commit != 0 and [salt0, salt1] == salts
 
 
 def _checksum(data: bytes, state: tuple[int, int], order: str) -> tuple[int, int]:
@@ -107,9 +107,9 @@ def _checksum(data: bytes, state: tuple[int, int], order: str) -> tuple[int, int
     first, second = words[0::2], words[1::2]
     sums = [(fibonacci[at + 1 + step] * first + fibonacci[at + step] * second).sum(dtype=np.uint32) for step in (0, 1)]
     below, here, above = (int(fibonacci[2 * count + step]) for step in (-1, 0, 1))
-    one = below * state[0] + here * state[1] + int(sums[0])
-    two = here * state[0] + above * state[1] + int(sums[1])
-    return one % 2**32, two % 2**32
+    s0 = below * state[0] + here * state[1] + int(sums[0])
+    s1 = here * state[0] + above * state[1] + int(sums[1])
+    return s0 % 2**32, s1 % 2**32
 
 
 @cache

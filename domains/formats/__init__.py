@@ -1,8 +1,8 @@
 """Opening a folder as a camera domain: fourteen published layouts, a folder per person, or ``domain.csv``.
 
 Each layout is one small module with ``NAME``, ``DESCRIPTION``, ``recognise`` and ``read``. To add one, write the module
-and put it into ``LAYOUTS``: the first that recognises a folder reads it, so what is specific comes before what is
-general, and ``domain.csv`` before all.
+and put it into ``_ORDERED``: the first that recognises a folder reads it, so specific layouts come before general ones,
+and ``domain.csv`` before all.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from domains.formats.listing import images, some
 __all__ = ["LAYOUTS", "Layout", "open_domain"]
 
 GLANCE = 50
-"""How many inner folders are looked at to tell a user which of them is the domain."""
+"""Number of inner folders examined to tell a user which of them is the domain."""
 
 
 class Layout(Protocol):
-    """How one way of keeping crops is recognised and read; a module is one."""
+    """How one way of storing crops is recognised and read; each layout module implements it."""
 
     NAME: str
     DESCRIPTION: str
 
     def recognise(self, root: Path) -> bool:
-        """Whether the folder is in this layout, from a look at a few names."""
+        """Whether the folder is in this layout, judging by a few names."""
         ...
 
     def read(self, root: Path, name: str) -> Domain:
@@ -76,7 +76,7 @@ _ORDERED: tuple[Layout, ...] = (
     folders,
 )
 LAYOUTS: dict[str, Layout] = {layout.NAME: layout for layout in _ORDERED}
-"""Every layout by name, in the order in which they are tried."""
+"""All layouts by name, in the order in which they are tried."""
 
 
 def open_domain(
@@ -86,23 +86,23 @@ def open_domain(
     layout: str | None = None,
     same_camera: SameCamera | None = None,
 ) -> Domain:
-    """Open a folder as a camera domain; no image is decoded.
+    """Open a folder as a camera domain, without decoding any image.
 
     Args:
         path: the folder.
-        name: what to call the domain; by default as its folder is called.
-        layout: one of ``LAYOUTS``, instead of recognising it.
-        same_camera: how its queries are scored; by default as the layout says, which is ``drop`` wherever cameras are
+        name: name of the domain; by default its folder's name.
+        layout: one of ``LAYOUTS``; by default it is recognised.
+        same_camera: how its queries are scored; by default the layout's rule, which is ``drop`` wherever cameras are
             known.
 
     Raises:
-        DataError: the folder is missing, in no layout, not in the one asked for, or its content can't be used.
+        DataError: the folder is missing, in no known layout, not in the requested one, or its content can't be used.
         UsageError: unknown layout or rule.
     """
     if layout is not None and layout not in LAYOUTS:
         close = get_close_matches(layout, LAYOUTS, 1, 0.4)
         raise UsageError(
-            f"unknown layout {layout!r}{f' (did you mean {close[0]!r}?)' if close else ''}; there are "
+            f"unknown layout {layout!r}{f' (did you mean {close[0]!r}?)' if close else ''}; known layouts: "
             f"{', '.join(LAYOUTS)}"
         )
     if same_camera is not None:
@@ -112,7 +112,9 @@ def open_domain(
         raise DataError(f"{root} is not a folder{_hint(root)}")
     reader = LAYOUTS[layout] if layout is not None else _recognised(root)
     if layout is not None and not reader.recognise(root):
-        raise DataError(f"{root} is not in the layout {layout}: that is {reader.DESCRIPTION}; found {_found(root)}")
+        raise DataError(
+            f"{root} is not in the layout {layout}, which expects {reader.DESCRIPTION}; found {_contents(root)}"
+        )
     domain = reader.read(root, name or root.resolve().name or "domain")
     return domain if same_camera is None else domain.scored_as(same_camera)
 
@@ -126,11 +128,13 @@ def _recognised(root: Path) -> Layout:
         inner = _inner_domains(root)
         if not inner:
             return layout
-        raise DataError(f"{root} holds domains and is not one itself; open one of them: {some(inner)}")
+        raise DataError(f"{root} holds domains but is not one itself; open one of them: {some(inner)}")
     inner = _inner_domains(root)
     own = "write a domain.csv with the columns path,pid,camid,split, or make one folder per person"
     advice = f"open one of the domains in it: {some(inner)}" if inner else own
-    raise DataError(f"{root} is no camera domain; found {_found(root)}; known layouts: {', '.join(LAYOUTS)}; {advice}")
+    raise DataError(
+        f"{root} is not a camera domain; found {_contents(root)}; known layouts: {', '.join(LAYOUTS)}; {advice}"
+    )
 
 
 def _inner_domains(root: Path) -> list[str]:
@@ -140,7 +144,7 @@ def _inner_domains(root: Path) -> list[str]:
     ]
 
 
-def _found(root: Path) -> str:
+def _contents(root: Path) -> str:
     inner, crops = folder_names(root), images(root, "")
     parts = [f"folders {some(inner)}"] if inner else []
     parts += [f"{len(crops)} images such as {crops[0].rpartition('/')[2]}"] if crops else []
@@ -149,5 +153,5 @@ def _found(root: Path) -> str:
 
 def _hint(path: Path) -> str:
     if path.is_file():
-        return f"; give the folder that it lies in, {path.parent}"
+        return f"; give the folder it is in, {path.parent}"
     return "" if path.exists() else ": it does not exist"

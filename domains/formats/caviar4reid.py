@@ -3,7 +3,7 @@ resolution.
 
 Cheng et al., "Custom Pictorial Structures for Re-identification", BMVC 2011. ``0001012.jpg`` is image 12 of person 1;
 images 1 to 10 are from the first camera, 11 to 20 from the second. CUHK01 and i-LIDS name their images alike, but keep
-them in folders of their own.
+them in their own folders.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PER_CAMERA = 10
 
 
 def recognise(root: Path) -> bool:
-    """Whether the folder holds images with such names, and of no person above 72."""
+    """Whether the folder holds images with such names and no person above 72."""
     base = _base(root)
     if base is None:
         return False
@@ -39,13 +39,13 @@ def read(root: Path, name: str) -> Domain:
     """
     split, notes = drawn_split(NAME), list[str]()
     rows: list[tuple[str, str, str | None, str]] = []
-    found = set()
+    seen = set()
     for path, match in matching(root, _base(root) or "", PATTERN, "0001012.jpg", notes):
         person, camera = int(match[1]), (int(match[2]) - 1) // PER_CAMERA
-        found.add(person)
+        seen.add(person)
         if side := split.side(person):
             rows.append(("train" if side == "train" else ("query", "gallery")[camera], path, str(person), str(camera)))
-    return from_rows(name, root, NAME, rows, notes=split.notes(found) + notes)
+    return from_rows(name, root, NAME, rows, notes=split.notes(seen) + notes)
 
 
 def _base(root: Path) -> str | None:

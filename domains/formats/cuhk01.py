@@ -32,10 +32,10 @@ def read(root: Path, name: str) -> Domain:
     split, notes = drawn_split(NAME), list[str]()
     folder = next(folder for folder in FOLDERS if holds(root, folder, PATTERN))
     rows: list[tuple[str, str, str | None, str]] = []
-    found = set()
+    seen = set()
     for path, match in matching(root, folder, PATTERN, "0001003.png", notes):
         person, view = int(match[1]), (int(match[2]) - 1) // 2
-        found.add(person)
+        seen.add(person)
         if side := split.side(person):
             rows.append(("train" if side == "train" else ("query", "gallery")[view], path, str(person), str(view)))
-    return from_rows(name, root, NAME, rows, notes=split.notes(found) + notes)
+    return from_rows(name, root, NAME, rows, notes=split.notes(seen) + notes)

@@ -1,7 +1,7 @@
 """CUHK02: five pairs of campus cameras, 1,816 people, two images per camera.
 
 Li and Wang, "Locally Aligned Feature Transforms across Views", CVPR 2013. ``P1/cam1/001_1.png`` is person 1 of pair 1;
-the number starts anew in each pair. The usual protocol trains on pairs 1 to 4 and tests on pair 5, camera 1 against
+the numbers restart in each pair. The usual protocol trains on pairs 1 to 4 and tests on pair 5, camera 1 against
 camera 2.
 """
 
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from domains.domain import Domain, from_rows
-from domains.formats.listing import join, matching, place
+from domains.formats.listing import first_folder, join, matching
 
 NAME = "cuhk02"
 DESCRIPTION = (
@@ -37,7 +37,7 @@ def read(root: Path, name: str) -> Domain:
     for pair in PAIRS:
         for camera, role in CAMERAS:
             folder = join(base, pair, camera)
-            if place(root, folder) is None:
+            if first_folder(root, folder) is None:
                 notes.append(f"there is no {folder}/")
                 continue
             for path, match in matching(root, folder, PATTERN, "001_1.png", notes):

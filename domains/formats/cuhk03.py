@@ -4,8 +4,8 @@ Li et al., "DeepReID", CVPR 2014; protocol of Zhong et al., "Re-ranking Person R
 Encoding", CVPR 2017. Two forms are read: extracted images with a split file (``images_labeled/1_001_1_01.png``: camera
 pair, person, view, image; ``splits_new_labeled.json`` as torchreid writes it), and the "CUHK03-NP" folders in
 Market-1501's layout below ``labeled/``. The authors' own ``cuhk-03.mat`` is a MATLAB v7.3 file, which needs h5py; it is
-not read here, and a folder that has nothing else is told so. Only file names are taken from the split file: its paths
-belong to the machine that wrote it, and its person numbers mean different people in train and test.
+not read here, and the error for a folder with nothing else says so. Only file names are taken from the split file: its
+paths belong to the machine that wrote it, and its person numbers mean different people in train and test.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from domains.artefact import read_json
 from domains.domain import Domain, from_rows
 from domains.errors import ArtefactError, DataError
 from domains.formats import market1501
-from domains.formats.listing import images, place, some
+from domains.formats.listing import first_folder, images, some
 
 NAME = "cuhk03"
 DESCRIPTION = (
@@ -36,7 +36,7 @@ PATTERN = re.compile(r"([1-5])_([0-9]{1,4})_([12])_([0-9]{1,2})\.[A-Za-z]+", re.
 
 def recognise(root: Path) -> bool:
     """Whether one of the two forms, or the raw file that can't be read, is there."""
-    return place(root, IMAGES) is not None or market1501.base_of(root, (MARKET_FORM,)) is not None or _raw(root)
+    return first_folder(root, IMAGES) is not None or market1501.base_of(root, (MARKET_FORM,)) is not None or _raw(root)
 
 
 def read(root: Path, name: str) -> Domain:
@@ -47,11 +47,11 @@ def read(root: Path, name: str) -> Domain:
             are not there.
     """
     notes: list[str] = []
-    if place(root, IMAGES) is None:
+    if first_folder(root, IMAGES) is None:
         if market1501.base_of(root, (MARKET_FORM,)) is not None:
             return from_rows(name, root, NAME, market1501.rows_below(root, MARKET_FORM, notes), notes=notes)
         raise DataError(
-            f"{root} holds CUHK03 as a raw cuhk-03.mat only, which is not read here; extract it to {IMAGES}/ and "
+            f"{root} holds CUHK03 only as the raw cuhk-03.mat, which is not read here; extract it to {IMAGES}/ and "
             f"{SPLIT_FILE}, as torchreid does"
         )
     here = {path.rpartition("/")[2]: path for path in images(root, IMAGES)}

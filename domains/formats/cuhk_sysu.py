@@ -3,8 +3,8 @@
 Xiao et al., "Joint Detection and Identification Feature Learning for Person Search", CVPR 2017; crops as in Pu et al.,
 "Lifelong Person Re-Identification via Adaptive Knowledge Accumulation", CVPR 2021, whose code writes
 ``cuhksysu4reid/{train,query,gallery}/00001_s123_0000001_0.jpg``: person, scene image, running number, hardness. That
-benchmark trains on people with at least four crops (942 of them), and so does this; a set where nobody has four is
-taken whole. There are no fixed cameras: each split counts as one, as in the benchmark's code, so that no match is
+benchmark trains on people with at least four crops (942 of them), and so does this module; a set where nobody has four
+is used whole. There are no fixed cameras: each split counts as one, as in the benchmark's code, so that no match is
 dropped. The other known form, ``cropped_images/p11422_s16929_1.jpg``, has no test split and is training data only.
 """
 
@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from domains.domain import Domain, from_rows
-from domains.formats.listing import holds, join, matching, place
+from domains.formats.listing import first_folder, holds, join, matching
 
 NAME = "cuhk_sysu"
 DESCRIPTION = (
@@ -41,13 +41,13 @@ def read(root: Path, name: str) -> Domain:
     rows: list[tuple[str, str, str | None, str]] = []
     base = _base(root)
     if base is None:
-        found = matching(root, "cropped_images", CROPPED, "p11422_s16929_1.jpg", notes)
-        rows = [("train", path, str(int(match[1])), "0") for path, match in found]
-        notes.append("there is no test split in this form: it can be learned, not scored")
+        matches = matching(root, "cropped_images", CROPPED, "p11422_s16929_1.jpg", notes)
+        rows = [("train", path, str(int(match[1])), "0") for path, match in matches]
+        notes.append("there is no test split in this form: it can be learned but not scored")
     else:
         for split, camera in CAMERAS.items():
             folder = join(base, split)
-            if place(root, folder) is None:
+            if first_folder(root, folder) is None:
                 notes.append(f"there is no {folder}/, so the {split} split is empty")
                 continue
             for path, match in matching(root, folder, SPLIT, "00001_s123_0000001_0.jpg", notes):

@@ -3,9 +3,9 @@
 The rule, for all of them: one ``random.Random(20261121)`` samples, in this order and from the sorted identities, viper
 316 of 632, prid2011 100 of the 200 seen by both cameras, ilids 59 of the 119 with two or more images, caviar4reid 25 of
 the 50 seen by both cameras, 3dpes 82 of the 164 with two or more sequences, grid 125 of 250, cuhk01 485 of 971. The
-sample is the train half, but for 3dpes, where it is the test half. Identities outside those lists (one image, one
+sample is the train half, except for 3dpes, where it is the test half. Identities outside those lists (one image, one
 camera) are listed as ``also_train``. The lists are shipped because a generator may change; a file whose checksum does
-not fit is refused.
+not match is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "splits"
 
 @dataclass(frozen=True)
 class DrawnSplit:
-    """Which identities of one data set train and which test; identities are plain numbers."""
+    """Which identities of one data set are for training and which for testing, as plain numbers."""
 
     domain: str
     seed: int
@@ -71,5 +71,5 @@ def drawn_split(domain: str, folder: Path = FOLDER) -> DrawnSplit:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not a shipped split; reinstall lifelong-reid") from error
     if values.get("sha256") != digest or split.domain != domain:
-        raise DataError(f"{path} was changed after it was drawn: its sha256 does not fit; reinstall lifelong-reid")
+        raise DataError(f"{path} was changed after it was drawn: its sha256 does not match; reinstall lifelong-reid")
     return split

@@ -1,9 +1,9 @@
 """One folder per person: how most people keep the crops of their own cameras.
 
-Either ``train/12/a.jpg``, ``query/12/b.jpg``, ``gallery/12/c.jpg``, or ``12/a.jpg`` directly. Without given splits,
-people are divided by a hash of their label: half train, half test, and adding people moves nobody. A test person seen
-by two cameras gives their first crop as a query and the rest to the gallery; with one camera in all, two crops are
-enough. The camera is read from ``_c3`` or ``cam3`` in a file's name.
+Either ``train/12/a.jpg``, ``query/12/b.jpg``, ``gallery/12/c.jpg``, or ``12/a.jpg`` directly. Without split
+folders, people are divided by a hash of their label: half train, half test, and adding people moves nobody. The first
+crop of a test person seen by two cameras is a query and the rest is gallery; if the domain has one camera, two crops
+are enough. The camera is read from ``_c3`` or ``cam3`` in a file's name.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ UNKNOWN = "unknown"
 
 def recognise(root: Path) -> bool:
     """Whether there are person folders with images in them: two or more, and not all named like cameras or splits."""
-    if _given(root):
-        return any(images(root, join(split, person)) for split in _given(root) for person in folders(root, split))
+    if _split_folders(root):
+        return any(
+            images(root, join(split, person)) for split in _split_folders(root) for person in folders(root, split)
+        )
     people = [person for person in folders(root) if images(root, person)]
     return len(people) > 1 and not all(NOT_PEOPLE.fullmatch(person) for person in people)
 
@@ -38,15 +40,15 @@ def recognise(root: Path) -> bool:
 def read(root: Path, name: str) -> Domain:
     """Read the domain; raises DataError if a folder can't be listed or there is no crop."""
     notes: list[str] = []
-    given = _given(root)
-    if given:
+    splits = _split_folders(root)
+    if splits:
         if others := [folder for folder in folders(root) if folder not in SPLITS]:
             notes.append(
-                f"beside {', '.join(f'{split}/' for split in given)} these folders are not read: {some(others)}"
+                f"these folders beside {', '.join(f'{split}/' for split in splits)} are not read: {some(others)}"
             )
         crops = [
             (split, path, person)
-            for split in given
+            for split in splits
             for person in folders(root, split)
             for path in images(root, join(split, person))
         ]
@@ -56,19 +58,19 @@ def read(root: Path, name: str) -> Domain:
     known = {camera for camera in cameras if camera is not None}
     if not known:
         notes.append(
-            "no file name tells its camera (_c3 or cam3): all crops count as one camera, and same-camera matches are "
+            "no file name gives its camera (_c3 or cam3): all crops count as one camera, and same-camera matches are "
             "kept when scoring"
         )
     elif None in cameras:
         notes.append(
-            f"{cameras.count(None)} of {len(cameras)} file names do not tell their camera and count as camera "
+            f"{cameras.count(None)} of {len(cameras)} file names do not give their camera and count as camera "
             f"{UNKNOWN!r}"
         )
     rows = [
         (split, path, person, camera or (UNKNOWN if known else "0"))
         for (split, path, person), camera in zip(crops, cameras, strict=True)
     ]
-    if not given:
+    if not splits:
         rows = _divided(rows)
         notes.append(
             "people are divided into train and test by a hash of their folder's name; make train/, query/ and "
@@ -79,7 +81,7 @@ def read(root: Path, name: str) -> Domain:
     return domain if known else replace(domain, same_camera="keep")
 
 
-def _given(root: Path) -> list[str]:
+def _split_folders(root: Path) -> list[str]:
     return [split for split in SPLITS if (root / split).is_dir() and folders(root, split)]
 
 

@@ -3,7 +3,7 @@ station.
 
 Loy, Xiang and Gong, "Multi-camera Activity Correlation Analysis", CVPR 2009. ``probe/0001_1_25004_137_82_204_337.jpeg``
 is person 1 in camera 1; person ``0000`` of the gallery is a distractor (many people under one number, which no query
-has). The authors' own partitions are in a MATLAB file, which is not read: the shipped split is used.
+has). The authors' own partitions are in a MATLAB file, which is not read; the shipped split is used instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read(root: Path, name: str) -> Domain:
     """Read the domain with the shipped split; raises DataError if a folder can't be listed or the split was changed."""
     split, base, notes = drawn_split(NAME), _base(root), list[str]()
     rows: list[tuple[str, str, str | None, str]] = []
-    found = set()
+    seen = set()
     for folder, role in FOLDERS:
         for path, match in matching(root, join(base, folder), PATTERN, "0001_1_25004_137_82_204_337.jpeg", notes):
             person, camera = int(match[1]), str(int(match[2]))
@@ -40,10 +40,10 @@ def read(root: Path, name: str) -> Domain:
                 if role == "gallery":
                     rows.append((role, path, "0", camera))
                 continue
-            found.add(person)
+            seen.add(person)
             if side := split.side(person):
                 rows.append(("train" if side == "train" else role, path, str(person), camera))
-    return from_rows(name, root, NAME, rows, notes=split.notes(found) + notes)
+    return from_rows(name, root, NAME, rows, notes=split.notes(seen) + notes)
 
 
 def _base(root: Path) -> str | None:

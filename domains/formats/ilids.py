@@ -1,8 +1,8 @@
 """QMUL i-LIDS: people in an airport arrival hall, 477 images of 120 identities (476 of 119 in the first release).
 
 Zheng, Gong and Xiang, "Associating Groups of People", BMVC 2009. ``Persons/0001002.jpg`` is image 2 of person 1.
-Cameras are not given. A test person's first image is the query and counts as camera 0, the others are the gallery and
-count as camera 1, so that no match is dropped.
+Cameras are not labelled. A test person's first image is the query and counts as camera 0; the others are the gallery
+and count as camera 1, so that no match is dropped.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def read(root: Path, name: str) -> Domain:
     split, notes = drawn_split(NAME), list[str]()
     folder = next(folder for folder in FOLDERS if holds(root, folder, PATTERN))
     rows: list[tuple[str, str, str | None, str]] = []
-    found: set[int] = set()
+    seen: set[int] = set()
     for path, match in matching(root, folder, PATTERN, "0001002.jpg", notes):
         person = int(match[1])
-        side, first = split.side(person), person not in found
-        found.add(person)
+        side, first = split.side(person), person not in seen
+        seen.add(person)
         if side == "train":
             rows.append(("train", path, str(person), "0"))
         elif side == "test":
             rows.append(("query" if first else "gallery", path, str(person), "0" if first else "1"))
     notes.append("cameras are not labelled: query (a person's first image) counts as camera 0, gallery as camera 1")
-    return from_rows(name, root, NAME, rows, notes=split.notes(found) + notes)
+    return from_rows(name, root, NAME, rows, notes=split.notes(seen) + notes)

@@ -1,7 +1,7 @@
 """Listing the images of a folder: sorted, relative to the domain's root, and never outside it.
 
-Folders come from archives that others made. A name is taken as text only if it can be shown and hashed as UTF-8, and a
-symbolic link that leads out of the domain's root is an error: what is learned must lie where the user said it lies.
+Folders come from archives that others made. A name is accepted only if it can be printed and hashed as UTF-8 text, and
+a symbolic link that leads out of the domain's root is an error: all that is learned must be where the user said.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path
 from domains.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm"})
-"""What counts as an image, in any case."""
+"""Suffixes of images, in upper or lower case."""
 NAMED = 5
-"""How many of a list of names a message spells out."""
+"""Number of names of a list that a message spells out."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image; hidden files (``._0001.jpg`` from a Mac's archive) do not count."""
+    """Whether a file name has an image's suffix; hidden files (``._0001.jpg`` from a Mac archive) do not count."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a Path per name is slow for 100,000 names
 
 
-def place(root: Path, *candidates: str) -> str | None:
-    """First of the candidates (``""`` is the root itself) that is a folder below ``root``, or None."""
+def first_folder(root: Path, *candidates: str) -> str | None:
+    """The first candidate (``""`` is the root itself) that is a folder below ``root``, or None."""
     return next((candidate for candidate in candidates if (root / candidate).is_dir()), None)
 
 
 def join(*parts: str | None) -> str:
-    """Parts of a path joined by ``/``, empty ones left out."""
+    """Join parts of a path with ``/``, leaving out empty ones."""
     return "/".join(part for part in parts if part)
 
 
@@ -42,26 +42,26 @@ def images(root: Path, folder: str) -> list[str]:
         DataError: the folder can't be read, a name is not printable text, or a link leads out of the root.
     """
     prefix = f"{folder}/" if folder else ""
-    found = [prefix + entry.name for entry in _entries(root, folder) if is_image(entry.name) and entry.is_file()]
-    for path in found:
+    paths = [prefix + entry.name for entry in _entries(root, folder) if is_image(entry.name) and entry.is_file()]
+    for path in paths:
         if not path.isprintable():
             raise DataError(f"{root}: the file name {path!a} is not printable UTF-8 text; rename it")
-    return sorted(found)
+    return sorted(paths)
 
 
 def folders(root: Path, folder: str = "") -> list[str]:
     """Names, sorted, of the folders that lie directly in ``root/folder``; hidden ones are left out. Raises as
     :func:`images`.
     """
-    found = sorted(entry.name for entry in _entries(root, folder) if not entry.name.startswith(".") and entry.is_dir())
-    for name in found:
+    names = sorted(entry.name for entry in _entries(root, folder) if not entry.name.startswith(".") and entry.is_dir())
+    for name in names:
         if not name.isprintable():
             raise DataError(f"{root}: the folder name {name!a} is not printable UTF-8 text; rename it")
-    return found
+    return names
 
 
 def holds(root: Path, folder: str | None, pattern: re.Pattern[str]) -> bool:
-    """Whether ``root/folder`` directly holds an image whose whole name, without suffix, fits ``pattern``; a missing
+    """Whether ``root/folder`` directly holds an image whose whole name, without suffix, matches ``pattern``; a missing
     folder holds none.
     """
     if folder is None or not (root / folder).is_dir():
@@ -74,17 +74,17 @@ def holds(root: Path, folder: str | None, pattern: re.Pattern[str]) -> bool:
 def matching(
     root: Path, folder: str, pattern: re.Pattern[str], example: str, notes: list[str]
 ) -> list[tuple[str, re.Match[str]]]:
-    """Images of ``root/folder`` whose whole name, without suffix, fits ``pattern``; the others are named in a note.
+    """Images of ``root/folder`` whose whole name, without suffix, matches ``pattern``; a note lists the others.
 
     Raises:
         DataError: as :func:`images`.
     """
-    found, odd = [], []
+    matches, odd = [], []
     for path in images(root, folder):
         name = path.rpartition("/")[2]
         match = pattern.fullmatch(name.rpartition(".")[0])
         if match:
-            found.append((path, match))
+            matches.append((path, match))
         else:
             odd.append(name)
     if odd:
@@ -92,11 +92,11 @@ def matching(
             f"{folder or 'the folder'}: {len(odd)} images left out because they are not named like {example}: "
             f"{some(odd)}"
         )
-    return found
+    return matches
 
 
 def some(names: Iterable[str]) -> str:
-    """The first few of a list of names, for a message that stays on one line."""
+    """The first few names of a list, for a message that stays on one line."""
     listed = list(names)
     return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
 
@@ -107,17 +107,16 @@ def inside(root: Path, path: Path) -> bool:
 
 
 class Fence:
-    """Checks the paths that a list gives, looking at each folder once: a list may have a hundred thousand lines."""
+    """Checks the paths in a list, resolving each folder once: a list may have a hundred thousand lines."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._inside: dict[str, bool] = {}
 
     def check(self, path: str, where: str) -> None:
-        """Raise DataError, which begins with ``where``, if a link leads out of the root or the path is there but no
-        file.
+        """Raise DataError, starting with ``where``, if a link leads out of the root or an existing path is not a file.
 
-        A missing file is left to whoever decodes it: one lost image stops nobody.
+        A missing file is left for decoding to report: one lost image should not stop anybody.
         """
         file, folder = self.root / path, path.rpartition("/")[0]
         if folder not in self._inside:

@@ -2,9 +2,9 @@
 
 Song et al., "Region-based Quality Estimation Network for Large-scale Person Re-identification", AAAI 2018: scenes 2 and
 3 (1,975 people) train, scene 1 (756) tests. ``scen1/view2/12/0034.jpg`` is person 12 of scene 1; the same number in
-another view of one scene is the same person, in another scene somebody else. Everybody of scene 1 was seen by its view
-2, so a person's first crop there is the query and the crops of the other views are the gallery. What lifelong re-ID
-papers call LPW_s2 is scene 2 repackaged in Market-1501's layout, and opens as that.
+another view of the scene is the same person, in another scene somebody else. Everybody in scene 1 was seen in view 2,
+so a person's first crop there is the query and the crops of the other views are the gallery. What lifelong re-ID papers
+call LPW_s2 is scene 2 repackaged in Market-1501's layout, and opens as such.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from domains.domain import Domain, from_rows
-from domains.formats.listing import folders, images, join, place
+from domains.formats.listing import first_folder, folders, images, join
 
 NAME = "lpw"
 DESCRIPTION = "scen1/ to scen3/, each with view1/, view2/ …, each with one folder of crops per person"
@@ -36,7 +36,7 @@ def read(root: Path, name: str) -> Domain:
     rows: list[tuple[str, str, str | None, str]] = []
     for scene, side in SCENES.items():
         where = join(base, scene)
-        if place(root, where) is None:
+        if first_folder(root, where) is None:
             notes.append(f"there is no {where}/, whose people are the {side} identities")
             continue
         for view in (view for view in folders(root, where) if VIEW.fullmatch(view)):

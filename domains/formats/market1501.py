@@ -1,8 +1,8 @@
-"""Market-1501 and everything kept in its layout (DukeMTMC-reID, LPW_s2, MSMT17 and CUHK03-NP repackaged, many private
+"""Market-1501 and everything else in its layout (DukeMTMC-reID, LPW_s2, repackaged MSMT17 and CUHK03-NP, many private
 sets).
 
 Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015. ``0002_c1s1_000451_03.jpg`` is person 2 seen
-by camera 1. Person ``-1`` is junk (a bad detection of somebody: neither a match nor a miss), person ``0000`` is
+by camera 1. Person ``-1`` is junk (a bad detection of somebody: neither a match nor a miss); person ``0000`` is
 background: it stays in the gallery as identity ``0``, which no query has.
 """
 
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from domains.domain import Domain, from_rows
-from domains.formats.listing import join, matching, place
+from domains.formats.listing import first_folder, join, matching
 
 NAME = "market1501"
 DESCRIPTION = "bounding_box_train/, query/ and bounding_box_test/ with names like 0002_c1s1_000451_03.jpg"
@@ -38,7 +38,7 @@ def read(root: Path, name: str) -> Domain:
 def base_of(root: Path, bases: tuple[str, ...] = BASES) -> str | None:
     """The first of ``bases`` below ``root`` that is in this layout."""
     for base in bases:
-        train, query, gallery = (place(root, join(base, folder)) is not None for folder in FOLDERS.values())
+        train, query, gallery = (first_folder(root, join(base, folder)) is not None for folder in FOLDERS.values())
         if train or (query and gallery):
             return base
     return None
@@ -49,7 +49,7 @@ def rows_below(root: Path, base: str, notes: list[str]) -> list[Row]:
     rows: list[Row] = []
     for split, folder in FOLDERS.items():
         inner = join(base, folder)
-        if place(root, inner) is None:
+        if first_folder(root, inner) is None:
             notes.append(f"there is no {inner}/, so the {split} split is empty")
             continue
         for path, match in matching(root, inner, PATTERN, "0002_c1s1_000451_03.jpg", notes):

@@ -2,9 +2,8 @@
 
 Wei et al., "Person Transfer GAN to Bridge Domain Gap for Person Re-Identification", CVPR 2018. Each list file has lines
 such as ``0000/0000_000_01_0303morning_0008_0.jpg 0``: a path below the train or test folder, and the person; the third
-number of the name is the camera. Training uses list_train and list_val together, 32,621 crops, as published results do.
-People of the train and test folders are numbered independently, so person 0 of one is somebody else than person 0 of
-the other.
+number in the name is the camera. Training uses list_train and list_val together, 32,621 crops, as published results do.
+People of the train and test folders are numbered independently, so person 0 of one is not person 0 of the other.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from domains.domain import Domain, from_rows
 from domains.errors import DataError
-from domains.formats.listing import Fence, join, place
+from domains.formats.listing import Fence, first_folder, join
 
 NAME = "msmt17"
 DESCRIPTION = (
@@ -45,10 +44,10 @@ def read(root: Path, name: str) -> Domain:
 
     Raises:
         DataError: a list or folder is missing or too large, or a line is not ``path person``, leads out of its folder
-            or appears twice; it is named.
+            or appears twice; the message names it.
     """
     base = _base(root) or ""
-    bodies = [place(root, *(join(base, choice) for choice in choices)) for choices in FOLDERS]
+    bodies = [first_folder(root, *(join(base, choice) for choice in choices)) for choices in FOLDERS]
     rows: list[tuple[str, str, str | None, str]] = []
     seen: set[tuple[str, str]] = set()
     fence = Fence(root)
@@ -105,7 +104,7 @@ def _base(root: Path) -> str | None:
 def _lines(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MAX_LIST:
-            raise DataError(f"{path} is larger than {MAX_LIST // 2**20} MiB, so it is no list of this data set")
+            raise DataError(f"{path} is larger than {MAX_LIST // 2**20} MiB, so it is not a list of this data set")
         return path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"can't read {path}: {error}") from error

@@ -3,8 +3,8 @@
 Hirzer et al., "Person Re-Identification by Descriptive and Discriminative Classification", SCIA 2011.
 ``cam_a/person_0001.png`` (single shot) or ``cam_a/person_0001/0001.png`` (multi shot). Persons 1 to 200 are the same
 people in both cameras; above that, one number means two people, so 201 of camera a is labelled 2201 and 201 of camera b
-1201. Those of camera a only train too (one image each); those of camera b only are distractors in the gallery, as is
-usual.
+1201. People seen only by camera a are for training too (one image each); those seen only by camera b are distractors in
+the gallery, as is usual.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DESCRIPTION = "cam_a/ and cam_b/ with names like person_0001.png, or one folder 
 SHOTS = ("single_shot", "multi_shot")
 BASES = ("", *SHOTS, *(f"prid_2011/{shot}" for shot in SHOTS))
 CAMERAS = (("a", "0", "query", 2000), ("b", "1", "gallery", 1000))
-"""Folder letter, camera label, role when tested, and what is added to the number of somebody whom the other camera
+"""Folder letter, camera label, role in testing, and the offset added to the number of a person that the other camera
 never saw.
 """
 PATTERN = re.compile(r"person_([0-9]{1,4})", re.ASCII)
@@ -38,13 +38,13 @@ def read(root: Path, name: str) -> Domain:
     """Read the domain with the shipped split; raises DataError if a folder can't be listed or the split was changed."""
     split, base, notes = drawn_split(NAME), _base(root), list[str]()
     rows: list[tuple[str, str, str | None, str]] = []
-    found = set()
+    seen = set()
     for letter, camera, role, alone in CAMERAS:
         for person, crops in _people(root, join(base, f"cam_{letter}"), notes).items():
             if person > SHARED:
                 rows += [("train" if letter == "a" else "gallery", path, str(alone + person), camera) for path in crops]
                 continue
-            found.add(person)
+            seen.add(person)
             side = split.side(person)
             if side == "test":
                 rows += [(role, path, str(person), camera) for path in (crops[:1] if role == "query" else crops)]
@@ -52,7 +52,7 @@ def read(root: Path, name: str) -> Domain:
                 rows += [("train", path, str(person), camera) for path in crops]
     if base and base.endswith("multi_shot"):
         notes.append("multi-shot images: the query is a person's first image in camera a")
-    return from_rows(name, root, NAME, rows, notes=split.notes(found) + notes)
+    return from_rows(name, root, NAME, rows, notes=split.notes(seen) + notes)
 
 
 def _people(root: Path, folder: str, notes: list[str]) -> dict[int, list[str]]:

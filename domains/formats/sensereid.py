@@ -1,4 +1,4 @@
-"""SenseReID: a test set only, 522 query and 1,717 gallery identities.
+"""SenseReID: only a test set, 522 query and 1,717 gallery identities.
 
 Zhao et al., "Spindle Net: Person Re-identification with Human Body Region Guided Feature Decomposition and Fusion",
 CVPR 2017. ``test_probe/00001_0.jpg`` is person 1 in camera 0.
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from domains.domain import Domain, from_rows
-from domains.formats.listing import join, matching, place
+from domains.formats.listing import first_folder, join, matching
 
 NAME = "sensereid"
 DESCRIPTION = "test_probe/ and test_gallery/ with names like 00001_0.jpg (no training images)"
@@ -32,11 +32,12 @@ def read(root: Path, name: str) -> Domain:
     for folder, split in FOLDERS:
         for path, match in matching(root, join(base, folder), PATTERN, "00001_0.jpg", notes):
             rows.append((split, path, str(int(match[1])), str(int(match[2]))))
-    notes.append("this set has no training images: it can be scored, not learned")
+    notes.append("this set has no training images: it can be scored but not learned")
     return from_rows(name, root, NAME, rows, notes=notes)
 
 
 def _base(root: Path) -> str | None:
     return next(
-        (base for base in BASES if all(place(root, join(base, folder)) is not None for folder, _ in FOLDERS)), None
+        (base for base in BASES if all(first_folder(root, join(base, folder)) is not None for folder, _ in FOLDERS)),
+        None,
     )

@@ -1,8 +1,8 @@
-"""``domain.csv``: one row per crop, for anybody's own cameras; it wins over every other layout.
+"""``domain.csv``: one row per crop, for your own cameras; it wins over every other layout.
 
 Columns ``path,pid,camid,split`` and optionally ``time``, in any order, with a header. A path is relative to the folder
 and stays inside it; ``split`` is train, query or gallery; ``pid`` and ``camid`` are any labels; ``pid`` -1 marks junk;
-a time is ISO 8601 with its zone, for every row or for none.
+times are ISO 8601 with a zone, for every row or for none.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def read(root: Path, name: str) -> Domain:
     """Read the table.
 
     Raises:
-        DataError: the file is too large, not UTF-8, empty or without a column; a row is short, listed twice, has an
-            unknown split, a bad label or time, or a path that is absolute, leads out of the folder or to something that
-            is no file. The line is named.
+        DataError: the file is too large, not UTF-8, empty or lacks a column; a row is too short, repeated, or has an
+            unknown split, a bad label or time, or a path that is absolute, leads out of the folder or to something
+            other than a file. The message names the line.
     """
     file = root / FILE
     rows: list[tuple[str, str, str | None, str]] = []
@@ -68,7 +68,7 @@ def read(root: Path, name: str) -> Domain:
         if TIME in values:
             times.append(_time(values[TIME], where))
     if not rows:
-        raise DataError(f"{file} has no row below its header; list one crop per line")
+        raise DataError(f"{file} has no rows below its header; list one crop per line")
     if any(times) and not all(times):
         raise DataError(
             f"{file}: {sum(not time for time in times)} of {len(times)} rows have no time; give one to every row, or "
@@ -104,28 +104,28 @@ def _rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, str]]]:
             )
     if twice := sorted({column for column in header if column in (*COLUMNS, TIME) and header.count(column) > 1}):
         raise DataError(f"{file} has the column {twice[0]!r} twice; remove one")
-    places = {column: header.index(column) for column in (*COLUMNS, TIME) if column in header}
+    positions = {column: header.index(column) for column in (*COLUMNS, TIME) if column in header}
     for row in reader:
         if not any(cell.strip() for cell in row):
             continue
         if len(row) != len(header):
             raise DataError(
-                f"{file}, line {reader.line_num}: {len(row)} values for {len(header)} columns; quote a value that has "
-                "a comma in it"
+                f"{file}, line {reader.line_num}: {len(row)} values for {len(header)} columns; quote values that "
+                "contain a comma"
             )
-        yield reader.line_num, {column: row[at].strip() for column, at in places.items()}
+        yield reader.line_num, {column: row[at].strip() for column, at in positions.items()}
 
 
 def _path(text: str, where: str) -> str:
     path = PurePosixPath(text)
     if not text or len(text) > MAX_PATH or not text.isprintable():
-        raise DataError(f"{where}: {text[:80]!a} is no path of at most {MAX_PATH} printable characters")
+        raise DataError(f"{where}: {text[:80]!a} is not a path of at most {MAX_PATH} printable characters")
     if path.is_absolute() or ".." in path.parts or "\\" in text or (len(text) > 1 and text[1] == ":"):
         raise DataError(
             f"{where}: {text[:120]!r} must be relative to the domain's folder, with / between its parts and no .."
         )
     if str(path) == ".":
-        raise DataError(f"{where}: {text[:120]!r} names no file")
+        raise DataError(f"{where}: {text[:120]!r} does not name a file")
     return str(path)
 
 
@@ -144,7 +144,7 @@ def _time(text: str, where: str) -> str:
         zone = None
     if zone is None:
         raise DataError(
-            f"{where}: the time {text[:40]!r} must be ISO 8601 with its zone, such as 2026-03-01T08:30:00+01:00"
+            f"{where}: the time {text[:40]!r} must be ISO 8601 with a zone, such as 2026-03-01T08:30:00+01:00"
         )
     return text
 

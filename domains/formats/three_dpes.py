@@ -33,16 +33,16 @@ def read(root: Path, name: str) -> Domain:
     """
     split, notes = drawn_split(NAME), list[str]()
     base = next(base for base in BASES if holds(root, base, PATTERN))
-    found = [
+    crops = [
         (path, int(match[1]), match[2])
         for path, match in matching(root, base, PATTERN, "12_34_FRAME_56_RGB.bmp", notes)
     ]
     sequences: dict[int, set[str]] = defaultdict(set)
-    for _, person, sequence in found:
+    for _, person, sequence in crops:
         sequences[person].add(sequence)
     first = {person: min(seen, key=natural_key) for person, seen in sequences.items()}
     rows: list[tuple[str, str, str | None, str]] = []
-    for path, person, sequence in found:
+    for path, person, sequence in crops:
         if side := split.side(person):
             role = "query" if sequence == first[person] else "gallery"
             rows.append(("train" if side == "train" else role, path, str(person), sequence))

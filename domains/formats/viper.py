@@ -30,14 +30,14 @@ def read(root: Path, name: str) -> Domain:
     """Read the domain with the shipped split; raises DataError if a folder can't be listed or the split was changed."""
     split, base, notes = drawn_split(NAME), _base(root), list[str]()
     rows: list[tuple[str, str, str | None, str]] = []
-    found = set()
+    seen = set()
     for folder, camera, role in CAMERAS:
         for path, match in matching(root, join(base, folder), PATTERN, "000_45.bmp", notes):
             person = int(match[1])
-            found.add(person)
+            seen.add(person)
             if side := split.side(person):
                 rows.append(("train" if side == "train" else role, path, str(person), camera))
-    return from_rows(name, root, NAME, rows, notes=split.notes(found) + notes)
+    return from_rows(name, root, NAME, rows, notes=split.notes(seen) + notes)
 
 
 def _base(root: Path) -> str | None:

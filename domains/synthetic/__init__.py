@@ -1,5 +1,6 @@
-"""Drawn pedestrians in drawn camera styles, seeded: the default input where there is no data. Nobody in these pictures
-exists.
+"""Seeded drawings of pedestrians in several camera styles: the default input when there is no data.
+
+Nobody in these pictures exists.
 """
 
 from domains.synthetic.camera import STYLES, Camera, draw_camera

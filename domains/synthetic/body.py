@@ -1,4 +1,4 @@
-"""Paints a person: a walking skeleton in three dimensions, dressed part by part from the far side to the near one."""
+"""Painting a person: a walking skeleton in three dimensions, dressed part by part from the far side to the near one."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def render(
 ) -> tuple[Float32s, Float32s]:
     """Paint a person on an empty picture.
 
-    Painted two to four times as large with smooth edges and averaged down, so that edges are as soft as a sensor sees
-    them.
+    They are painted with smooth edges at two to four times the size and averaged down, so that edges are as soft as a
+    sensor sees them.
 
     Args:
-        person: who.
+        person: person to paint.
         pose: how they stand, and how the camera sees them.
         height: rows of the picture.
         width: columns of the picture.
-        foot: where the ground under them is, as x and y in pixels.
+        foot: x and y, in pixels, of the ground under them.
         tall: the height of a person of average stature, in pixels.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Lays lit shapes over one another: limbs as tubes through joints, bodies and bags as shapes turned about an upright
+"""Lays lit shapes over one another: limbs as tubes through joints, bodies and bags as shapes turned about a vertical
 axis.
 
 Body coordinates are fractions of the body's height: x to the person's left, y up from the ground, z to where they face.
-Because every part has a place in them, front, side and back views agree without a drawing for each.
+Because every part has a position in them, front, side and back views agree without being drawn separately.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Station = tuple[float, float, float, float]
 
 
 class Brush:
-    """A canvas, and a camera's and the sun's direction.
+    """A canvas, and the directions of the camera and the sun.
 
     Attributes:
-        image: colours so far, float32 ``[3, height, width]`` in 0..255, black where there is nothing; plane by plane,
-            as numpy is quicker so.
+        image: colours so far, float32 ``[3, height, width]`` in 0..255, black where there is nothing; stored plane
+            by plane, which is faster in numpy.
         mask: coverage so far, float32 ``[height, width]`` in 0..1.
         cos: of the angle at which the body faces the camera; negative from behind.
     """
@@ -46,13 +46,11 @@ class Brush:
         self.sun = (toward / np.linalg.norm(toward)).astype(np.float32)
 
     def depth(self, point: Point) -> float:
-        """How much nearer than the body's axis to the camera."""
+        """How much nearer to the camera than the body's axis."""
         return point[2] * self.cos - point[0] * self.sin
 
-    def _seen(self, x: Pixels | float, y: Pixels, z: Pixels) -> Pixels:
-        """Where the camera sees points, in pixels ``[n, 2]``; from above, what is nearer lies lower and what is higher
-        looks larger.
-        """
+    def _projected(self, x: Pixels | float, y: Pixels, z: Pixels) -> Pixels:
+        """Project points to pixels ``[n, 2]``; seen from above, nearer ones are lower and higher ones larger."""
         across, near = x * self.cos + z * self.sin, z * self.cos - x * self.sin
         grow = 1 + 0.5 * self.steep * (y - 0.5)
         up = (y + 0.25 * self.steep * y * (y - 1)) * (0.5 + 0.5 * self.rise) - 0.8 * near * self.steep
@@ -61,12 +59,12 @@ class Brush:
         )
 
     def tube(self, joints: Sequence[Point], widths: Sequence[float], colour: Colour, *, folds: float = 1.0) -> None:
-        """A limb through joints; its width is interpolated between ``widths``."""
+        """Draw a limb through joints, with its width interpolated between ``widths``."""
         steps = 5 * (len(joints) - 1) + 1
         at, ends = _spaced(len(joints) - 1, steps), _spaced(1, len(widths))
-        body, given = np.array(joints), _spaced(len(joints) - 1, len(joints))
-        path = self._seen(*(np.interp(at, given, body[:, axis]) for axis in range(3)))
-        if len(joints) > 2:  # a knee is no hinge: round the bend off
+        body, knots = np.array(joints), _spaced(len(joints) - 1, len(joints))
+        path = self._projected(*(np.interp(at, knots, body[:, axis]) for axis in range(3)))
+        if len(joints) > 2:  # a knee is not a hinge: round off the bend
             path[1:-1] = 0.25 * path[:-2] + 0.5 * path[1:-1] + 0.25 * path[2:]
         wide = (
             np.interp(_spaced(1, steps), ends, widths)
@@ -81,13 +79,13 @@ class Brush:
         self._lay(outline, balls, plain(colour), folds, None)
 
     def turned(self, stations: Sequence[Station], dye: Dye, *, folds: float = 1.0, shift: float = 0.0) -> None:
-        """A shape of elliptic cross-sections about an upright axis at x = ``shift``; from the top station down."""
-        given = np.array(stations)[::-1]
-        heights = given[0, 0] + (given[-1, 0] - given[0, 0]) * _spaced(1, max(12, 2 * len(given)))
-        breadth, depth, centre = (np.interp(heights, given[:, 0], given[:, column]) for column in (1, 2, 3))
+        """Draw a shape of elliptic cross-sections about a vertical axis at x = ``shift``, from the top station down."""
+        sections = np.array(stations)[::-1]
+        heights = sections[0, 0] + (sections[-1, 0] - sections[0, 0]) * _spaced(1, max(12, 2 * len(sections)))
+        breadth, depth, centre = (np.interp(heights, sections[:, 0], sections[:, column]) for column in (1, 2, 3))
         half = np.sqrt((breadth * self.cos) ** 2 + (depth * self.sin) ** 2) * self.tall
         half *= (1 + 0.5 * self.steep * (heights - 0.5)) * (1 + 0.015 * folds * self.rng.standard_normal(len(heights)))
-        middle = self._seen(shift, heights, centre)
+        middle = self._projected(shift, heights, centre)
         edge = np.stack([half, np.zeros_like(half)], 1)
         outline = np.concatenate([middle - edge, (middle + edge)[::-1]])
         sag = max(1.0, 0.6 * float(depth[0]) * self.steep * self.tall)  # the lower rim, seen from above
@@ -101,7 +99,7 @@ class Brush:
         folds: float,
         turned: tuple[Pixels, Pixels, Pixels] | None,
     ) -> None:
-        """Light a part, an outline and round ends, and lay it over what is there, which gets its soft shadow."""
+        """Light a part, an outline with round ends, and lay it over the canvas, on which it casts a soft shadow."""
         rows, columns = self.mask.shape
         reach = max(1, round(0.016 * self.tall))
         low, high = outline.min(0), outline.max(0)
@@ -135,9 +133,7 @@ class Brush:
         covered += (1 - covered) * cover
 
     def _limb_light(self, part: NDArray[np.uint8]) -> Float32s:
-        """Lambert's law on a limb that is as round as it is wide: its relief is the circle over the distance to its
-        edge.
-        """
+        """Lambert's law on a limb as deep as it is wide: its relief is a circle over the distance to its edge."""
         far = cv2.distanceTransform(cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)[
             1:-1, 1:-1
         ]
@@ -156,11 +152,11 @@ class Brush:
     def _turned_light(
         self, x: int, y: int, w: int, h: int, middle: Pixels, half: Pixels, heights: Pixels
     ) -> tuple[Float32s, Float32s, Float32s]:
-        """Angle u about the body, height v, and light, for each pixel of a box of the canvas."""
+        """Angle u about the body, height v and light for each pixel of a box on the canvas."""
         levels = np.arange(y, y + h, dtype=np.float32)
         v, centre, wide = (
-            np.interp(levels, middle[::-1, 1], one[::-1]).astype(np.float32)[:, None]
-            for one in (heights, middle[:, 0], half)
+            np.interp(levels, middle[::-1, 1], values[::-1]).astype(np.float32)[:, None]
+            for values in (heights, middle[:, 0], half)
         )
         offset = np.clip((np.arange(x, x + w, dtype=np.float32)[None] - centre) / np.maximum(wide, 1), -0.98, 0.98)
         u = np.arcsin(offset) + np.float32(math.pi - self.pose.yaw % (2 * math.pi))

@@ -19,7 +19,7 @@ Colour = tuple[float, float, float]
 Range = tuple[float, float]
 
 SCALE = 1.5
-"""A backdrop is this much larger than a crop, so that each crop sees another part of it."""
+"""A backdrop is this much larger than a crop, so that each crop shows a different part of it."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Style:
         wall: colour of what stands behind.
         ground: name in ``places.FLOORS``.
         behind: name in ``places.WALLS``.
-        season: of the clothes.
-        muted: how many garments are dark.
+        season: season of the clothes.
+        muted: share of garments that are dark.
         light: gain.
         cast: gain of red, green and blue.
-        colour: saturation, 1 leaves it.
+        colour: saturation; 1 leaves it unchanged.
         detail: share of the crop's resolution that the sensor really has.
         blur: standard deviation in pixels of a 128-row crop.
         noise: standard deviation in grey levels.
-        contrast: about mid grey.
+        contrast: contrast about mid grey.
         shadow: how dark people's shadows are.
         occlusion: share of crops with something in front of the person.
     """
@@ -191,21 +191,22 @@ class Camera:
 
     Attributes:
         style: name of its domain's style.
-        seed: what its backdrop is drawn from.
+        seed: seed of its backdrop.
         light: gain.
         cast: gain of red, green and blue.
-        colour: saturation, 1 leaves it.
+        colour: saturation; 1 leaves it unchanged.
         gamma: exponent of the tone curve.
-        contrast: about mid grey.
+        contrast: contrast about mid grey.
         detail: share of the resolution that the sensor really has.
         blur: standard deviation in pixels of a 128-row crop.
-        sharpen: how much the camera overdoes edges, 0 is none.
+        sharpen: how strongly the camera oversharpens edges; 0 is none.
         noise: standard deviation in grey levels.
-        gradient: how much lighter the left is than the right.
+        gradient: how much brighter the left is than the right.
         tilt: how steeply it looks down, in radians.
-        horizon: where wall meets floor, as a fraction of the crop's height from the top; the steeper, the higher.
+        horizon: where wall meets floor, as a fraction of the crop's height from the top; the steeper the
+            tilt, the higher.
         sun: where the light comes from, -1 left to 1 right.
-        quality: of the JPEG that it sends.
+        quality: quality of the JPEGs it sends.
     """
 
     style: str
@@ -227,32 +228,32 @@ class Camera:
 
 
 def style_of(name: str) -> Style:
-    """Look a style up; raises DataError naming the nearest."""
+    """Look up a style by name; raises DataError naming the nearest."""
     if not isinstance(name, str) or name not in _STYLES:
         near = difflib.get_close_matches(str(name), STYLES, 1)
         raise DataError(
-            f"unknown style {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are {', '.join(STYLES)}"
+            f"unknown style {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; known styles: {', '.join(STYLES)}"
         )
     return _STYLES[name]
 
 
 def draw_camera(style: str, rng: np.random.Generator) -> Camera:
-    """Draw a camera of a style; raises DataError on an unknown one."""
-    looks = style_of(style)
-    red, green, blue = np.array(looks.cast) * rng.uniform(0.92, 1.08, 3)
+    """Draw a camera of a style; raises DataError if the style is unknown."""
+    traits = style_of(style)
+    red, green, blue = np.array(traits.cast) * rng.uniform(0.92, 1.08, 3)
     tilt = float(rng.uniform(0.06, 0.42))
     return Camera(
         style=style,
         seed=int(rng.integers(2**31)),
-        light=float(rng.uniform(*looks.light)),
+        light=float(rng.uniform(*traits.light)),
         cast=(float(red), float(green), float(blue)),
-        colour=float(rng.uniform(*looks.colour)),
+        colour=float(rng.uniform(*traits.colour)),
         gamma=float(rng.uniform(0.8, 1.2)),
-        contrast=float(rng.uniform(*looks.contrast)),
-        detail=float(rng.uniform(*looks.detail)),
-        blur=float(rng.uniform(*looks.blur)),
+        contrast=float(rng.uniform(*traits.contrast)),
+        detail=float(rng.uniform(*traits.detail)),
+        blur=float(rng.uniform(*traits.blur)),
         sharpen=float(rng.uniform(0.0, 0.6)),
-        noise=float(rng.uniform(*looks.noise)),
+        noise=float(rng.uniform(*traits.noise)),
         gradient=float(rng.uniform(-0.3, 0.3)),
         tilt=tilt,
         horizon=float(np.clip(0.5 - 1.0 * tilt + rng.normal(0, 0.06), 0.04, 0.55)),
@@ -263,8 +264,9 @@ def draw_camera(style: str, rng: np.random.Generator) -> Camera:
 
 @lru_cache(maxsize=64)
 def backdrop(camera: Camera, height: int, width: int) -> NDArray[np.uint8]:
-    """The place without anybody: uint8 RGB ``[SCALE·height, 3·SCALE·width, 3]``, the horizon at its row for an
-    unshifted crop. Read-only.
+    """The place without people: read-only uint8 RGB ``[SCALE·height, 3·SCALE·width, 3]``.
+
+    The horizon is at its row for an unshifted crop.
     """
     style, rng = style_of(camera.style), np.random.default_rng((17, camera.seed))
     rows, columns = round(SCALE * height), round(3 * SCALE * width)
@@ -274,18 +276,17 @@ def backdrop(camera: Camera, height: int, width: int) -> NDArray[np.uint8]:
     image[:horizon] = np.array(style.wall, np.float32) * rng.uniform(0.82, 1.12)
     image[horizon:] = np.array(style.floor, np.float32) * rng.uniform(0.82, 1.12)
     paint_place(image, horizon, style.behind, style.ground, rng)
-    place: NDArray[np.uint8] = np.clip(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), 0, 255).astype(
-        np.uint8
-    )
-    place.setflags(write=False)
-    return place
+    small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+    picture: NDArray[np.uint8] = np.clip(small, 0, 255).astype(np.uint8)
+    picture.setflags(write=False)
+    return picture
 
 
 def photograph(scene: Float32s, camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What the camera sends of a scene, float32 RGB ``[height, width, 3]`` in 0..255: uint8 RGB of the same size.
+    """Turn a scene, float32 RGB ``[height, width, 3]`` in 0..255, into the uint8 RGB image that the camera sends.
 
-    In a camera's order: light and cast, the sensor's few pixels with their noise, the tone curve, an overdone
-    sharpening, the JPEG encoder.
+    The steps are in a camera's order: light and cast, the sensor's few pixels with their noise, the tone curve,
+    oversharpening, the JPEG encoder.
     """
     height, width = scene.shape[:2]
     across = 1 + camera.gradient * np.linspace(0.5, -0.5, width, dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Colours over a body: what cloth, skin and hair look like at each angle and height, seen from wherever.
+"""Colours over a body: what cloth, skin and hair look like at each angle and height, from any direction.
 
-A logo on the chest is hidden from behind, a parting in the jacket from the side, because both are given by the angle
-about the body.
+A logo on the chest is hidden from behind, the gap of an open jacket from the side, because both are placed by the
+angle about the body.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from domains.arrays import Float32s
 from domains.synthetic.person import Colour, Person
 
 Dye = Callable[[Float32s, Float32s], Float32s]
-"""Colour ``[3, h, w]``, or ``[3, 1, 1]`` where it is one, at angle u about the body (0 in front, positive to the left)
+"""Colour ``[3, h, w]``, or ``[3, 1, 1]`` if uniform, at angle u about the body (0 in front, positive to the left)
 and height v, ``[h, w]``.
 """
 
@@ -32,7 +32,7 @@ def plain(colour: Colour) -> Dye:
 
 
 def top(person: Person) -> Dye:
-    """The top and what is on it."""
+    """The top and its pattern."""
     first, second = _planes(person.top), _planes(person.top_second)
     kind, wide = person.pattern, person.scale
 
@@ -57,7 +57,7 @@ def top(person: Person) -> Dye:
 
 
 def jacket(person: Person) -> Dye:
-    """The jacket, shut with a seam or open over the top."""
+    """The jacket, closed with a seam or open over the top."""
     under = top(person)
     cloth = _planes(person.jacket or person.top)
 

@@ -1,4 +1,4 @@
-"""A drawn person: build, clothes, textures, bags and hair stay; view and pose change from crop to crop."""
+"""A drawn person: build, clothes, textures, bags and hair stay the same; view and pose change from crop to crop."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class Person:
         build: girth, 1 is average.
         shoulders: breadth of the shoulders against that of the hips, 1 is average.
         stature: height against the height that a detector's box suggests.
-        pattern: what is on the top; a logo is seen from the front only, a back print from behind only.
-        scale: how wide the pattern's stripes are, 1 is average.
+        pattern: pattern of the top; a logo is seen only from the front, a back print only from behind.
+        scale: width of the pattern's stripes, 1 is average.
         hem: height at which the jacket ends, from a coat's 0.3 to a blouson's 0.5.
         jacket_open: whether the top shows between the jacket's fronts.
-        sleeve: 0 for none, 0.4 for short ones, 1 for long ones.
+        sleeve: 0 for none, 0.4 for short, 1 for long.
         fit: width of the trouser legs, 1 is average.
         bag_side: -1 on the person's right, 1 on their left.
     """
@@ -104,13 +104,13 @@ class Pose:
 
     Attributes:
         yaw: where they face, in radians: 0 the camera, π/2 the right of the picture, π away.
-        phase: of the step, in radians.
-        stride: length of the step, 0 stands still.
-        lean: of the upper body to the side, as a fraction of the height.
+        phase: phase of the step, in radians.
+        stride: length of the step; 0 is standing still.
+        lean: sideways lean of the upper body, as a fraction of the height.
         arms: ``swing``, ``pockets`` or ``phone``.
         tilt: how steeply the camera looks down, in radians.
         sun: where the light comes from, -1 left to 1 right.
-        seed: of the folds in the clothes.
+        seed: seed of the folds in the clothes.
     """
 
     yaw: float
@@ -124,20 +124,21 @@ class Pose:
 
 
 def draw_person(rng: np.random.Generator, *, season: str = "mild", muted: float = 0.5) -> Person:
-    """Draw somebody at random.
+    """Draw a random person.
 
     Args:
-        rng: the only source of chance.
+        rng: the only source of randomness.
         season: ``summer``, ``mild`` or ``winter``; decides sleeves, jackets and legs.
         muted: how likely a garment is dark, 0 to 1; crowds in dark clothes are hard to tell apart.
 
     Raises:
-        DataError: no such season, or ``muted`` is no share.
+        DataError: an unknown season, or ``muted`` outside 0 to 1.
     """
     if season not in SEASONS:
         near = difflib.get_close_matches(str(season), SEASONS, 1)
         raise DataError(
-            f"unknown season {season!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are {', '.join(SEASONS)}"
+            f"unknown season {season!r}{f'; did you mean {near[0]!r}?' if near else ''}; known seasons: "
+            f"{', '.join(SEASONS)}"
         )
     if not 0 <= muted <= 1:
         raise DataError(f"muted must lie between 0 and 1, got {muted!r}")
@@ -201,7 +202,7 @@ def draw_pose(rng: np.random.Generator, *, tilt: float = 0.2, sun: float = 0.3) 
 
 
 def _one_of(colours: tuple[Colour, ...], rng: np.random.Generator, spread: float = 10) -> Colour:
-    """One of the colours, a little off: no two garments were dyed in one vat."""
+    """Pick one of the colours, a little off: no two garments come out of the same dye."""
     base = np.array(colours[rng.integers(len(colours))])
     red, green, blue = np.clip(base + rng.normal(0, spread * 0.6) + rng.normal(0, spread * 0.6, 3), 8, 240)
     return float(red), float(green), float(blue)

@@ -1,5 +1,6 @@
-"""What stands behind people: walls and floors of drawn places. A painter fills its part of a backdrop, float32 ``[rows,
-columns, 3]`` in 0..255.
+"""What is behind and under people: walls and floors of drawn places.
+
+A painter fills its part of a backdrop, float32 ``[rows, columns, 3]`` in 0..255.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A drawn person before a drawn camera, whole domains of them, and the golden crops that exports are checked with."""
+"""Crops of a drawn person seen by a drawn camera, whole domains of them, and the golden crops that check exports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ START = datetime(2026, 3, 2, 8, tzinfo=UTC)
 
 
 def draw_crop(person: Person, camera: Camera, rng: np.random.Generator, *, height: int = 128, width: int = 64) -> Crop:
-    """Draw one crop: this person before this camera, at a moment that ``rng`` chooses.
+    """Draw one crop: this person seen by this camera, at a moment that ``rng`` chooses.
 
     Returns:
         uint8 RGB ``[height, width, 3]``, framed as imperfectly as a detector would.
@@ -33,7 +33,7 @@ def draw_crop(person: Person, camera: Camera, rng: np.random.Generator, *, heigh
         DataError: a size under 32×16 or over 1024.
     """
     _check_size(height, width)
-    scene = _place(camera, rng, height, width)
+    scene = _background(camera, rng, height, width)
     tall = height * rng.uniform(0.87, 1.0)
     foot = (width * (0.5 + rng.normal(0, 0.05)), height * (0.975 + rng.normal(0, 0.025)))
     _stand(scene, person, camera, rng, foot, tall)
@@ -43,11 +43,10 @@ def draw_crop(person: Person, camera: Camera, rng: np.random.Generator, *, heigh
 
 
 def golden_crops(count: int = 16, *, height: int, width: int) -> Crop:
-    """Fixed drawn crops, different people before different cameras: uint8 ``[count, height, width, 3]``, of any size up
-    to 1024×1024.
+    """Draw fixed crops of different people seen by different cameras: uint8 ``[count, height, width, 3]``.
 
     Raises:
-        DataError: a count or size that is no such number.
+        DataError: a count below 1, or a size outside 1×1 to 1024×1024.
     """
     for name, value, most in (("count", count, None), ("height", height, 1024), ("width", width, 1024)):
         _check_whole(name, value, 1, most)
@@ -76,8 +75,8 @@ def make_domain(
 ) -> Domain:
     """Draw a whole domain into a folder with its ``domain.csv``; the same arguments give the same bytes.
 
-    Half of the people (``train_fraction``) are for training. Of each of the others one crop is a query, the rest is
-    gallery; a tenth of the test people are seen by one camera only and are distractors.
+    A share ``train_fraction`` of the people is for training. Each of the others has one crop as a query and the rest in
+    the gallery, but a tenth of them are distractors, seen by one camera only.
 
     Args:
         out: an absent or empty folder.
@@ -86,13 +85,13 @@ def make_domain(
         cameras: number of cameras, at least 1.
         per_camera: crops of a person from a camera, at least 1.
         train_fraction: share of people in train, between 0 and 1.
-        seed: everything is drawn from it.
+        seed: seed of everything drawn.
         size: rows and columns of the crops.
 
     Raises:
-        DataError: a wrong argument, or a folder that holds something.
+        DataError: a wrong argument, or a folder that is not empty.
     """
-    out, looks = Path(out), style_of(style)
+    out, traits = Path(out), style_of(style)
     for name, value, least in (
         ("identities", identities, 4),
         ("cameras", cameras, 1),
@@ -105,7 +104,7 @@ def make_domain(
     if not isinstance(train_fraction, float) or not 0 < train_fraction < 1:
         raise DataError(f"train_fraction must lie between 0 and 1, got {train_fraction!r}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists already and is no empty folder; choose another place to draw into")
+        raise DataError(f"{out} already exists and is not an empty folder; choose another folder")
     (out / "crops").mkdir(parents=True, exist_ok=True)
     key = (seed, STYLES.index(style))
     lenses = [draw_camera(style, np.random.default_rng((*key, 1, number))) for number in range(cameras)]
@@ -113,7 +112,7 @@ def make_domain(
     rows: list[tuple[str, str, str | None, str]] = []
     times: list[str] = []
     for number in range(identities):
-        person = draw_person(np.random.default_rng((*key, 2, number)), season=looks.season, muted=looks.muted)
+        person = draw_person(np.random.default_rng((*key, 2, number)), season=traits.season, muted=traits.muted)
         rng = np.random.default_rng((*key, 3, number))
         distractor = number >= training and cameras > 1 and (number - training) % 10 == 9
         seen_by = sorted(
@@ -121,7 +120,7 @@ def make_domain(
                 : 1 if distractor or (cameras > 1 and rng.random() < 0.05 and number < training) else cameras
             ].tolist()
         )
-        asked = False
+        has_query = False
         for camera in seen_by:
             for shot in range(per_camera):
                 name = f"crops/{number:04d}_c{camera + 1}_{shot}.jpg"
@@ -133,8 +132,8 @@ def make_domain(
                     width=width,
                 )
                 _write_jpeg(out / name, crop)
-                query = number >= training and not distractor and not asked
-                asked |= query
+                query = number >= training and not distractor and not has_query
+                has_query |= query
                 rows.append(
                     (
                         "train" if number < training else "query" if query else "gallery",
@@ -174,7 +173,7 @@ def _write_table(path: Path, rows: list[tuple[str, str, str | None, str]], times
     write_atomic(path, text.getvalue().encode())
 
 
-def _place(camera: Camera, rng: np.random.Generator, rows: int, columns: int) -> Float32s:
+def _background(camera: Camera, rng: np.random.Generator, rows: int, columns: int) -> Float32s:
     """A random stretch of the camera's backdrop."""
     whole = backdrop(camera, rows, columns)
     top = round((SCALE - 1) / 2 * rows) + int(rng.integers(-rows // 14, rows // 14 + 1))
@@ -217,7 +216,7 @@ def _stand(
 
 
 def _occlude(scene: Float32s, camera: Camera, rng: np.random.Generator, foot: tuple[float, float], tall: float) -> None:
-    """Something in front: a post, a bag or barrier at the feet, or somebody else at the edge."""
+    """Put something in front: a post, a bag or barrier at the feet, or another person at the edge."""
     rows, columns = scene.shape[:2]
     kind = rng.integers(3)
     if kind == 0:
@@ -232,7 +231,7 @@ def _occlude(scene: Float32s, camera: Camera, rng: np.random.Generator, foot: tu
         thing[:] = (paint * np.linspace(1.25, 0.7, high)[:, None, None]).astype(np.float32)
         thing[: max(1, high // 9)] *= 1.25
     else:
-        looks = style_of(camera.style)
-        other = draw_person(rng, season=looks.season, muted=looks.muted)
+        traits = style_of(camera.style)
+        other = draw_person(rng, season=traits.season, muted=traits.muted)
         side = foot[0] + columns * rng.choice([-1, 1]) * rng.uniform(0.36, 0.52)
         _stand(scene, other, camera, rng, (float(side), foot[1] + 0.02 * tall), tall * 1.03)

@@ -35,7 +35,7 @@ print(sorted(deploy.__all__))
 """
     assert run(code, blocked=(*TRAINING, "faiss", "onnxruntime")).splitlines() == [
         "[]",
-        "['Bundle', 'Embeddings', 'Encoder', 'Gallery', 'Match']",
+        "['Bundle', 'Embeddings', 'Encoder', 'Gallery', 'Match', 'Refinement', 'Thresholds', 'Transitions']",
     ]
 
 

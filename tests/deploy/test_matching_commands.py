@@ -85,8 +85,8 @@ def test_a_signed_bundle_stays_signed_or_is_said_to_be_unsigned(reid, bundle, si
 def test_calibrate_refuses_what_it_can_not_see(reid, bundle, site):
     said = reid("calibrate", bundle.folder, site, code=1)
     assert "0.001 needs 10,000 pairs" in said.replace("\n", " ")
-    assert "--fpr 0.033 or more" in said
-    assert "must lie above 0" in reid("calibrate", bundle.folder, site, "--fpr", "0.5", code=2)
+    assert "--fpr to 0.033 or more" in said
+    assert "must be above 0" in reid("calibrate", bundle.folder, site, "--fpr", "0.5", code=2)
     assert Bundle.load(bundle.folder).thresholds == {}
 
 

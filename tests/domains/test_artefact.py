@@ -202,7 +202,7 @@ def test_sealing_is_whole_or_not_there(tmp_path):
     seal(folder)
     assert sorted(os.listdir(folder)) == ["a.bin", "b.bin", "m.json"]
     assert os.listdir(folder.parent) == ["step"]
-    with pytest.raises(ArtefactError, match="exists already"):
+    with pytest.raises(ArtefactError, match="already exists"):
         seal(folder)
 
     def fail_midway():

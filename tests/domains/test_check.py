@@ -132,7 +132,7 @@ def test_exact_duplicates_across_splits(tmp_path):
         ("train", "same.png", "gallery", "same.png", False),
         ("query", "same.png", "gallery", "same.png", True),
     }
-    assert "under two identities" in text(check(domain))
+    assert "under different identities" in text(check(domain))
 
 
 def test_each_dropped_query_names_its_rule(tmp_path):
@@ -153,13 +153,13 @@ def test_each_dropped_query_names_its_rule(tmp_path):
             "query_1.png",
             "12",
             "3",
-            "identity 12 is in the gallery only under the query's own camera 3 (rule: drop same camera); use "
+            "identity 12 is in the gallery only from the query's own camera 3 (rule: drop same camera); use "
             "same_camera=keep",
         ),
         ("query_2.png", "junk", "a", "the query is junk: it has no identity"),
     ]
     assert report.scored == 1
-    assert "1 of the images junk" in text(report)
+    assert "1 of the images are junk" in text(report)
     kept = check(build(tmp_path, entries, same_camera="keep"))
     assert [item.path for item in kept.dropped] == ["query_0.png", "query_2.png"]
     assert "rule: keep same camera" in text(kept)
@@ -186,10 +186,10 @@ def test_identities_on_both_sides_and_singletons(tmp_path):
 
 def test_a_test_set_can_be_scored_but_not_learned(tmp_path):
     report = check(build(tmp_path, ["query 1 a", "gallery 1 b"]))
-    assert "training: not possible, there are 0 usable identities" in text(report)
+    assert "training: not possible, train needs at least 2 usable identities and has 0" in text(report)
     report = check(build(tmp_path, ["train 1 a", "train 1 b"]))
-    assert "scoring: there is no query" in text(report)
-    assert "training: not possible, there are 1 usable" in text(report)
+    assert "scoring: there are no queries" in text(report)
+    assert "training: not possible, train needs at least 2 usable identities and has 1" in text(report)
 
 
 def test_the_report_is_json_and_its_lines_are_lines(tmp_path):

@@ -95,7 +95,7 @@ def test_equals_the_definition_with_ties_junk_and_distractors(rule):
         tpr, detected, genuine, impostor, mated, nonmated = naive(query, gallery, asked, held, rule, RATES, RATES)
         assert count_pairs(asked, held, same_camera=rule) == (genuine, impostor)
         if not genuine or not impostor:
-            with pytest.raises(DataError, match="need pairs of one person and of two"):
+            with pytest.raises(DataError, match="need genuine and impostor pairs"):
                 open_set(query, gallery, asked, held, same_camera=rule)
             continue
         compared += 1
@@ -199,7 +199,7 @@ def test_the_matrix_of_all_pairs_is_never_held(monkeypatch):
 def test_refusals():
     good, who = np.eye(2, dtype=np.float32), Labels([0, 1], [0, 1])
     for rate in (0, -0.1, 1.1, float("nan")):
-        with pytest.raises(UsageError, match="a rate lies above 0"):
+        with pytest.raises(UsageError, match="a rate must be above 0"):
             open_set(good, good, who, who, fpr=(rate,))
     with pytest.raises(DataError, match="has length 2"):
         open_set(2 * good, good, who, who)

@@ -365,7 +365,7 @@ def test_features_refused(row, message):
 
 def test_features_of_two_models_and_other_types_are_refused():
     good = np.eye(2, dtype=np.float32)
-    with pytest.raises(DataError, match="one model, got 2 and 3 values"):
+    with pytest.raises(DataError, match="same model, got 2 and 3 values"):
         score_domain(good, np.eye(3, dtype=np.float32), two(), two((0, 1, 2)))
     with pytest.raises(DataError, match="query features must be a float32 array"):
         score_domain(good.astype(float), good, two(), two())
@@ -397,7 +397,7 @@ def test_chunk_below_one():
         (([5, 5, 0], [0, 0, 0]), ([0], [0]), "for 2 of them its identity is not in the gallery: .*same codes"),
         (([0, 0, 5], [0, 0, 0]), ([0], [0]), 'for 2 of them every gallery crop .* own camera.*same_camera="keep"'),
         (([0], [0]), ([], []), "identity is not in the gallery"),
-        (([], []), ([0], [0]), "no query to score"),
+        (([], []), ([0], [0]), "no queries to score"),
     ],
 )
 def test_nothing_to_score_says_why(query, gallery, message):

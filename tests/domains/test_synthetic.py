@@ -312,7 +312,7 @@ def test_wrong_arguments_are_one_clear_line_and_leave_nothing(tmp_path, change, 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("x")
     for place in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(DataError, match="no empty folder"):
+        with pytest.raises(DataError, match="not an empty folder"):
             make_domain(place, "plaza")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()

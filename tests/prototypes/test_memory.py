@@ -54,7 +54,7 @@ def test_other_tensors_are_no_memory(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"x": np.ones(3, np.float32)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ArtefactError, match="no memory of a domain"):
+    with pytest.raises(ArtefactError, match="not the memory of a domain"):
         Memory.read(tmp_path / "weights.safetensors")
 
 
@@ -96,6 +96,6 @@ def test_identities_are_taken_out_and_the_domain_stays():
     assert memory.arrays["prototypes.mean"].shape == (4, 2)
     assert set(memory.without(range(4), 4).arrays) == {"style.x"}
     assert memory.without([], 4).bytes == memory.bytes
-    with pytest.raises(ArtefactError, match="not a row for each of 5 identities"):
+    with pytest.raises(ArtefactError, match="not one row for each of 5 identities"):
         memory.without([1], 5)
     assert (memory.emptied().domain, memory.emptied().feature_space, dict(memory.emptied().arrays)) == ("", "x", {})

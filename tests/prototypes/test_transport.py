@@ -279,10 +279,10 @@ def test_other_arrays_are_no_transport(tmp_path, arrays):
 
 
 WRONG = [
-    ((30, 30), DIM, "rigde", "must be one of ridge, procrustes, identity, got 'rigde'"),
+    ((30, 30), DIM, "rigde", 'must be "ridge", "procrustes" or "identity", got \'rigde\''),
     ((30, 29), DIM, "ridge", r"got \(30, 12\) and \(29, 12\)"),
-    ((1, 1), DIM, "ridge", "two or more crops"),
-    ((0, 0), DIM, "ridge", "two or more crops"),
+    ((1, 1), DIM, "ridge", "at least two crops"),
+    ((0, 0), DIM, "ridge", "at least two crops"),
     ((30, 30), DIM - 1, "procrustes", r"got \(30, 12\) and \(30, 11\)"),
     ((30, 30), DIM - 1, "identity", r"got \(30, 12\) and \(30, 11\)"),
 ]

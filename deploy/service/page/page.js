@@ -30,7 +30,7 @@ async function lookReady() {
       : facts.state || "not ready";
   } catch {
     state.className = "state wrong";
-    state.textContent = "the service does not answer";
+    state.textContent = "the service is not responding";
   }
 }
 
@@ -44,7 +44,7 @@ async function listCameras() {
       option.value = name;
       return option;
     }));
-  } catch { /* the list is a help; without it a name can be typed */ }
+  } catch { /* the list is only a help; names can also be typed */ }
 }
 
 function choose(file) {
@@ -62,7 +62,7 @@ function complain(text) {
   show("message", Boolean(text));
 }
 
-// A time of day that was typed here, as ISO 8601 with this computer's zone.
+// A local time typed here, as ISO 8601 with this computer's zone.
 function withZone(text) {
   const moment = new Date(text);
   const minutes = -moment.getTimezoneOffset();
@@ -143,11 +143,11 @@ async function search(event) {
     const seconds = ((performance.now() - start) / 1000).toFixed(2);
     find("summary").textContent = matches.length
       ? `${verdict}the ${matches.length} most similar · ${seconds} s · audit record ${body.record}`
-      : `Nothing to search with these filters · audit record ${body.record}`;
+      : `No entries match these filters · audit record ${body.record}`;
     show("summary", true);
     find("summary").scrollIntoView({ block: "nearest", behavior: "smooth" });
   } catch {
-    complain("The service does not answer. Try again in a moment.");
+    complain("The service is not responding. Try again in a moment.");
   } finally {
     find("go").disabled = false;
     find("go").textContent = "Search";

@@ -116,7 +116,8 @@ def test_too_few_pairs_are_refused_with_the_number_needed_and_what_can_be_had(tm
     domain = site(tmp_path)
     fewest = 30 * 2 * (30 * 2 + 5) - 30 * 4
     with pytest.raises(
-        DataError, match=rf"0\.001 needs 10,000 pairs .* gives {fewest:,} and {fewest:,}; ask for --fpr 0\.0027 or more"
+        DataError,
+        match=rf"0\.001 needs 10,000 pairs .* gives {fewest:,} and {fewest:,}; raise --fpr to 0\.0027 or more",
     ):
         calibrate(Pretender(), domain, fpr=0.001)
     assert 0.0026 < SEEN / fewest < 0.0027
@@ -128,7 +129,7 @@ def test_too_few_pairs_are_refused_with_the_number_needed_and_what_can_be_had(tm
     with pytest.raises(DataError, match="no query and gallery splits"):
         calibrate(Pretender(), from_rows("site", tmp_path, "made", [("train", "a.png", "a", "c")]), fpr=0.05)
     for rate in (0, -1, 0.06, float("nan")):
-        with pytest.raises(UsageError, match=r"must lie above 0 and up to 0\.05"):
+        with pytest.raises(UsageError, match=r"must be above 0 and at most 0\.05"):
             calibrate(Pretender(), domain, fpr=rate)
 
 

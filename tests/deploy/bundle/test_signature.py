@@ -62,13 +62,13 @@ def test_keys_are_private_and_never_overwritten(tmp_path):
     assert len(name) == 32
     before = (tmp_path / "k").read_bytes()
     for taken in ("k", "k.pub"):
-        with pytest.raises(UsageError, match="exists already"):
+        with pytest.raises(UsageError, match="already exists"):
             make_key(tmp_path / "k")
         assert (tmp_path / "k").read_bytes() == before
         (tmp_path / taken).rename(tmp_path / "aside")
         (tmp_path / "aside").rename(tmp_path / taken)
     (tmp_path / "k.pub").unlink()
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         make_key(tmp_path / "k")
     assert (tmp_path / "k").read_bytes() == before
 
@@ -292,7 +292,7 @@ def test_keys_that_can_not_be_trusted(tmp_path, key, what, monkeypatch):
 
 
 def test_keys_that_can_not_sign(tmp_path, key):
-    with pytest.raises(UsageError, match="no private key"):
+    with pytest.raises(UsageError, match="not a PEM private key"):
         sign(b"x", public(key))
     with pytest.raises(UsageError, match="missing"):
         sign(b"x", tmp_path / "nowhere")

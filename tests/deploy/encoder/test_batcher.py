@@ -94,7 +94,7 @@ def test_a_full_queue_says_so_at_once_and_takes_all_of_a_request_or_nothing():
         held = [batcher.submit(crop(0))]
         until(lambda: batcher.load().waiting == 0)
         held += batcher.submit_all([crop(1), crop(2), crop(3)])
-        with pytest.raises(BusyError, match="3 crops wait"):
+        with pytest.raises(BusyError, match="3 crops are already waiting"):
             batcher.submit_all([crop(4), crop(5)])
         held.append(batcher.submit(crop(4)))
         with pytest.raises(BusyError, match="at most 4"):

@@ -214,7 +214,7 @@ def test_every_provider_embeds_through_the_encoder(runtime, bundle, projection, 
     ("knobs", "message"),
     [
         ({"falls_back": True}, r"asked for .*, but ONNX Runtime would run on CPUExecutionProvider"),
-        ({"computes": False}, r"computes nothing of this graph"),
+        ({"computes": False}, r"computes nothing in this graph"),
         ({"strays": [("Conv", "CPUExecutionProvider")]}, r"leaves Conv to CPUExecutionProvider"),
         (
             {"strays": [("Transpose", "CPUExecutionProvider"), ("FusedMatMul", "CPUExecutionProvider")]},
@@ -314,7 +314,7 @@ def test_the_self_test_names_the_gpu(runtime, bundle, tmp_path, monkeypatch):
     ]
     engine = checks[1].found
     assert (
-        "ONNX Runtime 1.99.0 on tensorrt:0; Orin (compute capability 8.7, CUDA 12060; R36.4); left to others: Shape"
+        "ONNX Runtime 1.99.0 on tensorrt:0; Orin (compute capability 8.7, CUDA 12060; R36.4); run elsewhere: Shape"
         in engine
     )
 
@@ -403,7 +403,7 @@ class TestCache:
             self.load(bundle, tmp_path)
         assert len(fake.sessions) == before + 2, "built, and loaded from where it was built"
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert "built again" in caplog.text
+        assert "are rebuilt" in caplog.text
         assert engine.read_bytes() == b"built for one model"
 
     def test_tensorrt_that_writes_again_is_told_of(self, runtime, bundle, tmp_path, caplog, monkeypatch):
@@ -418,7 +418,7 @@ class TestCache:
         )
         with caplog.at_level(logging.WARNING):
             self.load(bundle, tmp_path)
-        assert "did not take its engines" in caplog.text
+        assert "did not use its engines" in caplog.text
 
     def test_an_engine_that_was_never_written_is_an_error(self, runtime, bundle, tmp_path):
         runtime(writes=False)
@@ -490,7 +490,7 @@ def test_the_gpu_is_described_by_its_driver(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "RELEASES", (tmp_path / "missing", release))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver())
     assert gpu.describe(0) == ORIN
-    with pytest.raises(DeviceError, match=r"no GPU 1 \(cuDeviceGet says 101\)"):
+    with pytest.raises(DeviceError, match=r"no GPU 1 \(cuDeviceGet returned 101\)"):
         gpu.describe(1)
 
 

@@ -39,7 +39,7 @@ def test_what_does_not_serve_is_said_with_its_remedy(make_bundle, projection, bu
     assert (check.ok, check.found) == (False, "does not serve")
     assert "export again" in check.remedy
     (check,) = self_test(bundle.folder / "nowhere")
-    assert "is no bundle" in check.remedy
+    assert "is not a bundle" in check.remedy
     with pytest.raises(UsageError):
         self_test(bundle.folder, "gpu")
     with pytest.raises(UsageError):

@@ -90,7 +90,7 @@ def escaped(whole, tmp_path, wanted, change):
     try:
         with open_copy(whole, tmp_path, change) as gallery:
             said = " ".join(gallery.verify())
-            if "made anew" in said or "damaged" in said:
+            if "rebuilt" in said or "damaged" in said:
                 return False
             return everything(gallery) != wanted
     except GalleryError as error:
@@ -99,7 +99,7 @@ def escaped(whole, tmp_path, wanted, change):
 
 def flips(whole, tmp_path, count, seed):
     with open_copy(whole, tmp_path) as gallery:
-        assert gallery.verify()[1] == "index: agrees with it"
+        assert gallery.verify()[1] == "index: agrees with the database"
         wanted = everything(gallery)
     draw = random.Random(seed)
     files = [file for file in sorted(whole.iterdir()) if file.name != "gallery.db-shm"]
@@ -240,7 +240,7 @@ def test_repair_mends_facts_and_names_entries(whole, tmp_path):
     db.execute("UPDATE entry SET label = 'y' WHERE id = 7")
     db.close()
     found = Gallery.repair(folder)
-    assert [text for text in found if text.startswith("mended: what it says of the gallery")]
+    assert [text for text in found if text.startswith("repaired: the gallery's metadata")]
     assert [text for text in found if text.startswith("still damaged: entry 7 of") and "restore a backup" in text]
     with Gallery.open(folder) as gallery:
         with pytest.raises(GalleryError, match="entry 7 of"):

@@ -146,8 +146,8 @@ def test_verify_repairs_the_index(gallery):
     data[300] ^= 1
     (gallery.path / "index.faiss").write_bytes(data)
     with Gallery.open(gallery.path) as opened:
-        assert "made anew, because its bytes were changed" in opened.verify()[1]
-        assert opened.verify()[1] == "index: agrees with it"
+        assert "rebuilt, because its bytes were changed" in opened.verify()[1]
+        assert opened.verify()[1] == "index: agrees with the database"
 
 
 def test_a_cache_that_can_not_be_written_costs_nothing_but_time(gallery, monkeypatch, caplog):
@@ -155,7 +155,7 @@ def test_a_cache_that_can_not_be_written_costs_nothing_but_time(gallery, monkeyp
     gallery.search(vector_of(3))
     monkeypatch.setattr(faiss, "write_index", lambda codes, path: open(path, "wb").close())
     gallery.close()
-    assert "not kept" in caplog.text
+    assert "not saved" in caplog.text
     assert sorted(file.name for file in gallery.path.iterdir()) == ["gallery.db"]
     monkeypatch.undo()
     assert made_anew(gallery.path, monkeypatch)
@@ -311,7 +311,7 @@ def test_erasing_adding_and_searching_at_once_from_threads_of_one_process(galler
     assert faults == []
     assert len(gallery) == 300
     assert in_folder(gallery.path, [vector_of(name) for name in range(100)]) == []
-    assert "whole" in gallery.verify()[0]
+    assert "intact" in gallery.verify()[0]
 
 
 # ------------------------------------------------------------------------------------------------------ other processes
@@ -403,7 +403,7 @@ def test_a_full_disk_changes_nothing(gallery):
 
 def test_a_folder_that_can_not_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(GalleryError, match="can't make a gallery"):
+    with pytest.raises(GalleryError, match="can't create a gallery"):
         Gallery.create(tmp_path / "file" / "gallery", DIM, SPACE)
 
     def fail(*_):

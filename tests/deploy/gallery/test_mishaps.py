@@ -75,11 +75,11 @@ def test_a_text_that_is_no_unicode_any_more_is_a_damaged_entry_like_others(galle
 def test_a_rule_that_changed_by_itself_is_not_sealed_by_the_next_change(gallery):
     gallery.keep(3000)
     spoil(gallery, "UPDATE retention SET days = 2")
-    with pytest.raises(GalleryError, match="changed by a fault"):
+    with pytest.raises(GalleryError, match="facts or rules are corrupted"):
         gallery.add(gallery.vectors[0], "a", "/new")
-    with pytest.raises(GalleryError, match="changed by a fault"):
+    with pytest.raises(GalleryError, match="facts or rules are corrupted"):
         Gallery.open(gallery.path)
-    assert any("mended: what it says" in line for line in Gallery.repair(gallery.path))
+    assert any("repaired: the gallery's metadata" in line for line in Gallery.repair(gallery.path))
     assert gallery.retention() == {"": 2}, "repaired is what was found; its owner was told"
 
 
@@ -122,7 +122,7 @@ def test_cameras_are_numbered_anew_when_entries_go():
 
 
 def full(*_, **__):
-    raise GalleryError("it could not be written anew, make room and try again")
+    raise GalleryError("the file could not be rewritten; make room and try again")
 
 
 def test_a_disk_too_full_to_write_the_file_anew_loses_nothing_and_locks_nobody_out(gallery, monkeypatch, caplog):
@@ -130,7 +130,7 @@ def test_a_disk_too_full_to_write_the_file_anew_loses_nothing_and_locks_nobody_o
     with monkeypatch.context() as patch:
         patch.setattr(store.Store, "rewrite", full)
         with pytest.raises(
-            GalleryError, match=r"2 entries are removed, but their bytes are still in the file: .*make room"
+            GalleryError, match=r"2 entries were removed, but their bytes are still in the file: .*make room"
         ):
             gallery.forget([1, 2])
         gallery._store.change("UPDATE entry SET added = -9e15, stamp = 0 WHERE id = 3")
@@ -155,7 +155,7 @@ def test_the_message_of_a_full_disk_says_what_became_of_the_work(gallery, monkey
             pass
 
     monkeypatch.setattr(gallery._store, "_new_connection", Full)
-    with pytest.raises(GalleryError, match="the disk is full; it could not be written anew, make room") as caught:
+    with pytest.raises(GalleryError, match="the disk is full and the file could not be rewritten; make room") as caught:
         gallery.forget([1])
     assert "nothing was changed" not in str(caught.value)
     assert len(gallery) == 11
@@ -204,7 +204,7 @@ def test_two_upgrades_at_once_do_not_end_in_each_others_model(gallery, monkeypat
             if not turns:
                 turns.append(carry(second._store, plan("three", 3)))
 
-        with pytest.raises(GalleryError, match="upgraded by somebody else meanwhile"):
+        with pytest.raises(GalleryError, match="upgraded by someone else meanwhile"):
             carry(gallery._store, plan("two", 2), tick=between)
     assert gallery.feature_space == "three"
     gallery.verify()
@@ -213,7 +213,7 @@ def test_two_upgrades_at_once_do_not_end_in_each_others_model(gallery, monkeypat
 def test_dropping_old_vectors_during_an_upgrade_stops_it_in_one_line(gallery, monkeypatch):
     carry(gallery._store, plan("two", 2))
     monkeypatch.setattr("deploy.gallery.upgrade.CHUNK", 3)
-    with Gallery.open(gallery.path) as second, pytest.raises(GalleryError, match="upgraded by somebody else meanwhile"):
+    with Gallery.open(gallery.path) as second, pytest.raises(GalleryError, match="upgraded by someone else meanwhile"):
         carry(gallery._store, plan("three", 3), tick=lambda count: second.drop_old())
     gallery.verify()
 
@@ -233,5 +233,5 @@ def test_an_age_that_there_is_not_is_refused(gallery, days):
 
 @pytest.mark.parametrize("filters", [{"label": "\ud800"}, {"source": "x\udfff"}, {"camera": "\udc80"}])
 def test_filters_that_are_no_unicode_are_refused(gallery, filters):
-    with pytest.raises(GalleryError, match="is no Unicode"):
+    with pytest.raises(GalleryError, match="is not valid Unicode"):
         gallery.search(gallery.vectors[0], **filters)

@@ -214,7 +214,7 @@ def test_same_source_twice_in_one_go_and_at_another_time(people, gallery, encode
 def test_wrong_encoder_is_refused_before_anything_is_decoded(people, gallery, make_bundle):
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     other = Encoder.load(make_bundle("other", changes={"feature_space": "ef" * 32}).folder)
-    with pytest.raises(GalleryError, match="another model"):
+    with pytest.raises(GalleryError, match="different model"):
         fill(gallery, other, read_sources(people))
     with pytest.raises(UsageError):
         fill(gallery, other, [], batch=0)

@@ -180,7 +180,7 @@ def test_a_drop_says_if_somebody_keeps_reading(gallery, rng, bundles, monkeypatc
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM entry").fetchone()
         with pytest.raises(
-            GalleryError, match="older vectors of 20 entries are dropped, but another process keeps reading"
+            GalleryError, match="older vectors of 20 entries were dropped, but another process keeps reading"
         ):
             eraser.drop_old()
         reader.close()

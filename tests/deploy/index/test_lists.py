@@ -207,7 +207,7 @@ def test_added_and_forgotten_without_training_anew(filled, rng, monkeypatch):
                 check(gallery.search(query, k=40, exact=True)[0], oracle(values, ids, query, 40))
             assert len(gallery.search(more[0], k=10**6)[0]) == len(alive)
         gallery._save_index()
-    assert gallery.verify()[1] == "index: agrees with it"
+    assert gallery.verify()[1] == "index: agrees with the database"
 
 
 def test_forgetting_without_a_search_leaves_lists_for_the_next_start(filled, monkeypatch):
@@ -330,7 +330,7 @@ def test_places_that_are_no_lists_are_refused(rng):
     vectors = people(rng, 500)
     codes = Codes.trained(vectors.astype(np.float16), 4)
     for places in (np.full(500, 4), np.full(500, -1), np.zeros(499, np.int64)):
-        with pytest.raises(ValueError, match="need a list each among 4"):
+        with pytest.raises(ValueError, match="one of 4 lists"):
             codes.add(vectors.astype(np.float32), places)
 
 
@@ -356,5 +356,5 @@ def test_verify_finds_files_that_are_whole_but_wrong(filled, part):
     held.kept = None
     gallery._save_index()
     assert "differ" in gallery.verify()[1]
-    assert gallery.verify()[1] == "index: agrees with it"
+    assert gallery.verify()[1] == "index: agrees with the database"
     check(gallery.search(vectors[1], k=5, exact=True)[0], oracle(vectors, list(range(1, 3001)), vectors[1], 5))

@@ -117,7 +117,7 @@ def test_what_is_no_audit_log(tmp_path):
     with pytest.raises(GalleryError, match="can't be opened"):
         AuditLog(tmp_path / "x")
     sqlite3.connect(tmp_path / "y").execute("CREATE TABLE t(a)")
-    with pytest.raises(GalleryError, match="no audit log"):
+    with pytest.raises(GalleryError, match="not an audit log"):
         AuditLog(tmp_path / "y")
 
 
@@ -195,7 +195,7 @@ def test_an_erasure_whose_rewrite_fails_is_recorded_and_finished_by_the_next(jou
             return getattr(self.db, name)
 
     real, journal._db = journal._db, Full(journal._db)
-    with pytest.raises(GalleryError, match=r"300 old records .* are erased, but it can't be written anew"):
+    with pytest.raises(GalleryError, match=r"300 old records .* are erased, but the file can't be rewritten"):
         journal.erase(30)
     journal._db = real
     assert [record["action"] for record in journal.read()] == ["erase audit"]

@@ -48,7 +48,7 @@ def test_every_route_with_every_scope(serve, tokens):
     for (method, path, name), answer in zip(cases, answers, strict=True):
         access = ROUTES[method, path].access
         allowed = access in (OPEN, ANY) or access in scopes[name]
-        assert (answer.status_code != 403) == allowed or "upgrades by HTTP are off" in answer.text, (
+        assert (answer.status_code != 403) == allowed or "upgrades over HTTP are off" in answer.text, (
             method,
             path,
             name,
@@ -336,9 +336,9 @@ def test_impossible_settings(settings):
 
 
 def test_folders_that_are_not_there(tmp_path):
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         Settings(pictures=(tmp_path / "x",))
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         Settings(bundles=tmp_path / "x")
 
 

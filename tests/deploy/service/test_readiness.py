@@ -52,7 +52,7 @@ def test_an_encoder_of_another_model_is_refused(filled, make_bundle, tmp_path):
     from deploy.service.settings import Settings
 
     other = Encoder.load(make_bundle("other", changes={"feature_space": "cd" * 32}).folder, threads=1)
-    with Gallery.open(filled) as gallery, pytest.raises(GalleryError, match="another model"):
+    with Gallery.open(filled) as gallery, pytest.raises(GalleryError, match="different model"):
         create_app(gallery, other, Settings(audit=tmp_path / "a.db"))
 
 

@@ -271,7 +271,7 @@ def test_forgetting_who_looks_like_this(serve, images):
 
 
 def test_who_looks_like_this_is_asked_for_until_all_are_found(serve, images, monkeypatch):
-    monkeypatch.setattr("deploy.service.erasure.FIRST", 1)
+    monkeypatch.setattr("deploy.gallery.erasure.FIRST", 1)
     answer = serve().post("/v1/forget", files=[("like", ("a.png", images[2])), *multipart(score="-1", dry_run="true")])
     assert answer.json()["ids"] == [1, 2, 3, 4, 5, 6]
 

@@ -104,7 +104,7 @@ def test_a_life_from_start_to_stop(service, image, filled, tmp_path):
 def test_a_missing_gallery_is_made_for_a_bundle_that_can_be_used(tmp_path, bundle, image):
     folder = tmp_path / "new"
     lone = reid("serve", folder, "--port", "0")
-    assert (lone.returncode, "name the bundle to make it for" in lone.stderr) == (2, True)
+    assert (lone.returncode, "name the bundle to create it for" in lone.stderr) == (2, True)
     assert reid("serve", folder, "--port", "0", "--bundle", tmp_path).returncode == 1
     assert not folder.exists()
     one = Service(tmp_path, folder, "--bundle", bundle.folder)
@@ -141,22 +141,22 @@ def test_an_existing_gallery_is_served_with_its_own_bundle(opened, filled, bundl
         gallery.upgrade(bundles / "new")
     own, (warning,) = opened(filled, bundle.folder)  # as a unit or an image names it for ever
     assert (own, warning["used"], warning["named"]) == (bundles / "new", bundles / "new", bundle.folder)
-    assert "another model" in warning["reason"]
+    assert "different model" in warning["reason"]
     own, (warning,) = opened(filled, tmp_path / "gone")
     assert own == bundles / "new"
-    assert "is no bundle" in warning["reason"]
+    assert "is not a bundle" in warning["reason"]
 
 
 def test_another_copy_of_its_bundle_helps_where_its_own_is_gone(opened, filled, bundle, make_bundle, tmp_path):
     shutil.move(bundle.folder, tmp_path / "moved")
     assert opened(filled, tmp_path / "moved") == (tmp_path / "moved", [])
     for named in (None, make_bundle("other", changes={"feature_space": "ef" * 32}).folder):
-        with pytest.raises(GalleryError, match="put that bundle back there") as caught:
+        with pytest.raises(GalleryError, match="put that bundle back") as caught:
             opened(filled, named)
         assert str(bundle.folder) in str(caught.value)
         assert "\n" not in str(caught.value)
     make_bundle("bundle", changes={"feature_space": "ef" * 32})  # a new model's, copied over it
-    with pytest.raises(GalleryError, match=r"is of another model.*put that bundle back there, .* reid gallery upgrade"):
+    with pytest.raises(GalleryError, match=r"is from a different model.*put that bundle back, .* reid gallery upgrade"):
         opened(filled, bundle.folder)
     with Gallery.open(filled) as gallery:  # it was closed, and nothing was changed
         assert len(gallery) == 6

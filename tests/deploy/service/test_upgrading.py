@@ -124,12 +124,12 @@ def test_a_stop_in_the_middle_leaves_the_old_state(serve, bundles, filled, monke
     client.post("/v1/upgrade", json={"bundle": "new"})
     state = finished(client)
     assert state["state"] == "failed"
-    assert "goes on when it is asked for again" in state["message"]
+    assert "continues when it is requested again" in state["message"]
     with Gallery.open(filled) as gallery:
         assert gallery.feature_space == SPACE
 
 
-@pytest.mark.parametrize(("name", "words"), [("damaged", "changed"), ("empty", "no bundle")])
+@pytest.mark.parametrize(("name", "words"), [("damaged", "changed"), ("empty", "not a bundle")])
 def test_a_preview_of_what_can_not_be_loaded_says_why(serve, bundles, name, words):
     (bundles / "empty").mkdir()
     answer = serve(bundles=bundles).post("/v1/upgrade", json={"bundle": name, "dry_run": True})

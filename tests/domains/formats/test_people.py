@@ -24,7 +24,7 @@ def test_one_camera_keeps_same_camera_matches(tmp_path):
     domain = open_domain(tmp_path)
     assert domain.same_camera == "keep"
     assert domain.cameras == ("0",)
-    assert any("no file name tells its camera" in note for note in domain.notes)
+    assert any("no file name gives its camera" in note for note in domain.notes)
     assert len(domain.query) == len(domain.gallery) > 0
     assert open_domain(tmp_path, same_camera="drop").same_camera == "drop"
 
