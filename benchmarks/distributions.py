@@ -27,10 +27,10 @@ from torch.distributions import MultivariateNormal
 
 from benchmarks.results_file import record
 from domains.synthetic import make_domain
-from prototypes.distribution import unit
 from reid.batches.loader import CropStore
 from reid.config import Config, build_config, read_method
 from reid.network.build import build_model
+from reid.network.distribution import unit
 from reid.network.recompute import recomputing
 from reid.network.runtime import Runtime
 from reid.step.optim import build_optimiser

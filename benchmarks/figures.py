@@ -15,16 +15,17 @@ import torch
 
 from domains.arrays import Float32s
 from domains.domain import Domain
-from domains.style import StyleNetwork, StyleStatistics, restyle
+from domains.style import StyleStatistics
 from domains.synthetic import make_domain
-from prototypes.distribution import affinity, draw
 from prototypes.prototype import DistributionPrototypes
 from prototypes.transport import compose
 from reid.batches.loader import CropStore
 from reid.config import Method, build_config, read_method
 from reid.demo import SETTINGS
+from reid.network.distribution import affinity, draw
 from reid.network.embedding import embedder
 from reid.network.model import ReidModel
+from reid.network.style import StyleNetwork, restyle
 from reid.run import Run
 from reid.scores.evaluate import evaluate
 from reid.step.fusion import blend

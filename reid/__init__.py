@@ -1,7 +1,7 @@
 """The learner: a re-ID model that learns camera domains one after another.
 
-Importing this package loads no torch; its names are fetched when first asked for. They are what may be relied on;
-modules below may move.
+Importing this package does not load torch; its names are imported on first use. They are the stable interface; modules
+below may move.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HOMES = {
 
 try:
     __version__ = version("lifelong-reid")
-except PackageNotFoundError:  # a checkout on the path that nobody installed
+except PackageNotFoundError:  # a checkout on the path, not installed
     __version__ = "0+unknown"
 
 

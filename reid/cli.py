@@ -1,4 +1,4 @@
-"""The ``reid`` command: it gathers the commands and turns errors into one line and an exit code."""
+"""The ``reid`` command: it collects the subcommands and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def _options(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options of every command."""
+    """Options for every command."""
 
 
 def main() -> NoReturn:
-    """Run the command; an error is one line on stderr (exit 1 could not do it, 2 wrong use)."""
+    """Run the command; an error is one line on stderr (exit code 1: failed, 2: wrong use)."""
     debug = "--debug" in sys.argv[1:]
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     try:
@@ -61,7 +61,7 @@ def main() -> NoReturn:
             raise
         sys.stderr.write(f"reid: {error}\n")
         sys.exit(error.exit_code)
-    except OSError as error:  # a full or failing disk, wherever it is met
+    except OSError as error:  # a full or failing disk, wherever it occurs
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -83,12 +83,11 @@ def main() -> NoReturn:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder that everything is written to.")] = Path(
-        "demo"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write everything to.")] = Path("demo"),
 ) -> None:
-    """Show the whole story on drawn people, in minutes on a CPU: learn three domains, export, fill a gallery, find a
-    person, report.
+    """Run the whole workflow on drawn people, in minutes on a CPU.
+
+    It learns three domains, exports, fills a gallery, finds a person and writes a report.
     """
     from reid.demo import run_demo
 

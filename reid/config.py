@@ -21,7 +21,7 @@ from domains.errors import ConfigError
 from reid import plainyaml
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
-"""Where shipped configurations lie: in an installed wheel, and in a checkout."""
+"""Where shipped configurations are: in an installed wheel, and in a checkout."""
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
@@ -33,7 +33,7 @@ T = TypeVar("T", bound="Strict")
 
 
 class Strict(BaseModel):
-    """Frozen, and closed to unknown keys."""
+    """A frozen model that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -42,21 +42,20 @@ class ModelConfig(Strict):
     """The network: fixed for a run's life."""
 
     backbone: str = "resnet50"
-    """A timm model name, or ``onnx:PATH`` to go on teaching an exported encoder."""
+    """A timm model name, or ``onnx:PATH`` to continue training an exported encoder."""
     weights: str = "timm"
-    """Start weights: ``timm`` (its own, downloaded), ``none`` (random), or a local ``.safetensors`` or ``.pth`` file.
-    """
+    """Initial weights: ``timm`` (its own, downloaded), ``none`` (random), or a local ``.safetensors`` or ``.pth``."""
     dim: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Width of the embedding; unset: 512, or an ONNX graph's own."""
     stages: Annotated[int, Field(ge=1)] | None = None
     """Keep only the first stages of a CNN, as DKP does with three of a ResNet-50's four; unset: all."""
     last_stride: Literal[1] | None = None
-    """1 takes the stride out of a ResNet's last stage, as re-ID recipes do; unset: as the model is."""
+    """1 removes the stride of a ResNet's last stage, as re-ID recipes do; unset: the model's own."""
     embedding: Literal["linear", "none"] = "linear"
     """``none``: the pooled features are the embedding, as wide as the backbone."""
     pooling: Literal["auto", "gem", "average", "token"] = "auto"
-    """``auto``: for a map GeM, or the average where values can be negative; for tokens what the family does (class
-    token, or mean and its norm).
+    """``auto``: for a feature map GeM, or the average where values can be negative; for tokens what the family does
+    (class token, or mean and its norm).
     """
     channels: Literal["auto", "rgb", "bgr"] = "auto"
     """Channel order the backbone was trained with; ``auto``: RGB for timm, must be declared for ONNX."""
@@ -95,8 +94,8 @@ class DataConfig(Strict):
     """Which of a domain's train crops are learned: fixed for a run's life."""
 
     identities: Annotated[int, Field(ge=2)] | None = None
-    """Learn only the first so many identities of each domain, in the order of their names, as the published protocol
-    does with 500; unset: all.
+    """Learn only the first n identities of each domain, in the order of their names, as the published protocol does
+    with 500; unset: all.
     """
 
 
@@ -105,9 +104,7 @@ class TrainConfig(Strict):
 
     iterations: Annotated[int, Field(ge=1)] = 1200
     epochs: Annotated[int, Field(ge=1)] | None = None
-    """Set: the iterations are this times the crops of the domain divided by those of a batch, rounded down, in place of
-    ``iterations``.
-    """
+    """If set, replaces ``iterations``: epochs of (domain crops / batch crops) iterations each, rounded down."""
     first_epochs: Annotated[int, Field(ge=1)] | None = None
     """The same for the first domain of a run; unset: ``epochs``."""
     identities: Annotated[int, Field(ge=2)] = 16
@@ -115,11 +112,11 @@ class TrainConfig(Strict):
     instances: Annotated[int, Field(ge=1)] = 4
     """K of P×K sampling."""
     sampling: Literal["identity", "domain"] = "identity"
-    """What a joint batch is uniform over; the same thing unless several domains are learned at once."""
+    """What a joint batch is uniform over; makes a difference only if several domains are learned at once."""
     lr: Positive = 3.5e-4
     later_lr: Positive = 1.0
-    """Factor on ``lr`` from the second step of a run on: a network that knows people needs smaller steps than one that
-    does not.
+    """Factor on ``lr`` from the second step of a run on: a network that already knows people needs smaller steps
+    than one that does not.
     """
     backbone_lr: Positive = 1.0
     """Factor on ``lr`` for the backbone's parameters."""
@@ -132,26 +129,26 @@ class TrainConfig(Strict):
     milestones: tuple[Unit, ...] = (0.5, 0.8)
     """Fractions of the iterations at which ``multistep`` multiplies the rate by ``gamma``."""
     warmup_epochs: Annotated[int, Field(ge=0)] | None = None
-    """In place of ``warmup`` where ``epochs`` is set."""
+    """Replaces ``warmup`` where ``epochs`` is set."""
     milestone_epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    """In place of ``milestones`` where ``epochs`` is set."""
+    """Replaces ``milestones`` where ``epochs`` is set."""
     gamma: Positive = 0.1
     clip: Annotated[float, Field(ge=0)] = 0.0
-    """Largest gradient norm; 0 leaves gradients alone."""
+    """Largest gradient norm; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     recompute: Annotated[int, Field(ge=0)] = 0
-    """So many of the backbone's first blocks are computed again for the gradient instead of being kept: less memory,
+    """Recompute the activations of the backbone's first n blocks for the gradient instead of keeping them: less memory,
     more time, the same numbers.
     """
     adapter: Annotated[float, Field(gt=0, le=10)] = 0.6
-    """Iterations in which a method's adapter is taught once the step is finished, as a fraction of ``iterations``."""
+    """Iterations that a method's adapter is trained for once the step is finished, as a fraction of ``iterations``."""
     adapter_lr: Positive = 1.0
-    """Factor on ``lr`` meanwhile."""
+    """Factor on ``lr`` while the adapter is trained."""
 
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:
-    """Rate of one iteration: linear warm-up, then cosine to zero, steps, or constant."""
+    """Return the learning rate of one iteration: linear warm-up, then cosine to zero, steps, or constant."""
     warmup = round(config.warmup * config.iterations)
     if iteration < warmup:
         return config.lr * (iteration + 1) / warmup
@@ -165,7 +162,7 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
 
 
 class StorageConfig(Strict):
-    """What changes no learned bit: how crops are held and how often a step can be resumed."""
+    """Settings that change no learned bit: how crops are stored and how often a step in progress is saved."""
 
     crop_memory_mb: Annotated[int, Field(ge=0)] = 4096
     """Decoded crops above this many MiB go to an unlinked, memory-mapped scratch file."""
@@ -174,7 +171,7 @@ class StorageConfig(Strict):
 
 
 class Config(Strict):
-    """Everything a run is told."""
+    """All settings of a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: str = "cpu"
@@ -202,7 +199,7 @@ class Config(Strict):
         }
 
     def learning(self) -> dict[str, Any]:
-        """Every key that changes learned weights, so everything but storage."""
+        """Return every key that can change learned weights: everything but storage."""
         return {
             key: value for key, value in flatten(self.model_dump(mode="json")).items() if not key.startswith("storage.")
         }
@@ -219,16 +216,14 @@ class Method(Strict):
     repair: tuple[Entry, ...] = ()
     transport: tuple[Entry, ...] = ()
     adapter: tuple[Entry, ...] = ()
-    """Terms of a second training, beside the finished model, which they leave as it is: what one site needs and no
-    other.
-    """
+    """Terms of a second training beside the finished model, which stays unchanged: what one site alone needs."""
     needs_all_images: bool = False
     """Breaks the rule that old images are not kept: only the joint upper bound may."""
 
     @field_validator("terms", "fusion", "repair", "transport", "adapter", mode="before")
     @classmethod
     def _entries(cls, value: Any) -> Any:
-        """Take ``- triplet`` and ``- triplet: {weight: 2}`` alike."""
+        """Accept both ``- triplet`` and ``- triplet: {weight: 2}``."""
         if not isinstance(value, list | tuple):
             raise ValueError("must be a list of parts")
         entries = [{item: {}} if isinstance(item, str) else item for item in value]
@@ -238,7 +233,7 @@ class Method(Strict):
 
 
 class UnseenEntry(Strict):
-    """A domain that is scored and never learned."""
+    """A domain that is scored but never learned."""
 
     path: str
     same_camera: Literal["drop", "keep"] | None = None
@@ -249,8 +244,8 @@ class Stream(Strict):
 
     about: str = ""
     root: str = "."
-    """Folder that domain paths start from, itself relative to the stream's file; ``${NAME}`` stands for an environment
-    variable.
+    """Folder that domain paths are relative to, itself relative to the stream's file; ``${NAME}`` stands for an
+    environment variable.
     """
     domains: tuple[str, ...] = Field(min_length=1)
     unseen: tuple[UnseenEntry, ...] = ()
@@ -326,12 +321,12 @@ def validated(kind: type[T], tree: Any, what: str) -> T:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` or nothing."""
+    """Return ``; did you mean 'x'?``, or all known words."""
     known = list(known)
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [
         key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]
     ]
-    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(sorted(known))}"
+    return f"; did you mean {matches[0]!r}?" if matches else f"; known: {', '.join(sorted(known))}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -343,11 +338,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def shipped(kind: Literal["methods", "recipes", "streams"]) -> dict[str, Path]:
-    """Shipped configurations of one kind, by name."""
+    """Return the shipped configurations of one kind, by name."""
     for folder in CONFIG_FOLDERS:
         if folder.is_dir():
             return {file.stem: file for file in sorted((folder / kind).glob("*.yaml"))}
-    raise ConfigError("the shipped configurations are missing from this installation; install lifelong-reid again")
+    raise ConfigError("the shipped configurations are missing from this installation; reinstall lifelong-reid")
 
 
 def read_method(name: str) -> Method:
@@ -360,7 +355,7 @@ def read_method(name: str) -> Method:
 
 
 def read_settings(name: str) -> dict[str, Any]:
-    """Read settings by path, or a recipe by its shipped name. Raises ConfigError."""
+    """Read settings by path, or a recipe by its shipped name; raises ConfigError."""
     known, path = shipped("recipes"), Path(name)
     if not path.is_file():
         if name not in known:
@@ -370,14 +365,14 @@ def read_settings(name: str) -> dict[str, Any]:
 
 
 def read_stream(name: str) -> Stream:
-    """Read a stream by path, or by shipped name, its root made relative to here. Raises ConfigError."""
+    """Read a stream by path or by shipped name, its root made relative to the current folder; raises ConfigError."""
     path = Path(name)
     known = shipped("streams")
     if not path.is_file():
-        found = known.get(path.stem) if path.parent.name in ("", "streams") else None
-        if found is None:
+        file = known.get(path.stem) if path.parent.name in ("", "streams") else None
+        if file is None:
             raise ConfigError(f"no stream file {name!r}{nearest(path.stem, known)}")
-        path = found
+        path = file
     stream = validated(Stream, expanded(read_yaml(path)), f"stream {path.stem}")
     return stream.model_copy(update={"root": str(path.parent / stream.root)})
 
@@ -391,11 +386,11 @@ def expanded(tree: Any) -> Any:
     return VARIABLE.sub(_variable, tree) if isinstance(tree, str) else tree
 
 
-def _variable(found: re.Match[str]) -> str:
-    value = os.environ.get(found[1])
+def _variable(match: re.Match[str]) -> str:
+    value = os.environ.get(match[1])
     if value is None:
         raise ConfigError(
-            f"the environment variable {found[1]} is not set; set it to the folder that the configuration means by "
-            f"{found[0]}"
+            f"the environment variable {match[1]} is not set; set it to the folder that the configuration means by "
+            f"{match[0]}"
         )
     return value

@@ -1,4 +1,4 @@
-"""The whole story on drawn people: learn three camera domains, export, fill a gallery, find a person, report."""
+"""The whole workflow on drawn people: learn three camera domains, export, fill a gallery, find a person, report."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def run_demo(folder: Path, progress: Progress, out: Console) -> None:
-    """Write everything below ``folder``; a folder that an earlier demo wrote is replaced.
+    """Write everything below ``folder``, replacing what an earlier demo wrote.
 
     Raises:
-        UsageError: the folder holds something that no demo wrote.
+        UsageError: the folder was not written by a demo.
     """
     began = time.perf_counter()
     _empty(folder)
@@ -106,6 +106,6 @@ def _match(folder: Path, learned: list[Domain], progress: Progress, say: Any) ->
             pictures.append(draw_matches(crop, matches, known_label=domain.identities[domain.query.pids[row]]))
     picture = stack(pictures)
     write_picture(folder / "query.png", picture)
-    say(f"asked for one person of each site: {folder / 'query.png'}")
+    say(f"searched for one person of each site: {folder / 'query.png'}")
     caption = "One query per site against the gallery of all sites; green: the same drawn person."
     write_report(run, folder / "report.html", extra=[picture_section("Find a person", caption, picture)])

@@ -1,4 +1,4 @@
-"""What ``reid doctor`` looks at: the parts that jobs need, and clashes that pip does not notice."""
+"""What ``reid doctor`` checks: the packages that jobs need, and clashes that pip does not notice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what it is, what was found, and what to do if that is not right."""
+    """One check: what it is about, what was found, and what to do if that is wrong."""
 
     what: str
     found: str
@@ -35,31 +35,31 @@ class Finding:
     remedy: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def examine() -> list[Finding]:
-    """Look at everything; a missing extra is no fault, a clash is."""
+    """Check everything; a missing extra is not a fault, a clash is."""
     findings = [Finding("lifelong-reid", code_version(), True)]
     owners = packages_distributions()
     for room in ROOMS:
         others = sorted({owner for owner in owners.get(room, []) if owner.lower().replace("_", "-") != DISTRIBUTION})
         if others:
             remedy = (
-                f"{', '.join(others)} also installs a package called {room}: use an environment of one's own, "
+                f"{', '.join(others)} also installs a package called {room}: use a separate environment and "
                 "reinstall lifelong-reid there"
             )
             findings.append(Finding(f"package {room}", "clash", False, remedy))
     for module, use in NEEDED.items():
-        there = importlib.util.find_spec(module) is not None
+        installed = importlib.util.find_spec(module) is not None
         base = use.startswith("the base")
         findings.append(
             Finding(
                 module,
-                _version(module, owners) if there else f"not installed ({use})",
-                there or not base,
-                "" if there else use,
+                _version(module, owners) if installed else f"not installed ({use})",
+                installed or not base,
+                "" if installed else use,
             )
         )
         rivals = sorted(set(owners.get(module) or []))
@@ -68,22 +68,22 @@ def examine() -> list[Finding]:
                 f"they overwrite each other's files: pip uninstall {' '.join(rivals)}, then install the one you need"
             )
             findings.append(Finding(f"package {module}", " and ".join(rivals), False, remedy))
-    asked = {
+    questions = {
         "engines": ("onnxruntime", lambda module: ", ".join(module.get_available_providers())),
         "CUDA in torch": ("torch", lambda module: f"{module.cuda.device_count()} devices"),
     }
     return [
         *findings,
         *(
-            _asked(what, module, say)
-            for what, (module, say) in asked.items()
+            _ask(what, module, say)
+            for what, (module, say) in questions.items()
             if importlib.util.find_spec(module) is not None
         ),
     ]
 
 
-def _asked(what: str, module: str, say: Callable[[Any], str]) -> Finding:
-    """What an installed package says of itself; one that can't even be loaded is a finding, not the end."""
+def _ask(what: str, module: str, say: Callable[[Any], str]) -> Finding:
+    """Ask an installed package about itself; one that can't even be loaded is a finding, not the end."""
     try:
         return Finding(what, say(importlib.import_module(module)), True)
     except (ImportError, OSError) as error:
@@ -91,7 +91,7 @@ def _asked(what: str, module: str, say: Callable[[Any], str]) -> Finding:
             what,
             f"{module} can't be loaded: {error}",
             False,
-            f"install {module} again, and the libraries that it names",
+            f"reinstall {module}, and the libraries that it names",
         )
 
 

@@ -1,4 +1,4 @@
-"""YAML as a settings file needs it: plain values, and nothing that a stranger's file could do harm with."""
+"""YAML as settings files need it: plain values, and nothing that an untrusted file could do harm with."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from domains.errors import ConfigError
 MAX_BYTES = 256 * 2**10
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
-"""After all aliases are written out: a few lines of them can stand for billions of values."""
+"""Counted with all aliases expanded: a few lines of them can stand for billions of values."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that gives up on what is nested too deep while it reads, before the interpreter has to."""
+    """A safe loader that refuses deep nesting while it reads, before the interpreter has to give up."""
 
     depth = 0
 
@@ -35,7 +35,7 @@ def load(text: str) -> Any:
     """Read one YAML document.
 
     Raises:
-        ValueError: no YAML, nested too deep, too many values, an alias within itself, or a number or date that is none.
+        ValueError: invalid YAML, nested too deep, too many values, an alias within itself, or a bad number or date.
     """
     try:
         loader = _Loader(text)
@@ -65,24 +65,24 @@ def load_file(path: Path) -> Any:
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for; raises ValueError if they are too many, or the node holds itself."""
+    """Count the values a node stands for; raises ValueError if there are too many, or the node contains itself."""
     if id(node) in known:
         if not known[id(node)]:
-            raise ValueError("an alias lies within what it stands for")
+            raise ValueError("an alias lies within its own definition")
         return known[id(node)]
     known[id(node)] = 0
-    found = 1
+    count = 1
     if isinstance(node, yaml.CollectionNode):
         for item in node.value:
-            found += sum(_count(part, known) for part in (item if isinstance(item, tuple) else (item,)))
-            if found > MAX_VALUES:
+            count += sum(_count(part, known) for part in (item if isinstance(item, tuple) else (item,)))
+            if count > MAX_VALUES:
                 raise ValueError(f"it holds more than {MAX_VALUES} values")
-    known[id(node)] = found
-    return found
+    known[id(node)] = count
+    return count
 
 
 def _check(value: Any) -> None:
-    """Refuse numbers that no setting has, which would be slow to print already."""
+    """Refuse numbers larger than any setting, which would be slow even to print."""
     if isinstance(value, dict):
         for key, item in value.items():
             _check(key)

@@ -1,4 +1,4 @@
-"""Progress to look at on a terminal, and silence when piped."""
+"""Progress bars on a terminal, and silence when piped."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Tick:
         self._bars, self._task = bars, task
 
     def advance(self, count: int) -> None:
-        """``count`` more are done."""
+        """Advance the bar by ``count``."""
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, count)
 
     def losses(self, done: int, losses: Mapping[str, float]) -> None:
-        """``done`` in all, with the last losses."""
+        """Set the bar to ``done``, with the latest losses."""
         if self._bars is not None and self._task is not None:
             self._bars.update(
                 self._task, completed=done, note=" ".join(f"{name} {value:.2f}" for name, value in losses.items())
@@ -42,7 +42,7 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Tick]:
-        """Show a bar while the block runs, if this is a terminal; ``total`` None where its length is not known."""
+        """Show a bar while the block runs, if this is a terminal; ``total`` is None if its length is unknown."""
         if self.console is None or not self.console.is_terminal:
             yield Tick()
             return

@@ -1,7 +1,7 @@
 """Counter-based randomness: every draw is a function of (seed, step, iteration, purpose).
 
 No generator carries state from one iteration to the next, so a step can be resumed at any iteration with the same bits,
-and asking for a further view or switching a term on changes nobody else's draws.
+and requesting another view or enabling a term changes no other draws.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def key(*parts: int | str) -> list[int]:
-    """Entropy for a generator; words are hashed, so that the key does not depend on the process."""
+    """Return entropy for a generator; strings are hashed, so that the key does not depend on the process."""
     return [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
 
 

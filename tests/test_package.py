@@ -37,7 +37,8 @@ WALK = """
             try:
                 importlib.import_module(module.name)
             except ModuleNotFoundError as error:
-                assert module.name.startswith("deploy.service") and error.name.split(".")[0] in served, (module.name, error)
+                known = module.name.startswith("deploy.service") and error.name.split(".")[0] in served
+                assert known, (module.name, error)
             count += 1
     print(count)
 """

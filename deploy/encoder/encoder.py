@@ -42,6 +42,14 @@ class Encoder:
     Attributes:
         bundle: the bundle it was loaded from.
         batch: maximum number of crops per inference; may be lowered at any time.
+
+    Example:
+        >>> from deploy import Encoder
+        >>> from domains.crops import read_crop
+        >>> encoder = Encoder.load("bundle", provider="cpu")
+        >>> vectors = encoder([read_crop("sites/north/crops/0009_c1_0.jpg")])
+        >>> vectors.shape, vectors.feature_space == encoder.feature_space
+        ((1, 32), True)
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, batch: int) -> None:

@@ -162,6 +162,15 @@ class Gallery(Upkeep):
         Raises:
             GalleryError: vectors of another space, dimension or length, or not finite; a count that does not match; an
                 invalid text or time.
+
+        Example:
+            >>> from deploy import Encoder, Gallery
+            >>> from domains.crops import read_crop
+            >>> encoder = Encoder.load("bundle", provider="cpu")
+            >>> files = ["sites/north/crops/0008_c1_0.jpg", "sites/north/crops/0009_c1_0.jpg"]
+            >>> with Gallery.create("gallery", encoder.dim, encoder.feature_space) as gallery:
+            ...     gallery.add(encoder([read_crop(file) for file in files]), camera="yard", source=files)
+            [1, 2]
         """
         return [
             number
@@ -242,6 +251,16 @@ class Gallery(Upkeep):
         Raises:
             GalleryError: as for :meth:`add`; ``k`` below 1; ``after`` not before ``before``.
             DeviceError: FAISS is not installed.
+
+        Example:
+            >>> from deploy import Encoder, Gallery
+            >>> from domains.crops import read_crop
+            >>> encoder = Encoder.load("bundle", provider="cpu")
+            >>> query = encoder([read_crop("sites/north/crops/0009_c1_0.jpg")])
+            >>> with Gallery.open("gallery") as gallery:
+            ...     (matches,) = gallery.search(query, k=1, camera="yard")
+            >>> matches[0].id, matches[0].camera, round(matches[0].score, 2)
+            (2, 'yard', 1.0)
         """
         if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
             raise GalleryError(f"k must be a whole number of at least 1, got {k!r}")

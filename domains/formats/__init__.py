@@ -98,6 +98,12 @@ def open_domain(
     Raises:
         DataError: the folder is missing, in no known layout, not in the requested one, or its content can't be used.
         UsageError: unknown layout or rule.
+
+    Example:
+        >>> import domains
+        >>> north = domains.open("sites/north")
+        >>> north.name, len(north.train), north.cameras
+        ('north', 18, ('plaza-1', 'plaza-2'))
     """
     if layout is not None and layout not in LAYOUTS:
         close = get_close_matches(layout, LAYOUTS, 1, 0.4)

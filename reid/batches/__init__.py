@@ -1,1 +1,1 @@
-"""Crops as training takes them: decoded, sampled, augmented."""
+"""Training crops: decoding, sampling and augmentation."""

@@ -1,7 +1,7 @@
-"""Random changes to a batch of training crops, vectorised: flip, pad-and-crop, colour, random erasing.
+"""Vectorised augmentation of a batch of training crops: flip, pad-and-crop, colour jitter, random erasing.
 
-Works on RGB crops ``[B, H, W, 3]`` in 0..255 on any device; the draws are made on the CPU from one generator, so a GPU
-sees the same crops as a CPU.
+Works on RGB crops ``[B, H, W, 3]`` in 0..255 on any device; all random numbers are drawn on the CPU from one generator,
+so a GPU sees the same crops as a CPU.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ ERASE_TRIES = 10
 
 
 class Augment:
-    """Random training-time changes.
+    """Random training-time augmentation.
 
     Args:
         config: probabilities and strengths.
-        fill: RGB in 0..255 that padding and erasing paint: the model's mean, so that it is zero after normalisation.
+        fill: RGB in 0..255 painted by padding and erasing: the model's mean, so that it is zero after normalisation.
     """
 
     def __init__(self, config: AugmentConfig, fill: Sequence[float]) -> None:
@@ -30,7 +30,7 @@ class Augment:
         self.fill = torch.tensor(list(fill), dtype=torch.float32)
 
     def __call__(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """Uint8 ``[B, H, W, 3]`` → uint8 of the same shape, or float32 where colours were changed."""
+        """Augment uint8 crops ``[B, H, W, 3]``; returns uint8 of the same shape, or float32 if colours change."""
         fill = self.fill.round().to(torch.uint8).to(crops.device)
         crops = self._moved(crops, generator, fill)
         if self.config.colour:
@@ -38,7 +38,7 @@ class Augment:
         return self._erased(crops, generator, fill)
 
     def _moved(self, crops: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
-        """Flip and shift in one gather of rows and one of columns; what comes from outside the crop is painted."""
+        """Flip and shift with one gather of rows and one of columns; pixels from outside the crop are painted."""
         batch, height, width, _ = crops.shape
         pad = round(self.config.shift * height)
         flips = torch.rand(batch, generator=generator) < self.config.flip
@@ -50,16 +50,16 @@ class Augment:
         device = crops.device
         which = torch.arange(batch, device=device)
         crops = crops[which[:, None], rows.clamp(0, height - 1).to(device)]
-        # A pixel's three bytes move as one element only through a flat gather; per-crop column selection keeps the
-        # copies in cache.
+        # Only a flat gather moves a pixel's three bytes as one element; selecting columns crop by crop keeps the copies
+        # in cache.
         flat = columns.clamp(0, width - 1).to(device)
         crops = torch.stack([crop.index_select(1, index) for crop, index in zip(crops, flat, strict=True)])
         outside = (outside_rows[:, :, None] | outside_columns[:, None, :]).to(device)
         return torch.where(outside[..., None], fill, crops) if pad else crops
 
     def _recoloured(self, crops: Tensor, generator: torch.Generator) -> Tensor:
-        """Brightness, contrast about the crop's mean, and saturation about its grey, each by a factor from 1 ±
-        strength.
+        """Jitter brightness, contrast about the crop's mean, and saturation about its grey, each by a factor within
+        1 ± strength.
         """
         factors = (1 + self.config.colour * (2 * torch.rand(3, crops.shape[0], 1, 1, 1, generator=generator) - 1)).to(
             crops.device
@@ -71,9 +71,7 @@ class Augment:
         return (grey + (pixels - grey) * factors[2]).clamp(0, 255)
 
     def _erased(self, crops: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
-        """Paint one rectangle per chosen crop (Zhong et al., AAAI 2020); of ten drawn shapes, the first that fits is
-        taken.
-        """
+        """Paint one rectangle per chosen crop (Zhong et al., AAAI 2020): the first of ten drawn shapes that fits."""
         batch, height, width, _ = crops.shape
         low, high = self.config.erase_area
         chosen = torch.rand(batch, generator=generator) < self.config.erase

@@ -1,4 +1,4 @@
-"""Crops held in memory: each image is decoded once, kept as uint8, and handed out by position."""
+"""Crops in memory: each image is decoded once, kept as uint8 and accessed by position."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from domains.errors import DataError
 THREADS = 4
 CHUNK = 256
 NOT_THERE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
-"""How a file system says that it can't reserve room."""
+"""Errors of file systems that can't preallocate space."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class CropStore:
-    """The decodable crops of a split, in its order.
+    """The decodable crops of a split, in the split's order.
 
     Attributes:
-        crops: uint8 ``[N, H, W, 3]`` RGB, in memory or memory-mapped from a scratch file that has no name and vanishes
-            with the process.
+        crops: uint8 ``[N, H, W, 3]`` RGB, in memory, or memory-mapped from an unnamed scratch file that disappears with
+            the process.
         split: the rows that ``crops`` holds.
         left_out: the images that could not be read; a broken image never stops a training run.
     """
@@ -60,45 +60,45 @@ class CropStore:
         limit_mb: int = 4096,
         progress: Callable[[int], None] | None = None,
     ) -> CropStore:
-        """Decode a split with a few threads (OpenCV releases the interpreter).
+        """Decode a split with a few threads (OpenCV releases the GIL).
 
         Args:
-            domain: whose files they are.
+            domain: the domain that the split belongs to.
             split: the rows to decode.
             spec: size and resize rule.
-            limit_mb: above this many MiB the crops lie in a memory-mapped scratch file.
-            progress: told how many more are done.
+            limit_mb: above this size in MiB, crops go to a memory-mapped scratch file.
+            progress: called with the number of images just decoded.
 
         Raises:
-            DataError: not one image could be decoded, though there are some; or the disk has no room for the scratch
+            DataError: the split has images but none could be decoded, or the disk has no room for the scratch
                 file.
         """
         crops = _allocate((len(split), spec.height, spec.width, 3), limit_mb)
         files = domain.files(split)
         reasons: dict[int, str] = {}
 
-        def one(at: int) -> None:
+        def decode_row(row: int) -> None:
             try:
-                crops[at] = spec.read(files[at])
+                crops[row] = spec.read(files[row])
             except DataError as error:
-                reasons[at] = str(error)
+                reasons[row] = str(error)
 
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(files), CHUNK):
                 chunk = range(start, min(start + CHUNK, len(files)))
-                list(pool.map(one, chunk))
+                list(pool.map(decode_row, chunk))
                 if progress:
                     progress(len(chunk))
         if files and len(reasons) == len(files):
             raise DataError(
                 f"domain {domain.name}: none of its {len(files)} images can be read; the first: {reasons[0]}"
             )
-        left_out = tuple(LeftOut(split.paths[at], reasons[at]) for at in sorted(reasons))
+        left_out = tuple(LeftOut(split.paths[row], reasons[row]) for row in sorted(reasons))
         if reasons:
-            kept = np.setdiff1d(np.arange(len(files)), list(reasons))
-            for to, at in enumerate(kept):  # in place, so that a memory-mapped store never needs twice its size
-                crops[to] = crops[at]
-            crops, split = crops[: len(kept)], split.take(kept)
+            readable = np.setdiff1d(np.arange(len(files)), list(reasons))
+            for target, source in enumerate(readable):  # in place: a memory-mapped store never needs twice its size
+                crops[target] = crops[source]
+            crops, split = crops[: len(readable)], split.take(readable)
         return cls(crops, split, left_out)
 
 
@@ -112,9 +112,7 @@ def _allocate(shape: Sequence[int], limit_mb: int) -> NDArray[np.uint8]:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its size and its room on the disk: a mapped file without it kills the process (SIGBUS) where the disk
-    gets full.
-    """
+    """Set a file's size and reserve its disk space: a mapped file on a full disk kills the process (SIGBUS)."""
     try:
         if hasattr(os, "posix_fallocate"):
             try:
@@ -126,13 +124,13 @@ def _reserve(descriptor: int, size: int) -> None:
     except OSError as error:
         raise DataError(
             f"can't reserve {-(-size // 2**20)} MiB for decoded crops in {tempfile.gettempdir()}: {error.strerror}; "
-            "free some room there, "
-            "set TMPDIR to a folder with more, or raise storage.crop_memory_mb to hold them in memory"
+            "free some space there, set TMPDIR to a folder with more, or raise storage.crop_memory_mb to keep them in "
+            "memory"
         ) from error
 
 
 class StoreCache:
-    """Decoded test splits, kept between evaluations of one process while they fit; least recently used go first."""
+    """Decoded test splits, cached between evaluations while they fit; the least recently used are evicted first."""
 
     def __init__(self, spec: CropSpec, limit_mb: int) -> None:
         self.spec = spec
@@ -140,12 +138,13 @@ class StoreCache:
         self._stores: dict[tuple[Path, str, int], CropStore] = {}
 
     def get(self, domain: Domain, split: Split) -> CropStore:
-        """Return the decoded split, from memory if it is there."""
-        name = (domain.root, domain.fingerprint, hash(split.paths))
-        store = self._stores.pop(name, None) or CropStore.decode(domain, split, self.spec, limit_mb=self.limit_mb)
-        self._stores[name] = store
+        """Return the decoded split, from memory if it is cached."""
+        key = (domain.root, domain.fingerprint, hash(split.paths))
+        store = self._stores.pop(key, None) or CropStore.decode(domain, split, self.spec, limit_mb=self.limit_mb)
+        self._stores[key] = store
         while (
-            sum(held.crops.nbytes for held in self._stores.values()) > self.limit_mb * 2**20 and len(self._stores) > 1
+            sum(cached.crops.nbytes for cached in self._stores.values()) > self.limit_mb * 2**20
+            and len(self._stores) > 1
         ):
             self._stores.pop(next(iter(self._stores)))
         return store

@@ -1,4 +1,4 @@
-"""P×K sampling: each batch holds P identities with K crops of each, from as many cameras as there are."""
+"""P×K sampling: each batch holds P identities with K crops of each, from as many cameras as possible."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from reid.randomness import numpy_generator
 class IdentitySampler:
     """Batches of ``identities × instances`` crop positions; batch ``i`` is a pure function of the seed and ``i``.
 
-    Identities come in shuffled rounds, once per round whatever their number of crops, so each is seen equally often.
-    Where a batch runs on from one round into the next, an identity that it holds already gives its turn to another
-    drawn at random, so there the counts are equal on average only. Of an identity, one crop is drawn and then, while
-    there are any, crops of cameras not yet drawn; one with fewer than K crops gives each of them once before any of
-    them again, so a batch always holds P·K positions.
+    Identities come in shuffled rounds, each once per round however many crops it has, so all are seen equally often.
+    Where a batch spans two rounds, an identity that it already holds is replaced by another drawn at random, so there
+    the counts are equal only on average. Crops of an identity are drawn from cameras not yet drawn as long as there are
+    any; an identity with fewer than K crops repeats none until all have been used, so a batch always holds P·K
+    positions.
 
     Args:
         labels: class of each crop, ``[N]``.
         cameras: camera of each crop, ``[N]``.
-        identities: P. Fewer identities than that are an error, since the triplet needs the others.
+        identities: P; a domain with fewer is an error, since the triplet loss needs other identities.
         instances: K.
-        groups: domain of each class; with it, batches are uniform over domains instead of identities.
+        groups: domain of each class; if given, batches are uniform over domains instead of identities.
         seed: entropy for every draw.
 
     Raises:
@@ -45,9 +45,7 @@ class IdentitySampler:
         self.classes = np.unique(labels)
         if len(self.classes) < identities:
             hint = (
-                f"set train.identities={len(self.classes)}"
-                if len(self.classes) > 1
-                else "there is nobody to tell apart"
+                f"set train.identities={len(self.classes)}" if len(self.classes) > 1 else "training needs at least two"
             )
             raise DataError(f"a batch needs {identities} identities and the domain has {len(self.classes)}; {hint}")
         self.identities = identities
@@ -62,7 +60,7 @@ class IdentitySampler:
         self._rounds: dict[int, NDArray[np.int64]] = {}
 
     def batch(self, iteration: int) -> NDArray[np.int64]:
-        """Positions ``[P·K]`` of one batch, the crops of an identity side by side."""
+        """Return the positions ``[P·K]`` of one batch, with an identity's crops side by side."""
         draw = numpy_generator(*self.seed, "crops", iteration)
         return np.concatenate([self._crops_of(int(identity), draw) for identity in self._identities(iteration)])
 
@@ -73,8 +71,8 @@ class IdentitySampler:
         chosen: list[int] = []
         at = start
         while len(chosen) < self.identities:
-            lap, place = divmod(at, len(self.classes))
-            identity = int(self._round(lap)[place])
+            lap, offset = divmod(at, len(self.classes))
+            identity = int(self._round(lap)[offset])
             if identity not in chosen:
                 chosen.append(identity)
             else:
@@ -101,8 +99,7 @@ class IdentitySampler:
         pool = draw.permutation(self.crops[identity])
         taken: list[int] = []
         while len(taken) < self.instances:
-            # One pass takes a crop of each camera in turn, so a camera comes again only when every other has had its
-            # turn.
+            # Each pass takes one crop per camera, so a camera comes up again only after every other has had its turn.
             left = list(pool)
             while left and len(taken) < self.instances:
                 seen: set[int] = set()

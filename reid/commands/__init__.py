@@ -1,3 +1,4 @@
-"""The commands behind ``reid``, by what they work on. Each loads its room when it runs, so the edge commands work
-without torch.
+"""The commands behind ``reid``, grouped by what they work on.
+
+Each imports its package when it runs, so the edge commands work without torch.
 """

@@ -19,11 +19,12 @@ ROOT = Path(__file__).parents[2]
 @bench_app.command("methods")
 def methods(
     tables_only: Annotated[
-        bool, typer.Option("--tables", help="Run nothing; write the tables of what is there.")
+        bool, typer.Option("--tables", help="Run nothing; write the tables from existing results.")
     ] = False,
 ) -> None:
-    """Run every method on the small-5 protocol, each run once, and write the tables into docs/methods.md and README.md;
-    goes on where it stopped.
+    """Run every method on the small-5 protocol, each run once, and write the tables into docs/methods.md and README.md.
+
+    Continues where it stopped.
     """
     study = _benchmark("small5")
     if not tables_only:
@@ -33,7 +34,7 @@ def methods(
 
 
 def _benchmark(name: str) -> ModuleType:
-    """Import a benchmark; raises UsageError in an installation, which has none."""
+    """Import a benchmark; raises UsageError in an installed package, which has none."""
     if not (ROOT / "benchmarks" / f"{name}.py").is_file():
         raise UsageError(
             "the benchmarks are in a checkout of the project, not in the installed package; clone it and run reid "

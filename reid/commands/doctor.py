@@ -1,4 +1,4 @@
-"""``reid doctor`` and ``reid engine``: is this box in order, and is its engine ready before it is needed?"""
+"""``reid doctor`` and ``reid engine``: check this machine, and build its engines before they are needed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from reid.commands.options import Bundle, Json, PathArgument, Provider, out, pri
 
 app = typer.Typer()
 engine_app = typer.Typer(no_args_is_help=True, help="Engines of ONNX Runtime's providers.")
-Batch = Annotated[
-    int | None, typer.Option(min=1, help="Crops per inference; by default 8 on a processor and 32 on a GPU.")
-]
+Batch = Annotated[int | None, typer.Option(min=1, help="Crops per inference; by default 8 on a CPU and 32 on a GPU.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a CPU engine; all cores by default.")]
 
 
@@ -28,17 +26,18 @@ def doctor(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Check this installation; with a bundle, also whether it gives its golden embeddings on this box, and how fast.
-    Exit 1 if something is wrong.
+    """Check this installation; with a bundle, also whether it reproduces its golden embeddings here, and how fast.
+
+    Exits with 1 if something is wrong.
     """
     from reid.doctor import examine
 
-    tried = []
+    tests = []
     if bundle is not None:  # first, so that the memory measured is its own
         from deploy.encoder.selftest import self_test
 
-        tried = [check.to_dict() for check in self_test(bundle, provider, batch=batch, threads=threads)]
-    items = [finding.to_dict() for finding in examine()] + tried
+        tests = [check.to_dict() for check in self_test(bundle, provider, batch=batch, threads=threads)]
+    items = [finding.to_dict() for finding in examine()] + tests
     faults = [item["what"] for item in items if not item["ok"]]
     if as_json:
         print_json(items)
@@ -49,7 +48,9 @@ def doctor(
             [[item["what"], item["found"], "ok" if item["ok"] else item["remedy"]] for item in items],
         )
         out.print(
-            f"not in order: {', '.join(faults)}; the last column says what to do" if faults else "all is in order",
+            f"not in order: {', '.join(faults)}; the last column says what to do"
+            if faults
+            else "everything is in order",
             markup=False,
         )
     if faults:
@@ -67,15 +68,16 @@ def build(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build a bundle's TensorRT engines ahead (minutes), so that the next start takes seconds. They serve this graph,
-    GPU and batch only.
+    """Build a bundle's TensorRT engines in advance (minutes), so that the next start takes seconds.
+
+    They serve only this graph, GPU and batch.
     """
     from deploy import Encoder
     from deploy.encoder.engine import Target
     from deploy.encoder.engine_cache import cache_root
 
     if Target.parse(provider).name != "tensorrt":
-        raise UsageError(f"{provider} builds no engines ahead; only tensorrt and tensorrt:N do")
+        raise UsageError(f"{provider} builds no engines in advance; only tensorrt and tensorrt:N do")
     folder = cache or cache_root()
     began = time.perf_counter()
     encoder = Encoder.load(bundle, provider, batch=batch, cache=folder)

@@ -1,4 +1,4 @@
-"""``reid domain``: look at a camera domain, relate it to a run, or draw one."""
+"""``reid domain``: inspect a camera domain, relate it to a run, or draw one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reid.commands.options import (
     table,
 )
 
-domain_app = typer.Typer(no_args_is_help=True, help="Look at a camera domain, or draw one.")
+domain_app = typer.Typer(no_args_is_help=True, help="Inspect a camera domain, or draw one.")
 
 
 @domain_app.command("check")
@@ -35,11 +35,11 @@ def domain_check(
     speed: Annotated[
         bool,
         typer.Option(
-            help="Measure for some seconds how fast the configured network trains here; needs the train extra."
+            help="Measure for a few seconds how fast the configured network trains here; needs the train extra."
         ),
     ] = True,
 ) -> None:
-    """Say what is in a domain, what is wrong with it, and what training on it takes."""
+    """Report what is in a domain, what is wrong with it, and what training on it takes."""
     import domains
     from domains.check import check_domain
     from reid.config import build_config
@@ -76,7 +76,7 @@ def domain_check(
         step = (
             f"a step of {first} iterations"
             if first == later
-            else f"a first step of {first} iterations, a later one {later},"
+            else f"a first step of {first} iterations, a later one of {later},"
         )
         out.print(
             f"{step} with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB",
@@ -93,27 +93,29 @@ def domain_relate(
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw a map of the domains here, as SVG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say, before any training, which learned domains a new one resembles, and whether the model serves it as it is."""
+    """Show, before any training, which learned domains a new one resembles and whether the model serves it as it is."""
     import domains
     from domains.artefact import write_atomic
     from reid.run import Run
-    from reid.run.relate import picture as drawn
+    from reid.run.relate import picture as draw_map
     from reid.run.relate import relate
 
     opened = Run.open(run)
     if device:
         opened.config = opened.config.model_copy(update={"device": device})
-    found = relate(opened, domains.open(domain), progress=progress())
+    relation = relate(opened, domains.open(domain), progress=progress())
     if picture:
-        write_atomic(picture, drawn(found).encode())
+        write_atomic(picture, draw_map(relation).encode())
     if as_json:
-        print_json(found.to_dict())
+        print_json(relation.to_dict())
         return
-    rows = [[near.domain, f"{100 * near.score:.1f}", f"{100 * near.share:.0f} %"] for near in found.helps]
+    rows = [[near.domain, f"{100 * near.score:.1f}", f"{100 * near.share:.0f} %"] for near in relation.helps]
     table(
-        f"{found.domain}: who helps ({found.crops} crops)", ["learned domain", "H-score, % of the most", "share"], rows
+        f"{relation.domain}: who helps ({relation.crops} crops)",
+        ["learned domain", "H-score, % of maximum", "share"],
+        rows,
     )
-    for text in found.lines():
+    for text in relation.lines():
         out.print(text, markup=False, soft_wrap=True)
 
 
@@ -121,11 +123,11 @@ def domain_relate(
 def domain_make(
     path: PathArgument,
     style: Annotated[str, typer.Option(help="plaza, corridor, nightstreet, snow, carpark, station or park.")] = "plaza",
-    identities: Annotated[int, typer.Option(help="How many people; half of them for training.")] = 60,
-    cameras: Annotated[int, typer.Option(help="How many cameras.")] = 3,
-    per_camera: Annotated[int, typer.Option(help="Crops of each person in each camera, at most.")] = 2,
-    height: Annotated[int, typer.Option(help="Of a crop, in pixels.")] = 128,
-    width: Annotated[int, typer.Option(help="Of a crop, in pixels.")] = 64,
+    identities: Annotated[int, typer.Option(help="Number of people; half of them for training.")] = 60,
+    cameras: Annotated[int, typer.Option(help="Number of cameras.")] = 3,
+    per_camera: Annotated[int, typer.Option(help="Maximum number of crops of a person in each camera.")] = 2,
+    height: Annotated[int, typer.Option(help="Crop height in pixels.")] = 128,
+    width: Annotated[int, typer.Option(help="Crop width in pixels.")] = 64,
     seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
 ) -> None:
     """Draw a domain of invented people, for trying things out."""

@@ -23,7 +23,7 @@ def evaluate(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN DOMAIN...", help="The run (none with --bundle), then the domains.", show_default=False
+            metavar="RUN DOMAIN...", help="The run (omit it with --bundle), then the domains.", show_default=False
         ),
     ],
     bundle: Bundle = None,
@@ -43,15 +43,15 @@ def evaluate(
     has_run = (paths[0] / "run.yaml").is_file()
     folders = paths[1:] if has_run else paths
     if not has_run and bundle is None:
-        raise UsageError(f"{paths[0]} is no run (it has no run.yaml); name a run first, or a bundle with --bundle")
+        raise UsageError(f"{paths[0]} is not a run (it has no run.yaml); name a run first, or a bundle with --bundle")
     if not folders:
         raise UsageError("name at least one domain to score")
     if bundle is not None and (device is not None or step != -1):
         raise UsageError(
-            "--device and --step are for a run's model; a bundle is one step's, and computes where --provider says"
+            "--device and --step are for a run's model; a bundle holds one step and runs where --provider says"
         )
     if bundle is None and provider != "cpu":
-        raise UsageError("--provider is for a bundle's; a run's model computes where --device says")
+        raise UsageError("--provider is for a bundle; a run's model runs where --device says")
     opened = [domains.open(folder, same_camera=same_camera) for folder in folders]
     names = [domain.name for domain in opened]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -116,20 +116,20 @@ def _run_scorer(folder: Path, step: int, device: str | None) -> Callable[..., di
     return score
 
 
-def _show_open_set(found: dict[str, dict[str, Any]]) -> None:
-    first = next(iter(found.values()))
+def _show_open_set(results: dict[str, dict[str, Any]]) -> None:
+    first = next(iter(results.values()))
     columns = [
         f"{short} {rate}"
         for short, key in (("TPR at FPR", "tpr_at_fpr"), ("DIR at FPIR", "dir_at_fpir"))
         for rate in first[key]
     ]
     rows = []
-    for name, row in found.items():
+    for name, row in results.items():
         values = [*row["tpr_at_fpr"].values(), *row["dir_at_fpir"].values()]
         rows.append(
             [name, *("–" if value is None else f"{value:.1f}" for value in values), f"{row['impostor_pairs']:,}"]
         )
-    table("open set, by cosine (%; –: too few pairs to see the rate)", ["domain", *columns, "impostor pairs"], rows)
+    table("open set, by cosine (%; –: too few pairs to measure the rate)", ["domain", *columns, "impostor pairs"], rows)
 
 
 @app.command()
@@ -139,20 +139,19 @@ def calibrate(
     fpr: Annotated[
         float, typer.Option(help="Share of pairs of different people that may be called the same person.")
     ] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Which people choose the threshold and which check it.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the bundle as it is.")] = False,
-    key: Annotated[
-        Path | None, typer.Option(help="Private key to sign the bundle again with, where it is signed.")
-    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which people set the threshold and which check it.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the bundle unchanged.")] = False,
+    key: Annotated[Path | None, typer.Option(help="Private key to re-sign a signed bundle with.")] = None,
     unsign: Annotated[
-        bool, typer.Option("--unsign", help="Give the signature of a signed bundle up, where there is no key.")
+        bool, typer.Option("--unsign", help="Drop the signature of a signed bundle if there is no key.")
     ] = False,
     provider: Provider = "cpu",
     same_camera: SameCamera = None,
     as_json: Json = False,
 ) -> None:
-    """Find the score that means "same person" on half of a domain's test people, check it on the other half, and keep
-    it in the bundle.
+    """Find the score that means "same person" on half of a domain's test people, and store it in the bundle.
+
+    It is checked on the other half.
     """
     import domains
     from deploy import Encoder
@@ -163,49 +162,55 @@ def calibrate(
     encoder = Encoder.load(bundle, provider=provider)
     if encoder.bundle.signers and key is None and not unsign and not dry_run:  # before minutes are spent on measuring
         raise UsageError(
-            f"{bundle} is signed by key {encoder.bundle.signers[0]}: name a key with --key, or give the signature up "
-            "with --unsign"
+            f"{bundle} is signed by key {encoder.bundle.signers[0]}: name a key with --key, or drop the signature with "
+            "--unsign"
         )
-    found = measure(encoder, domain, fpr=fpr, seed=seed)
+    calibration = measure(encoder, domain, fpr=fpr, seed=seed)
     if not dry_run:
-        store(encoder.bundle, found, key=key, unsign=unsign)
+        store(encoder.bundle, calibration, key=key, unsign=unsign)
     if as_json:
-        print_json({**found.to_dict(), "stored": not dry_run})
+        print_json({**calibration.to_dict(), "stored": not dry_run})
     else:
-        _show_calibration(found, bundle, dry_run=dry_run)
+        _show_calibration(calibration, bundle, dry_run=dry_run)
 
 
-def _show_calibration(found: Calibration, bundle: Path, *, dry_run: bool) -> None:
-    def shown(rate: Rate) -> str:
+def _show_calibration(calibration: Calibration, bundle: Path, *, dry_run: bool) -> None:
+    def percent(rate: Rate) -> str:
         return f"{100 * rate.value:.3g} % ({100 * rate.low:.3g} to {100 * rate.high:.3g})"
 
     rows = [
-        [answer, f"from {score:.4f}", f"{100 * chosen:g} %", shown(strangers), shown(true)]
+        [answer, f"from {score:.4f}", f"{100 * chosen:g} %", percent(strangers), percent(true)]
         for answer, score, chosen, strangers, true in (
-            ("same person", found.score, found.fpr, found.measured_fpr, found.measured_tpr),
-            ("unsure or better", found.unsure, found.unsure_fpr, found.measured_unsure_fpr, found.measured_unsure_tpr),
+            ("same person", calibration.score, calibration.fpr, calibration.measured_fpr, calibration.measured_tpr),
+            (
+                "unsure or better",
+                calibration.unsure,
+                calibration.unsure_fpr,
+                calibration.measured_unsure_fpr,
+                calibration.measured_unsure_tpr,
+            ),
         )
     ]
     table(
-        f"{found.domain}: chosen on one half of the people, measured on the other (95 % intervals over people)",
+        f"{calibration.domain}: chosen on one half of the people, measured on the other (95 % intervals over people)",
         ["answer", "cosine", "strangers, chosen", "strangers, measured", "true pairs, measured"],
         rows,
     )
     halves = (
-        f"{found.people[half]} people, {found.distractors[half]} distractors, {found.genuine_pairs[half]:,} true and "
-        f"{found.impostor_pairs[half]:,} impostor pairs"
+        f"{calibration.people[half]} people, {calibration.distractors[half]} distractors, "
+        f"{calibration.genuine_pairs[half]:,} true and {calibration.impostor_pairs[half]:,} impostor pairs"
         for half in (0, 1)
     )
     out.print(f"chosen on {next(halves)}; measured on {next(halves)}", markup=False)
-    if found.skipped:
-        out.print(f"{found.skipped} images could not be read and were left out", markup=False)
+    if calibration.skipped:
+        out.print(f"{calibration.skipped} images could not be read and were left out", markup=False)
     out.print(
-        f"among 10,000 strangers in a gallery, a query meets about {10_000 * found.measured_fpr.value:.3g} called the "
-        "same person; "
-        f"no match is said of {100 * (1 - found.measured_unsure_tpr.value):.3g} % of the true pairs",
+        "among 10,000 strangers in a gallery, a query finds about "
+        f"{10_000 * calibration.measured_fpr.value:.3g} called the same person; "
+        f'"no match" is the answer for {100 * (1 - calibration.measured_unsure_tpr.value):.3g} % of the true pairs',
         markup=False,
     )
     out.print(
-        f"{bundle} was left as it is (--dry-run)" if dry_run else f"kept in {bundle}; queries use it from now on",
+        f"{bundle} is unchanged (--dry-run)" if dry_run else f"stored in {bundle}; queries use it from now on",
         markup=False,
     )

@@ -13,7 +13,7 @@ from reid.commands.options import Json, PathArgument, out, print_json, progress
 
 app = typer.Typer()
 key_app = typer.Typer(
-    help="Keys that sign bundles, so that the edge loads those of their maker only.", no_args_is_help=True
+    help="Keys that sign bundles, so that the edge loads only those of their maker.", no_args_is_help=True
 )
 
 
@@ -26,7 +26,8 @@ def export(
         str | None, typer.Option(help="Learned domain, or folder of another, whose own network to export (hyper_*).")
     ] = None,
     since: Annotated[
-        int | None, typer.Option(help="Step whose galleries the bundle's transport carries; by default the one before.")
+        int | None,
+        typer.Option(help="Step whose galleries the bundle's transport carries; by default the previous one."),
     ] = None,
     fp16: Annotated[
         bool, typer.Option("--fp16", help="Half precision inside; inputs and outputs stay as they are.")
@@ -49,7 +50,7 @@ def export(
         str, typer.Option(metavar="TEXT", help="Licence of the weights, for manifest and card.")
     ] = "not declared",
     data_licence: Annotated[
-        str, typer.Option(metavar="TEXT", help="Licence of the data that they were learned from.")
+        str, typer.Option(metavar="TEXT", help="Licence of the data that the weights were trained on.")
     ] = "not declared",
     key: Annotated[
         Path | None, typer.Option("--key", metavar="KEYFILE", help="Sign with this private key (reid key make).")
@@ -69,7 +70,7 @@ def export(
             "folder"
         )
     lowering = Lowering(fp16, None if int8 is None else domains.open(int8), exclude or (), strict, reduce_range)
-    made = export_run(
+    exported = export_run(
         opened,
         bundle,
         step=step,
@@ -80,29 +81,27 @@ def export(
         progress=progress() if sys.stderr.isatty() else None,
     )
     if as_json:
-        print_json(made.manifest)
+        print_json(exported.manifest)
         return
-    parity, found = made.manifest["parity"], made.manifest.get("quantisation")
+    parity, quantisation = exported.manifest["parity"], exported.manifest.get("quantisation")
     out.print(
         f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}",
         markup=False,
     )
-    if found:
-        kept = f"{len(found['left_out'])} of {found['layers']} layers left in float32"
-        space = "a feature space of its own" if found["own_space"] else "the feature space of float32"
-        out.print(
-            f"int8: mAP on {found['domain']} {found['map_fp32']:.2f} → {found['map_int8']:.2f}, {kept}, {space}",
-            markup=False,
-        )
-    if made.signers:
-        out.print(f"signed by key {made.signers[0]}", markup=False)
+    if quantisation:
+        layers = f"{len(quantisation['left_out'])} of {quantisation['layers']} layers left in float32"
+        space = "its own feature space" if quantisation["own_space"] else "the feature space of float32"
+        change = f"{quantisation['map_fp32']:.2f} → {quantisation['map_int8']:.2f}"
+        out.print(f"int8: mAP on {quantisation['domain']} {change}, {layers}, {space}", markup=False)
+    if exported.signers:
+        out.print(f"signed by key {exported.signers[0]}", markup=False)
 
 
 @key_app.command("make")
 def key_make(
     keyfile: Annotated[Path, typer.Argument(metavar="KEYFILE", show_default=False)], as_json: Json = False
 ) -> None:
-    """Make a signing key: KEYFILE stays with you (mode 0600), KEYFILE.pub goes to the edge, named by
+    """Make a signing key: KEYFILE stays with you (mode 0600), KEYFILE.pub goes to the edge, listed in
     LIFELONG_REID_TRUSTED_KEYS.
     """
     from deploy.bundle.signature import make_key
@@ -121,5 +120,5 @@ def key_sign(
     """Sign a bundle as it is."""
     from deploy.bundle import revise_bundle
 
-    made = revise_bundle(bundle, {}, key=key)
-    out.print(f"{bundle} is signed by key {made.signers[0]}", markup=False, soft_wrap=True)
+    signed = revise_bundle(bundle, {}, key=key)
+    out.print(f"{bundle} is signed by key {signed.signers[0]}", markup=False, soft_wrap=True)

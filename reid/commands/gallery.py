@@ -1,4 +1,4 @@
-"""``reid gallery``: fill a gallery, look after it, carry it into a new model's space, and erase."""
+"""``reid gallery``: fill a gallery, maintain it, carry it into a new model's space, and erase from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reid.commands.options import Bundle, Json, PathArgument, Provider, out, pri
 if TYPE_CHECKING:
     from deploy import Embeddings
 
-gallery_app = typer.Typer(no_args_is_help=True, help="Fill and look after a gallery.")
+gallery_app = typer.Typer(no_args_is_help=True, help="Fill and maintain a gallery.")
 
 
 @gallery_app.command("add")
@@ -27,19 +27,21 @@ def gallery_add(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Which split of a domain; gallery by default, all of a folder per person without splits."),
+        typer.Option(
+            help="Which split of a domain; by default gallery, or everything in a folder per person without splits."
+        ),
     ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Keep a domain's identities as labels.")] = False,
     keep_crops: Annotated[
-        bool, typer.Option("--keep-crops", help="Make a gallery that keeps a small picture of each crop.")
+        bool, typer.Option("--keep-crops", help="Create a gallery that keeps a small picture of each crop.")
     ] = False,
     provider: Provider = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Embed images and put them into a gallery; a missing one is made and remembers its bundle.
+    """Embed images and add them to a gallery; a missing one is created and remembers its bundle.
 
-    Sub-folders are people where most file names tell a camera (0001_c2_03.jpg), else cameras; --camera, --labels or
-    --split decides otherwise.
+    Sub-folders are people if most file names contain a camera (0001_c2_03.jpg), else cameras; --camera, --labels or
+    --split overrides this.
     """
     from deploy import Encoder
     from deploy.gallery import open_or_create
@@ -63,7 +65,7 @@ def gallery_add(
         )
     else:
         say(
-            f"added {filled.added}, already there {filled.known}, skipped {len(filled.skipped)}; the gallery holds "
+            f"added {filled.added}, already known {filled.known}, skipped {len(filled.skipped)}; the gallery holds "
             f"{total}"
         )
         for path, reason in filled.skipped:
@@ -72,7 +74,7 @@ def gallery_add(
 
 @gallery_app.command("info")
 def gallery_info(gallery: PathArgument, as_json: Json = False) -> None:
-    """Say what a gallery holds."""
+    """Show what a gallery holds."""
     from deploy import Gallery
 
     with Gallery.open(gallery) as store:
@@ -101,20 +103,22 @@ def gallery_info(gallery: PathArgument, as_json: Json = False) -> None:
 @gallery_app.command("verify")
 def gallery_verify(
     gallery: PathArgument,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended without a backup first.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First repair what can be repaired without a backup.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check every byte of a gallery that counts; the index is made anew if it disagrees."""
+    """Check every byte of a gallery that counts; the index is rebuilt if it disagrees."""
     from deploy import Gallery
 
-    found = Gallery.repair(gallery) if repair else []
+    repaired = Gallery.repair(gallery) if repair else []
     if not as_json:
-        for text in found:
+        for text in repaired:
             out.print(text, markup=False)
     with Gallery.open(gallery) as store:
         checked = store.verify()
     if as_json:
-        print_json({"repair": found, "verify": checked})
+        print_json({"repair": repaired, "verify": checked})
         return
     for text in checked:
         out.print(text, markup=False)
@@ -126,21 +130,21 @@ def gallery_forget(
     ids: Annotated[list[int] | None, typer.Argument(help="Ids as reid query shows them.")] = None,
     label: Annotated[str | None, typer.Option(help="Everything with this label.")] = None,
     camera: Annotated[str | None, typer.Option(help="Everything from this camera.")] = None,
-    source: Annotated[str | None, typer.Option(help="Everything whose source begins so.")] = None,
+    source: Annotated[str | None, typer.Option(help="Everything whose source starts with this.")] = None,
     before: Annotated[str | None, typer.Option(help="Everything from before this time (ISO 8601 with zone).")] = None,
     older_than: Annotated[
-        int | None, typer.Option("--older-than", metavar="DAYS", help="Everything older than so many days.", min=0)
+        int | None, typer.Option("--older-than", metavar="DAYS", help="Everything older than this many days.", min=0)
     ] = None,
     like: Annotated[
         Path | None, typer.Option(help="Everything that looks like the person in this image, at --score or above.")
     ] = None,
-    score: Annotated[float, typer.Option(help="Least cosine for --like.")] = 0.7,
+    score: Annotated[float, typer.Option(help="Minimum cosine for --like.")] = 0.7,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be erased, and erase nothing.")] = False,
     bundle: Bundle = None,
     provider: Provider = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Erase entries, bytes and all; several choices together mean entries that fit all of them."""
+    """Erase entries, bytes and all; several criteria together mean entries that match all of them."""
     from deploy import Gallery
     from deploy.gallery.erasure import ErasureRequest
     from domains.errors import UsageError
@@ -151,13 +155,13 @@ def gallery_forget(
     with Gallery.open(gallery) as store:
         numbers, by = wanted.of(store, None if like is None else _embedded(like, bundle or store.bundle, provider))
         if dry_run:
-            kept = store.entries(numbers)
+            entries = store.entries(numbers)
             if as_json:
-                print_json([{"id": number, **vars(entry)} for number, entry in kept.items()])
+                print_json([{"id": number, **vars(entry)} for number, entry in entries.items()])
                 return
             rows = [
                 [str(number), entry.camera, entry.time or "–", entry.label or "–", entry.source]
-                for number, entry in kept.items()
+                for number, entry in entries.items()
             ]
             table(f"{len(rows)} entries would be erased", ["id", "camera", "time", "label", "source"], rows)
             return
@@ -172,7 +176,7 @@ def gallery_forget(
 
 
 def _embedded(image: Path, bundle: Path | str, provider: str) -> Embeddings:
-    """One picture as a vector ``[1, D]``."""
+    """Embed one image as a vector ``[1, D]``."""
     from deploy import Encoder
     from domains.crops import read_crop
 
@@ -188,29 +192,29 @@ def gallery_upgrade(
         list[Path] | None,
         typer.Option(help="Bundle of a model between the gallery's and the new one; may be repeated."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what to expect, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what to expect, and change nothing.")] = False,
     back: Annotated[
         bool, typer.Option("--back", help="Return to the space and bundle before the last upgrade.")
     ] = False,
     drop_old: Annotated[
-        bool, typer.Option("--drop-old", help="Drop the vectors of older spaces; there is no way back then.")
+        bool, typer.Option("--drop-old", help="Drop the vectors of older spaces; there is no way back after that.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry a gallery into a new model's feature space, without a picture, while it answers."""
+    """Carry a gallery into a new model's feature space, without any image and while it keeps answering."""
     from deploy import Gallery
     from domains.errors import UsageError
 
     if (bundle is not None) + back + drop_old != 1:
-        raise UsageError("name the new bundle, or --back, or --drop-old: one of them")
+        raise UsageError("name exactly one of: the new bundle, --back, --drop-old")
     with Gallery.open(gallery) as store:
-        said: list[str] = []
+        expected: list[str] = []
         if bundle is not None:
-            said = store.plan_upgrade(bundle, via or ()).lines()
+            expected = store.plan_upgrade(bundle, via or ()).lines()
         if dry_run:
             if as_json:
-                print_json({"entries": len(store), "expect": said})
-            for text in [] if as_json else [f"{len(store)} entries", *said]:
+                print_json({"entries": len(store), "expect": expected})
+            for text in [] if as_json else [f"{len(store)} entries", *expected]:
                 out.print(text, markup=False)
             return
         with progress().task(f"upgrading {gallery}", len(store)) as tick:
@@ -220,9 +224,9 @@ def gallery_upgrade(
                 count = store.go_back(tick=tick.advance) if back else store.drop_old(tick=tick.advance)
         space = store.feature_space
     if as_json:
-        print_json({"entries": count, "feature_space": space, "expect": said})
+        print_json({"entries": count, "feature_space": space, "expect": expected})
         return
-    for text in said:
+    for text in expected:
         out.print(text, markup=False)
     done = "dropped the older vectors of" if drop_old else "carried back" if back else "carried"
     say(f"{done} {count} entries; the gallery is in feature space {space:.12}…")
@@ -233,13 +237,11 @@ def gallery_upgrade(
 @gallery_app.command("keep")
 def gallery_keep(
     gallery: PathArgument,
-    days: Annotated[int | None, typer.Argument(help="Erase what is older; 0: no rule any more.", min=0)] = None,
-    camera: Annotated[str | None, typer.Option(help="For this camera alone, in the place of the general rule.")] = None,
+    days: Annotated[int | None, typer.Argument(help="Erase what is older; 0 removes the rule.", min=0)] = None,
+    camera: Annotated[str | None, typer.Option(help="For this camera only, instead of the general rule.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Set or show how long entries are kept; the rules run by themselves: at opening, and every hour of use or of
-    service.
-    """
+    """Set or show how long entries are kept; rules run automatically on opening, and every hour of use or service."""
     from deploy import Gallery
 
     with Gallery.open(gallery) as store:
@@ -259,19 +261,17 @@ def gallery_keep(
 def gallery_backup(
     gallery: PathArgument, copy: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]
 ) -> None:
-    """Copy a gallery while it is used; a backup is a gallery and is opened as one."""
+    """Copy a gallery while it is in use; a backup is itself a gallery and is opened as one."""
     from deploy import Gallery
 
     with Gallery.open(gallery) as store:
         count = store.backup(copy)
-    say(f"{copy}: {count} entries, verified; erasures do not reach it, so it is named whenever something is forgotten")
+    say(f"{copy}: {count} entries, verified; erasures do not reach it, so it is listed whenever something is forgotten")
 
 
 @gallery_app.command("restore")
 def gallery_restore(backup: PathArgument, gallery: PathArgument, as_json: Json = False) -> None:
-    """Put a checked copy of a backup where a gallery is to be; one that is there already is moved aside, not
-    deleted.
-    """
+    """Restore a gallery from a checked copy of a backup; an existing gallery is moved aside, not deleted."""
     from deploy import Gallery
 
     count, aside = Gallery.restore(backup, gallery)
@@ -311,4 +311,4 @@ def gallery_audit(
         what = ", ".join(f"{name} {value}" for name, value in record.items() if name not in ("time", "action"))
         say(f"{record['time']}  {record['action']}: {what}")
     if not records:
-        say("no record yet")
+        say("no records yet")

@@ -1,4 +1,4 @@
-"""``reid learn``, ``stream``, ``report`` and ``forget``: what happens to a run."""
+"""``reid learn``, ``stream``, ``report`` and ``forget``: what can be done with a run."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def learn(
     device: Device = None,
     same_camera: SameCamera = None,
     also: Annotated[
-        list[Path] | None, typer.Option(help="A further domain to score and never learn; may be repeated.")
+        list[Path] | None, typer.Option(help="Another domain to score but not learn; may be repeated.")
     ] = None,
     replace_last: Annotated[
         bool, typer.Option("--replace-last", help="Discard the last step and learn this domain in its place.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin an interrupted step again instead of going on.")
+        bool, typer.Option("--restart", help="Start an interrupted step over instead of resuming it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Learn one more camera domain, score every known domain, and say what the step did to them."""
+    """Learn one more camera domain, score every known domain, and show what the step did to them."""
     import domains
     from reid.run import Run
 
@@ -80,7 +80,7 @@ def _show_step(run: Run, sealed: Sealed, notes: list[str], *, as_json: bool = Fa
     if as_json:
         print_json({"step": sealed.folder.name, "learned": list(sealed.learned), "effect": rows, "notes": notes})
         return
-    shown = [
+    cells = [
         [
             row["domain"],
             row["role"],
@@ -90,7 +90,7 @@ def _show_step(run: Run, sealed: Sealed, notes: list[str], *, as_json: bool = Fa
         ]
         for row in rows
     ]
-    table(f"{sealed.folder.name}: what it did (mAP, %)", ["domain", "", "before", "after", "change", "rank-1"], shown)
+    table(f"{sealed.folder.name}: what it did (mAP, %)", ["domain", "", "before", "after", "change", "rank-1"], cells)
     for note in notes:
         out.print(note, markup=False)
 
@@ -104,7 +104,7 @@ def stream(
     settings: Settings = None,
     device: Device = None,
     order: Annotated[
-        Literal["given", "auto"], typer.Option(help="auto: new ones in the order in which they help each other.")
+        Literal["given", "auto"], typer.Option(help="auto: new domains in the order in which they help each other.")
     ] = "given",
     as_json: Json = False,
 ) -> None:
@@ -154,16 +154,19 @@ def forget(
     identity: Annotated[
         str | None, typer.Option(metavar="NAME[@DOMAIN]", help="One person, in every domain or in one.")
     ] = None,
-    domain: Annotated[str | None, typer.Option(help="All that is remembered of a domain.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be erased, and change nothing.")] = False,
+    domain: Annotated[str | None, typer.Option(help="Everything that is remembered of a domain.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be erased, and change nothing.")] = False,
     discard_progress: Annotated[
-        bool, typer.Option("--discard-progress", help="Throw a step away that was begun and not finished.")
+        bool, typer.Option("--discard-progress", help="Discard a step that was started but not finished.")
     ] = False,
-    records: Annotated[bool, typer.Option("--records", help="Show what was erased before; no one is named.")] = False,
+    records: Annotated[
+        bool, typer.Option("--records", help="Show what was erased before, without naming anyone.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Erase a person, or a whole domain, from every step of a run: memories, classifier rows, names, scores. The
-    embedding stays the same.
+    """Erase a person, or a whole domain, from every step of a run: memories, classifier rows, names, scores.
+
+    The embedding stays the same.
     """
     from reid.run import Run
     from reid.run.erasure import REMAINS, read_erasures
@@ -180,21 +183,21 @@ def forget(
                 markup=False,
             )
         if not done:
-            out.print("nothing was ever erased", markup=False)
+            out.print("nothing has ever been erased", markup=False)
         return
-    found = opened.forget(identity=identity, domain=domain, dry_run=dry_run, discard_progress=discard_progress)
+    erasure = opened.forget(identity=identity, domain=domain, dry_run=dry_run, discard_progress=discard_progress)
     if as_json:
-        print_json({**found.to_dict(), "dry_run": dry_run})
+        print_json({**erasure.to_dict(), "dry_run": dry_run})
         return
-    steps = ", ".join(map(str, sorted({*found.people, *found.whole}))) or "none"
+    steps = ", ".join(map(str, sorted({*erasure.people, *erasure.whole}))) or "none"
     verb = "would be erased" if dry_run else "erased"
     out.print(
-        f"{verb}: {found.identities} identities, remembered since step {steps}; {len(found.files)} files written anew",
+        f"{verb}: {erasure.identities} identities, learned in steps: {steps}; {len(erasure.files)} files rewritten",
         markup=False,
     )
-    for file in found.files if dry_run else ():
+    for file in erasure.files if dry_run else ():
         out.print(f"  {file}", markup=False)
     for line in REMAINS:
         out.print(f"remains: {line}", markup=False)
-    for file in found.others:
-        out.print(f"not this run's own, left as it is: {file}", markup=False)
+    for file in erasure.others:
+        out.print(f"not part of this run, left unchanged: {file}", markup=False)

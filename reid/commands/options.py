@@ -32,7 +32,7 @@ Provider = Annotated[
 SameCamera = Annotated[
     Literal["drop", "keep"] | None,
     typer.Option(
-        "--same-camera", help="drop: ignore matches from the query's own camera (the field's rule); keep: rank them."
+        "--same-camera", help="drop: ignore matches from the query's own camera (the usual rule); keep: rank them."
     ),
 ]
 
@@ -40,14 +40,14 @@ out = Console(highlight=False, emoji=False)
 
 
 def progress() -> Progress:
-    """Show progress on stderr, so that stdout is the result's."""
+    """Show progress on stderr, so that stdout is for results."""
     from reid.progress import Progress
 
     return Progress(Console(stderr=True, emoji=False))
 
 
 def say(text: str) -> None:
-    """Print a line as it is: markup means nothing, and the terminal breaks it, not we."""
+    """Print a line as it is: markup means nothing, and only the terminal wraps it."""
     out.print(text, markup=False, soft_wrap=True)
 
 
@@ -57,19 +57,19 @@ def print_json(value: Any) -> None:
 
 
 def layers(config: str | None, method: str | None, device: str | None) -> list[dict[str, Any]]:
-    """Settings from a file and from options, later over earlier."""
+    """Collect settings from a file and from options, later ones over earlier ones."""
     from reid.config import read_settings
 
-    found = [read_settings(config)] if config else []
-    found += [{"method": method}] if method else []
-    return [*found, {"device": device}] if device else found
+    settings = [read_settings(config)] if config else []
+    settings += [{"method": method}] if method else []
+    return [*settings, {"device": device}] if device else settings
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table, the first column to the left and numbers to the right."""
-    shown = Table(title=Text(title, style="table.title"), title_justify="left")
+    """Print a table, its first column left-aligned and the others right-aligned."""
+    grid = Table(title=Text(title, style="table.title"), title_justify="left")
     for number, column in enumerate(columns):
-        shown.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold")
+        grid.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*map(Text, row))  # as it is: a camera may be called "yard [north]"
-    out.print(shown)
+        grid.add_row(*map(Text, row))  # as it is: a camera may be called "yard [north]"
+    out.print(grid)

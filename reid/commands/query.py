@@ -29,16 +29,16 @@ def query(
         str | None,
         typer.Option(
             metavar="NAME|SCORE",
-            help="Calibrated domain, or least cosine; the strictest domain by default.",
+            help="Calibrated domain, or minimum cosine; by default the strictest domain.",
             show_default=False,
         ),
     ] = None,
     together: Annotated[bool, typer.Option("--together", help="All images show one person: one answer.")] = False,
     expand: Annotated[
-        int, typer.Option(metavar="N", help="Ask again with the average of the query and its first N matches.", min=0)
+        int, typer.Option(metavar="N", help="Query again with the average of the query and its top N matches.", min=0)
     ] = 0,
     rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking of the candidates.")] = False,
-    depth: Annotated[int, typer.Option(help="Candidates that are re-ranked or judged by time.", min=1)] = 100,
+    depth: Annotated[int, typer.Option(help="How many candidates to re-rank or judge by time.", min=1)] = 100,
     seen_at: Annotated[
         tuple[str, str] | None,
         typer.Option(metavar="CAMERA TIME", help="Where and when the images were taken.", show_default=False),
@@ -47,13 +47,13 @@ def query(
         Path | None, typer.Option(help="CSV or YAML with from,to,min,max: seconds between cameras; needs --seen-at.")
     ] = None,
     remove_impossible: Annotated[
-        bool, typer.Option("--remove-impossible", help="Leave out what the times rule out, which else goes last.")
+        bool, typer.Option("--remove-impossible", help="Leave out what the times rule out instead of ranking it last.")
     ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="Draw query and matches side by side into this PNG or JPEG.")
     ] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Look at every entry, also where there are 50,000 and more.")
+        bool, typer.Option("--exact", help="Search every entry, even if there are 50,000 or more.")
     ] = False,
     bundle: Bundle = None,
     provider: Provider = "cpu",
@@ -80,7 +80,7 @@ def query(
     with Gallery.open(gallery) as store:
         encoder = Encoder.load(bundle or store.bundle, provider=provider)
         limits = Thresholds.from_bundle(encoder.bundle, threshold)
-        found = search(
+        results = search(
             store,
             encoder(crops),
             top,
@@ -91,27 +91,27 @@ def query(
             exact=exact,
         )
         if limits is not None:
-            found = [limits.judge(matches) for matches in found]
+            results = [limits.judge(matches) for matches in results]
         if picture is not None:
             drawn = crops[:1] if together else crops
             write_picture(
                 picture,
                 stack(
-                    [draw_matches(crop, matches, kept=store.crop) for crop, matches in zip(drawn, found, strict=True)]
+                    [draw_matches(crop, matches, kept=store.crop) for crop, matches in zip(drawn, results, strict=True)]
                 ),
             )
     if as_json:
-        shown = [[match.to_dict() for match in matches] for matches in found]
-        print_json(shown[0] if len(found) == 1 else shown)
+        plain = [[match.to_dict() for match in matches] for matches in results]
+        print_json(plain[0] if len(results) == 1 else plain)
         return
-    shown_as = [str(path).encode(errors="backslashreplace").decode() for path in images]
-    names = [", ".join(shown_as)] if together else shown_as
-    for name, matches in zip(names, found, strict=True):
+    readable = [str(path).encode(errors="backslashreplace").decode() for path in images]
+    names = [", ".join(readable)] if together else readable
+    for name, matches in zip(names, results, strict=True):
         _show_matches(name, matches, limits)
 
 
 def _with_least(wanted: Refinement, limits: Thresholds | None) -> Refinement:
-    """Where it is known what "same person" means, only such matches are averaged into the query."""
+    """Average only "same person" matches into the query, where it is known what that means."""
     from dataclasses import replace
 
     return wanted if limits is None else replace(wanted, least=limits.same)
@@ -134,17 +134,17 @@ def _show_matches(name: str, matches: list[Match], limits: Thresholds | None) ->
         "source": [match.source for match in matches],
         "id": [str(match.id) for match in matches],
     }
-    kept = {column: values for column, values in columns.items() if values is not None}
+    used = {column: values for column, values in columns.items() if values is not None}
     table(
         f"{name}, ranked by {' and '.join(by)}; scores are cosines" if by else name,
-        list(kept),
-        [list(row) for row in zip(*kept.values(), strict=True)],
+        list(used),
+        [list(row) for row in zip(*used.values(), strict=True)],
     )
     if limits is not None and answer(matches) != "same person":
         best = max((match.score for match in matches if match.possible is not False), default=None)
-        found = "nobody is there to compare with" if best is None else f"the best score is {best:.3f}"
+        reason = "there is nobody to compare with" if best is None else f"the best score is {best:.3f}"
         out.print(
-            f"{name}: {answer(matches)} ({found}; same person from {limits.same:.3f}, unsure from "
+            f"{name}: {answer(matches)} ({reason}; same person from {limits.same:.3f}, unsure from "
             f"{limits.unsure:.3f}, by {limits.name})",
             markup=False,
         )

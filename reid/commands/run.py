@@ -1,4 +1,4 @@
-"""``reid run``: what a run has learned, and its last step taken back."""
+"""``reid run``: show what a run has learned, or undo its last step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from reid.run import Run
     from reid.run.sealed import Sealed
 
-run_app = typer.Typer(no_args_is_help=True, help="Look after a run.")
+run_app = typer.Typer(no_args_is_help=True, help="Show a run, or undo its last step.")
 
 
 @run_app.command("show")
 def run_show(run: PathArgument, as_json: Json = False) -> None:
-    """Say what a run has learned: every model on every domain, and what each step took and keeps."""
+    """Show what a run has learned: every model on every domain, and what each step took and keeps."""
     from reid.run import Run
 
     opened = Run.open(run)
@@ -54,12 +54,12 @@ def run_show(run: PathArgument, as_json: Json = False) -> None:
     ]
     if costs:
         table(
-            "what each step took, and keeps beside its model",
+            "what each step took, and keeps besides its model",
             ["step", "method", "crops", "identities", "seconds", "KiB kept"],
             costs,
         )
     for name in unfinished:
-        say(f"{name} was begun and is not finished: give its command again to go on")
+        say(f"{name} was started but is not finished: run its command again to continue")
 
 
 @run_app.command("drop-last")
@@ -71,7 +71,7 @@ def run_drop_last(run: PathArgument) -> None:
 
 
 def show_scores(run: Run) -> None:
-    """Show every model on every domain, and what that says of the run as a whole."""
+    """Show every model on every domain, and what that says about the run as a whole."""
     from reid.run.report import MEASURES
 
     scores, summary = run.scores, run.scores.summary()
@@ -91,14 +91,14 @@ def show_scores(run: Run) -> None:
     for name, _, _ in MEASURES:
         value, interval = summary[name]["mAP"], summary[name]["interval"]
         if value is not None:
-            spread = f"  (95 % of queries resampled: {interval[0]:.1f} to {interval[1]:.1f})" if interval else ""
+            spread = f"  (95 % interval, queries resampled: {interval[0]:.1f} to {interval[1]:.1f})" if interval else ""
             say(f"{name.replace('_', ' ')}: {value:.1f}{spread}")
 
 
 def _facts(step: Sealed) -> dict[str, Any]:
-    """What a step's card says of it, shortly; bytes kept are its memory, transport and further weights."""
+    """Summarise a step's card; the bytes kept are its memory, transport and further weights."""
     card = step.card
-    train, kept = card.get("train", {}), card.get("bytes", {})
+    train, sizes = card.get("train", {}), card.get("bytes", {})
     return {
         "step": step.folder.name,
         "id": card["id"],
@@ -108,7 +108,7 @@ def _facts(step: Sealed) -> dict[str, Any]:
         "crops": sum(entry["crops"]["train"] for entry in card["domains"]),
         "identities": len(card["classes"]),
         "seconds": train.get("seconds", 0.0) + train.get("seconds_ending", 0.0),
-        "kept": sum(kept.get(name, 0) for name in ("memory", "transport", "kept")),
+        "kept": sum(sizes.get(name, 0) for name in ("memory", "transport", "kept")),
     }
 
 

@@ -12,7 +12,7 @@ from domains.errors import DeviceError
 from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, table
 
 app = typer.Typer()
-token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the tokens that reid serve asks for.")
+token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the tokens that reid serve requires.")
 
 TokenFile = Annotated[
     Path | None,
@@ -30,18 +30,18 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; one that other machines can reach needs tokens.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free; the log says which.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port; the log says which.")] = 8080,
     provider: Provider = "cpu",
     tokens: TokenFile = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM): HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    max_image_bytes: Annotated[int, typer.Option(help="Largest image file.")] = 4 * 2**20,
-    max_pixels: Annotated[int, typer.Option(help="Largest image, checked before it is decoded.")] = 4_000_000,
+    max_image_bytes: Annotated[int, typer.Option(help="Largest image file in bytes.")] = 4 * 2**20,
+    max_pixels: Annotated[int, typer.Option(help="Largest image in pixels, checked before decoding.")] = 4_000_000,
     max_images: Annotated[int, typer.Option(help="Images per request.")] = 16,
     rate: Annotated[
         float, typer.Option(help="Images per second and token, with bursts of twice as many; 0: no limit.")
     ] = 50.0,
-    queue: Annotated[int, typer.Option(help="Requests answered at a time; the next one is sent away with 503.")] = 64,
+    queue: Annotated[int, typer.Option(help="Requests answered at a time; any more are refused with 503.")] = 64,
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.")] = 30.0,
     bundles: Annotated[
         Path | None, typer.Option(help="Folder of bundles that POST /v1/upgrade may use; off without it.")
@@ -53,18 +53,18 @@ def serve(
         Path | None, typer.Option(help="The audit log; by default GALLERY.audit.db, beside the gallery.")
     ] = None,
     keep_audit: Annotated[
-        int, typer.Option(metavar="DAYS", min=0, help="Days that audit records are kept; 0: for ever.")
+        int, typer.Option(metavar="DAYS", min=0, help="Days that audit records are kept; 0: forever.")
     ] = 365,
     no_reason: Annotated[bool, typer.Option("--no-reason", help="Answer queries that state no reason.")] = False,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another host name for a service without tokens; may be repeated.")
+        list[str] | None, typer.Option(help="Another host name that a service without tokens accepts; may be repeated.")
     ] = None,
 ) -> None:
-    """Answer queries over HTTP, with a page at / and an API under /v1; a missing gallery is made for --bundle.
+    """Answer queries over HTTP, with a page at / and an API under /v1; a missing gallery is created for --bundle.
 
-    A gallery that is there is served with --bundle if that is of its model, and else with its own bundle.
+    An existing gallery is served with --bundle if that is of its model, else with its own bundle.
 
-    Stops at Ctrl-C or SIGTERM, having finished what was begun.
+    Stops on Ctrl-C or SIGTERM, after finishing the requests in progress.
     """
     from deploy.service.settings import Settings
 
@@ -97,12 +97,12 @@ def token_make(
     ] = None,
     days: Annotated[int | None, typer.Option(help="Days that it is valid; by default until it is revoked.")] = None,
     name: Annotated[
-        str | None, typer.Option(help="Who or what holds it; it stands in the audit log. A post, not a person.")
+        str | None, typer.Option(help="Who or what holds it, as the audit log shows it: a role, not a person.")
     ] = None,
     tokens: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token and print it, this once; only its hash is kept."""
+    """Make a token and print it once; only its hash is kept."""
     from deploy.service.tokens import Tokens, default_file
 
     file = tokens or default_file()
@@ -111,12 +111,12 @@ def token_make(
         print_json({"token": text, "file": str(file)})
         return
     out.print(text, markup=False, soft_wrap=True)
-    typer.echo(f"reid: keep it now, it can't be shown again; its hash is in {file}", err=True)
+    typer.echo(f"reid: save it now, it can't be shown again; its hash is in {file}", err=True)
 
 
 @token_app.command("list")
 def token_list(tokens: TokenFile = None, as_json: Json = False) -> None:
-    """Show which tokens there are and what they may do."""
+    """List the tokens and what they may do."""
     from deploy.service.tokens import Tokens, default_file
 
     file = tokens or default_file()
@@ -137,18 +137,18 @@ def token_list(tokens: TokenFile = None, as_json: Json = False) -> None:
     if rows:
         table(str(file), ["id", "name", "scopes", "created", "expires"], rows)
     else:
-        out.print(f"no token in {file}; reid token make makes one", markup=False, soft_wrap=True)
+        out.print(f"no tokens in {file}; reid token make makes one", markup=False, soft_wrap=True)
 
 
 @token_app.command("revoke")
 def token_revoke(
     which: Annotated[str, typer.Argument(help="Id or name, as reid token list shows them.")], tokens: TokenFile = None
 ) -> None:
-    """Take a token back; a running service refuses it from the next request on."""
+    """Revoke a token; a running service refuses it from the next request on."""
     from deploy.service.tokens import Tokens, default_file
 
-    gone = Tokens(tokens or default_file()).revoke(which)
-    out.print(f"revoked {gone.id} ({gone.name})", markup=False)
+    revoked = Tokens(tokens or default_file()).revoke(which)
+    out.print(f"revoked {revoked.id} ({revoked.name})", markup=False)
 
 
 def _server() -> ModuleType:

@@ -1,4 +1,4 @@
-"""The model card: what a bundle is, what it was taught, how well it does, what it is for and what it is not."""
+"""The model card: what a bundle is, what it learned, how well it does, what it is for and what it is not for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reid.run.sealed import Sealed
 
 
 class Taught(NamedTuple):
-    """A domain that was learned, with its train split's identities and images where they are known."""
+    """A learned domain, with its train split's identities and images where known."""
 
     name: str
     identities: int | None
@@ -32,7 +32,7 @@ class Scored(NamedTuple):
 
 
 def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
-    """The model card of a sealed step."""
+    """Write the model card of a sealed step."""
     learned = [(entry, step) for step in run.steps[: sealed.index + 1] for entry in step.card["domains"]]
     taught = [
         Taught(
@@ -61,9 +61,7 @@ def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
 
 
 def _was_scored(sealed: Sealed, site: str | None, name: str, *, learned: bool) -> bool:
-    """Whether a domain's score in the matrix is of the network that is exported: where sites have networks of their
-    own, those were scored.
-    """
+    """Whether a domain's score is the exported network's: where sites have their own networks, those were scored."""
     term = routing_term(sealed.card)
     if term is None:
         return True
@@ -73,11 +71,11 @@ def _was_scored(sealed: Sealed, site: str | None, name: str, *, learned: bool) -
 def card_text(
     body: Mapping[str, Any], taught: Sequence[Taught], scored: Sequence[Scored], *, parent: str, producer: str
 ) -> str:
-    """The card, Markdown.
+    """Write the card as Markdown.
 
     Args:
         body: the manifest's own keys.
-        taught: learned domains in their order.
+        taught: learned domains in order.
         scored: the float32 model's scores.
         parent: id of the sealed step.
         producer: the code's version.
@@ -85,23 +83,22 @@ def card_text(
     crop, licences = body["crop"], body["licences"]
     parts = [
         "# Person re-identification encoder",
-        f"Says how alike two pictures of people are. {body['backbone']}, {body['dim']} dimensions, "
-        f"{body['precision']}; "
-        f"method of the last step: {body['method']}.",
+        f"Measures how similar two pictures of people are. {body['backbone']}, {body['dim']} dimensions, "
+        f"{body['precision']}; method of the last step: {body['method']}.",
         _facts(body, parent, producer),
         "## Use",
-        "Ranks a gallery of person crops by likeness to a query, within one operator's cameras: who of those seen "
-        "here may be in this picture? "
+        "Ranks a gallery of person crops by similarity to a query, within one operator's cameras: which of the people "
+        "seen here may be in this picture? "
         f"Takes RGB crops of single people, resized to {crop['height']}×{crop['width']}. A match is a hint for a "
         "person to check.",
         "## Out of scope",
-        "- Saying who someone is: embeddings hold no name, and the likeness of clothes is most of what they say.\n"
+        "- Telling who someone is: embeddings hold no name, and mostly reflect how similar clothes are.\n"
         "- Decisions about people without human review.\n"
-        "- Covert identification, or identification in public in real time where the law forbids it.\n"
-        "- The same person on another day or in other clothes, faces, and crops that hold several people: none of "
-        "this was tested.\n"
-        "- Cameras unlike those below: scores there are lower than these tables say. Calibrate and measure on crops "
-        "of your own first.",
+        "- Covert identification, or real-time identification in public where the law forbids it.\n"
+        "- The same person on another day or in other clothes, faces, and crops with several people: none of this "
+        "was tested.\n"
+        "- Cameras unlike those below: expect lower scores than in these tables. Calibrate and measure on your own "
+        "crops first.",
         "Embeddings are personal data derived from pictures of people: store, share and erase them as such.",
         "## Learned",
         _taught(taught),
@@ -113,8 +110,7 @@ def card_text(
     parts += [
         "## Calibration",
         "No threshold was calibrated when this card was written. `reid calibrate` adds thresholds to `bundle.json`, "
-        "under `thresholds`; "
-        "what stands there holds.",
+        "under `thresholds`; the values there are authoritative.",
         "## Licences",
         f"- weights: {licences['weights']}\n- data: {licences['data']}",
     ]
@@ -155,26 +151,26 @@ def _scored(scored: Sequence[Scored], precision: str) -> str:
         f"| {item.rank1:.1f} | {item.queries} |"
         for item in scored
     ]
-    note = "" if precision == "fp32" else " Of the float32 model."
+    note = "" if precision == "fp32" else " Measured with the float32 model."
     about = f"Percent, on each domain's own queries and gallery; interval: 95 %, bootstrap over queries.{note}"
     return "\n".join(
         [about, "", "| domain | learned | mAP | interval | rank-1 | queries |", "|---|---|---:|---:|---:|---:|", *rows]
     )
 
 
-def _quantised(found: Mapping[str, Any]) -> str:
-    left_out = found["left_out"]
+def _quantised(body: Mapping[str, Any]) -> str:
+    left_out = body["left_out"]
     lines = [
-        f"8-bit weights per channel and activations, calibrated on {found['crops']} train crops of {found['domain']}. "
-        f"mAP there: {found['map_fp32']:.2f} in float32, {found['map_int8']:.2f} in int8, "
-        f"{found['map_mixed']:.2f} with int8 queries on a float32 gallery. "
-        f"Smallest cosine to the float32 embeddings of its test crops: {found['cosine']:.4f}.",
-        f"Left in float32: {len(left_out)} of {found['layers']} layers"
+        f"8-bit weights per channel and activations, calibrated on {body['crops']} train crops of {body['domain']}. "
+        f"mAP there: {body['map_fp32']:.2f} in float32, {body['map_int8']:.2f} in int8, "
+        f"{body['map_mixed']:.2f} with int8 queries on a float32 gallery. "
+        f"Smallest cosine to the float32 embeddings of its test crops: {body['cosine']:.4f}.",
+        f"Left in float32: {len(left_out)} of {body['layers']} layers"
         + (f" ({', '.join(left_out)})." if left_out else "."),
     ]
-    if found["own_space"]:
+    if body["own_space"]:
         lines.append(
-            "Too far from float32 to share its feature space: galleries made in float32 have to be carried over "
+            "Too far from float32 to share its feature space: galleries embedded in float32 have to be carried over "
             "(`reid gallery upgrade`)."
         )
     return "\n\n".join(lines)

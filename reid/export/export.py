@@ -1,6 +1,4 @@
-"""Export a sealed step as a bundle: one ONNX graph that takes uint8 RGB crops, and the proof that it does what the
-model does.
-"""
+"""Export a sealed step as a bundle: one ONNX graph that takes uint8 RGB crops, and proof that it matches the model."""
 
 from __future__ import annotations
 
@@ -39,11 +37,11 @@ GOLDEN = 16
 
 @dataclass(frozen=True)
 class Provenance:
-    """What whoever exports vouches for.
+    """What the exporter vouches for.
 
     Attributes:
         weights: licence of the weights, in one line.
-        data: licence of the data that they were learned from.
+        data: licence of the data that they were trained on.
         key: file of a private key to sign with.
     """
 
@@ -63,52 +61,52 @@ def export_run(
     provenance: Provenance | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Export one step of a run, checked on real crops of the domains that it knows, and on drawn people where there are
-    not enough.
+    """Export one step of a run, checked on real crops of the domains it knows, and on drawn people where those are few.
 
     Args:
         run: the run.
         folder: where the bundle goes; must not exist.
         step: which step; by default the last.
-        site: whose route, where the step's method keeps one per domain (:mod:`reid.run.routing`); by default the step's
-            own network.
-        since: the step whose galleries the bundle's transport carries; by default the one before, if it can.
-        lowering: how precise the graph is; float32 by default.
-        provenance: licences for manifest and card, and the key to sign with.
-        progress: where to show it.
+        site: whose route to export, where the step's method keeps one per domain (:mod:`reid.run.routing`); by default
+            the step's own network.
+        since: the step whose galleries the bundle's transport carries; by default the previous one, if possible.
+        lowering: the precision of the graph; float32 by default.
+        provenance: licences for the manifest and card, and the key to sign with.
+        progress: where to show progress.
 
     Raises:
-        ExportError: the step has no routes, or no transports since then; graph and model disagree: says at which batch
-            size and by how much; or int8 loses too much: names the layers to blame. Nothing is written.
+        ExportError: the step has no routes, or no transports since then; graph and model disagree (the message says at
+            which batch size and by how much); or int8 loses too much (it names the layers to blame). Nothing is
+            written.
         UsageError: a key that can't sign, or a domain without the splits that int8 needs.
     """
     lowering, provenance = lowering or Lowering(), provenance or Provenance()
     trial = None if lowering.int8 is None else _trial(run, lowering.int8)
     if folder.exists():
-        raise ArtefactError(f"{folder} exists already; choose another name or delete it first")
+        raise ArtefactError(f"{folder} already exists; choose another name or delete it first")
     if provenance.key is not None:
         sign(b"", provenance.key)
     served = _served(run, step, site, since)
-    made = _lowered(run, served, lowering, trial, progress or Progress())
+    lowered = _lowered(run, served, lowering, trial, progress or Progress())
     spec = run.config.crop.spec()
     crops = golden_crops(GOLDEN, height=spec.height, width=spec.width)
     embed: Embed = (
         embedder(served.model)
-        if made.body["precision"] == "fp32"
-        else lambda shown: answers(start_session(made.data), shown)
+        if lowered.body["precision"] == "fp32"
+        else lambda batch: answers(start_session(lowered.data), batch)
     )
     body = _manifest(run, served, provenance) | {
-        "parity": {str(batch): cosine for batch, cosine in made.parity.items()},
-        **made.body,
+        "parity": {str(batch): cosine for batch, cosine in lowered.parity.items()},
+        **lowered.body,
     }
     return write_bundle(
         folder,
-        model_onnx=made.data,
+        model_onnx=lowered.data,
         golden=Golden(crops, embed(crops)),
         card=card_of(run, served.sealed, body),
         body=body,
         parent=served.sealed.card["id"],
-        transport=None if made.transport is None else made.transport.to_bytes(),
+        transport=None if lowered.transport is None else lowered.transport.to_bytes(),
         key=provenance.key,
     )
 
@@ -119,10 +117,10 @@ class _Served:
 
     Attributes:
         model: the network.
-        sealed: the step that it is of.
+        sealed: the step that it belongs to.
         site: whose route it is, if it is one.
         transport: leads into its feature space.
-        transport_was_asked_for: whether the caller named the step that it leads from.
+        transport_was_asked_for: whether the caller named the step that it starts from.
     """
 
     model: ReidModel
@@ -140,30 +138,30 @@ def _served(run: Run, step: int, site: Domain | str | None, since: int | None) -
     name, routed = site if isinstance(site, str) else site.name, run.route(site, step)
     if routed is None:
         raise ExportError(
-            f"{sealed.folder.name} serves {name} by the network that serves every site: leave the site out"
+            f"{sealed.folder.name} serves {name} with the network that serves every site; leave the site out"
         )
     return _Served(routed, sealed, name, route_transport(run, sealed, name, since, routed), since is not None)
 
 
 def _lowered(run: Run, served: _Served, lowering: Lowering, trial: Trial | None, progress: Progress) -> Lowered:
-    """Its graph at the precision that is asked for, compared with the network; raises ExportError."""
+    """Return the network's graph at the requested precision, compared with the network; raises ExportError."""
     model, spec, crops = served.model, run.config.crop.spec(), crops_to_compare(run)
     data = export_graph(model, golden_crops(2, height=spec.height, width=spec.width))
     body = {"precision": "fp32", "feature_space": model.feature_space(spec)}
-    made = Lowered(data, check_parity(model, data, crops), body, served.transport)
+    full = Lowered(data, check_parity(model, data, crops), body, served.transport)
 
     def check(lowered: bytes, least: float) -> Mapping[int, float]:
         return check_parity(model, lowered, crops, least)
 
     if lowering.half:
-        return halved(made, check)
+        return halved(full, check)
     if trial is not None:
-        return eight_bit(made, trial, check, lowering, keep_transport=served.transport_was_asked_for, say=progress.say)
-    return made
+        return eight_bit(full, trial, check, lowering, keep_transport=served.transport_was_asked_for, say=progress.say)
+    return full
 
 
 def _manifest(run: Run, served: _Served, provenance: Provenance) -> dict[str, Any]:
-    """What the manifest says whatever the precision."""
+    """Return the part of the manifest that does not depend on the precision."""
     sealed = served.sealed
     return {
         "site": served.site,
@@ -182,16 +180,16 @@ def _manifest(run: Run, served: _Served, provenance: Provenance) -> dict[str, An
 
 
 def _trial(run: Run, domain: Domain) -> Trial:
-    """What int8 is calibrated and judged on; raises UsageError if the domain lacks it."""
+    """Return what int8 is calibrated and judged on; raises UsageError if the domain lacks it."""
     if (why := can_be_scored(domain)) is not None:
-        raise UsageError(f"int8 is judged on the test split of {domain.name}, and {why}; name another domain")
+        raise UsageError(f"int8 is judged on the test split of {domain.name}, but {why}; name another domain")
     if not len(domain.train):
         raise UsageError(
-            f"int8 is calibrated on the train crops of {domain.name}, and it has none; name another domain"
+            f"int8 is calibrated on the train crops of {domain.name}, but it has none; name another domain"
         )
 
-    def score(ask: Embed, hold: Embed) -> float:
-        return evaluate(domain, ask, run.stores, gallery_embed=hold).mAP
+    def score(query_embed: Embed, gallery_embed: Embed) -> float:
+        return evaluate(domain, query_embed, run.stores, gallery_embed=gallery_embed).mAP
 
     train, *test = (run.stores.get(domain, split).crops for split in (domain.train, domain.query, domain.gallery))
     return Trial(domain.name, domain.fingerprint, train, np.concatenate(test), score)

@@ -34,8 +34,9 @@ class _Embedder(nn.Module):
 
 
 def export_graph(model: ReidModel, sample: Crops) -> bytes:
-    """ONNX bytes of the embedding path, batch dynamic. Works on a copy: the model in hand is left as it was, mode and
-    memory layout included.
+    """Export the embedding path as ONNX bytes, with a dynamic batch.
+
+    Works on a copy: the model itself is unchanged, its mode and memory layout included.
     """
     twin = _Embedder(copy.deepcopy(model)).cpu().to(memory_format=torch.contiguous_format).eval()
     buffer = io.BytesIO()
@@ -45,8 +46,8 @@ def export_graph(model: ReidModel, sample: Crops) -> bytes:
     try:
         with warnings.catch_warnings(), _silent_stdout():
             warnings.simplefilter("ignore")
-            # Traced first: modules made from ONNX have an export path of their own that current torch no longer serves,
-            # and tracing goes past it.
+            # Traced first: modules made from ONNX have their own export path, which current torch no longer supports
+            # and tracing bypasses.
             with torch.no_grad():
                 traced = torch.jit.trace(twin, (torch.from_numpy(sample),), check_trace=False)  # type: ignore[no-untyped-call]
             torch.onnx.export(
@@ -73,15 +74,15 @@ def export_graph(model: ReidModel, sample: Crops) -> bytes:
 
 @contextlib.contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Throw away what C++ writes to stdout: the exporter prints the whole graph there when it lacks an operator, and
+    """Discard what C++ writes to stdout: the exporter prints the whole graph there when it lacks an operator, and
     stdout is for results.
     """
     sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved, 1)
+        os.close(saved)
         os.close(nowhere)

@@ -1,6 +1,4 @@
-"""Graphs in half precision: fp16 weights and sums inside the backbone, uint8 in and float32 unit vectors out as
-ever.
-"""
+"""Graphs in half precision: fp16 weights and sums inside the backbone, still uint8 in and float32 unit vectors out."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ from domains.errors import ExportError
 from reid.export.equalise import constants
 
 HALVED = ("/backbone/", "/embedding/")
-"""Parts of the network that are computed in fp16. Input normalisation, pooling (its cube would pass fp16's 65,504) and
-the last scaling are not.
+"""Parts of the network that are computed in fp16. Input normalisation, pooling (its cube would exceed fp16's 65,504)
+and the final scaling are not.
 """
 
 
@@ -24,23 +22,24 @@ def to_half(data: bytes) -> bytes:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     graph = onnx.load_from_string(data)
-    _read_constants_themselves(graph.graph)
-    kept = [node.name for node in graph.graph.node if not node.name.startswith(HALVED)]
-    if len(kept) == len(graph.graph.node):
+    _bypass_identities(graph.graph)
+    float32_nodes = [node.name for node in graph.graph.node if not node.name.startswith(HALVED)]
+    if len(float32_nodes) == len(graph.graph.node):
         raise ExportError("this graph has no backbone that can be halved; export it in fp32")
-    given = {node.name for node in graph.graph.node}
+    originals = {node.name for node in graph.graph.node}
     exact = {name: TensorProto.FromString(value.SerializeToString()) for name, value in constants(graph.graph).items()}
-    made = convert_float_to_float16(graph, keep_io_types=True, node_block_list=kept)
-    _keep_exact(made.graph, given, exact)
-    OnnxModel(made).topological_sort()  # the converter appends its casts at the end
-    onnx.checker.check_model(made)
-    halved: bytes = made.SerializeToString()
+    converted = convert_float_to_float16(graph, keep_io_types=True, node_block_list=float32_nodes)
+    _keep_exact(converted.graph, originals, exact)
+    OnnxModel(converted).topological_sort()  # the converter appends its casts at the end
+    onnx.checker.check_model(converted)
+    halved: bytes = converted.SerializeToString()
     return halved
 
 
-def _read_constants_themselves(graph: onnx.GraphProto) -> None:
-    """Drop what passes a constant on: torch shares equal weights so, in nodes of no part of the network, which would
-    keep them in float32 too.
+def _bypass_identities(graph: onnx.GraphProto) -> None:
+    """Drop Identity nodes that pass on a constant.
+
+    Torch shares equal weights through them, outside any part of the network, which would keep the weights in float32.
     """
     values, outputs = constants(graph), {item.name for item in graph.output}
     same: dict[str, str] = {}
@@ -53,18 +52,18 @@ def _read_constants_themselves(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _keep_exact(graph: onnx.GraphProto, given: Collection[str], exact: Mapping[str, TensorProto]) -> None:
-    """Let float32 nodes read what float32 nodes made, and constants as they were.
+def _keep_exact(graph: onnx.GraphProto, originals: Collection[str], exact: Mapping[str, TensorProto]) -> None:
+    """Let float32 nodes read what float32 nodes produced, and constants as they were.
 
-    The converter casts every result to fp16 and what float32 nodes read back again, also where no fp16 node stands
-    between; and it halves a constant for all who read it. Both would round, and lose what passes 65,504.
+    The converter casts every result to fp16, and back again where float32 nodes read it, even with no fp16 node in
+    between; and it halves a constant for all its readers. Both would round, and lose values beyond 65,504.
 
     Args:
         graph: as the converter left it; changed in place.
-        given: names of nodes that are not the converter's.
+        originals: names of nodes that the converter did not add.
         exact: constants of the float32 graph, by the name of their value.
     """
-    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.name not in given}
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.name not in originals}
     narrowed = {name: node.input[0] for name, node in casts.items() if node.attribute[0].i == TensorProto.FLOAT16}
     widened = {name: node.input[0] for name, node in casts.items() if node.attribute[0].i == TensorProto.FLOAT}
     straight = {name: narrowed[source] for name, source in widened.items() if source in narrowed}
@@ -84,7 +83,7 @@ def _keep_exact(graph: onnx.GraphProto, given: Collection[str], exact: Mapping[s
     nodes = [node for node in nodes if node.output[0] not in narrowed or node.output[0] in needed]
     del graph.node[:]
     graph.node.extend(nodes)
-    there = {name for node in nodes for name in node.output} | {item.name for item in graph.initializer}
-    described = [item for item in graph.value_info if item.name in there and item.name not in outputs]
+    defined = {name for node in nodes for name in node.output} | {item.name for item in graph.initializer}
+    described = [item for item in graph.value_info if item.name in defined and item.name not in outputs]
     del graph.value_info[:]
     graph.value_info.extend(described)

@@ -1,6 +1,4 @@
-"""An exported graph at less than float32: what it may lose, what the manifest says of it, and whether it still answers
-in the same feature space.
-"""
+"""Graphs below float32: what they may lose, what the manifest states, and whether they share the feature space."""
 
 from __future__ import annotations
 
@@ -21,31 +19,31 @@ from reid.export.quantize import CALIBRATION, MAP_LOSS, quantise
 from reid.export.ranges import answers, start_session
 
 HALF_COSINE = 0.998
-"""For fp16, smallest cosine to float32. Measured on 32 real crops: MobileNetV2 0.9996, ResNet-50 and ViT-tiny above
+"""Smallest cosine of fp16 to float32. Measured on 32 real crops: MobileNetV2 0.9996, ResNet-50 and ViT-tiny above
 0.99999.
 """
 
 INT8_COSINE = 0.8
-"""For int8 this only catches a broken graph; whether it is good enough is judged by mAP."""
+"""The same for int8, where it only catches a broken graph; mAP decides whether one is good enough."""
 
 SAME_SPACE = 0.99
 """Smallest cosine between a crop's embeddings at two precisions that share a feature space. A similarity then moves by
-less than 0.15 at the very worst, so mAP of int8 queries on a float32 gallery must hold too.
+less than 0.15 even in the worst case, so mAP of int8 queries on a float32 gallery must hold too.
 """
 
 CARRIED = 1024
-"""Crops that the map from float32 to a feature space of int8's own is fitted on."""
+"""Number of crops that the map from float32 to int8's own feature space is fitted on."""
 
 Say = Callable[[str], None]
 Check = Callable[[bytes, float], Mapping[int, float]]
-"""Smallest cosine between a graph and the trained model at each batch size; raises ExportError under the second
-argument.
+"""Smallest cosine between a graph and the trained model at each batch size; raises ExportError if one is below the
+second argument.
 """
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """How precise a graph is to be.
+    """The precision that a graph is exported at.
 
     Attributes:
         half: fp16 inside.
@@ -62,22 +60,22 @@ class Lowering:
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
-        """Check; raises UsageError."""
+        """Check that the options fit together; raises UsageError."""
         if self.half and self.int8 is not None:
             raise UsageError("a graph is fp16 or int8, not both: choose one of --fp16 and --int8")
         if self.int8 is None and (self.exclude or self.strict or self.reduce_range):
             raise UsageError(
-                "--exclude, --strict and --reduce-range say how to quantise: name a domain with --int8 too"
+                "--exclude, --strict and --reduce-range apply to quantisation: name a domain with --int8 too"
             )
 
 
 class Lowered(NamedTuple):
-    """A graph at its precision.
+    """A graph at a given precision.
 
     Attributes:
         data: ONNX bytes.
         parity: smallest cosine to the trained model, by batch size.
-        body: what the manifest says of it: ``precision``, ``feature_space`` and more.
+        body: its entries in the manifest: ``precision``, ``feature_space`` and more.
         transport: leads into its feature space.
     """
 
@@ -91,10 +89,10 @@ class Trial(NamedTuple):
     """What 8 bits are calibrated and judged on.
 
     Attributes:
-        domain: its name.
-        fingerprint: its content.
+        domain: name of the domain.
+        fingerprint: of its content.
         train: crops ``[N, H, W, 3]``.
-        test: crops of queries and gallery.
+        test: crops of its queries and gallery.
         score: percent mAP of queries embedded by the first on a gallery embedded by the second.
     """
 
@@ -106,9 +104,7 @@ class Trial(NamedTuple):
 
 
 def halved(made: Lowered, check: Check) -> Lowered:
-    """The float32 graph in fp16. It stays in the same feature space: it moves an embedding by less than ``SAME_SPACE``
-    allows.
-    """
+    """Convert the float32 graph to fp16; embeddings move less than ``SAME_SPACE`` allows, so it is the same space."""
     data = to_half(made.data)
     return made._replace(
         data=data,
@@ -126,16 +122,15 @@ def eight_bit(
     keep_transport: bool = False,
     say: Say = lambda line: None,
 ) -> Lowered:
-    """The float32 graph in int8, in its feature space if a gallery made by float32 can be asked, else in one of its
-    own.
+    """Convert the float32 graph to int8, in its feature space if it can query float32 galleries, else in a new one.
 
     Args:
         made: the float32 graph.
         trial: what it is calibrated and judged on.
         check: compares it with the trained model.
         lowering: how to quantise.
-        say: told what is going on.
-        keep_transport: in a space of its own, lead there from where ``made.transport`` starts, and not from the float32
+        say: receives progress messages.
+        keep_transport: in a new space, lead there from where ``made.transport`` starts rather than from the float32
             space.
 
     Raises:
@@ -146,7 +141,7 @@ def eight_bit(
     def judge(data: bytes) -> float:
         return trial.score(*[_embedder(data)] * 2)
 
-    found = quantise(
+    quantised = quantise(
         made.data,
         trial.train,
         judge,
@@ -155,26 +150,26 @@ def eight_bit(
         reduce_range=lowering.reduce_range,
         say=say,
     )
-    before, after = _embedder(made.data), _embedder(found.data)
+    before, after = _embedder(made.data), _embedder(quantised.data)
     cosine = _least_cosine(before(trial.test), after(trial.test))
     mixed = trial.score(after, before)
-    own = cosine < SAME_SPACE or found.before - mixed > MAP_LOSS
+    own = cosine < SAME_SPACE or quantised.before - mixed > MAP_LOSS
     space, transport = str(made.body["feature_space"]), made.transport
     if own:
-        shown = trial.train[np.linspace(0, len(trial.train) - 1, min(len(trial.train), CARRIED)).astype(int)]
-        name = content_id([space, "int8", hashlib.sha256(found.data).hexdigest()])
-        bridge = fit_transport(before(shown), after(shown), source=space, target=name)
+        sample = trial.train[np.linspace(0, len(trial.train) - 1, min(len(trial.train), CARRIED)).astype(int)]
+        name = content_id([space, "int8", hashlib.sha256(quantised.data).hexdigest()])
+        bridge = fit_transport(before(sample), after(sample), source=space, target=name)
         transport = transport.then(bridge) if keep_transport and transport is not None else bridge
         space = name
     quantisation = {
         "domain": trial.domain,
         "fingerprint": trial.fingerprint,
         "crops": min(len(trial.train), CALIBRATION),
-        "layers": found.layers,
-        "left_out": list(found.left_out),
-        "blamed": {item.layer: round(item.loss, 6) for item in found.blamed[:10]},
-        "map_fp32": round(found.before, 4),
-        "map_int8": round(found.after, 4),
+        "layers": quantised.layers,
+        "left_out": list(quantised.left_out),
+        "blamed": {item.layer: round(item.loss, 6) for item in quantised.blamed[:10]},
+        "map_fp32": round(quantised.before, 4),
+        "map_int8": round(quantised.after, 4),
         "map_mixed": round(mixed, 4),
         "cosine": round(cosine, 6),
         "own_space": own,
@@ -183,10 +178,10 @@ def eight_bit(
     body = {
         "precision": "int8",
         "feature_space": space,
-        "golden_cosine": _golden_cosine(found.data, trial.test[:32]),
+        "golden_cosine": _golden_cosine(quantised.data, trial.test[:32]),
         "quantisation": quantisation,
     }
-    return Lowered(found.data, check(found.data, INT8_COSINE), body, transport)
+    return Lowered(quantised.data, check(quantised.data, INT8_COSINE), body, transport)
 
 
 def _embedder(data: bytes) -> Embed:
@@ -195,12 +190,15 @@ def _embedder(data: bytes) -> Embed:
 
 
 def _golden_cosine(data: bytes, crops: Crops) -> float:
-    """What to expect of another engine: it rounds elsewhere. Four times as far as this engine's own float32 reading of
-    the same 8-bit graph.
+    """Return the cosine to expect of other engines, which round differently.
+
+    It is four times as far from 1 as that of this engine's own float32 reading of the same 8-bit graph.
     """
-    apart = 1 - _least_cosine(answers(start_session(data, optimise=False), crops), answers(start_session(data), crops))
-    return round(float(np.clip(1 - 4 * apart, 0.95, 0.999)), 4)
+    distance = 1 - _least_cosine(
+        answers(start_session(data, optimise=False), crops), answers(start_session(data), crops)
+    )
+    return round(float(np.clip(1 - 4 * distance, 0.95, 0.999)), 4)
 
 
-def _least_cosine(one: Float32s, other: Float32s) -> float:
-    return float(np.einsum("nd,nd->n", one, other).min())
+def _least_cosine(first: Float32s, second: Float32s) -> float:
+    return float(np.einsum("nd,nd->n", first, second).min())

@@ -1,10 +1,10 @@
-"""8-bit graphs: static quantisation (QDQ, weights per channel) by ONNX Runtime's tools, with a judge who may refuse,
-and the layers to blame.
+"""8-bit graphs: static quantisation (QDQ, per-channel weights) with ONNX Runtime's tools, a judge that may refuse, and
+the layers to blame.
 
 Weights are symmetric int8 with a scale per output channel, activations uint8 with one range each. Convolutions and
-linear layers are quantised with the ReLU that follows, and residual sums between them; normalisation of the input,
-pooling, attention, layer norms and the last scaling to unit length stay in float32. Channels are balanced first
-(:mod:`reid.export.equalise`). Knows neither torch nor domains: the caller says how good a graph is.
+linear layers are quantised together with the ReLU that follows, and so are residual sums between them; input
+normalisation, pooling, attention, layer norms and the final scaling to unit length stay in float32. Channels are
+balanced first (:mod:`reid.export.equalise`). Knows neither torch nor domains: the caller judges how good a graph is.
 """
 
 from __future__ import annotations
@@ -25,25 +25,23 @@ from reid.export.equalise import activation_of, constants, consumers, equalise
 from reid.export.ranges import activation_ranges, answers, start_session
 
 CALIBRATION = 128
-"""Crops that ranges are measured on."""
+"""Number of crops that ranges are measured on."""
 
 PROBES = 16
-"""Crops that layers are compared on."""
+"""Number of crops that layers are compared on."""
 
 MAP_LOSS = 0.5
 """Percent mAP that may be lost."""
 
 BLAMED = 3
 GROWTH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
-"""Numbers of layers that are left out, one after the other, until the judge is content; the last is half of all, and
-none is more.
-"""
+"""Numbers of layers to leave out, tried in turn until the judge is content; the last one is half of all layers."""
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 
 
 class Blame(NamedTuple):
-    """A layer, and the mean cosine that is lost when it alone is quantised."""
+    """A layer, and the mean cosine lost when it alone is quantised."""
 
     layer: str
     loss: float
@@ -57,8 +55,8 @@ class Quantised(NamedTuple):
         before: the judge's score of the float32 graph, percent mAP.
         after: that of ``data``.
         left_out: layers that stayed in float32.
-        blamed: layers by what they cost alone, worst first; empty if nobody had to ask.
-        layers: how many could be quantised.
+        blamed: layers by what each costs alone, worst first; empty if that was not needed.
+        layers: how many can be quantised.
     """
 
     data: bytes
@@ -84,13 +82,13 @@ def quantise(
 
     Args:
         data: float32 graph, uint8 ``crops`` in, unit ``embeddings`` out.
-        crops: uint8 ``[N, H, W, 3]`` for calibration; at most 128 are used, drawn evenly.
+        crops: uint8 ``[N, H, W, 3]`` for calibration; at most 128 are used, evenly spaced.
         judge: scores a graph, in percent.
         exclude: layers to leave in float32.
-        strict: refuse at once, instead of leaving the worst layers in float32 until it is good enough.
+        strict: refuse at once instead of leaving the worst layers in float32 until the graph is good enough.
         reduce_range: 7-bit weights, for x86 processors without VNNI, whose 16-bit sums would overflow.
-        loss: percent that the score may fall by.
-        say: told what is going on, as it can take minutes.
+        loss: how much the score may fall, in percent.
+        say: receives progress messages, as this can take minutes.
 
     Raises:
         ExportError: nothing to quantise, or the score falls by more; names the layers to blame.
@@ -98,27 +96,27 @@ def quantise(
     """
     if not len(crops):
         raise UsageError(
-            "int8 is calibrated on a domain's train crops, and there are none; name a domain with a train split"
+            "int8 is calibrated on a domain's train crops, but there are none; name a domain with a train split"
         )
     crops = crops[np.linspace(0, len(crops) - 1, min(len(crops), CALIBRATION)).astype(int)]
     say(f"measuring ranges on {len(crops)} crops")
     quantiser = Quantiser(data, crops, reduce_range=reduce_range)
     chosen = quantiser.named(exclude)
     before = judge(data)
-    made = quantiser.quantised(chosen)
-    after = judge(made)
+    lowered = quantiser.quantised(chosen)
+    after = judge(lowered)
     if before - after <= loss:
-        return Quantised(made, before, after, tuple(chosen), (), len(quantiser.layers))
-    say(f"mAP falls from {before:.2f} to {after:.2f}: asking each of {len(quantiser.layers)} layers")
+        return Quantised(lowered, before, after, tuple(chosen), (), len(quantiser.layers))
+    say(f"mAP falls from {before:.2f} to {after:.2f}: testing each of {len(quantiser.layers)} layers")
     blamed = quantiser.blame(crops[np.linspace(0, len(crops) - 1, min(len(crops), PROBES)).astype(int)], chosen)
     first, most = after, max(0, len(quantiser.layers) // 2 - len(chosen))
     for count in () if strict else (*(count for count in GROWTH if count < most), *([most] if most else [])):
         left_out = [*chosen, *(item.layer for item in blamed[:count])]
-        made = quantiser.quantised(left_out)
-        after = judge(made)
+        lowered = quantiser.quantised(left_out)
+        after = judge(lowered)
         say(f"{len(left_out)} of {len(quantiser.layers)} layers left in float32: mAP {after:.2f}")
         if before - after <= loss:
-            return Quantised(made, before, after, tuple(left_out), blamed, len(quantiser.layers))
+            return Quantised(lowered, before, after, tuple(left_out), blamed, len(quantiser.layers))
     worst = ", ".join(f"{item.layer} ({item.loss:.4f})" for item in blamed[:BLAMED])
     tried = (
         f"; leaving up to {len(chosen) + most} of {len(quantiser.layers)} layers in float32 did not help"
@@ -126,17 +124,17 @@ def quantise(
         else ""
     )
     raise ExportError(
-        f"int8 loses {before - first:.2f} mAP ({before:.2f} to {first:.2f}), at most {loss} is allowed{tried}. "
-        f"To blame, by cosine lost alone: {worst}; leave them out with --exclude, or export with --fp16"
+        f"int8 loses {before - first:.2f} mAP ({before:.2f} to {first:.2f}); at most {loss} is allowed{tried}. "
+        f"Layers to blame, by cosine lost alone: {worst}; leave them out with --exclude, or export with --fp16"
     )
 
 
 class Quantiser:
-    """A float32 graph made ready: balanced, its ranges measured, its layers known.
+    """A float32 graph ready for quantisation: balanced, with its ranges measured and its layers identified.
 
     Attributes:
         graph: the prepared float32 graph.
-        layers: names of what can be quantised, in the order of the graph, with their nodes.
+        layers: names of the layers that can be quantised, in the order of the graph, with their nodes.
         balanced: pairs of convolutions whose channels were balanced.
     """
 
@@ -162,8 +160,8 @@ class Quantiser:
         self._ranges = activation_ranges(self.graph, sorted({name for name in touched if name}), crops)
 
     def named(self, exclude: Sequence[str]) -> list[str]:
-        """Layers of these names, or whose names end so; raises UsageError naming what there is."""
-        found: list[str] = []
+        """Find layers by these names or name endings; raises UsageError listing the known ones."""
+        names: list[str] = []
         for wish in exclude:
             fitting = [name for name in self.layers if name == wish or name.endswith("/" + wish)]
             if len(fitting) != 1:
@@ -172,11 +170,11 @@ class Quantiser:
                     f"{'several layers are' if fitting else 'no layer is'} called {wish!r:.80}; there are "
                     f"{known}{'' if fitting else ', …'}"
                 )
-            found.append(fitting[0])
-        return list(dict.fromkeys(found))
+            names.append(fitting[0])
+        return list(dict.fromkeys(names))
 
     def quantised(self, left_out: Collection[str] = ()) -> bytes:
-        """The graph with all layers but these in 8 bits."""
+        """Return the graph with all layers but these in 8 bits."""
         from onnxruntime.quantization import CalibrationMethod, QuantType
         from onnxruntime.quantization.calibrate import TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -205,26 +203,24 @@ class Quantiser:
                 },
             )
             quantizer.quantize_model()
-        made = quantizer.model.model
-        _guard(made.graph, {nodes[0] for name, nodes in self.layers.items() if name in left_out})
-        data: bytes = made.SerializeToString()
+        lowered = quantizer.model.model
+        _guard(lowered.graph, {nodes[0] for name, nodes in self.layers.items() if name in left_out})
+        data: bytes = lowered.SerializeToString()
         return data
 
     def blame(self, crops: Crops, left_out: Collection[str] = ()) -> tuple[Blame, ...]:
-        """What each layer costs when it alone is quantised, worst first: one minus the mean cosine to the float32
-        answers.
-        """
-        wanted = answers(start_session(self.graph.SerializeToString()), crops)
+        """Measure each layer's cost when it alone is quantised, worst first: one minus the mean cosine to float32."""
+        expected = answers(start_session(self.graph.SerializeToString()), crops)
         names = [name for name in self.layers if name not in left_out]
-        found = []
+        costs = []
         for name in names:
-            got = answers(start_session(self.quantised([other for other in self.layers if other != name])), crops)
-            found.append(Blame(name, float(1 - np.einsum("nd,nd->n", got, wanted).mean())))
-        return tuple(sorted(found, key=lambda item: (-item.loss, item.layer)))
+            actual = answers(start_session(self.quantised([other for other in self.layers if other != name])), crops)
+            costs.append(Blame(name, float(1 - np.einsum("nd,nd->n", actual, expected).mean())))
+        return tuple(sorted(costs, key=lambda item: (-item.loss, item.layer)))
 
 
 def _prepared(data: bytes) -> onnx.ModelProto:
-    """Constant folding and fusion by ONNX Runtime, then shape inference, as its guide asks for before quantisation."""
+    """Fold constants and fuse nodes with ONNX Runtime, then infer shapes, as its guide asks for before quantisation."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -240,26 +236,26 @@ def _prepared(data: bytes) -> onnx.ModelProto:
 
 
 def _layers(graph: onnx.GraphProto) -> dict[str, list[str]]:
-    """Names of layers with the nodes that belong to each, in the order of the graph."""
+    """Return names of layers with the nodes of each, in the order of the graph."""
     values, users = constants(graph), consumers(graph)
-    found: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
     owner: dict[str, str] = {}
-    """Layer by the quantised tensor that it makes."""
+    """Layer by the quantised tensor that it produces."""
     for node in graph.node:
         weighted = node.op_type in LINEAR and len(node.input) > 1 and node.input[1] in values
         summed = node.op_type == "Add" and all(name in owner for name in node.input)
         if weighted or summed:
-            name = _short(node, found)
-            found[name], last = [node.name], node
+            name = _short(node, layers)
+            layers[name], last = [node.name], node
             if (activation := activation_of(node, users)) is not None:
-                found[name].append(activation.name)
+                layers[name].append(activation.name)
                 last = activation
-            if node.op_type != "MatMul":  # whose answer stays in float32, as what follows in a transformer is
+            if node.op_type != "MatMul":  # its output stays in float32, like what follows it in a transformer
                 owner[last.output[0]] = name
         elif node.op_type == "MaxPool" and node.input[0] in owner:
-            found[owner[node.input[0]]].append(node.name)
+            layers[owner[node.input[0]]].append(node.name)
             owner[node.output[0]] = owner[node.input[0]]
-    return found
+    return layers
 
 
 def _short(node: onnx.NodeProto, taken: Collection[str]) -> str:
@@ -275,12 +271,12 @@ def _short(node: onnx.NodeProto, taken: Collection[str]) -> str:
 
 
 def _guard(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Keep convolutions in float32 that stand between quantised ones.
+    """Keep convolutions that stand between quantised ones in float32.
 
-    ONNX Runtime quantises the weights of such a convolution by itself when it loads the graph, with one scale for all
-    channels (its transformer WeightBiasQuantization), and MobileNetV2 then answers nonsense. It looks for a
-    QuantizeLinear behind the convolution, through ReLU and Clip alone: a LeakyReLU that does nothing hides it, and is
-    merged into the convolution later.
+    ONNX Runtime quantises the weights of such a convolution on its own when it loads the graph, with one scale for all
+    channels (its transformer WeightBiasQuantization), and MobileNetV2 then outputs nonsense. The transformer looks for
+    a QuantizeLinear after the convolution, but only through ReLU and Clip: a LeakyReLU that does nothing hides it, and
+    is merged into the convolution later.
     """
     users = consumers(graph)
     nodes = []
@@ -301,7 +297,7 @@ def _guard(graph: onnx.GraphProto, names: Collection[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser logs through the root logger that its options are not those of its examples."""
+    """Silence the quantiser, which logs to the root logger that its options differ from those of its examples."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

@@ -1,8 +1,8 @@
-"""How far the activations of a graph reach on given crops: what static quantisation has to know.
+"""Ranges of a graph's activations on given crops: what static quantisation has to know.
 
-Two passes over the crops: the first finds the extremes, the second a histogram between them, from which the range is
-chosen that loses least. The result depends on crops and graph alone. Memory holds the activations of four crops, and
-one histogram per tensor.
+Two passes over the crops: the first finds the extremes, the second a histogram between them, from which the range with
+the least error is chosen. The result depends only on the crops and the graph. Memory holds the activations of four
+crops, and one histogram per tensor.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from domains.arrays import Crops, Float32s
 BATCH = 4
 BINS = 2048
 SHRINK = np.linspace(0.3, 1.0, 15)
-"""Parts of the extremes that are tried as the end of the range."""
+"""Fractions of the extremes that are tried as ends of the range."""
 
 Range = tuple[float, float]
 
 
 def start_session(data: bytes, *, optimise: bool = True) -> Any:
-    """An ONNX Runtime session on the CPU; raises what ONNX Runtime raises.
+    """Start an ONNX Runtime session on the CPU; raises what ONNX Runtime raises.
 
     Args:
         data: ONNX bytes.
-        optimise: False runs the graph node by node as it is written, an 8-bit one with rounded float32: as another
+        optimise: False runs the graph node by node as it is written, an 8-bit one in rounded float32, as another
             engine might.
     """
     import onnxruntime
@@ -42,7 +42,7 @@ def start_session(data: bytes, *, optimise: bool = True) -> Any:
 
 
 def answers(session: Any, crops: Crops, batch: int = 32) -> Float32s:
-    """Embeddings ``[N, D]`` of crops ``[N, H, W, 3]``."""
+    """Return the embeddings ``[N, D]`` of crops ``[N, H, W, 3]``."""
     parts = [
         session.run(["embeddings"], {"crops": np.ascontiguousarray(crops[start : start + batch])})[0]
         for start in range(0, len(crops), batch)
@@ -51,7 +51,7 @@ def answers(session: Any, crops: Crops, batch: int = 32) -> Float32s:
 
 
 def activations(graph: onnx.ModelProto, names: Sequence[str], crops: Crops) -> Iterator[dict[str, Float32s]]:
-    """The named tensors, for a few crops at a time."""
+    """Yield the named tensors, for a few crops at a time."""
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
     outputs = {item.name for item in watched.graph.output}
@@ -70,12 +70,12 @@ def activations(graph: onnx.ModelProto, names: Sequence[str], crops: Crops) -> I
 
 
 def activation_ranges(graph: onnx.ModelProto, names: Sequence[str], crops: Crops) -> dict[str, Range]:
-    """For each tensor the range whose 256 steps give it with the least squared error.
+    """Return the range for each tensor whose 256 steps represent it with the least squared error.
 
     Args:
         graph: float32, takes ``crops`` uint8 ``[N, H, W, 3]``.
         names: float tensors in it.
-        crops: what it is to be run on.
+        crops: what to run it on.
     """
     ends = dict.fromkeys(names, (0.0, 0.0))  # a range holds 0, so that padding is exact
     for seen in activations(graph, names, crops):
@@ -87,13 +87,13 @@ def activation_ranges(graph: onnx.ModelProto, names: Sequence[str], crops: Crops
     for seen in activations(graph, names, crops):
         for name, (low, high) in ends.items():
             if high > low:
-                at = ((seen[name].ravel() - np.float32(low)) * np.float32(BINS / (high - low))).astype(np.int32)
-                counts[name] += np.bincount(np.minimum(at, BINS - 1), minlength=BINS)
+                bins = ((seen[name].ravel() - np.float32(low)) * np.float32(BINS / (high - low))).astype(np.int32)
+                counts[name] += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
     return {name: least_error(counts[name], *ends[name]) for name in names}
 
 
 def least_error(counts: NDArray[np.int64], low: float, high: float) -> Range:
-    """The part of ``low … high`` that 256 steps are best spent on: fewer, coarser ends against finer steps.
+    """Return the part of ``low … high`` that 256 steps are best spent on: clipped ends against finer steps.
 
     Args:
         counts: histogram of the values, equal bins from ``low`` to ``high``.
@@ -103,8 +103,8 @@ def least_error(counts: NDArray[np.int64], low: float, high: float) -> Range:
     if high <= low or not counts.any():
         return low, high
     edges = np.linspace(low, high, len(counts) + 1)
-    held = counts > 0
-    middles, weights = ((edges[1:] + edges[:-1]) / 2)[held], counts[held]
+    occupied = counts > 0
+    middles, weights = ((edges[1:] + edges[:-1]) / 2)[occupied], counts[occupied]
     best = (np.inf, low, high)
     for below in SHRINK if low < 0 else (1.0,):
         for above in SHRINK if high > 0 else (1.0,):

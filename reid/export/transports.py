@@ -14,50 +14,52 @@ from reid.run.sealed import Sealed
 
 
 def transport_since(run: Run, sealed: Sealed, since: int | None) -> Transport | None:
-    """The map from an earlier step's feature space to this one; None if there is none and none was asked for.
+    """Return the map from an earlier step's feature space to this one; None if there is none and none was requested.
 
     Raises:
-        ExportError: ``since`` is no earlier step, or a step after it fitted no transport.
+        ExportError: ``since`` is not an earlier step, or a step after it fitted no transport.
     """
     start = sealed.index - 1 if since is None else since
     if since is not None and not 0 <= since < sealed.index:
         raise ExportError(
             f"a transport leads from an earlier step: since must lie in 0..{sealed.index - 1}, got {since}"
         )
-    found = [step.transport() for step in run.steps[start + 1 : sealed.index + 1]]
-    if not found or None in found:
+    transports = [step.transport() for step in run.steps[start + 1 : sealed.index + 1]]
+    if not transports or None in transports:
         if since is not None:
-            lacking = run.steps[start + 1 + found.index(None)]
+            lacking = run.steps[start + 1 + transports.index(None)]
             raise ExportError(
                 f"{lacking.folder.name} fitted no transport, so galleries of step {since} have to be embedded again"
             )
         return None
-    return reduce(lambda first, later: first.then(later), [transport for transport in found if transport])
+    return reduce(lambda first, later: first.then(later), [transport for transport in transports if transport])
 
 
 def route_transport(run: Run, sealed: Sealed, site: str, since: int | None, model: ReidModel) -> Transport | None:
-    """The map that sites share, between the spaces of a site's own networks: what moves from step to step is what is
-    shared, an adapter is held.
+    """Return the map that sites share, between the feature spaces of a site's own networks.
+
+    It holds for them because only the shared network moves from step to step; a site's adapter stays fixed.
 
     Raises:
-        ExportError: as :func:`transport_since`; or one was asked for and the site had no adapter beside a shared
-            network then.
+        ExportError: as :func:`transport_since`; or one was requested and the site had no adapter beside a shared
+            network at that step.
     """
     start = sealed.index - 1 if since is None else since
     term = routing_term(sealed.card)
     then = run.steps[max(start, 0)]
     before = routing_term(then.card)
-    held = term is not None and term.beside and before is not None and before.beside
-    if not held or not any(site in step.learned for step in run.steps[: then.index + 1]):
+    both_beside = term is not None and term.beside and before is not None and before.beside
+    if not both_beside or not any(site in step.learned for step in run.steps[: then.index + 1]):
         if since is not None:
             raise ExportError(
-                f"{site} had no adapter of its own at step {since}, so its galleries of then have to be embedded again"
+                f"{site} had no adapter of its own at step {since}, so its galleries of that step have to be embedded "
+                "again"
             )
         return None
-    found = transport_since(run, sealed, since)
+    shared = transport_since(run, sealed, since)
     old = run.route(site, then.index)
-    if found is None or old is None:
+    if shared is None or old is None:
         return None
     return replace(
-        found, source=old.feature_space(run.config.crop.spec()), target=model.feature_space(run.config.crop.spec())
+        shared, source=old.feature_space(run.config.crop.spec()), target=model.feature_space(run.config.crop.spec())
     )

@@ -1,1 +1,1 @@
-"""The model: backbone, pooling, embedding, neck, classifier, and what can be put beside it."""
+"""The model: backbone, pooling, embedding, neck and classifier; its weights, adapters and runtime."""

@@ -1,9 +1,9 @@
-"""Adapters: small changes of some of a backbone's weights, written from outside and merged exactly.
+"""Adapters: small changes to some of a backbone's weights, written from outside and merged exactly.
 
-Two kinds. *Low rank* (LoRA, Hu et al., ICLR 2022), for linear layers and undivided convolutions: ``ΔW = B A``, A
-beginning at a random matrix drawn from the slot's name and B at 0. *Scale and shift* (SSF, Lian et al., NeurIPS 2022),
-for the affine weights of a BatchNorm: two numbers per channel. Merged, a network has the shapes, the graph and the cost
-that it had.
+There are two kinds. *Low rank* (LoRA, Hu et al., ICLR 2022), for linear layers and ungrouped convolutions:
+``ΔW = B A``, where A starts as a random matrix drawn from the slot's name and B as 0. *Scale and shift* (SSF, Lian et
+al., NeurIPS 2022), for the affine weights of a BatchNorm: two numbers per channel. A merged network has the same
+shapes, graph and cost as before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from domains.errors import ConfigError
 
 WHERE = ("attention", "mlp", "convolution", "norm")
-"""What may be adapted: attention's and MLP's linear layers of a ViT, convolutions and BatchNorms of a CNN."""
+"""What can be adapted: a ViT's linear layers in attention and MLP, a CNN's convolutions and BatchNorms."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Slot:
     """One weight that an adapter changes.
 
     Attributes:
-        name: of the parameter, within the backbone.
-        shape: of the parameter.
-        rank: of the change; 0: any change, number by number.
+        name: the parameter's name within the backbone.
+        shape: the parameter's shape.
+        rank: rank of the change; 0 for any change, element by element.
     """
 
     name: str
@@ -39,27 +39,27 @@ class Slot:
 
     @property
     def columns(self) -> int:
-        """Length of a row, as the change sees the weight: output channels × the rest."""
+        """Columns of the weight, as a matrix of output channels × the rest."""
         return torch.Size(self.shape[1:]).numel()
 
     @property
     def length(self) -> int:
-        """How many numbers write the change."""
+        """Number of values that encode the change."""
         return self.rank * (self.shape[0] + self.columns) if self.rank else self.columns * self.shape[0]
 
     def change(self, numbers: Tensor) -> Tensor:
-        """``[length]`` → the change, of the parameter's shape; zeros give no change."""
+        """Decode ``[length]`` values into the change, of the parameter's shape; zeros give no change."""
         if not self.rank:
             return numbers.reshape(self.shape)
         left, right = torch.split(numbers, [self.shape[0] * self.rank, self.rank * self.columns])
-        right = right.reshape(self.rank, self.columns) + _beginning(self.name, self.rank, self.columns).to(numbers)
+        right = right.reshape(self.rank, self.columns) + _initial(self.name, self.rank, self.columns).to(numbers)
         change: Tensor = (left.reshape(self.shape[0], self.rank) @ right).reshape(self.shape)
         return change
 
 
 @lru_cache(maxsize=1024)
-def _beginning(name: str, rank: int, columns: int) -> Tensor:
-    """A's first value, ``[rank, columns]``, rows of length 1 in the mean; the same for a name wherever it is drawn."""
+def _initial(name: str, rank: int, columns: int) -> Tensor:
+    """A's initial value ``[rank, columns]``, with rows of length about 1; the same for a name wherever it is drawn."""
     return torch.randn(rank, columns, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) / math.sqrt(
         columns
     )
@@ -68,7 +68,7 @@ def _beginning(name: str, rank: int, columns: int) -> Tensor:
 def find_slots(backbone: nn.Module, *, rank: int, where: Sequence[str]) -> list[Slot]:
     """Return the weights of a backbone that can be adapted, in its own order; raises ConfigError if there are none."""
     if unknown := sorted(set(where) - set(WHERE)):
-        raise ConfigError(f"an adapter goes into {', '.join(WHERE)}, not {', '.join(unknown)}")
+        raise ConfigError(f"an adapter can change {', '.join(WHERE)}, not {', '.join(unknown)}")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ConfigError(f"an adapter's rank must be a whole number of 1 or more, got {rank!r}")
     slots = []
@@ -89,7 +89,7 @@ def find_slots(backbone: nn.Module, *, rank: int, where: Sequence[str]) -> list[
 
 
 def has_attention(backbone: nn.Module) -> bool:
-    """Whether the backbone has attention that can be adapted: a ViT's, or that of a transformer whose features are a
+    """Whether the backbone has attention that can be adapted, as a ViT has or a transformer whose features are a
     map.
     """
     return any(_kind(name, module) == "attention" for name, module in backbone.named_modules())
@@ -107,7 +107,7 @@ def _kind(name: str, module: nn.Module) -> str | None:
 
 
 def changes(slots: Sequence[Slot], numbers: Tensor) -> dict[str, Tensor]:
-    """All changes from one vector ``[sum of lengths]``, by parameter."""
+    """Decode one vector ``[sum of lengths]`` into all changes, by parameter."""
     parts = torch.split(numbers, [slot.length for slot in slots])
     return {slot.name: slot.change(part) for slot, part in zip(slots, parts, strict=True)}
 

@@ -1,4 +1,4 @@
-"""The backbone: what maps normalised images ``[B, 3, H, W]`` to a feature map ``[B, C, h, w]`` (CNN, ONNX) or tokens
+"""The backbone, which maps normalised images ``[B, 3, H, W]`` to a feature map ``[B, C, h, w]`` (CNN, ONNX) or tokens
 ``[B, N, C]`` (ViT).
 """
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 VECTOR = 16
-"""Floats in the longest vector of a CPU."""
+"""Floats in the widest vector register of a CPU."""
 
 
 @dataclass(frozen=True)
 class InputRule:
-    """What a backbone was trained to see: channel order, and mean and standard deviation in 0..255 in that order."""
+    """The input that a backbone expects: channel order, and mean and standard deviation in 0..255 in that order."""
 
     channels: str
     mean: tuple[float, float, float]
@@ -22,19 +22,19 @@ class InputRule:
 
 
 class Backbone(nn.Module):
-    """A feature extractor and what has to be known about it.
+    """A feature extractor and its properties.
 
     Attributes:
         net: maps ``[B, 3, H, W]`` to ``[B, C, h, w]`` or ``[B, N, C]``.
-        head: what an ONNX graph itself does between its last map and its embedding, else None.
+        head: the part of an ONNX graph between its last map and its embedding, else None.
         width: C, or the width of the head's output.
-        channels: C of maps and tokens, where it is not the width.
-        norm: what a family of ViTs puts behind its pooling (timm's ``fc_norm``: BEiT, EVA-02) in place of a norm of
-            every token, else None.
-        prefix_tokens: how many of a ViT's tokens are not part of the grid; -1 for a CNN.
-        signed: whether a map's values can be negative; generalised means suit only those that can't.
+        channels: C of the map or tokens; by default the width.
+        norm: the norm that some ViTs (BEiT, EVA-02) apply after pooling instead of to every token (timm's
+            ``fc_norm``), else None.
+        prefix_tokens: number of a ViT's tokens that are not part of the grid; -1 for a CNN.
+        signed: whether the map can have negative values; generalised means need non-negative ones.
         rule: the input that the weights expect.
-        planar: whether it trains in planar order (NCHW) on a CPU, where channels last is faster but not safe.
+        planar: whether it trains in planar order (NCHW) on a CPU, where channels-last is faster but not safe.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Backbone(nn.Module):
         return self.prefix_tokens >= 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` → the map or the tokens."""
+        """Return the map or the tokens of images ``[B, 3, H, W]``."""
         features: Tensor = self.net(images.contiguous() if self.planar and images.device.type == "cpu" else images)
         return features
 
@@ -75,8 +75,8 @@ def _overruns(module: nn.Module) -> bool:
     """Whether oneDNN's weight gradient of this convolution writes past its workspace in channels-last order (oneDNN
     #6035, seen with torch 2.14).
 
-    Strided 1×1 convolutions of fewer channels than a vector is long: the stems of FastViT, MobileOne and RepVGG.
-    Processes crashed, or went on with wrong gradients.
+    This concerns strided 1×1 convolutions with fewer channels than fill a vector: the stems of FastViT, MobileOne and
+    RepVGG. Processes crashed, or continued with wrong gradients.
     """
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
         return False

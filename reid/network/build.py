@@ -17,12 +17,12 @@ from reid.network.timm_backbone import open_timm
 
 
 def build_backbone(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Backbone:
-    """Build a backbone, with its start weights if asked.
+    """Build a backbone, optionally with its start weights.
 
     Raises:
-        BackboneError: unknown name, weights that do not fit, an ONNX graph that can't be opened or does not match its
-            file.
-        ConfigError: an ONNX backbone without its declared input rule, or of another crop size.
+        BackboneError: unknown name, weights that do not fit, or an ONNX graph that can't be opened or differs from
+            ONNX Runtime.
+        ConfigError: an ONNX backbone with no declared input rule, or for another crop size.
     """
     if config.backbone.startswith("onnx:"):
         return open_onnx(Path(config.backbone.removeprefix("onnx:")), config, crop)

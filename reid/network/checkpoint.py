@@ -33,17 +33,17 @@ def save_state(path: Path, state: Any) -> None:
 def load_state(path: Path) -> Any:
     """Read what :func:`save_state` wrote (tuples come back as lists); raises ArtefactError.
 
-    No manifest names the state of a step in progress, so the file carries a checksum of its own: a flipped bit would
-    train on unnoticed.
+    No manifest covers the state of a step in progress, so the file carries its own checksum: without it, training would
+    continue from a flipped bit unnoticed.
     """
     tensors, metadata = read_tensors(path)
     try:
-        found = _checksum(metadata[STRUCTURE], tensors)
-        if metadata.get(CHECKSUM, found) != found:
-            raise ValueError("its content does not fit its checksum")
+        checksum = _checksum(metadata[STRUCTURE], tensors)
+        if metadata.get(CHECKSUM, checksum) != checksum:
+            raise ValueError("its content does not match its checksum")
         return _unpack(json.loads(metadata[STRUCTURE]), tensors)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ArtefactError(f"{path} is no saved state: {type(error).__name__}: {error}") from error
+        raise ArtefactError(f"{path} is not a saved state: {type(error).__name__}: {error}") from error
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -54,7 +54,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; raises ArtefactError."""
+    """Return the tensors and metadata of a safetensors file; raises ArtefactError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -71,7 +71,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimiser's state and give each moment the memory layout of its parameter, which fused kernels and
-    bit-equality need.
+    bit-for-bit resumption need.
     """
     optimiser.load_state_dict(state)
     for parameter, moments in optimiser.state.items():

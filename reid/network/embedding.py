@@ -16,7 +16,7 @@ BATCH = 128
 
 @contextmanager
 def evaluating(model: ReidModel) -> Iterator[None]:
-    """Hold a model in eval mode, without gradients, and leave it in the mode it was in."""
+    """Put a model in eval mode, without gradients, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -27,14 +27,14 @@ def evaluating(model: ReidModel) -> Iterator[None]:
 
 
 def embeddings(model: ReidModel, batches: Iterable[torch.Tensor]) -> Float32s:
-    """Unit-length embeddings ``[N, D]`` of batches of crops ``[n, H, W, 3]`` that are on the model's device."""
+    """Return unit-length embeddings ``[N, D]`` of batches of crops ``[n, H, W, 3]`` that are on the model's device."""
     with evaluating(model):
         return np.concatenate([model.embed(crops).cpu().numpy() for crops in batches])
 
 
 def embedder(model: ReidModel, device: torch.device | None = None, batch: int = BATCH) -> Embed:
-    """How a model embeds crops, in float32 whatever the training precision: what is reported is what a float32 export
-    gives.
+    """Return a function that embeds crops in float32, whatever the training precision, so that scores are those of a
+    float32 export.
     """
     device = device or torch.device("cpu")
 

@@ -1,8 +1,8 @@
-"""A network that writes networks' weights: a domain's embedding and the lengths of slots → all weights of its adapter.
+"""A network that writes another network's weights: a domain's embedding → all weights of its adapter.
 
-Von Oswald et al., "Continual learning with hypernetworks", ICLR 2020: the weights are written chunk by chunk by one
-small network that is told the domain and the chunk. It never sees the network that its output goes into. A domain costs
-32 numbers, 128 bytes.
+Von Oswald et al., "Continual learning with hypernetworks", ICLR 2020: one small network, conditioned on domain and
+chunk, writes the weights chunk by chunk. It never sees the network that they go into. A domain costs 32 numbers, 128
+bytes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ DECODER_WIDTH = 512
 
 
 class HyperNetwork(nn.Module):
-    """``[e; q_i]`` → hidden → chunk i, for every chunk; at the start it writes zeros for every domain.
+    """``[e; q_i]`` → hidden → chunk i, for every chunk; initially it writes zeros for every domain.
 
     Args:
-        length: how many weights it writes in all.
-        chunk: how many at a time.
+        length: total number of weights that it writes.
+        chunk: number of weights written at a time.
         hidden: width of its hidden layer.
-        seed: of its own weights.
+        seed: for its own weights.
     """
 
     def __init__(self, length: int, *, chunk: int = CHUNK, hidden: int = HIDDEN, seed: int = 0) -> None:
@@ -42,9 +42,9 @@ class HyperNetwork(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def hidden(self, embedding: Tensor) -> Tensor:
-        """Activations behind the weights of every chunk: ``[E]`` → ``[chunks, hidden]``."""
-        asked = torch.cat([embedding.expand(len(self.chunks), -1), self.chunks], 1)
-        return torch.relu(self.first(asked))
+        """Return the hidden activations of every chunk: ``[E]`` → ``[chunks, hidden]``."""
+        inputs = torch.cat([embedding.expand(len(self.chunks), -1), self.chunks], 1)
+        return torch.relu(self.first(inputs))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Write the weights of one domain's adapter: ``[E]`` → ``[length]``."""
@@ -53,13 +53,13 @@ class HyperNetwork(nn.Module):
 
 
 class Guide(nn.Module):
-    """L_e: the hidden activations should say where transferability puts the domain: ``1 - cos(Dec(hidden), ê)``. Thrown
-    away after the step.
+    """L_e = ``1 - cos(Dec(hidden), ê)``: hidden activations should encode where transferability places the domain.
+    Discarded after the step.
 
     Args:
         net: the hypernetwork; only the shape of its activations is used.
         target: ê, ``[E]``.
-        seed: of the decoder's weights.
+        seed: for the decoder's weights.
     """
 
     target: Tensor
@@ -76,10 +76,10 @@ class Guide(nn.Module):
         self.register_buffer("target", target.detach().clone().float())
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``[chunks, hidden]`` → scalar in 0..2."""
+        """Return the loss of activations ``[chunks, hidden]``, a scalar in 0..2."""
         return 1 - torch.cosine_similarity(self.decoder(hidden.flatten()), self.target, dim=0)
 
 
 def drift(written: Tensor, before: Tensor) -> Tensor:
-    """L_c of some domains: mean over them of ``‖f(e_n; Θ) - f(e_n; Θ*)‖²``, both ``[n, length]``."""
+    """Return L_c: mean over domains of ``‖f(e_n; Θ) - f(e_n; Θ*)‖²``, both ``[n, length]``."""
     return (written - before).square().sum(1).mean()

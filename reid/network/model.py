@@ -1,8 +1,8 @@
 """The re-ID network: normalisation → backbone → pooling → embedding → BNNeck → classifier.
 
-The feature used for matching is the embedding, before the neck ("bag of tricks", Luo et al., CVPRW 2019), at unit
-length. Crops come in as they are decoded, RGB in 0..255: channel order and normalisation are the first layer, here and
-in the exported graph.
+The feature used for matching is the embedding before the neck ("bag of tricks", Luo et al., CVPRW 2019), at unit
+length. Input crops are as decoded, RGB in 0..255: channel order and normalisation are the first layer, here and in the
+exported graph.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from domains.artefact import content_id
 from domains.crops import CropSpec
 from domains.errors import BackboneError
-from prototypes.distribution import DistributionHead, HeadKind
 from reid.network.backbone import Backbone, InputRule
+from reid.network.distribution import DistributionHead, HeadKind
 
 DEFAULT_DIM = 512
 NOT_EMBEDDING = ("neck.", "classifier.", "distribution.")
-"""Beginnings of the names of weights that have no part in the embedding."""
+"""Name prefixes of weights that have no part in the embedding."""
 
 
 class Output(NamedTuple):
-    """What the network says of a batch.
+    """The network's output for a batch.
 
     Attributes:
         features: the backbone's map ``[B, C, h, w]`` or tokens ``[B, N, C]``.
@@ -56,7 +56,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(rule.std, dtype=torch.float32))
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Shapes as above; the result is contiguous in channels-last order, which CPUs and tensor cores like."""
+        """Normalise; the result is contiguous in channels-last order, which suits CPUs and tensor cores."""
         pixels = crops.float()
         if self.flip:
             pixels = pixels[..., [2, 1, 0]]
@@ -77,8 +77,8 @@ class GeM(nn.Module):
 
 
 class AveragePool(nn.Module):
-    """Mean over space, ``[B, C, h, w]`` → ``[B, C]``, or over the tokens of the grid, ``[B, N, C]`` → ``[B, C]``, and
-    the norm behind it, if any.
+    """Mean over space, ``[B, C, h, w]`` → ``[B, C]``, or over the grid's tokens, ``[B, N, C]`` → ``[B, C]``, then the
+    norm, if any.
     """
 
     def __init__(self, prefix_tokens: int, norm: nn.Module | None = None) -> None:
@@ -87,7 +87,7 @@ class AveragePool(nn.Module):
         self.norm = norm
 
     def forward(self, features: Tensor) -> Tensor:
-        """Shapes as above."""
+        """Pool a map or tokens."""
         pooled = (
             features.float().mean((2, 3))
             if self.prefix_tokens < 0
@@ -97,26 +97,26 @@ class AveragePool(nn.Module):
 
 
 class TokenPool(nn.Module):
-    """The class token of a ViT, ``[B, N, C]`` → ``[B, C]``, and the norm behind it, if any."""
+    """The class token of a ViT, ``[B, N, C]`` → ``[B, C]``, then the norm, if any."""
 
     def __init__(self, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.norm = norm
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Shapes as above."""
+        """Return the class token, after the norm if there is one."""
         token = tokens[:, 0].float()
         return token if self.norm is None else self.norm(token)
 
 
 class ReidModel(nn.Module):
-    """See the module's docstring. ``classes`` is the number of identities learned so far.
+    """The network that the module's docstring describes; ``classes`` is the number of identities learned so far.
 
     Attributes:
-        distribution: the head of instance-level distribution modelling, where a method asked for one; never exported.
-        changes: gives changes of the backbone's weights, by parameter, that its forward pass adds to them; None but
-            while an adapter is trained.
-        still: hold the backbone in eval mode, whatever the mode of the rest.
+        distribution: the head for instance-level distribution modelling, if a method needs one; never exported.
+        changes: returns changes to the backbone's weights, by parameter, which its forward pass adds; None except while
+            an adapter is trained.
+        still: keep the backbone in eval mode, whatever the mode of the rest.
     """
 
     distribution: DistributionHead | None
@@ -134,14 +134,14 @@ class ReidModel(nn.Module):
         self.pool = head if head is not None else _pooling(pooling, backbone, norm)
         if not linear and dim not in (None, backbone.width):
             raise BackboneError(
-                f"without a linear embedding the width is the backbone's {backbone.width}: leave model.dim unset, not "
-                f"{dim}"
+                f"without a linear embedding the width is the backbone's {backbone.width}, not {dim}; leave model.dim "
+                "unset"
             )
         keeps_own = not linear or (head is not None and dim in (None, backbone.width))
         self.dim = backbone.width if keeps_own else dim or DEFAULT_DIM
         self.embedding: nn.Module = nn.Identity() if keeps_own else nn.Linear(backbone.width, self.dim)
         if isinstance(self.embedding, nn.Linear):
-            # An orthogonal map keeps the start's neighbourhoods, so that an untrained embedding already ranks as the
+            # An orthogonal map preserves the start's neighbourhoods, so an untrained embedding already ranks as the
             # pooled feature does.
             nn.init.orthogonal_(self.embedding.weight)
             nn.init.zeros_(self.embedding.bias)
@@ -156,11 +156,11 @@ class ReidModel(nn.Module):
 
     @property
     def classes(self) -> int:
-        """Rows of the classifier."""
+        """Number of classifier rows."""
         return self.classifier.out_features
 
     def grow(self, classes: int, *, seed: int = 0) -> None:
-        """Add classifier rows, drawn from ``seed``, for new identities; old rows are kept as they are."""
+        """Add classifier rows, drawn from ``seed``, for new identities; old rows are unchanged."""
         old = self.classifier
         self.classifier = nn.Linear(self.dim, old.out_features + classes, bias=False)
         with torch.no_grad():
@@ -168,9 +168,7 @@ class ReidModel(nn.Module):
             self.classifier.weight[old.out_features :].normal_(std=0.001, generator=torch.Generator().manual_seed(seed))
 
     def add_distribution(self, kind: HeadKind, *, seed: int = 0) -> None:
-        """Give the network a distribution head, drawn from ``seed``; one of this kind that is there already stays.
-        Raises BackboneError.
-        """
+        """Add a distribution head, drawn from ``seed``, unless there is one of this kind; raises BackboneError."""
         if self.distribution is not None and self.distribution.kind == kind:
             return
         with torch.random.fork_rng(devices=[]):
@@ -183,11 +181,11 @@ class ReidModel(nn.Module):
                 raise BackboneError(str(error)) from error
 
     def spread(self, features: Tensor) -> Tensor:
-        """Backbone features → standard deviation of each embedding dimension, ``[B, D]``; raises BackboneError without
-        a head that fits them.
+        """Backbone features → standard deviation of each embedding dimension, ``[B, D]``; raises BackboneError if no
+        head fits them.
         """
         if self.distribution is None:
-            raise BackboneError("this network has no distribution head; a method with a distribution term gives it one")
+            raise BackboneError("this network has no distribution head; use a method with a distribution term")
         try:
             out: Tensor = self.distribution(features)
         except ValueError as error:
@@ -212,7 +210,7 @@ class ReidModel(nn.Module):
         return F.normalize(self.embedding(self.pool(features).flatten(1)).float(), dim=1)
 
     def train(self, mode: bool = True) -> ReidModel:
-        """Set the mode; a backbone that is held ``still`` stays in eval mode."""
+        """Set the mode; a ``still`` backbone stays in eval mode."""
         super().train(mode)
         if self.still:
             self.backbone.eval()
@@ -226,8 +224,8 @@ class ReidModel(nn.Module):
         return torch.func.functional_call(self.backbone, changed, (images,))  # type: ignore[no-any-return]
 
     def feature_space(self, crop: CropSpec) -> str:
-        """Name of the embedding space: sha256 (hex) of the embedding path (weights, pooling) and crop rule; not of neck
-        or classifier.
+        """Name of the feature space: sha256 (hex) of the embedding path (weights, pooling) and the crop rule, without
+        neck and classifier.
         """
         digest = hashlib.sha256(
             content_id(crop.to_dict() | {"bgr": self.normalise.flip, "pool": type(self.pool).__name__}).encode()
@@ -242,18 +240,18 @@ class ReidModel(nn.Module):
 
 def _pooling(name: str, backbone: Backbone, norm: nn.Module | None) -> nn.Module:
     if name == "auto":
-        of_tokens = "token" if backbone.prefix_tokens and norm is None else "average"
-        name = of_tokens if backbone.has_tokens else "average" if backbone.signed else "gem"
+        for_tokens = "token" if backbone.prefix_tokens and norm is None else "average"
+        name = for_tokens if backbone.has_tokens else "average" if backbone.signed else "gem"
     if name == "gem":
         if backbone.has_tokens:
             raise BackboneError(
-                "GeM pools feature maps and this backbone gives tokens: set model.pooling to token or average"
+                "GeM pools feature maps, and this backbone outputs tokens; set model.pooling to token or average"
             )
         return GeM()
     if name == "token":
         if not backbone.prefix_tokens > 0:
             raise BackboneError(
-                "this backbone has no class token: set model.pooling to average"
+                "this backbone has no class token; set model.pooling to average"
                 + ("" if backbone.has_tokens else " or gem")
             )
         return TokenPool(norm)

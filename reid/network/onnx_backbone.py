@@ -1,5 +1,5 @@
-"""Image encoders that were exported to ONNX, made trainable again: opened by torch, cut behind their last map, checked
-against ONNX Runtime.
+"""Image encoders exported to ONNX, made trainable again: converted to torch, cut after their last feature map and
+checked against ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ def open_onnx(path: Path, config: ModelConfig, crop: CropSpec) -> Backbone:
     """Open an ONNX image encoder as a trainable module and check that it computes what ONNX Runtime computes.
 
     Raises:
-        BackboneError: the graph can't be opened, trained, or cut, or does not compute what its file does.
-        ConfigError: its input is not declared, or is of another size.
+        BackboneError: the graph can't be opened, trained or cut, or differs from ONNX Runtime.
+        ConfigError: its input is not declared, or has another size.
     """
     if config.channels == "auto" or config.mean is None or config.std is None:
         raise ConfigError(
-            "an onnx: backbone needs its own input declared: model.channels (rgb or bgr), model.mean and model.std in "
-            "0..255; "
-            "for a graph fed with raw 0..255 values that is mean [0,0,0] and std [1,1,1]"
+            "an onnx: backbone's input must be declared: set model.channels (rgb or bgr), model.mean and model.std in "
+            "0..255; for a graph that takes raw 0..255 values, mean is [0,0,0] and std is [1,1,1]"
         )
     graph = _slimmed(path)
     _check_input(graph, path, crop)
@@ -56,7 +55,7 @@ def _slimmed(path: Path) -> Any:
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(model)
         return onnxslim.slim(model)
-    except Exception as error:  # protobuf, checker and slimmer each raise their own
+    except Exception as error:  # protobuf, checker and slimmer raise errors of their own
         raise BackboneError(f"can't open {path.name} as ONNX: {first_line(error):.200}") from error
 
 
@@ -85,9 +84,9 @@ def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
     try:
         module: torch.fx.GraphModule = onnx2torch.convert(_lowered(graph))
     except NotImplementedError as error:
-        found = re.search(r"operation_type='(\w+)'", str(error))
+        match = re.search(r"operation_type='(\w+)'", str(error))
         raise BackboneError(
-            f"can't train {path.name}: its operator {found[1] if found else str(error)} has no trainable form"
+            f"can't train {path.name}: its operator {match[1] if match else str(error)} has no trainable form"
         ) from error
     except Exception as error:  # the converter raises whatever its parts raise
         raise BackboneError(f"can't train {path.name}: {type(error).__name__}: {first_line(error):.200}") from error
@@ -95,8 +94,8 @@ def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
 
 
 def _lowered(graph: Any) -> Any:
-    """Lower a newer graph to opset 17, where reductions carry their axes as the converter reads them; as it is where
-    that can't be done.
+    """Lower a newer graph to opset 17, whose reductions carry their axes as the converter reads them; return it
+    unchanged if that fails.
     """
     from onnx import version_converter
 
@@ -104,14 +103,14 @@ def _lowered(graph: Any) -> Any:
         return graph
     try:
         return version_converter.convert_version(graph, OPSET)
-    # the converter's C++ errors share no class; what the graph then lacks is said by the next step, and parity is
-    # checked after it
+    # the converter's C++ errors share no class; the next step reports what is unsupported, and parity is checked after
+    # it
     except Exception:
         return graph
 
 
 def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec) -> tuple[nn.Module, nn.Module | None]:
-    """Cut the graph behind its last feature map (rank 4 and more than one pixel); None for the head if the graph ends
+    """Cut the graph after its last feature map (rank 4, more than one pixel); the head is None if the graph ends
     there.
     """
     from torch.fx.passes.shape_prop import ShapeProp
@@ -121,9 +120,9 @@ def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec)
         with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # it prints the traceback that it also raises
             ShapeProp(module).propagate(torch.zeros(2, 3, crop.height, crop.width))
     except RuntimeError as error:
-        raise BackboneError(f"can't train {path.name}: it takes no batch of 2: {first_line(error):.160}") from error
+        raise BackboneError(f"can't train {path.name}: it can't take a batch of 2: {first_line(error):.160}") from error
     nodes = list(module.graph.nodes)
-    order = {node: at for at, node in enumerate(nodes)}
+    order = {node: position for position, node in enumerate(nodes)}
 
     def is_cut(node: Any) -> bool:
         meta = node.meta.get("tensor_meta")
@@ -142,7 +141,7 @@ def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec)
     cut = next((node for node in reversed(nodes) if is_cut(node)), None)
     if cut is None:
         raise BackboneError(
-            f"can't train {path.name}: no feature map [N, C, h, w] that all of its output passes through"
+            f"can't train {path.name}: it has no feature map [N, C, h, w] that its whole output depends on"
         )
     body = _subgraph(module, nodes[: order[cut] + 1], cut, {})
     head = (
@@ -156,7 +155,7 @@ def _split_at_last_map(module: torch.fx.GraphModule, path: Path, crop: CropSpec)
 def _subgraph(
     module: torch.fx.GraphModule, nodes: list[torch.fx.Node], result: torch.fx.Node, inputs: dict[torch.fx.Node, str]
 ) -> nn.Module:
-    """Copy a stretch of a graph; constants that lie before it are fetched when first used."""
+    """Copy a part of a graph; constants defined before it are copied when first used."""
     graph = torch.fx.Graph()
     copies = {node: graph.placeholder(name) for node, name in inputs.items()}
 
@@ -176,14 +175,14 @@ def _subgraph(
 
 
 def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) -> tuple[int, int]:
-    """Compare with ONNX Runtime on drawn people at several batch sizes; returns the channels of the map, and the
-    output's width.
+    """Compare with ONNX Runtime on drawn people at several batch sizes; returns the map's channels and the output's
+    width.
     """
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise BackboneError(
-            "an onnx: backbone is checked against ONNX Runtime before use: pip install 'lifelong-reid[cpu]'"
+            "an onnx: backbone is checked against ONNX Runtime, which is missing: pip install 'lifelong-reid[cpu]'"
         ) from error
     from domains.synthetic import golden_crops
 
@@ -208,7 +207,7 @@ def _check_parity(backbone: Backbone, graph: Any, path: Path, crop: CropSpec) ->
             got = (features if backbone.head is None else backbone.head(features)).flatten(1).numpy()
         if got.shape != wanted.shape:
             raise BackboneError(
-                f"{path.name} made trainable gives shape {got.shape} at batch {batch}, ONNX Runtime {wanted.shape}"
+                f"{path.name} made trainable outputs shape {got.shape} at batch {batch}, ONNX Runtime {wanted.shape}"
             )
         with np.errstate(invalid="ignore"):
             cosine = float(

@@ -1,5 +1,5 @@
-"""Less memory for more time: blocks of a backbone whose activations are computed again for the gradient instead of
-being kept (Chen et al., 2016).
+"""Gradient checkpointing, less memory for more time: activations of a backbone's blocks are recomputed for the gradient
+instead of being kept (Chen et al., 2016).
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from domains.errors import ConfigError
 
 
 class Recomputed(nn.Sequential):
-    """Blocks in a row, the first of which keep nothing but their input while training; names of weights are those of
-    the row that it stands for.
+    """A row of blocks, the first ``count`` of which keep only their input while training; weights are named as in the
+    row that it replaces.
     """
 
     count: int
 
     def forward(self, features: Tensor) -> Tensor:
-        """As the row itself: the same values, gradients and statistics."""
-        for place, block in enumerate(self):
-            if place < self.count and self.training and torch.is_grad_enabled():
+        """Compute what the row itself would: the same values, gradients and statistics."""
+        for position, block in enumerate(self):
+            if position < self.count and self.training and torch.is_grad_enabled():
                 features = checkpoint(
                     block,
                     features,
                     use_reentrant=False,
-                    context_fn=lambda block=block: (nullcontext(), _statistics_held(block)),  # type: ignore[misc]
+                    context_fn=lambda block=block: (nullcontext(), _frozen_statistics(block)),  # type: ignore[misc]
                 )
             else:
                 features = block(features)
@@ -39,23 +39,23 @@ class Recomputed(nn.Sequential):
 
 @contextmanager
 def recomputing(network: nn.Module, count: int) -> Iterator[None]:
-    """Compute the first ``count`` residual (or transformer) blocks again, as long as the block runs.
+    """Recompute the first ``count`` residual (or transformer) blocks while the context is active.
 
     Raises:
-        ConfigError: the network has fewer.
+        ConfigError: the network has fewer blocks.
     """
     rows = _rows(network) if count else []
-    if count > (found := sum(len(row) for _, _, row in rows)):
+    if count > (available := sum(len(row) for _, _, row in rows)):
         raise ConfigError(
-            f"train.recompute={count} is more than this backbone's {found} blocks in a row; set less, or 0"
+            f"train.recompute={count} is more than this backbone's {available} blocks; set it to {available} at most"
         )
     left = count
     try:
         for parent, name, row in rows:
-            made = Recomputed(*row)
-            made.count, left = left, max(0, left - len(row))
-            made.training = row.training  # of the row alone: blocks may be held in another mode
-            setattr(parent, name, made)
+            recomputed = Recomputed(*row)
+            recomputed.count, left = left, max(0, left - len(row))
+            recomputed.training = row.training  # of the row alone: blocks may be in another mode
+            setattr(parent, name, recomputed)
         yield
     finally:
         for parent, name, row in rows:
@@ -64,22 +64,22 @@ def recomputing(network: nn.Module, count: int) -> Iterator[None]:
 
 
 def _rows(network: nn.Module) -> list[tuple[nn.Module, str, nn.Sequential]]:
-    """Rows of blocks in order, each with where it hangs: plain sequences of at least two modules that are no layers."""
-    found: list[tuple[nn.Module, str, nn.Sequential]] = []
+    """Return rows of blocks in order, each with its parent and name: plain sequences of modules that have children."""
+    rows: list[tuple[nn.Module, str, nn.Sequential]] = []
     for name, child in network.named_children():
         blocks = list(child) if type(child) is nn.Sequential else []
         if blocks and all(
             next(block.children(), None) is not None and type(block) is not nn.Sequential for block in blocks
         ):
-            found.append((network, name, child))  # type: ignore[arg-type]
+            rows.append((network, name, child))  # type: ignore[arg-type]
         else:
-            found += _rows(child)
-    return found
+            rows += _rows(child)
+    return rows
 
 
 @contextmanager
-def _statistics_held(block: nn.Module) -> Iterator[None]:
-    """BatchNorm has counted this batch already: computing it again must leave its running statistics alone."""
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Freeze BatchNorm's running statistics, which include this batch already, while it is recomputed."""
     norms = [
         module
         for module in block.modules()

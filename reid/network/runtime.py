@@ -13,12 +13,12 @@ from domains.errors import DeviceError
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how numbers are computed.
+    """The device and precision to compute with.
 
     Attributes:
         device: torch device.
-        dtype: of the arithmetic of convolutions and linear layers. Weights are float32 and losses are computed in it;
-            under bf16 what linear layers give, so embeddings too, is rounded to bf16 on the way.
+        dtype: arithmetic of convolutions and linear layers. Weights and losses are float32; under bf16 the outputs of
+            linear layers, and so embeddings, are rounded to bf16.
     """
 
     device: torch.device
@@ -28,18 +28,18 @@ class Runtime:
     def choose(cls, device: str, precision: str, model: nn.Module) -> Runtime:
         """Resolve ``auto`` precision.
 
-        bf16 pays where dense convolutions and matrix products dominate and the device has instructions for it;
-        depthwise convolutions are bound by memory and run slower (``benchmarks/training.py`` measures both).
+        bf16 pays off where dense convolutions and matrix products dominate and the device has instructions for it;
+        depthwise convolutions are memory-bound and run slower (``benchmarks/training.py`` measures both).
 
         Raises:
-            DeviceError: CUDA is asked for and not there.
+            DeviceError: a CUDA device is requested but not available.
         """
         chosen = torch.device(device)
         if chosen.type == "cuda" and (
             not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
         ):
             raise DeviceError(
-                f"device {device} was asked for and torch sees {torch.cuda.device_count()} CUDA devices; use --device "
+                f"device {device} was requested and torch sees {torch.cuda.device_count()} CUDA devices; use --device "
                 "cpu or a CUDA build of torch"
             )
         if precision == "auto":

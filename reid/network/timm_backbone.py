@@ -1,4 +1,4 @@
-"""Backbones of timm by name: any CNN that gives one map, any ViT that gives one row of tokens."""
+"""timm backbones by name: any CNN that outputs one feature map, any ViT that outputs one sequence of tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reid.network.weights import load_weights_file
 
 
 class _TimmFeatures(nn.Module):
-    """``forward_features`` of a timm model, as ``[B, C, h, w]`` or tokens."""
+    """``forward_features`` of a timm model, as a map ``[B, C, h, w]`` or tokens."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -32,23 +32,22 @@ class _TimmFeatures(nn.Module):
 
 
 def open_timm(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Backbone:
-    """Open a timm model for crops of this size, with its start weights if asked; raises BackboneError."""
+    """Open a timm model for crops of this size, optionally with its start weights; raises BackboneError."""
     if not timm.is_model(config.backbone):
         hint = nearest(config.backbone.partition(".")[0], timm.list_models())[:200]
         raise BackboneError(f"timm has no model {config.backbone!r}{hint}")
     fetch = load_weights and config.weights == "timm"
     try:
         model = _create(config.backbone, crop, pretrained=fetch)
-    except Exception as error:  # families check their sizes by assertions and more
+    except Exception as error:  # model families check sizes by assertions and other errors
         if not fetch or not isinstance(error, OSError | RuntimeError):
             raise BackboneError(
-                f"timm can't make {config.backbone} for crops of {crop.height}×{crop.width}: {first_line(error):.200}"
+                f"timm can't build {config.backbone} for crops of {crop.height}×{crop.width}: {first_line(error):.200}"
             ) from error
         raise BackboneError(
-            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {first_line(error):.120}); with "
-            "no network, "
-            "download them on a connected machine and set model.weights=PATH, or start from random weights with "
-            "model.weights=none"
+            f"can't get timm's weights for {config.backbone} ({type(error).__name__}: {first_line(error):.120}); "
+            "without a network, download them on a connected machine and set model.weights=PATH, or start from random "
+            "weights with model.weights=none"
         ) from error
     pretrained: Mapping[str, Any] = model.pretrained_cfg
     if load_weights and config.weights not in ("timm", "none"):
@@ -74,12 +73,12 @@ def open_timm(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Bac
 
 
 def _take_last_stride(model: Any, name: str, crop: CropSpec) -> None:
-    """Set every stride of a ResNet's last stage to 1; what pools a window of its own stride, or blurs before a stride,
-    goes with it.
+    """Set every stride of a ResNet's last stage to 1; pooling over windows of the stride, and blurring before it, are
+    removed.
     """
     if not hasattr(model, "layer4"):
         raise BackboneError(
-            f"model.last_stride takes the stride out of a ResNet's last stage, and {name} has no such stage; leave it "
+            f"model.last_stride removes the stride of a ResNet's last stage, and {name} has no such stage; leave it "
             "unset"
         )
     before = _probed(model, name, crop).shape
@@ -98,20 +97,20 @@ def _take_last_stride(model: Any, name: str, crop: CropSpec) -> None:
         after = before
     if any(new not in (2 * old, 2 * old - 1) for old, new in zip(before[2:], after[2:], strict=True)):
         raise BackboneError(
-            f"model.last_stride can't take the stride out of {name}'s last stage, which is built in another way; "
-            "leave it unset"
+            f"model.last_stride can't remove the stride of {name}'s last stage, which is built differently; leave it "
+            "unset"
         )
 
 
 def _keep_stages(model: Any, stages: int, name: str, crop: CropSpec) -> int:
-    """Cut a CNN after its first stages and return the channels of the map that is left."""
+    """Cut a CNN after its first stages and return the number of channels of the remaining map."""
     info = getattr(model, "feature_info", [])
     deep = len({entry["module"].split(".")[0] for entry in info if str(entry["module"]).startswith("layer")})
     if not deep:
-        raise BackboneError("model.stages cuts ResNets and their kin; leave it unset for this backbone")
+        raise BackboneError("model.stages cuts ResNets and similar networks; leave it unset for this backbone")
     if stages >= deep:
         raise BackboneError(
-            f"model.stages={stages} keeps all of this backbone's {deep} stages; set less, or leave it unset"
+            f"model.stages={stages} keeps all of this backbone's {deep} stages; set fewer, or leave it unset"
         )
     for number in range(stages + 1, deep + 1):
         setattr(model, f"layer{number}", nn.Identity())
@@ -119,7 +118,7 @@ def _keep_stages(model: Any, stages: int, name: str, crop: CropSpec) -> int:
 
 
 def _create(name: str, crop: CropSpec, *, pretrained: bool) -> Any:
-    """Create a timm model for this input size; only some (ViT and kin) have to be told it."""
+    """Create a timm model for this input size, which only some families (ViTs and the like) must be told."""
     try:
         return timm.create_model(name, pretrained=pretrained, img_size=(crop.height, crop.width))
     except TypeError as error:
@@ -129,13 +128,13 @@ def _create(name: str, crop: CropSpec, *, pretrained: bool) -> Any:
 
 
 def _probed(model: Any, name: str, crop: CropSpec) -> Tensor:
-    """Features of one empty crop: a map or tokens."""
+    """Return the features of one blank crop: a map or tokens."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             features = model.forward_features(torch.zeros(1, 3, crop.height, crop.width))
-    except Exception as error:  # families check their sizes by assertions and more
+    except Exception as error:  # model families check sizes by assertions and other errors
         raise BackboneError(
             f"{name} can't take crops of {crop.height}×{crop.width}: {first_line(error):.200}"
         ) from error
@@ -143,16 +142,15 @@ def _probed(model: Any, name: str, crop: CropSpec) -> Tensor:
         model.train(was_training)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         raise BackboneError(
-            f"{name} gives neither one feature map nor one row of tokens; choose another model.backbone"
+            f"{name} outputs neither one feature map nor one sequence of tokens; choose another model.backbone"
         )
     return features
 
 
 def _is_signed(model: Any, crop: CropSpec) -> bool:
-    """Whether a map can be negative, as none is that ends in a ReLU, whatever the weights.
+    """Whether the map can have negative values; a map that ends in a ReLU can't, whatever the weights.
 
-    It is asked of weights drawn for the purpose, so that a network says the same of itself before and after its weights
-    are loaded.
+    Tested with weights drawn for the purpose, so that the answer is the same before and after weights are loaded.
     """
     draw = torch.Generator().manual_seed(0)
     weights: dict[str, Tensor] = {}
@@ -180,7 +178,7 @@ def _is_signed(model: Any, crop: CropSpec) -> bool:
 
 
 def _prefix_tokens(model: Any, tokens: int, name: str, crop: CropSpec) -> int:
-    """How many tokens come before those of the grid, checked against the grid's size."""
+    """Return the number of tokens before those of the grid, checked against the grid's size."""
     grids = [tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())]
     for entry in list(getattr(model, "feature_info", []))[-1:]:
         step = int(entry["reduction"])
@@ -191,7 +189,7 @@ def _prefix_tokens(model: Any, tokens: int, name: str, crop: CropSpec) -> int:
     if not any(tokens == height * width + announced for height, width in grids):
         wanted = " or ".join(dict.fromkeys(f"{height}×{width}" for height, width in grids)) or "unknown size"
         raise BackboneError(
-            f"{name} gives {tokens} tokens for a grid of {wanted} and {announced} before it, so they can't be pooled; "
+            f"{name} outputs {tokens} tokens, not a grid of {wanted} plus {announced} more, so they can't be pooled; "
             "choose another model.backbone"
         )
     return announced

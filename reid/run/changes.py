@@ -2,8 +2,8 @@
 again, all of them new.
 
 New files are written into a staging folder beside the old ones. Renaming that folder is the commit; from then on
-:func:`finish` can be repeated until everything lies in its place. What a plan says is checked before it is followed: a
-folder that came from elsewhere must not reach outside itself.
+:func:`finish` can be repeated until everything is in place. A plan is checked before it is followed: a folder from
+elsewhere must not reach outside itself.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from domains.errors import ArtefactError
 
 JOURNAL, PLAN = ".changes", "plan.json"
 LEFT_OVER = ".*.tmp"
-"""What a killed writer leaves: nobody reads it, and whoever holds the folder may remove it."""
+"""Left by a killed writer: nothing reads these files, and anyone who holds the folder's lock may remove them."""
 
 
 class Changes:
-    """What is to be done to a folder; files are written to where :meth:`put` says. A path that leads elsewhere is a
-    ValueError.
+    """Planned changes to a folder; new files go where :meth:`put` says.
+
+    A path that leads outside the folder is a ValueError.
     """
 
     def __init__(self, staging: Path) -> None:
@@ -35,20 +36,20 @@ class Changes:
         self.renames: list[tuple[str, str]] = []
 
     def put(self, target: str) -> Path:
-        """Where to write the new content of a file, given by its path in the folder."""
+        """Return where to write the new content of a file, given its path in the folder."""
         self.targets.append(_plain(target))
         return self.staging / f"{len(self.targets):04d}"
 
     def remove(self, target: str) -> None:
-        """Take out a file or a folder, if it is there."""
+        """Remove a file or a folder, if it exists."""
         self.removals.append(_plain(target))
 
     def rename(self, source: str, target: str) -> None:
-        """Give a folder another name, after all else is done."""
+        """Rename a folder after everything else is done."""
         self.renames.append((_plain(source), _plain(target)))
 
     def plan(self) -> dict[str, Any]:
-        """As it is written down."""
+        """Return the plan as it is written to disk."""
         staged = [f"{number:04d}" for number in range(1, len(self.targets) + 1)]
         put = [
             {"staged": name, "target": target, "sha256": sha256_file(self.staging / name)}
@@ -65,11 +66,11 @@ class Changes:
 
 @contextmanager
 def changing(folder: Path) -> Iterator[Changes]:
-    """Gather changes to a folder, which the caller holds, and make them when the block ends without an error.
+    """Collect changes to a folder that the caller has locked, and make them when the block ends without an error.
 
     Raises:
         ArtefactError: the disk is full or failed. Before the commit nothing is changed; after it, opening the folder
-            again finishes.
+            again finishes the job.
     """
     staging = folder / f"{JOURNAL}.{secrets.token_hex(4)}.tmp"
     changes = Changes(staging)
@@ -91,12 +92,12 @@ def changing(folder: Path) -> Iterator[Changes]:
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether changes were committed and not all made, because whoever made them was stopped."""
+    """Whether changes were committed but not all made, because the process was stopped."""
     return (folder / JOURNAL).exists()
 
 
 def finish(folder: Path) -> None:
-    """Make committed changes that are not all made; the caller holds the folder. Raises ArtefactError."""
+    """Complete committed changes; the caller has locked the folder. Raises ArtefactError."""
     journal = folder / JOURNAL
     try:
         fsync_folder(folder)
@@ -108,8 +109,8 @@ def finish(folder: Path) -> None:
         fsync_folder(folder)
     except OSError as error:
         raise ArtefactError(
-            f"a change of {folder} was begun and could not be finished: {error.strerror or error}; opening it again "
-            "goes on with it"
+            f"a change to {folder} was started but could not be finished: {error.strerror or error}; open it again to "
+            "continue"
         ) from error
 
 
@@ -155,10 +156,10 @@ def _read_plan(folder: Path, journal: Path) -> dict[str, Any]:
             if not (folder / _plain(name)).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{name!r:.80} lies outside the folder")
         if any(len(pair) != 2 for pair in plan["rename"]):
-            raise ValueError("a renaming is no pair of names")
+            raise ValueError("a rename is not a pair of names")
     except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(
-            f"{path} is no list of changes ({type(error).__name__}: {error}); restore {folder} from a backup"
+            f"{path} is not a list of changes ({type(error).__name__}: {error}); restore {folder} from a backup"
         ) from error
     return dict(plan)
 
@@ -166,7 +167,7 @@ def _read_plan(folder: Path, journal: Path) -> dict[str, Any]:
 def _plain(name: Any, *, parts: int = 8) -> str:
     """Check a relative path; raises ValueError."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{name!r:.80} is no path")
+        raise ValueError(f"{name!r:.80} is not a path")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not 1 <= len(path.parts) <= parts:
         raise ValueError(f"{name!r:.80} lies outside the folder")

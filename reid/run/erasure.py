@@ -1,9 +1,9 @@
-"""Erasure: an identity, or a whole domain, taken out of every step of a run.
+"""Erasure: an identity, or a whole domain, removed from every step of a run.
 
-A sealed step never changes, but for this. The files that hold the erased are written anew without them (memories,
-classifier rows, the names on the cards, the scores of a domain) and the steps after them get new ids, all as one
-change: a kill at any moment leaves the old run or the erased one. The embedding path is not touched, so that the
-feature space, and with it every bundle and gallery, stays what it was.
+Nothing else ever changes a sealed step. The files that hold erased data are rewritten without it (memories, classifier
+rows, names on the cards, the scores of a domain) and the steps after them get new ids, all as one change: a kill at any
+moment leaves either the old run or the erased one. The embedding path is untouched, so the feature space, and with it
+every bundle and gallery, stays the same.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ ERASURES, REPORT, ERASED = "erasures.json", "report.html", "erased"
 OWN = frozenset({"run.yaml", "backbone.onnx", FILE, QUERIES, ERASURES, REPORT, ".lock"})
 
 REMAINS = (
-    "the weights were taught with these people's crops and are as they were: that they reveal nothing is not claimed; "
-    "to be rid of that, learn anew",
+    "the weights were trained on these people's crops and are unchanged: there is no claim that they reveal nothing; "
+    "to rule that out, retrain from scratch",
     "averages over a domain's people stay with the domain: its style, and the transport fitted on its crops",
-    "not reached: bundles, galleries (reid gallery forget), the crops themselves, backups and copies of this run; a "
-    "disk may keep old blocks",
+    "not covered: bundles, galleries (reid gallery forget), the crops themselves, backups and copies of this run; the "
+    "disk may still hold old blocks",
 )
-"""What an erasure leaves, said wherever one is made."""
+"""What an erasure does not remove, stated wherever one is carried out."""
 
 
 @dataclass(frozen=True)
 class Erasure:
-    """What is, or was, to be erased.
+    """What is to be erased, or has been.
 
     Attributes:
         kind: ``identity`` or ``domain``.
-        people: rows of the step's own identities that go, by step.
-        whole: steps whose domains all go, so that nothing of them is remembered.
-        domains: names that go, by step.
-        scored: names that the score matrix loses.
-        files: paths in the run that are written anew or removed.
-        others: files in the run's folder that are not its own, and were left as they are.
-        word: the name that is searched for in notes and paths.
+        people: rows of the erased identities among a step's own, by step.
+        whole: steps whose domains are all erased, so that nothing of them is remembered.
+        domains: names of the erased domains, by step.
+        scored: names that are removed from the score matrix.
+        files: paths in the run that are rewritten or removed.
+        others: files in the run's folder that do not belong to it and are left unchanged.
+        word: the name to search for in notes and paths.
     """
 
     kind: Literal["identity", "domain"]
@@ -68,11 +68,11 @@ class Erasure:
 
     @property
     def identities(self) -> int:
-        """How many identities go."""
+        """Number of identities to erase."""
         return sum(len(rows) for rows in self.people.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; names nobody."""
+        """Return plain values for JSON; they name nobody."""
         return {
             "kind": self.kind,
             "identities": self.identities,
@@ -83,11 +83,11 @@ class Erasure:
         }
 
 
-# ------------------------------------------------------------------------------------------------------------ what goes
+# ------------------------------------------------------------------------------------------------------------- planning
 
 
 def plan_erasure(run: Steps, *, identity: str | None = None, domain: str | None = None) -> Erasure:
-    """Find what has to go.
+    """Find what has to be erased.
 
     Args:
         run: the run.
@@ -95,19 +95,23 @@ def plan_erasure(run: Steps, *, identity: str | None = None, domain: str | None 
         domain: a learned or scored domain's name.
 
     Raises:
-        UsageError: not exactly one was given, or the run knows no such.
-        ArtefactError: a step is damaged; what was changed must not be sealed anew.
+        UsageError: not exactly one of the two was given, or the run does not know it.
+        ArtefactError: a step is damaged; altered files must not be sealed again.
     """
     if (identity is None) == (domain is None):
-        raise UsageError("say what to forget: an identity or a domain, one of them")
+        raise UsageError("say what to forget: either an identity or a domain")
     steps = [Sealed(step.folder, read_manifest(step.folder, CARD, kind="step", schemas=SCHEMAS)) for step in run.steps]
-    found = _domain(run, steps, domain) if domain is not None else _identity(run, steps, str(identity))
-    touched = {*found.people, *found.whole, *(step.index for step in steps if domain and _mentioned(step.card, domain))}
-    files = [f"steps/{step.folder.name}/{file}" for step in steps for file in _rewritten(step, steps, found, touched)]
-    if found.scored:
+    erasure = _domain(run, steps, domain) if domain is not None else _identity(run, steps, str(identity))
+    touched = {
+        *erasure.people,
+        *erasure.whole,
+        *(step.index for step in steps if domain and _mentioned(step.card, domain)),
+    }
+    files = [f"steps/{step.folder.name}/{file}" for step in steps for file in _rewritten(step, steps, erasure, touched)]
+    if erasure.scored:
         files += [FILE, QUERIES]
     files += [REPORT] if (run.folder / REPORT).is_file() else []
-    return replace(found, files=tuple(files), others=_others(run, steps))
+    return replace(erasure, files=tuple(files), others=_others(run, steps))
 
 
 def _identity(run: Steps, steps: Sequence[Sealed], identity: str) -> Erasure:
@@ -125,9 +129,9 @@ def _identity(run: Steps, steps: Sequence[Sealed], identity: str) -> Erasure:
         if rows:
             people[step.index] = tuple(rows)
     if not people:
-        place = f"domain {where} of {run.folder}" if where else str(run.folder)
+        owner = f"domain {where} of {run.folder}" if where else str(run.folder)
         close = difflib.get_close_matches(label, known, n=1)
-        raise UsageError(f"{place} has learned no identity {label!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+        raise UsageError(f"{owner} has learned no identity {label!r}{f'; did you mean {close[0]!r}?' if close else ''}")
     return Erasure("identity", people, word=label)
 
 
@@ -145,7 +149,7 @@ def _domain(run: Steps, steps: Sequence[Sealed], domain: str) -> Erasure:
     scored = (domain,) if domain in run.scores.scored or any(domain in names for names in run.scores.learned) else ()
     if not domains and not scored:
         known = {*run.learned, *run.scores.scored}
-        raise UsageError(f"{run.folder} knows no domain {domain!r}{nearest(domain, known)}")
+        raise UsageError(f"{run.folder} has no domain {domain!r}{nearest(domain, known)}")
     return Erasure("domain", people, frozenset(whole), domains, scored, word=domain)
 
 
@@ -162,18 +166,18 @@ def _mentioned(card: Mapping[str, Any], name: str) -> bool:
 
 
 def _names(line: str, name: str) -> bool:
-    """Whether a line holds the name as a word of its own."""
+    """Whether a line contains the name as a whole word."""
     return bool(re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", line))
 
 
-def _rewritten(step: Sealed, steps: Sequence[Sealed], found: Erasure, touched: set[int]) -> list[str]:
-    """Files of a step that change: what holds the erased, and the card of every step from the first of them on."""
+def _rewritten(step: Sealed, steps: Sequence[Sealed], erasure: Erasure, touched: set[int]) -> list[str]:
+    """Files of a step that change: those with erased data, and from the first such step on every card."""
     if not touched or step.index < min(touched):
         return []
-    gone, files = _global_rows(steps, found), []
+    gone, files = _global_rows(steps, erasure), []
     for name in step.card["files"]:
         if name == MEMORY:
-            if step.index in found.people or step.index in found.whole:
+            if step.index in erasure.people or step.index in erasure.whole:
                 files.append(name)
         elif name.endswith(".safetensors") and gone and _rows(step.folder / name) > gone[0]:
             files.append(name)
@@ -181,21 +185,21 @@ def _rewritten(step: Sealed, steps: Sequence[Sealed], found: Erasure, touched: s
 
 
 def _rows(path: Path) -> int:
-    """Classifier rows of a state; -1 for other weights."""
+    """Number of classifier rows in a file of weights; -1 if it has no classifier."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as stored:
-            held = "classifier.weight" in set(stored.keys())
-            return int(stored.get_slice("classifier.weight").get_shape()[0]) if held else -1
+            has_classifier = "classifier.weight" in set(stored.keys())
+            return int(stored.get_slice("classifier.weight").get_shape()[0]) if has_classifier else -1
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"can't read {path}: {error}") from error
 
 
-def _global_rows(steps: Sequence[Sealed], found: Erasure) -> list[int]:
-    """Positions of the erased in a classifier that has rows for everyone."""
+def _global_rows(steps: Sequence[Sealed], erasure: Erasure) -> list[int]:
+    """Positions of the erased identities in a classifier with rows for everyone."""
     starts = [0, *itertools.accumulate(len(step.card["classes"]) for step in steps)]
-    return sorted(starts[index] + row for index, rows in found.people.items() for row in rows)
+    return sorted(starts[index] + row for index, rows in erasure.people.items() for row in rows)
 
 
 def _others(run: Steps, steps: Sequence[Sealed]) -> tuple[str, ...]:
@@ -215,28 +219,27 @@ def _others(run: Steps, steps: Sequence[Sealed]) -> tuple[str, ...]:
 
 
 def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
-    """Make an erasure; the run is held by the caller.
+    """Carry out an erasure; the caller holds the run's lock.
 
     Args:
         run: the run.
-        found: what goes.
-        discard_progress: throw a step away that was begun and not finished; it was taught from what is to be erased.
+        found: what is to be erased.
+        discard_progress: discard an unfinished step; it was trained on what is to be erased.
 
     Raises:
         UsageError: a step is in progress.
         ArtefactError: the disk is full or failed; nothing was changed.
     """
-    begun = sorted(
+    unfinished = sorted(
         folder.parent
         for folder in (run.folder / "steps").glob(f"*/{IN_PROGRESS}")
         if not (folder.parent / CARD).is_file()
     )
-    begun += sorted((run.folder / "steps").glob(".replaced-*"))
-    if begun and not discard_progress:
+    unfinished += sorted((run.folder / "steps").glob(".replaced-*"))
+    if unfinished and not discard_progress:
         raise UsageError(
-            f"{begun[0].name.removeprefix('.replaced-')} was begun and not finished, and its state holds what is to "
-            "be forgotten; go on with "
-            "reid learn, or add --discard-progress to throw that progress away"
+            f"{unfinished[0].name.removeprefix('.replaced-')} was started but not finished, and its state holds what "
+            "is to be forgotten; continue it with reid learn, or add --discard-progress to discard that progress"
         )
     with changing(run.folder) as changes:
         renewed = _renew_steps(run, found, changes)
@@ -244,7 +247,7 @@ def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
             _renew_scores(run, found, changes)
         _record(run.folder, found, renewed, changes)
         for stale in [
-            *begun,
+            *unfinished,
             *run.folder.rglob(LEFT_OVER),
             *(run.folder / "steps").glob(f"*/{IN_PROGRESS}"),
             run.folder / REPORT,
@@ -256,13 +259,13 @@ def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
                 changes.rename(f"steps/{step.folder.name}", f"steps/{step.index:02d}-{ERASED}")
 
 
-def _renew_steps(run: Steps, found: Erasure, changes: Changes) -> list[dict[str, Any]]:
-    """Stage every step's new files; returns old and new ids."""
+def _renew_steps(run: Steps, erasure: Erasure, changes: Changes) -> list[dict[str, Any]]:
+    """Stage every step's new files; return old and new ids."""
     steps = run.steps
-    gone, parent, renewed = _global_rows(steps, found), None, list[dict[str, Any]]()
+    gone, parent, renewed = _global_rows(steps, erasure), None, list[dict[str, Any]]()
     for step in steps:
         prefix = f"steps/{step.folder.name}"
-        files = [file.removeprefix(f"{prefix}/") for file in found.files if file.startswith(f"{prefix}/")]
+        files = [file.removeprefix(f"{prefix}/") for file in erasure.files if file.startswith(f"{prefix}/")]
         if not files:
             parent = step.card["id"]
             continue
@@ -272,7 +275,7 @@ def _renew_steps(run: Steps, found: Erasure, changes: Changes) -> list[dict[str,
                 continue
             staged = changes.put(f"{prefix}/{file}")
             if file == MEMORY:
-                memory = _renew_memory(step, found)
+                memory = _renew_memory(step, erasure)
                 memory.write(staged)
             else:
                 tensors, _ = read_tensors(step.folder / file)
@@ -284,7 +287,7 @@ def _renew_steps(run: Steps, found: Erasure, changes: Changes) -> list[dict[str,
                     },
                 )
             digests[file] = sha256_file(staged)
-        card = _renew_card(step, found, memory) | {"parent": parent, "files": digests}
+        card = _renew_card(step, erasure, memory) | {"parent": parent, "files": digests}
         card = {"id": content_id(card), **card}
         write_json(changes.put(f"{prefix}/{CARD}"), card)
         renewed.append({"step": step.index, "was": step.card["id"], "is": card["id"]})
@@ -293,26 +296,26 @@ def _renew_steps(run: Steps, found: Erasure, changes: Changes) -> list[dict[str,
 
 
 def _without(value: torch.Tensor, gone: Sequence[int]) -> torch.Tensor:
-    """A tensor without the rows that it has of those."""
+    """Drop the given rows, as far as the tensor has them."""
     rows = torch.ones(len(value), dtype=torch.bool)
     rows[[row for row in gone if row < len(value)]] = False
     return value[rows]
 
 
-def _renew_memory(step: Sealed, found: Erasure) -> Memory:
+def _renew_memory(step: Sealed, erasure: Erasure) -> Memory:
     memory = Memory.read(step.folder / MEMORY)
-    if step.index in found.whole:
+    if step.index in erasure.whole:
         return memory.emptied()
-    names = "+".join(name for name in step.learned if name not in found.domains.get(step.index, ()))
-    thinned = memory.without(found.people.get(step.index, ()), len(step.card["classes"]))
+    names = "+".join(name for name in step.learned if name not in erasure.domains.get(step.index, ()))
+    thinned = memory.without(erasure.people.get(step.index, ()), len(step.card["classes"]))
     return Memory(names, thinned.feature_space, thinned.arrays)
 
 
-def _renew_card(step: Sealed, found: Erasure, memory: Memory | None) -> dict[str, Any]:
-    """The card without the erased, its id aside."""
+def _renew_card(step: Sealed, erasure: Erasure, memory: Memory | None) -> dict[str, Any]:
+    """Return the card without erased data and without its id."""
     card = {key: value for key, value in step.card.items() if key != "id"}
-    rows, names = set(found.people.get(step.index, ())), found.domains.get(step.index, ())
-    whole, word = step.index in found.whole, found.word
+    rows, names = set(erasure.people.get(step.index, ())), erasure.domains.get(step.index, ())
+    whole, word = step.index in erasure.whole, erasure.word
     card["classes"] = [label for row, label in enumerate(card["classes"]) if row not in rows]
     card["domains"] = [entry for entry in card["domains"] if entry["name"] not in names]
     card["notes"] = [] if whole else [line for line in card["notes"] if not _names(line, word)]
@@ -330,29 +333,29 @@ def _renew_card(step: Sealed, found: Erasure, memory: Memory | None) -> dict[str
     return card
 
 
-def _renew_scores(run: Steps, found: Erasure, changes: Changes) -> None:
+def _renew_scores(run: Steps, erasure: Erasure, changes: Changes) -> None:
     matrix = type(run.scores).read(run.folder)
-    for name in found.scored:
+    for name in erasure.scored:
         matrix.drop_domain(name)
-    place = changes.staging / "scores"
-    place.mkdir()
-    matrix.write(place)
+    scratch = changes.staging / "scores"
+    scratch.mkdir()
+    matrix.write(scratch)
     for file in (FILE, QUERIES):
-        (place / file).rename(changes.put(file))
-    place.rmdir()
+        (scratch / file).rename(changes.put(file))
+    scratch.rmdir()
 
 
 # ----------------------------------------------------------------------------------------------------------- the record
 
 
-def _record(folder: Path, found: Erasure, renewed: list[dict[str, Any]], changes: Changes) -> None:
+def _record(folder: Path, erasure: Erasure, renewed: list[dict[str, Any]], changes: Changes) -> None:
     """Add to the record of erasures, a hash chain that names nobody."""
     records = read_erasures(folder)
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "kind": found.kind,
-        "identities": found.identities,
-        "files": len(found.files),
+        "kind": erasure.kind,
+        "identities": erasure.identities,
+        "files": len(erasure.files),
         "code": code_version(),
         "steps": renewed,
         "before": records[-1]["id"] if records else None,
@@ -362,11 +365,10 @@ def _record(folder: Path, found: Erasure, renewed: list[dict[str, Any]], changes
 
 
 def read_erasures(folder: Path) -> list[dict[str, Any]]:
-    """What was erased from a run, oldest first: when, of which kind, how many identities, and the steps' ids before and
-    after.
+    """Return what was erased from a run, oldest first: time, kind, number of identities, and step ids before and after.
 
     Raises:
-        ArtefactError: a record was changed, taken out or put in.
+        ArtefactError: a record was changed, removed or inserted.
     """
     path = folder / ERASURES
     if not path.exists():
@@ -378,16 +380,16 @@ def read_erasures(folder: Path) -> list[dict[str, Any]]:
         or stored.get("schema") != 1
         or not isinstance(stored.get("records"), list)
     ):
-        raise ArtefactError(f"{path} is no record of erasures; compare with a backup")
+        raise ArtefactError(f"{path} is not a record of erasures; compare with a backup")
     before = None
-    for place, record in enumerate(stored["records"], 1):
+    for number, record in enumerate(stored["records"], 1):
         if (
             not isinstance(record, dict)
             or record.get("before") != before
             or not record.get("id")
             or record["id"] != _id(record)
         ):
-            raise ArtefactError(f"record {place} of {path} was changed or is missing; compare with a backup")
+            raise ArtefactError(f"record {number} of {path} was changed or is missing; compare with a backup")
         before = record["id"]
     return list(stored["records"])
 

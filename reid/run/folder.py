@@ -17,15 +17,15 @@ RUN, GRAPH = "run.yaml", "backbone.onnx"
 
 
 def number(folder: Path) -> int:
-    """Index that a step's folder begins with; the card has the last word."""
+    """Return the index that a step's folder name starts with; the card is authoritative."""
     return int(folder.name.partition("-")[0]) if folder.name.partition("-")[0].isdecimal() else -1
 
 
 def clear_unmade(folder: Path) -> None:
-    """Remove what a killed :meth:`reid.run.Run.create` left, before which nothing can have been learned.
+    """Remove what a killed :meth:`reid.run.Run.create` left behind, when nothing can have been learned yet.
 
     Raises:
-        UsageError: there is more in the folder.
+        UsageError: the folder holds anything else.
     """
     steps, graph = folder / "steps", folder / GRAPH
     if not steps.is_dir() and not graph.is_file():
@@ -37,8 +37,7 @@ def clear_unmade(folder: Path) -> None:
     if others:
         raise UsageError(
             f"{folder} has no {RUN}, and {others[0].relative_to(folder)} is in the way of a new run; restore {RUN} "
-            "from a backup, "
-            "or choose another name"
+            "from a backup, or choose another name"
         )
     if steps.is_dir():
         shutil.rmtree(steps)
@@ -48,17 +47,17 @@ def clear_unmade(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; raises UsageError if another process does."""
+    """Lock a run's folder; raises UsageError if another process has."""
     with (folder / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(f"another process is learning in {folder}; wait for it") from error
+            raise UsageError(f"another process is learning in {folder}; wait for it to finish") from error
         yield
 
 
 def begun(steps: Path) -> list[Path]:
-    """Folders of steps that were begun and not finished: of at least one snapshot."""
+    """Folders of steps that were started but not finished, with at least one snapshot."""
     return sorted(
         state.parent.parent
         for state in steps.glob(f"[0-9]*-*/{IN_PROGRESS}/{SNAPSHOT}")
@@ -67,10 +66,8 @@ def begun(steps: Path) -> list[Path]:
 
 
 def sweep(steps: Path) -> None:
-    """Remove what stopped learners left in a run that the caller holds: progress without a snapshot, and progress of a
-    step that is sealed.
-    """
-    kept = begun(steps)
+    """Remove what interrupted learners left in a locked run: progress without a snapshot or of a sealed step."""
+    resumable = begun(steps)
     for work in steps.glob(f"[0-9]*-*/{IN_PROGRESS}"):
-        if work.parent not in kept:
+        if work.parent not in resumable:
             shutil.rmtree(work if (work.parent / CARD).is_file() else work.parent)

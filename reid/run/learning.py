@@ -1,4 +1,4 @@
-"""One more domain learned: from what a run has sealed to its next sealed step."""
+"""Learning one more domain: from a run's sealed steps to its next one."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class _Taught:
 
     Attributes:
         trained: how the training went.
-        ended: what the step leaves beside its model.
-        seconds_ending: all that came after training, the adapter included.
+        ended: the step's results besides its model.
+        seconds_ending: everything after training, the adapter included.
         seconds_adapter: the adapter alone.
     """
 
@@ -50,8 +50,9 @@ class _Taught:
 def learn_step(
     run: Steps, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress
 ) -> Sealed:
-    """Learn a domain, or several at once, and seal the step; the caller has locked the run. See
-    :meth:`reid.run.Run.learn`.
+    """Learn a domain, or several at once, and seal the step; the caller has locked the run.
+
+    See :meth:`reid.run.Run.learn`.
     """
     domain, config = _what_to_learn(run, members, config)
     old, parent = run.model()
@@ -69,7 +70,7 @@ def learn_step(
     memories = run.memories(renew=True)
     idle = idle_terms(every, index, memories)
     terms = {name: term for name, term in every.items() if name not in idle}
-    notes = [f"{name} had no part: {why}" for name, why in idle.items() if index > 1]
+    notes = [f"{name} took no part: {why}" for name, why in idle.items() if index > 1]
     for note in [*(f"left out: {missing.reason}" for missing in store.left_out), *notes]:
         progress.say(note)
     step = _begin(run, old, terms, domain, config, runtime, memories, people)
@@ -91,8 +92,10 @@ def learn_step(
 
 
 def _checked_terms(method: Method, old: ReidModel) -> dict[str, Term]:
-    """Build the method's terms, and check all its parts against the network before anything is decoded; raises
-    ConfigError.
+    """Build the method's terms and check all its parts against the network before decoding anything.
+
+    Raises:
+        ConfigError: a part does not fit.
     """
     terms = build_terms(method.terms)
     check_adapter(method)
@@ -112,7 +115,7 @@ def _begin(
     memories: Sequence[Memory],
     people: Sequence[int],
 ) -> Step:
-    """Give the network room for new identities and the head that the terms ask for, and find the terms' teachers."""
+    """Give the network room for new identities and the head that the terms need, and find the terms' teachers."""
     model, parent = run.model()
     index, kept = parent.index + 1, parent.kept()
     model.grow(len(people), seed=torch_seed(config.seed, index, "classifier"))
@@ -125,7 +128,7 @@ def _begin(
 def _teach(
     learner: Learner, method: Method, old: ReidModel, space: str, rows: list[slice], progress: Progress
 ) -> _Taught:
-    """Train the step, end it, and teach its adapter where the method has one."""
+    """Train the step, end it, and train its adapter if the method has one."""
     step, beside = learner.step, 0.0
     with progress.task(f"step {step.index}: {step.domain.name}, {method.name}", step.config.train.iterations) as tick:
         trained = learner.train(tick.losses)
@@ -141,9 +144,7 @@ def _teach(
 
 
 def _what_to_learn(run: Steps, members: list[Domain], config: Config) -> tuple[Domain, Config]:
-    """Return what :func:`planned` says of a run's next step; raises UsageError if the run has learned a member
-    already.
-    """
+    """Return :func:`planned` for a run's next step; raises UsageError if the run has already learned a member."""
     known = set(run.learned)
     for member in members:
         if member.name in known:
@@ -152,12 +153,12 @@ def _what_to_learn(run: Steps, members: list[Domain], config: Config) -> tuple[D
 
 
 def planned(members: list[Domain], config: Config, *, later: bool) -> tuple[Domain, Config]:
-    """Return the domain as a step learns it, and the settings with the iterations that it gets.
+    """Return the domain as a step learns it, and the settings with its number of iterations.
 
     Args:
         members: domains that are learned at once.
-        config: of the run.
-        later: whether the run has learned another before.
+        config: the run's settings.
+        later: whether the run has learned a domain before.
 
     Raises:
         DataError: there are no train crops.
@@ -168,26 +169,26 @@ def planned(members: list[Domain], config: Config, *, later: bool) -> tuple[Doma
     if not len(domain.train):
         raise DataError(f"domain {domain.name} has no train crops to learn from")
     train = config.train
-    found: dict[str, Any] = {"iterations": train.iterations * len(members)}
+    changes: dict[str, Any] = {"iterations": train.iterations * len(members)}
     if later:
-        found |= {"lr": train.lr * train.later_lr, "later_lr": 1.0}
+        changes |= {"lr": train.lr * train.later_lr, "later_lr": 1.0}
     if epochs := (None if later else train.first_epochs) or train.epochs:
-        found["iterations"] = epochs * max(1, len(domain.train) // (train.identities * train.instances))
+        changes["iterations"] = epochs * max(1, len(domain.train) // (train.identities * train.instances))
         if train.warmup_epochs is not None:
-            found["warmup"] = min(1.0, train.warmup_epochs / epochs)
+            changes["warmup"] = min(1.0, train.warmup_epochs / epochs)
         if train.milestone_epochs is not None:
-            found["milestones"] = tuple(min(1.0, milestone / epochs) for milestone in train.milestone_epochs)
-    return domain, config.model_copy(update={"train": train.model_copy(update=found)})
+            changes["milestones"] = tuple(min(1.0, milestone / epochs) for milestone in train.milestone_epochs)
+    return domain, config.model_copy(update={"train": train.model_copy(update=changes)})
 
 
 def _work_folder(folder: Path, *, restart: bool) -> Path:
-    """Where the step in progress is kept; raises UsageError if another domain was begun and not finished."""
+    """Return the folder of the step in progress; raises UsageError if another one was started but not finished."""
     for other in begun(folder.parent):
         if restart:
             shutil.rmtree(other)
         elif other != folder:
             raise UsageError(
-                f"{other.name} was begun and not finished; go on with it, or add --restart to throw its progress away"
+                f"{other.name} was started but not finished; continue it, or add --restart to discard its progress"
             )
     return folder / IN_PROGRESS
 
@@ -195,7 +196,7 @@ def _work_folder(folder: Path, *, restart: bool) -> Path:
 def _teachers(
     run: Steps, terms: Mapping[str, Term], old: ReidModel, kept: Mapping[str, State], runtime: Runtime
 ) -> dict[str, ReidModel]:
-    """Frozen networks that the terms declare; one that no step has kept yet is M_{t-1}."""
+    """Return the frozen networks that the terms declare; one that no step has kept yet is M_{t-1}."""
     teachers = {
         name: (run.build(kept[name]) if name in kept else old).to(runtime.device)
         for term in terms.values()
@@ -221,7 +222,7 @@ def _training_card(step: Step, taught: _Taught) -> dict[str, Any]:
 
 
 def _bytes(step: Step, method: Method, memory: Mapping[str, Any], old: ReidModel, ended: Ended) -> dict[str, int]:
-    """What the step kept or needed beside its own model, in bytes."""
+    """Return what the step kept or needed besides its own model, in bytes."""
 
     def size(state: Mapping[str, Any]) -> int:
         return sum(int(value.nbytes) for value in state.values())

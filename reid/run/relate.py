@@ -1,5 +1,5 @@
-"""How a new domain relates to what a run has learned, before any training on it: who helps, who is near, and whether
-the model serves as it is.
+"""How a new domain relates to a run's learned domains, before any training on it: which of them help, which are near,
+and whether the model serves it as it is.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from reid.run.steps import Steps
 from reid.scores.evaluate import evaluate
 
 CROPS = 2000
-"""Crops of the new domain that are looked at, at most; of a larger one people are drawn by the run's seed, see
+"""At most this many crops of the new domain are examined; from a larger one, people are drawn by the run's seed, see
 :func:`drawn_rows`.
 """
 MOST = 40
-"""Crops of one person among them, at most, unless the people are too few to fill ``CROPS`` so."""
+"""At most this many of them are of one person, unless there are too few people to fill ``CROPS`` that way."""
 STUDY = Path(__file__).parent / "pair_study.json"
 
 
@@ -39,7 +39,7 @@ class Help:
     Attributes:
         domain: its name.
         score: H-score, over K - 1, of the new crops under the model that had just learned it.
-        share: its part in the sum over all learned domains.
+        share: its share of the sum over all learned domains.
     """
 
     domain: str
@@ -49,12 +49,12 @@ class Help:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Percent mAP to be expected without training, from a line fitted in the pair study.
+    """Percent mAP expected without training, from the line fitted in the pair study.
 
     Attributes:
-        mAP: expected.
-        error: root mean square error of the study when the pair in question is left out.
-        pairs: how many pairs of domains the line was fitted on.
+        mAP: the expected value.
+        error: root mean square error of the study, with the predicted pair left out of the fit.
+        pairs: number of domain pairs that the line was fitted on.
     """
 
     mAP: float  # noqa: N815 - the field's name
@@ -68,14 +68,14 @@ class Relation:
 
     Attributes:
         domain: the new domain.
-        crops: how many of its crops were looked at.
+        crops: how many of its crops were examined.
         helps: learned domains, the most helpful first.
         score: H-score, over K - 1, under the run's last model.
         found: percent mAP of the last model among the new domain's own train crops, each person's first crop as query.
-        predicted: percent mAP to be expected on its test splits.
-        learned: mean percent mAP that the run's domains had when just learned, if they are scored.
-        serves: whether the last model is expected to do on it, by the lower end of the error, what the run does on
-            domains that it has learned.
+        predicted: percent mAP expected on its test splits.
+        learned: mean percent mAP of the run's domains right after each was learned, if they are scored.
+        serves: whether the last model, at the lower end of the error, is expected to reach on it what the run reaches
+            on domains that it has learned.
     """
 
     domain: str
@@ -88,49 +88,50 @@ class Relation:
     serves: bool | None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return all of it, for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """What a user should know, in sentences."""
+        """Summarise it for the user, line by line."""
         low, high = (max(0.0, min(100.0, self.predicted.mAP + sign * self.predicted.error)) for sign in (-1, 1))
         nearest = ", ".join(near.domain for near in self.helps[:2])
-        said = [
-            f"nearest: {nearest}" if self.helps else "nothing is learned yet, so nothing can help",
+        lines = [
+            f"nearest: {nearest}" if self.helps else "nothing has been learned yet, so nothing can help",
             f"without training: about {self.predicted.mAP:.0f} % mAP ({low:.0f} to {high:.0f}, a study of "
-            f"{self.predicted.pairs} pairs of domains)",
+            f"{self.predicted.pairs} domain pairs)",
         ]
         if self.serves is None:
-            said.append("whether that is enough can't be said: no learned domain has been scored")
+            lines.append("can't tell whether that is enough: no learned domain has been scored")
         elif self.serves:
-            said.append(f"no training needed: domains that were learned reach {self.learned:.0f} % on average")
+            lines.append(f"no training needed: learned domains reach {self.learned:.0f} % on average")
         else:
-            said.append(f"training is worth it: domains that were learned reach {self.learned:.0f} % on average")
-        return said
+            lines.append(f"training is worthwhile: learned domains reach {self.learned:.0f} % on average")
+        return lines
 
 
 def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> Relation:
-    """Relate a labelled domain to a run's; only its train crops are read, and nothing is trained or written.
+    """Relate a labelled domain to those of a run; only its train crops are read, and nothing is trained or written.
 
     Raises:
-        UsageError: the run has learned it already.
+        UsageError: the run has already learned it.
         DataError: it has fewer than two people with two crops.
     """
     if domain.name in run.learned:
-        raise UsageError(f"{domain.name} is already learned in {run.folder}; there is nothing left to foretell")
+        raise UsageError(f"{domain.name} is already learned in {run.folder}; there is nothing left to predict")
     progress = progress or Progress()
     pids = domain.train.pids
     people, counts = np.unique(pids[pids != JUNK], return_counts=True)
     if (counts >= 2).sum() < 2:
         raise DataError(
-            f"{domain.name} has {int((counts >= 2).sum())} train identities with two crops or more; relating needs two"
+            f"{domain.name} has {int((counts >= 2).sum())} train identities with two or more crops; relating needs at "
+            "least two"
         )
     rows = np.flatnonzero(np.isin(pids, people[counts >= 2]))
     rows = drawn_rows(domain.train, rows, numpy_generator(run.config.seed, "relate"))
     part = _of_rows(domain, rows)
     store = run.stores.get(part, part.train)
     helps, steps = [], [step for step in run.steps if step.learned]
-    with progress.task(f"looking at {domain.name}", len(steps)) as tick:
+    with progress.task(f"examining {domain.name}", len(steps)) as tick:
         for step in steps:
             score = h_score(run.embedder(step.index)(store.crops), store.split.pids)
             helps.append(("+".join(step.learned), score))
@@ -138,7 +139,7 @@ def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> R
     last = helps[-1][1] if helps else h_score(run.embedder(-1)(store.crops), store.split.pids)
     rule = domain.with_held_out(
         {domain.identities[pid] for pid in people[counts >= 2]}
-    ).same_camera  # the domain's own, whoever is drawn
+    ).same_camera  # that of the whole domain, whichever people are drawn
     own = part.with_held_out({domain.identities[pid] for pid in np.unique(part.train.pids)}).scored_as(rule)
     found = evaluate(own, run.embedder(-1), run.stores).mAP
     predicted = predict(last, found)
@@ -156,12 +157,11 @@ def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> R
 
 
 def drawn_rows(split: Split, rows: NDArray[np.intp], generator: np.random.Generator) -> NDArray[np.intp]:
-    """Those of some rows that are looked at, ascending: all up to ``CROPS``, and otherwise those of people drawn until
-    it is full.
+    """Choose the rows to examine, ascending: all of them up to ``CROPS``, else those of people drawn until it is full.
 
-    People are drawn and not crops, because crops drawn one by one leave people with a single one, whom nothing can be
-    asked about. Of whoever has more than ``MOST`` (more, where the people are few) so many are drawn, of every camera
-    at least one while there is room.
+    People are drawn rather than crops: crops drawn one by one leave people with a single one, who can't be matched.
+    Of anyone with more than ``MOST`` crops (a higher limit where there are few people), only that many are drawn, at
+    least one from every camera while there is room.
     """
     if len(rows) <= CROPS:
         return rows
@@ -181,7 +181,7 @@ def drawn_rows(split: Split, rows: NDArray[np.intp], generator: np.random.Genera
 
 
 def _of_rows(domain: Domain, rows: NDArray[np.intp]) -> Domain:
-    """The domain with these train crops and nothing else."""
+    """Return the domain with these train crops and nothing else."""
     return Domain(
         domain.name, domain.root, domain.format, domain.identities, domain.cameras, train=domain.train.take(rows)
     )
@@ -191,13 +191,15 @@ def _shares(helps: Sequence[tuple[str, HScore]]) -> tuple[Help, ...]:
     if not helps:
         return ()
     shares = relations([max(score.value, 1e-9) for _, score in helps])
-    made = [Help(name, score.share, float(share)) for (name, score), share in zip(helps, shares, strict=True)]
-    return tuple(sorted(made, key=lambda made: -made.share))
+    ranked = [Help(name, score.share, float(share)) for (name, score), share in zip(helps, shares, strict=True)]
+    return tuple(sorted(ranked, key=lambda item: -item.share))
 
 
 def predict(score: HScore, found: float) -> Prediction:
-    """Expected percent mAP from the H-score and the mAP among train crops; raises ConfigError if the study's file is
-    missing or damaged.
+    """Predict percent mAP from the H-score and the mAP among train crops.
+
+    Raises:
+        ConfigError: the study's file is missing or damaged.
     """
     try:
         study = json.loads(STUDY.read_text("utf-8"))
@@ -208,22 +210,21 @@ def predict(score: HScore, found: float) -> Prediction:
         )
         value = float(np.dot(weights, regressors(score.share, found)))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"can't read {STUDY}: {error}; install lifelong-reid again") from error
+        raise ConfigError(f"can't read {STUDY}: {error}; reinstall lifelong-reid") from error
     return Prediction(float(np.clip(value, 0, 100)), spread, pairs)
 
 
 def regressors(share: float, found: float) -> list[float]:
-    """What the pair study's line is fitted on: 1, the H-score's share in percent, mAP among train crops in percent."""
+    """Regressors of the line in the pair study: 1, the H-score's share in percent, mAP among train crops in percent."""
     return [1.0, 100 * share, found]
 
 
 def order_domains(
     run: Steps, learned: Sequence[Domain], *, progress: Progress | None = None
 ) -> tuple[list[Domain], Float64s]:
-    """Propose the order in which to learn several new domains, by the run's last model; returns it with the table that
-    it follows.
+    """Propose an order for learning several new domains, by the run's last model; return it and the table behind it.
 
-    Each domain's stand-in is a linear discriminant of its own people in the model's embedding: nothing is trained.
+    A linear discriminant of its own people in the model's embedding stands in for each domain: nothing is trained.
     """
     embed, tables = run.embedder(-1), []
     with (progress or Progress()).task("comparing domains", len(learned)) as tick:
@@ -238,25 +239,23 @@ def order_domains(
 
 
 def picture(relation: Relation) -> str:
-    """SVG: the new domain in the middle, learned ones around it; the most helpful is nearest, the least helpful
-    farthest.
-    """
+    """Draw an SVG: the new domain in the middle and learned ones around it, the most helpful nearest."""
     width, height, near_by, far_off = 640, 420, 80, 150
     shares = [helpful.share for helpful in relation.helps]
     most, span = max(shares, default=0.0), max(shares, default=0.0) - min(shares, default=0.0)
     parts, count = [], len(shares)
-    for number, found in enumerate(relation.helps):
+    for number, near in enumerate(relation.helps):
         angle = 2 * np.pi * (number + 0.5) / count - np.pi / 2
-        away = near_by + (far_off - near_by) * ((most - found.share) / span if span > 0 else 0.5)
-        x, y = width / 2 + 1.5 * away * np.cos(angle), height / 2 + away * np.sin(angle)
+        distance = near_by + (far_off - near_by) * ((most - near.share) / span if span > 0 else 0.5)
+        x, y = width / 2 + 1.5 * distance * np.cos(angle), height / 2 + distance * np.sin(angle)
         anchor = "middle" if abs(np.cos(angle)) < 0.3 else "start" if np.cos(angle) > 0 else "end"
         text_x, text_y = x + 18 * np.cos(angle), y + 5 + 22 * np.sin(angle)
         parts.append(
             f'<line x1="{width / 2}" y1="{height / 2}" x2="{x:.1f}" y2="{y:.1f}" stroke="#bbb" '
-            f'stroke-width="{1 + 5 * found.share:.1f}"/>'
+            f'stroke-width="{1 + 5 * near.share:.1f}"/>'
         )
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="#0072a6"/>')
-        label = f"{escape(found.domain)} {100 * found.share:.1f} %"
+        label = f"{escape(near.domain)} {100 * near.share:.1f} %"
         parts.append(f'<text x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{label}</text>')
     low, high = (max(0.0, min(100.0, relation.predicted.mAP + sign * relation.predicted.error)) for sign in (-1, 1))
     parts.append(f'<circle cx="{width / 2}" cy="{height / 2}" r="11" fill="#cc4c12"/>')
@@ -265,7 +264,7 @@ def picture(relation: Relation) -> str:
         f'font-weight="bold">{escape(relation.domain)}</text>'
     )
     parts.append(
-        f'<text x="12" y="{height - 14}">share of each in the sum of H-scores; without training about {low:.0f} to '
+        f'<text x="12" y="{height - 14}">shares of the sum of H-scores; without training about {low:.0f} to '
         f"{high:.0f} % mAP</text>"
     )
     style = '<style>text{font:13px sans-serif;fill:#333}</style><rect width="100%" height="100%" fill="#fff"/>'

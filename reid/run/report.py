@@ -1,5 +1,6 @@
-"""A run as one HTML page: what it can do, what each step did, what it cost. One file, no script, no network, light and
-dark.
+"""A run as one HTML page: what it can do, what each step did and what it cost.
+
+A single file without scripts or network access, in light and dark.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from reid.run.sealed import Sealed
 from reid.run.steps import Steps
 
 MEASURES = (
-    ("plasticity", "Plasticity", "how well a domain was known when it had just been learned"),
+    ("plasticity", "Plasticity", "how well a domain scored right after it was learned"),
     (
         "forgetting_since_learned",
         "Forgetting",
-        "how much of that best score was lost by the last step, for domains learned before it",
+        "mean drop from the best score since learned to the last one, for domains learned before the last step",
     ),
     (
         "forgetting_all_rows",
         "Forgetting, all rows",
-        "the same against the best score ever, also before the domain was learned",
+        "the same, from the best score of any step, even before the domain was learned",
     ),
     (
         "backward_transfer",
         "Backward transfer",
-        "what later steps did to a domain since it was learned; below zero is a loss",
+        "how later steps changed a domain's score since it was learned; negative is a loss",
     ),
 )
 HUES = ("#3b6fb6", "#c2571a", "#2a8a5b", "#8a4fa3", "#b03060", "#7a6a1f", "#1f8a99", "#666f7a")
@@ -43,14 +44,14 @@ STYLE = Path(__file__).with_name("report.css")
 
 @dataclass(frozen=True)
 class Section:
-    """A further part of the page; ``html`` is already escaped."""
+    """An additional section of the page; ``html`` is already escaped."""
 
     title: str
     html: str
 
 
 def picture_section(title: str, caption: str, picture: Crop) -> Section:
-    """Embed a picture (uint8 RGB) as PNG. For drawn people only: a report is easily passed on."""
+    """Embed a picture (uint8 RGB) as PNG; for drawn people only, as a report is easily passed on."""
     data = base64.b64encode(cv2.imencode(".png", picture[..., ::-1])[1].tobytes()).decode()
     return Section(
         title, f'<img alt="{_text(caption)}" src="data:image/png;base64,{data}"><p class="soft">{_text(caption)}</p>'
@@ -58,7 +59,7 @@ def picture_section(title: str, caption: str, picture: Crop) -> Section:
 
 
 def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> None:
-    """Write the page about a run; ``extra`` sections come after the figures."""
+    """Write the page for a run; ``extra`` sections come after the figures."""
     summary, steps = run.scores.summary(), run.steps
     methods = ", ".join(dict.fromkeys(step.card["method"]["name"] for step in steps[1:])) or "nothing learned yet"
     crop = run.config.crop
@@ -67,7 +68,7 @@ def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> No
         f"{code_version()}"
     )
     sections = [
-        Section("In short", _headlines(summary)),
+        Section("Summary", _headlines(summary)),
         *extra,
         Section("Every model on every domain", _matrix(run, summary)),
         Section("mAP over the steps", _curves(run)),
@@ -76,7 +77,7 @@ def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> No
             "".join(_effect(run, step) for step in steps[1:]) or "<p>Nothing has been learned yet.</p>",
         ),
         Section("Training", f'<div class="small">{"".join(_losses(step) for step in steps[1:])}</div>'),
-        Section("What it cost and what is kept", _costs(steps[1:])),
+        Section("What it cost and what it keeps", _costs(steps[1:])),
         Section("Limits", _limits()),
         Section(
             "Settings",
@@ -109,7 +110,7 @@ def _headlines(summary: dict[str, Any]) -> str:
     last = summary["rows"][-1]
     figures = [
         ("Seen-Avg", last["seen"], "mean mAP of the last model over all learned domains"),
-        ("Unseen-Avg", last["unseen"], "the same over domains that it never learned"),
+        ("Unseen-Avg", last["unseen"], "the same over domains it never learned"),
         *((title, summary[name], meaning) for name, title, meaning in MEASURES),
     ]
     cards = "".join(
@@ -118,8 +119,8 @@ def _headlines(summary: dict[str, Any]) -> str:
         if figure["mAP"] is not None
     )
     note = (
-        "mAP in percent. Intervals: 95 %, over resampled queries; they say how sure the test set is, not how training "
-        "varies."
+        "mAP in percent. Intervals are 95 %, from resampled queries; they show the uncertainty of the test set, not "
+        "the variation between training runs."
     )
     return f'<div class="figures">{cards}</div><p class="soft">{note}</p>'
 
@@ -138,7 +139,7 @@ def _matrix(run: Steps, summary: dict[str, Any]) -> str:
         after = " + ".join(row["learned"]) or ("erased" if row["step"] else "untrained start")
         rows.append(f"<tr><td>{_text(after)}</td>{cells}</tr>")
     legend = (
-        "Rows: the model after each step. mAP, rank-1 below it. Framed: just learned. Slanted: not learned yet, or "
+        "Rows: the model after each step. mAP, with rank-1 below it. Framed: just learned. Italic: not learned yet, or "
         "never."
     )
     return (
@@ -164,19 +165,19 @@ def _curves(run: Steps) -> str:
     width, height, left, top = 760, 300, 40, 12
     right = width - 150
 
-    def place(row: int, value: float) -> tuple[float, float]:
+    def position(row: int, value: float) -> tuple[float, float]:
         return left + (right - left) * row / (rows - 1), top + (height - top - 34) * (1 - value / 100)
 
     parts = []
     for mark in (0, 25, 50, 75, 100):
-        y = place(0, mark)[1]
+        y = position(0, mark)[1]
         parts.append(
             f'<line class="axis" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/><text x="4" '
             f'y="{y + 4:.1f}">{mark}</text>'
         )
     for row, names in enumerate(scores.learned):
         label = _text(("+".join(names) or ("erased" if row else "start"))[:14])
-        parts.append(f'<text x="{place(row, 0)[0]:.1f}" y="{height - 12}" text-anchor="middle">{label}</text>')
+        parts.append(f'<text x="{position(row, 0)[0]:.1f}" y="{height - 12}" text-anchor="middle">{label}</text>')
     ends: list[tuple[float, str, str]] = []
     for number, name in enumerate(scores.scored):
         points = [(row, value) for row in range(rows) if (value := scores.value(row, name)) is not None]
@@ -184,12 +185,13 @@ def _curves(run: Steps) -> str:
             continue
         hue = HUES[number % len(HUES)]
         dash = ' stroke-dasharray="5 4"' if name in scores.unseen() else ""
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(row, value) for row, value in points))
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (position(row, value) for row, value in points))
         parts.append(f'<polyline fill="none" stroke="{hue}" stroke-width="2.2"{dash} points="{line}"/>')
         parts += [
-            f'<circle cx="{place(*point)[0]:.1f}" cy="{place(*point)[1]:.1f}" r="3" fill="{hue}"/>' for point in points
+            f'<circle cx="{position(*point)[0]:.1f}" cy="{position(*point)[1]:.1f}" r="3" fill="{hue}"/>'
+            for point in points
         ]
-        ends.append((place(*points[-1])[1], hue, f"{name} {points[-1][1]:.1f}"))
+        ends.append((position(*points[-1])[1], hue, f"{name} {points[-1][1]:.1f}"))
     for y, hue, label in _spread(ends, height - 34):
         parts.append(
             f'<circle cx="{right + 14}" cy="{y:.1f}" r="4" fill="{hue}"/><text x="{right + 23}" '
@@ -202,15 +204,15 @@ def _curves(run: Steps) -> str:
 
 
 def _spread(ends: list[tuple[float, str, str]], lowest: float, gap: float = 15) -> Iterator[tuple[float, str, str]]:
-    """Move labels apart so that none lies on another."""
+    """Move labels apart so that none overlap."""
     placed: list[float] = []
     ordered = sorted(ends)
     for y, _, _ in ordered:
         placed.append(max(y, placed[-1] + gap) if placed else y)
     over = max(0.0, placed[-1] - lowest) if placed else 0.0
-    for at in range(len(placed) - 1, -1, -1):
-        limit = placed[at + 1] - gap if at + 1 < len(placed) else lowest
-        placed[at] = min(placed[at], limit) if over else placed[at]
+    for index in range(len(placed) - 1, -1, -1):
+        limit = placed[index + 1] - gap if index + 1 < len(placed) else lowest
+        placed[index] = min(placed[index], limit) if over else placed[index]
     for y, (_, hue, label) in zip(placed, ordered, strict=True):
         yield y, hue, label
 
@@ -236,10 +238,10 @@ def _losses(step: Sealed) -> str:
     parts, labels = [], []
     for number, name in enumerate(dict.fromkeys(name for record in records for name in record)):
         values = [record[name] for record in records if name in record]  # a term may have no loss in some iterations
-        shown = values[:: max(1, len(values) // 120)]
+        sampled = values[:: max(1, len(values) // 120)]
         points = " ".join(
-            f"{width * at / max(1, len(shown) - 1):.1f},{height - (height - 8) * max(0.0, v) / top:.1f}"
-            for at, v in enumerate(shown)
+            f"{width * index / max(1, len(sampled) - 1):.1f},{height - (height - 8) * max(0.0, v) / top:.1f}"
+            for index, v in enumerate(sampled)
         )
         hue = HUES[number % len(HUES)]
         parts.append(f'<polyline fill="none" stroke="{hue}" stroke-width="1.5" points="{points}"/>')
@@ -257,7 +259,7 @@ def _costs(steps: list[Sealed]) -> str:
             "crops",
             "identities",
             "seconds",
-            "of its end",
+            "ending",
             "crops/s",
             "waiting",
             "memory",
@@ -268,11 +270,11 @@ def _costs(steps: list[Sealed]) -> str:
             "further weights",
         )
     )
-    rows, named = [], []
+    rows, unreadable = [], []
     for step in steps:
-        train, kept = step.card["train"], step.card["bytes"]
-        sizes = [kept[name] for name in ("memory", "classifier_rows_of_old_identities", "teachers", "fusion_partner")]
-        sizes += [kept.get(name, 0) for name in ("transport", "kept")]  # cards before there were any lack them
+        train, stored = step.card["train"], step.card["bytes"]
+        sizes = [stored[name] for name in ("memory", "classifier_rows_of_old_identities", "teachers", "fusion_partner")]
+        sizes += [stored.get(name, 0) for name in ("transport", "kept")]  # older cards lack them
         crops = sum(entry["crops"]["train"] for entry in step.card["domains"])
         seconds = [f"{value:.0f}" for value in (train["seconds"], train.get("seconds_ending", 0.0))]
         cells = [
@@ -282,18 +284,18 @@ def _costs(steps: list[Sealed]) -> str:
             f"{train['crops_per_second']:.0f}",
             f"{100 * train['waiting']:.1f} %",
         ]
-        shown = "".join(f"<td>{cell}</td>" for cell in [*cells, *map(_size, sizes)])
-        rows.append(f"<tr><td>{_text(step.folder.name)}</td>{shown}</tr>")
-        named += [f"{step.folder.name}: {name}" for name in train["left_out"]]
-    broken = f"<p>Images that could not be read, left out: {_text(', '.join(named))}</p>" if named else ""
+        row = "".join(f"<td>{cell}</td>" for cell in [*cells, *map(_size, sizes)])
+        rows.append(f"<tr><td>{_text(step.folder.name)}</td>{row}</tr>")
+        unreadable += [f"{step.folder.name}: {name}" for name in train["left_out"]]
+    broken = (
+        f"<p>Images that could not be read and were left out: {_text(', '.join(unreadable))}</p>" if unreadable else ""
+    )
     note = (
-        "Seconds of training, and of its end: prototypes, fusion, repair, transport, adapter. Waiting: share of the "
-        "time spent waiting for crops. "
-        "Memory: what is kept of a domain beside the model. Old rows: classifier rows of earlier identities. Teachers "
-        "and the model fused with are "
-        "read from the step before and not kept twice. Transport: the map from the feature space before. Further "
-        "weights: models that the fusion "
-        "keeps for the next step. No image is kept."
+        "Seconds: training. Ending: seconds for prototypes, fusion, repair, transport and adapter after it. Waiting: "
+        "share of the training time spent waiting for crops. "
+        "Memory: what is kept of a domain besides the model. Old rows: classifier rows of earlier identities. Teachers "
+        "and the model fused with are read from the previous step and not stored twice. Transport: the map from the "
+        "previous feature space. Further weights: models that the fusion keeps for the next step. No image is kept."
     )
     return (
         f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>{broken}<p class="soft">{note}</p>'
@@ -310,8 +312,7 @@ def _size(count: int) -> str:
 def _limits() -> str:
     return (
         "<p>Scores hold for these test sets and say little about another place, season or group of people. A match "
-        "says that two pictures look "
-        "alike; it is a hint for a person to check, never an "
-        "identification. Embeddings and galleries of people are personal data, often biometric data: "
-        "use them only with a legal ground, for a stated purpose, and no longer than it needs.</p>"
+        "says that two pictures look alike; it is a hint for a person to check, never an identification. Embeddings "
+        "and galleries of people are personal data, often biometric data: use them only on a legal basis, for a stated "
+        "purpose, and no longer than it requires.</p>"
     )

@@ -31,24 +31,22 @@ REPLACED = ".replaced-"
 
 
 class Run(Steps):
-    """See the module's docstring, and :class:`reid.run.steps.Steps` for what can be read. Make one with :meth:`create`
-    or :meth:`open`.
-    """
+    """A run, made by :meth:`create` or :meth:`open`; see :class:`reid.run.steps.Steps` for what can be read."""
 
     # ----------------------------------------------------------------------------------------------- making and opening
 
     @classmethod
     def create(cls, folder: str | Path, config: Config | None = None) -> Run:
-        """Make a run and seal its untrained start as step 0.
+        """Create a run and seal its untrained start as step 0.
 
         Raises:
-            UsageError: the folder holds something already.
-            ReidError: the backbone, its weights or the device can't be had.
+            UsageError: the folder is not empty.
+            ReidError: the backbone, its weights or the device is not available.
         """
         folder, config = Path(folder), config or Config()
         if folder.exists() and (not folder.is_dir() or any(item.name != ".lock" for item in folder.iterdir())):
             raise UsageError(
-                f"{folder} exists already and is no empty folder; open it, or choose another name for a new run"
+                f"{folder} already exists and is not an empty folder; open it, or choose another name for a new run"
             )
         Runtime.choose(config.device, config.train.precision, torch.nn.Identity())  # before anything is written
         name = config.model.backbone.removeprefix("onnx:")
@@ -74,8 +72,8 @@ class Run(Steps):
         """Open a run; raises ArtefactError naming what is missing or damaged."""
         folder = Path(folder)
         if not (folder / RUN).is_file():
-            raise ArtefactError(f"{folder} is no run: it has no {RUN}")
-        if unfinished(folder):  # an erasure was cut short
+            raise ArtefactError(f"{folder} is not a run: it has no {RUN}")
+        if unfinished(folder):  # an erasure was interrupted
             with locked(folder):
                 finish(folder)
         head = read_yaml(folder / RUN)
@@ -90,7 +88,7 @@ class Run(Steps):
             raise ArtefactError(
                 f"{folder} lacks the untrained start that its {RUN} names; restore the folder from a backup"
             )
-        run.scores.learned = [step.learned for step in steps]  # a step may be sealed and not scored yet
+        run.scores.learned = [step.learned for step in steps]  # a step may be sealed but not scored yet
         return run
 
     @classmethod
@@ -100,7 +98,7 @@ class Run(Steps):
         """Open a run, or create it with these settings; also returns the settings for the next step.
 
         Raises:
-            ConfigError: a setting that is fixed for the run's life is to be changed; one line per difference.
+            ConfigError: a setting that is fixed for the run's life would change; one line per difference.
         """
         folder, layers, overrides = Path(folder), list(layers), list(overrides)
         if not (folder / RUN).exists():
@@ -124,7 +122,7 @@ class Run(Steps):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run against a second learner; the lock of a dead process is gone with it. Raises UsageError."""
+        """Lock the run against a second learner, until the block or process ends; raises UsageError if it is locked."""
         with locked(self.folder):
             yield
 
@@ -152,22 +150,21 @@ class Run(Steps):
         return aside
 
     def _settle(self, *, replacing: bool) -> bool:
-        """Tidy up after learners that were stopped; returns whether a step is set aside whose successor is to be
-        learned, or is being.
+        """Tidy up after interrupted learners; return whether a step is still set aside to be replaced.
 
-        A step that was set aside goes once its successor is sealed. While that has no progress to go on from, the step
-        is put in its place again, unless it is to be replaced now.
+        A step that was set aside is deleted once its successor is sealed. While the successor has no progress to resume
+        from, the step is put back, unless it is to be replaced now.
         """
         sweep(self.folder / "steps")
         for aside in sorted((self.folder / "steps").glob(REPLACED + "*")):
-            place = aside.with_name(aside.name.removeprefix(REPLACED))
-            if number(place) < len(self.steps):
+            original = aside.with_name(aside.name.removeprefix(REPLACED))
+            if number(original) < len(self.steps):
                 shutil.rmtree(aside)
             elif replacing or begun(self.folder / "steps"):
                 return True
             else:
-                aside.rename(place)
-                fsync_folder(place.parent)
+                aside.rename(original)
+                fsync_folder(original.parent)
         return False
 
     # --------------------------------------------------------------------------------------------------------- learning
@@ -182,19 +179,26 @@ class Run(Steps):
         restart: bool = False,
         progress: Progress | None = None,
     ) -> Sealed:
-        """Learn one more domain and seal the step; picks up an interrupted step where it was.
+        """Learn one more domain and seal the step; resumes an interrupted step where it stopped.
 
         Args:
             domain: the domain; a list is learned as one step by a method that needs all images.
-            method: a shipped name, a YAML file or a Method; by default the one the settings name.
+            method: a shipped name, a YAML file or a Method; by default the one in the settings.
             config: settings of this step; ``model``, ``crop`` and ``seed`` must be the run's.
             replace_last: discard the last sealed step and learn this domain in its place.
-            restart: begin an interrupted step again instead of going on.
-            progress: where to show it.
+            restart: start an interrupted step over instead of resuming it.
+            progress: where to show progress.
 
         Raises:
-            ReidError: see the message; nothing sealed is ever changed. A step that was to be replaced is back, unless
-                its successor has made progress.
+            ReidError: see the message; nothing sealed is ever changed. A step that was to be replaced is restored,
+                unless its successor has made progress.
+
+        Example:
+            >>> import domains, reid
+            >>> run = reid.Run.open("runs/site")
+            >>> step = run.learn(domains.open("sites/south"), method="default")
+            >>> step.learned, run.learned
+            (('south',), ['north', 'south'])
         """
         config, progress = config or self.config, progress or Progress()
         chosen = method if isinstance(method, Method) else read_method(method or config.method)
@@ -234,23 +238,22 @@ class Run(Steps):
 
         Args:
             identity: a person's label, wherever it occurs, or ``LABEL@DOMAIN``.
-            domain: a domain's name, in its place.
-            dry_run: say what would go, and change nothing.
-            discard_progress: throw a step away that was begun and not finished, for its state holds what is to be
-                erased.
+            domain: a domain's name, instead of an identity.
+            dry_run: report what would be erased, and change nothing.
+            discard_progress: discard an unfinished step, as its state holds what is to be erased.
 
         Raises:
-            ReidError: the run knows no such, a step is in progress, or the disk failed; nothing was changed.
+            ReidError: the run does not know it, a step is in progress, or the disk failed; nothing was changed.
         """
         with self.lock():
             if not dry_run:
                 self._settle(replacing=False)
-            found = plan_erasure(self, identity=identity, domain=domain)
+            erasure = plan_erasure(self, identity=identity, domain=domain)
             if not dry_run:
-                erase(self, found, discard_progress=discard_progress)
+                erase(self, erasure, discard_progress=discard_progress)
                 self.scores = ScoreMatrix.read(self.folder)
                 self.scores.learned = [step.learned for step in self.steps]
-        return found
+        return erasure
 
     # ---------------------------------------------------------------------------------------------------------- scoring
 

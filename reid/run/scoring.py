@@ -1,6 +1,4 @@
-"""What a run's matrix holds: the domains that are scored, every model on each of them, and galleries that are not
-embedded again.
-"""
+"""Filling a run's score matrix, every model on every scored domain, and scoring galleries without reindexing them."""
 
 from __future__ import annotations
 
@@ -27,39 +25,39 @@ def known_domains(run: Steps) -> dict[str, Domain]:
         try:
             opened[name] = domains.open(Path(entry["path"]), name=name, same_camera=entry["same_camera"])
         except ReidError:
-            continue  # reported by whoever asks for a score and does not get one
+            continue  # reported where its score is requested
     return opened
 
 
 def check_name(run: Steps, domain: Domain) -> None:
     """Raise UsageError if the run knows other data under this domain's name: learned, or scored before."""
     known = [entry for entry in (_cards(run).get(domain.name), run.scores.scored.get(domain.name)) if entry]
-    place, prints = str(domain.root.resolve()), {entry.get("fingerprint") or entry.get("data") for entry in known}
+    path, prints = str(domain.root.resolve()), {entry.get("fingerprint") or entry.get("data") for entry in known}
     if (
         not known
-        or place in {entry["path"] for entry in known}
+        or path in {entry["path"] for entry in known}
         or prints & {None, domain.fingerprint, domain.test_fingerprint}
     ):
         return
     raise UsageError(
-        f"{run.folder} knows {domain.name} as other data, from {known[0]['path']}; {place} needs another name: rename "
-        "its folder"
+        f"{run.folder} knows {domain.name} as different data, from {known[0]['path']}; {path} needs another name: "
+        "rename its folder"
     )
 
 
 def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, progress: Progress) -> list[str]:
     """Score every (row, domain) that the matrix lacks, and save it after each domain.
 
-    A domain whose test crops or camera rule are not those that its scores speak of is scored anew, in every row.
+    A domain whose test crops or camera rule have changed since it was scored is scored again in every row.
 
     Args:
-        run: its matrix is changed and written.
-        wanted: further domains to score, beside those that the run knows.
+        run: its matrix is updated and written.
+        wanted: further domains to score, besides those that the run knows.
         rows: which rows; all if None.
-        progress: where to show it.
+        progress: where to show progress.
 
     Returns:
-        A line for each domain that can't be scored, is scored anew, or has images that can't be read.
+        A line for each domain that can't be scored, is scored again, or has images that can't be read.
 
     Raises:
         UsageError: the run knows other data under the name of a wanted domain.
@@ -76,23 +74,21 @@ def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, pr
         for name, why in (reasons | dict.fromkeys(gone, "its folder is gone")).items()
         if why
     ]
-    asked = set(range(len(steps)) if rows is None else (row % len(steps) for row in rows))
+    requested = set(range(len(steps)) if rows is None else (row % len(steps) for row in rows))
     for name, domain in everyone.items():
         if reasons[name]:
             continue
         before = scores.scored.get(name, {})
         now = {"path": str(domain.root.resolve()), "same_camera": domain.same_camera, "data": domain.test_fingerprint}
         stale = any(key in before and before[key] != now[key] for key in ("same_camera", "data"))
-        missing = [row for row in range(len(steps)) if stale or (row in asked and (row, name) not in scores.cells)]
+        missing = [row for row in range(len(steps)) if stale or (row in requested and (row, name) not in scores.cells)]
         try:
             cells, left_out = _cells(run, domain, missing, progress)
         except DataError as error:
             notes.append(f"{name} is not scored: {error}")
             continue
         if stale:
-            notes.append(
-                f"{name} is scored anew in every row: its test crops or its camera rule are others than before"
-            )
+            notes.append(f"{name} is scored again in every row: its test crops or its camera rule have changed")
         notes += [f"{name}: {line}" for line in left_out]
         scores.cells |= cells
         scores.scored[name] = now
@@ -103,50 +99,52 @@ def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, pr
 
 
 def without_reindexing(run: Steps, wanted: Iterable[Domain]) -> dict[str, dict[str, float | None]]:
-    """Score each learned domain with the last model's queries on a gallery that the step which learned it embedded.
+    """Score each learned domain with the last model's queries on a gallery embedded by the step that learned it.
 
     Args:
-        run: of at least one step.
-        wanted: domains to use in place of those that the run's cards name.
+        run: a run with at least one learned step.
+        wanted: domains to use instead of those listed on the run's cards.
 
     Returns:
         By domain, percent mAP of the gallery ``reindexed`` by the last model, ``carried`` through the sealed transports
         (None where a step has none), and left ``as_it_was``.
     """
     steps, known = run.steps, known_domains(run) | {domain.name: domain for domain in wanted}
-    ask = run.served(-1)
+    serve_queries = run.served(-1)
     scored: dict[str, dict[str, float | None]] = {}
     for step in steps[1:]:
         for name in step.learned:
             if name not in known or can_be_scored(known[name]):
                 continue
             transports = [later.transport() for later in steps[step.index + 1 :]]
-            domain, whole = known[name], [transport for transport in transports if transport]
-            hold, asked = run.served(step.index)(domain), ask(domain)
-            carried = evaluate(domain, asked, run.stores, gallery_embed=_carrying(hold, whole))
+            domain, path = known[name], [transport for transport in transports if transport]
+            old, new = run.served(step.index)(domain), serve_queries(domain)
+            carried = evaluate(domain, new, run.stores, gallery_embed=_carrying(old, path))
             scored[name] = {
-                "reindexed": evaluate(domain, asked, run.stores).mAP,
-                "carried": carried.mAP if len(whole) == len(transports) else None,
-                "as_it_was": evaluate(domain, asked, run.stores, gallery_embed=hold).mAP,
+                "reindexed": evaluate(domain, new, run.stores).mAP,
+                "carried": carried.mAP if len(path) == len(transports) else None,
+                "as_it_was": evaluate(domain, new, run.stores, gallery_embed=old).mAP,
             }
     return scored
 
 
-def _carrying(hold: Embed, path: Sequence[Transport]) -> Embed:
-    """Embed, and carry what comes out through transports."""
-    return lambda crops: compose(path, hold(crops))
+def _carrying(embed: Embed, path: Sequence[Transport]) -> Embed:
+    """Embed crops and carry the embeddings through transports."""
+    return lambda crops: compose(path, embed(crops))
 
 
 def _cards(run: Steps) -> dict[str, Any]:
-    """What the steps' cards say of the domains that they learned, by name."""
+    """Return the cards' entries for all learned domains, by name."""
     return {entry["name"]: entry for step in run.steps for entry in step.card["domains"]}
 
 
 def _cells(
     run: Steps, domain: Domain, rows: Sequence[int], progress: Progress
 ) -> tuple[dict[tuple[int, str], Cell], tuple[str, ...]]:
-    """Score one domain in these rows, its crops decoded once; also a line for each image that can't be read. Raises
-    DataError.
+    """Score one domain in these rows, decoding its crops once; also return a line for each image that can't be read.
+
+    Raises:
+        DataError: see the message.
     """
     cells: dict[tuple[int, str], Cell] = {}
     left_out: tuple[str, ...] = ()

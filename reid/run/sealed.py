@@ -1,4 +1,4 @@
-"""A sealed step: its folder, what lies in it, and how it is written."""
+"""A sealed step: its folder, what is in it, and how it is written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sealed:
 
     @property
     def index(self) -> int:
-        """T, 0 for the untrained start."""
+        """Index t of the step, 0 for the untrained start."""
         return int(self.card["index"])
 
     @property
@@ -51,9 +51,7 @@ class Sealed:
         return str(self.card["feature_space"])
 
     def file(self, name: str) -> Path:
-        """Path of one of the step's files; raises ArtefactError if the card does not know it or it was changed
-        since.
-        """
+        """Return the path of one of the step's files; raises ArtefactError if it was changed or is not on the card."""
         path = self.folder / name
         if name not in self.card["files"]:
             raise ArtefactError(f"{self.folder} has no {name}")
@@ -62,15 +60,15 @@ class Sealed:
         return path
 
     def memory(self) -> Memory:
-        """What is kept of the step's domain; raises ArtefactError."""
+        """Read the memory of the step's domain; raises ArtefactError."""
         return Memory.read(self.file(MEMORY))
 
     def transport(self) -> Transport | None:
-        """The map from the feature space before this step, if its method fitted one; raises ArtefactError."""
+        """Read the map from the previous step's feature space, if the method fitted one; raises ArtefactError."""
         return Transport.read(self.file(TRANSPORT)) if TRANSPORT in self.card["files"] else None
 
     def kept(self) -> dict[str, State]:
-        """Further weights that the step's fusion left for the next, by name."""
+        """Read the further weights that the step keeps for the next, by name."""
         head, tail = KEPT.split("{}")
         names = [name.removeprefix(head).removesuffix(tail) for name in self.card["files"] if name.startswith(head)]
         return {name: read_tensors(self.file(KEPT.format(name)))[0] for name in names}
@@ -90,14 +88,14 @@ def seal(
     """Write a step's files, then its card, which makes it sealed.
 
     Args:
-        folder: the step's.
+        folder: the step's folder.
         index: t.
         model: M_t.
         crop: the run's crop rule.
-        card: what is to be known about the step.
-        memory: what is kept of its domain, arrays by name.
-        parent: id of the step before.
-        ended: what else its end left.
+        card: what to record about the step.
+        memory: the memory of its domain, arrays by name.
+        parent: id of the previous step.
+        ended: further results of the step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     space = model.feature_space(crop)

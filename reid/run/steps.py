@@ -1,4 +1,4 @@
-"""What a run has sealed, read: its steps, their models and memories, and how each serves a site."""
+"""Reading what a run has sealed: its steps, their models and memories, and how each serves a site."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Steps:
         folder: where the run lives.
         config: the settings it was created with.
         identity: id of its untrained start.
-        scores: the matrix.
-        stores: decodes crops of the domains that are scored, and keeps them.
+        scores: the score matrix.
+        stores: decodes and caches crops of the scored domains.
     """
 
     def __init__(self, folder: Path, config: Config, identity: str) -> None:
@@ -57,8 +57,8 @@ class Steps:
             Sealed(folder, read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False))
             for folder in folders
         ]
-        for place, step in enumerate(sealed):
-            if step.index != place or step.card["parent"] != (sealed[place - 1].card["id"] if place else None):
+        for position, step in enumerate(sealed):
+            if step.index != position or step.card["parent"] != (sealed[position - 1].card["id"] if position else None):
                 raise ArtefactError(
                     f"{step.folder} does not follow the step before it; restore {self.folder} from a backup"
                 )
@@ -71,7 +71,7 @@ class Steps:
 
     @property
     def unfinished(self) -> list[str]:
-        """Names of steps that were begun and not finished: the same command goes on with them."""
+        """Names of steps that were started but not finished; the same command continues them."""
         return [folder.name for folder in begun(self.folder / "steps")]
 
     @property
@@ -84,7 +84,7 @@ class Steps:
         """Build the network of a sealed step and check its weights' hash; raises ArtefactError."""
         steps = self.steps
         if not -len(steps) <= step < len(steps):
-            raise UsageError(f"{self.folder} has the steps 0 to {len(steps) - 1}, not {step}")
+            raise UsageError(f"{self.folder} has steps 0 to {len(steps) - 1}, not {step}")
         sealed = steps[step]
         tensors, _ = read_tensors(sealed.file(WEIGHTS))
         return self.build(tensors), sealed
@@ -102,11 +102,11 @@ class Steps:
         return model.eval()
 
     def memories(self, *, renew: bool = False) -> list[Memory]:
-        """What is kept of each learned domain, in order.
+        """Read the memory of each learned domain, in order.
 
         Args:
             renew: carry prototypes through the sealed transports into the feature space of the last step. A step
-                without one leaves those before it where they are.
+                without a transport leaves earlier prototypes where they are.
         """
         steps = self.steps[1:]
         memories = [step.memory() for step in steps]
@@ -114,8 +114,8 @@ class Steps:
             return memories
         transports = [step.transport() for step in steps]
         return [
-            renewed(memory, [later for later in transports[place + 1 :] if later])
-            for place, memory in enumerate(memories)
+            renewed(memory, [later for later in transports[position + 1 :] if later])
+            for position, memory in enumerate(memories)
         ]
 
     def evaluate(self, domain: Domain, *, step: int = -1, rerank: bool = False) -> dict[str, float | int]:
@@ -123,11 +123,10 @@ class Steps:
         return evaluate(domain, self.served(step)(domain), self.stores, rerank=rerank).to_dict()
 
     def route(self, site: Domain | str, step: int = -1) -> ReidModel | None:
-        """Build the network that serves a site, where a step's method keeps one per domain; None where all are served
-        by the step's own.
+        """Build the network that serves a site; return None if that is the step's own network.
 
-        A learned site's name is enough; of another the query crops are looked at. None, too, where another site is
-        served by the step's own network.
+        Only some methods keep a network per domain. A learned site's name is enough; any other site is
+        placed by its query crops, unless the step's own network serves it.
         """
         term = routing_term(self.steps[step].card)
         if term is None:
@@ -144,11 +143,11 @@ class Steps:
                 )
             if len(site.query) and not router.shared:
                 look = StyleStatistics.of(batches(self.stores.get(site, site.query).crops))
-        place = router.place(name, look)
-        return None if place is None else router.route(model, place)
+        embedding = router.place(name, look)
+        return None if embedding is None else router.route(model, embedding)
 
     def served(self, step: int) -> Callable[[Domain], Embed]:
-        """How a step's model embeds a domain's crops."""
+        """Return how a step's model embeds a given domain's crops."""
         own = self.embedder(step)
 
         def serve(domain: Domain) -> Embed:
@@ -158,7 +157,7 @@ class Steps:
         return serve
 
     def embedder(self, step: int, model: ReidModel | None = None) -> Embed:
-        """How a step's model, or another network of this run, embeds crops."""
+        """Return how a step's model, or another network of this run, embeds crops."""
         model = model or self.model(step)[0]
         runtime = Runtime.choose(self.config.device, "fp32", model)
         return embedder(model.to(runtime.device, memory_format=torch.channels_last), runtime.device)  # type: ignore[call-overload]

@@ -22,11 +22,12 @@ def open_stream(stream: Stream) -> tuple[list[Domain], list[Domain]]:
 
 
 def in_proposed_order(run: Run, learned: list[Domain], *, progress: Progress | None = None) -> list[Domain]:
-    """Put what a run has learned first, as it was learned, then the others in the order that
-    :func:`reid.run.relate.order_domains` proposes.
+    """Put the domains that a run has learned first, in that order, then the others as proposed.
+
+    The proposal is that of :func:`reid.run.relate.order_domains`.
 
     Raises:
-        UsageError: a learned domain is not among these and no longer where it was.
+        UsageError: a learned domain is not among these and no longer at its old path.
     """
     from reid.run.relate import order_domains
 
@@ -35,8 +36,8 @@ def in_proposed_order(run: Run, learned: list[Domain], *, progress: Progress | N
     }
     if gone := [name for name in run.learned if name not in known]:
         raise UsageError(
-            f"{', '.join(gone)} was learned, and is neither in the stream nor where it was; name it there, or learn "
-            "the new sites one by one"
+            f"{', '.join(gone)} was learned, but is neither in the stream nor at its old path; add it to the stream, "
+            "or learn the new sites one by one"
         )
     done = [known[name] for name in run.learned]
     left = [domain for domain in learned if domain.name not in run.learned]
@@ -53,7 +54,7 @@ def learn_stream(
     progress: Progress | None = None,
     after: Callable[[Sealed], None] | None = None,
 ) -> list[str]:
-    """Learn what is not learned yet, in order, and score all domains, before the first step and after each.
+    """Learn the domains that are not learned yet, in order, and score all before the first step and after each.
 
     Args:
         run: opened or new; what it has learned must be the beginning of this sequence.
@@ -61,8 +62,8 @@ def learn_stream(
         unseen: domains that are only scored.
         method: as for :meth:`reid.run.Run.learn`.
         config: settings of the steps.
-        progress: where to show it.
-        after: called with each new step, once it is scored.
+        progress: where to show progress.
+        after: called with each new step once it is scored.
 
     Returns:
         A line for each domain that could not be scored.
@@ -78,7 +79,7 @@ def learn_stream(
     done = run.learned
     if done != names[: len(done)] or len(done) > len(learned):
         raise UsageError(
-            f"{run.folder} has learned {', '.join(done)}, which is not how this stream begins; name another run"
+            f"{run.folder} has learned {', '.join(done)}, which is not how this stream begins; use another run"
         )
     notes = run.fill_scores(everyone, progress=progress)
     parts: list[list[Domain]] = [learned] if chosen.needs_all_images else [[domain] for domain in learned]

@@ -1,1 +1,1 @@
-"""How well a model does, and the matrix of every model on every domain. Needs no torch."""
+"""Evaluation of a model, and the score matrix of every model on every domain. Needs no torch."""

@@ -20,17 +20,17 @@ from reid.batches.loader import StoreCache
 
 BATCH = 128
 UNREADABLE = 0.01
-"""Share of a domain's test images that may be unreadable; with more the scores would speak of other data."""
+"""Share of a domain's test images that may be unreadable; with more, scores would describe other data."""
 log = logging.getLogger(__name__)
 
 
 def batches(crops: NDArray[np.uint8], size: int = BATCH) -> Iterator[NDArray[np.uint8]]:
-    """Crops in pieces, so that what is computed of a large split needs memory for one piece."""
+    """Return crops batch by batch, so that computing on a large split needs memory for one batch only."""
     return (crops[start : start + size] for start in range(0, len(crops), size))
 
 
 def can_be_scored(domain: Domain) -> str | None:
-    """None, or why a domain has no score: no query and gallery, or images that are gone."""
+    """Return None, or why a domain can't be scored: no query and gallery, or missing images."""
     if not len(domain.query) or not len(domain.gallery):
         return "it has no query and gallery splits"
     gone = [
@@ -45,10 +45,10 @@ class Retrieval:
 
     Attributes:
         asked: unit-length embeddings of the queries, ``[Q, D]``.
-        held: of the gallery, ``[G, D]``.
-        people: who the queries and the gallery show, and where.
+        held: unit-length embeddings of the gallery, ``[G, D]``.
+        people: identities and cameras of the queries and of the gallery.
         same_camera: the domain's camera rule.
-        left_out: a line for each image that can't be read and takes no part.
+        left_out: one line per image that can't be read and is left out.
     """
 
     asked: Float32s
@@ -59,13 +59,14 @@ class Retrieval:
 
     @classmethod
     def of(cls, domain: Domain, embed: Embed, stores: StoreCache, gallery_embed: Embed | None = None) -> Retrieval:
-        """Embed both splits; raises DataError if there is none to score, or too many of their images can't be read."""
+        """Embed both splits; raises DataError if there is nothing to score, or too many images can't be read."""
         why = can_be_scored(domain)
         if why:
             raise DataError(f"domain {domain.name} can't be scored: {why}")
         query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
         left_out = tuple(
-            f"{one.path} can't be read and takes no part: {one.reason}" for one in (*query.left_out, *gallery.left_out)
+            f"{image.path} can't be read and is left out: {image.reason}"
+            for image in (*query.left_out, *gallery.left_out)
         )
         tested = len(domain.query) + len(domain.gallery)
         if len(left_out) > UNREADABLE * tested:
@@ -77,7 +78,7 @@ class Retrieval:
         return cls(embed(query.crops), (gallery_embed or embed)(gallery.crops), people, domain.same_camera, left_out)
 
     def scores(self, *, rerank: bool = False) -> Scores:
-        """Retrieval scores; raises DataError if no query can be scored."""
+        """Return the retrieval scores; raises DataError if no query can be scored."""
         if rerank:
             return score_similarities(k_reciprocal(self.asked, self.held), *self.people, same_camera=self.same_camera)
         return score_domain(self.asked, self.held, *self.people, same_camera=self.same_camera)
@@ -91,14 +92,14 @@ def evaluate(
     Args:
         domain: needs query and gallery splits.
         embed: the model.
-        stores: decodes, and keeps what it decoded.
-        gallery_embed: embeds the gallery, where that is not the same model: an older one whose vectors are carried
-            over, say.
+        stores: decodes splits and caches them.
+        gallery_embed: embeds the gallery, if another model does: an older one whose vectors are carried over, for
+            example.
         rerank: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before scoring.
 
     Raises:
-        DataError: no split to score, no query that can be scored, or more than a hundredth of the images unreadable;
-            fewer are a warning.
+        DataError: no split to score, no query that can be scored, or more than 1 % of the images unreadable; fewer only
+            give a warning.
     """
     retrieval = Retrieval.of(domain, embed, stores, gallery_embed)
     for line in retrieval.left_out:
@@ -107,15 +108,15 @@ def evaluate(
 
 
 def evaluate_open_set(domain: Domain, embed: Embed, stores: StoreCache, *, rerank: bool = False) -> dict[str, Any]:
-    """What :func:`evaluate` gives, as plain values, and ``open_set`` (:mod:`domains.openset`), from one pass over the
-    crops.
+    """Return :func:`evaluate`'s scores as plain values, and ``open_set`` (:mod:`domains.openset`), from one pass over
+    the crops.
 
-    Open-set metrics are of the cosine even with ``rerank``: a re-ranked distance is made for one query and can't be
-    held against one threshold.
+    Open-set metrics use the cosine even with ``rerank``: re-ranked distances are relative to their query and can't be
+    compared with one threshold.
 
     Raises:
         DataError: no split to score, or no query that can be scored.
     """
-    found = Retrieval.of(domain, embed, stores)
-    known = open_set(found.asked, found.held, *found.people, same_camera=found.same_camera)
-    return {**found.scores(rerank=rerank).to_dict(), "open_set": known.to_dict()}
+    retrieval = Retrieval.of(domain, embed, stores)
+    known = open_set(retrieval.asked, retrieval.held, *retrieval.people, same_camera=retrieval.same_camera)
+    return {**retrieval.scores(rerank=rerank).to_dict(), "open_set": known.to_dict()}

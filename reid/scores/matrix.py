@@ -1,4 +1,4 @@
-"""The score matrix a[t][j]: every model of a run on every domain, and what it says of forgetting.
+"""The score matrix a[t][j]: every model of a run on every domain, and the measures of forgetting.
 
 Row t = 0 is the untrained start. Definitions, with T the last row, L the learned domains and s(j) the step that learned
 j (after Díaz-Rodríguez et al. 2018 and Chaudhry et al. ECCV 2018):
@@ -36,14 +36,14 @@ Values = Mapping[tuple[int, str], Float64s]
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One model on one domain: the scores in percent, and per scored query the average precision (0..1)."""
+    """One model on one domain: the scores in percent, and the average precision (0..1) of each scored query."""
 
     scores: Mapping[str, float | int]
     ap: Float64s
 
     @classmethod
     def of(cls, scores: Scores) -> Cell:
-        """Keep what the matrix needs of a ranking's scores."""
+        """Build a cell from a ranking's scores."""
         return cls(
             {key: round(value, 4) if isinstance(value, float) else value for key, value in scores.to_dict().items()},
             scores.ap,
@@ -56,7 +56,7 @@ class ScoreMatrix:
 
     Attributes:
         learned: for each row t the domains that step t learned; row 0 learned none.
-        scored: how each domain is found again and what its scores speak of: ``{"path", "same_camera", "data"}``.
+        scored: where each domain lies and what its scores describe: ``{"path", "same_camera", "data"}``.
         cells: scores by (t, domain).
     """
 
@@ -65,37 +65,37 @@ class ScoreMatrix:
     cells: dict[tuple[int, str], Cell] = field(default_factory=dict)
 
     def seen(self, row: int) -> list[str]:
-        """Domains learned by row ``row``, in order."""
+        """Return the domains learned by row ``row``, in order."""
         return [name for names in self.learned[: row + 1] for name in names]
 
     def unseen(self) -> list[str]:
-        """Scored domains that no step learned."""
+        """Return the scored domains that no step learned."""
         known = set(self.seen(len(self.learned)))
         return [name for name in self.scored if name not in known]
 
     def drop_rows(self, start: int) -> None:
-        """Forget rows from ``start`` on."""
+        """Drop the rows from ``start`` on."""
         del self.learned[start:]
         self.cells = {(row, name): cell for (row, name), cell in self.cells.items() if row < start}
 
     def drop_domain(self, name: str) -> None:
-        """Forget a domain: its scores, where it lies, and that it was learned."""
+        """Drop a domain: its scores, its location, and the record that it was learned."""
         self.learned = [tuple(other for other in names if other != name) for names in self.learned]
         self.scored = {other: entry for other, entry in self.scored.items() if other != name}
         self.cells = {(row, other): cell for (row, other), cell in self.cells.items() if other != name}
 
     def value(self, row: int, name: str, metric: str = "mAP") -> float | None:
-        """One score in percent, or None where it is missing."""
+        """Return one score in percent, or None if it is missing."""
         cell = self.cells.get((row, name))
         return None if cell is None else float(cell.scores[metric])
 
     def average(self, row: int, names: list[str], metric: str = "mAP") -> float | None:
-        """Mean over domains, or None if any is missing."""
+        """Return the mean over domains, or None if any is missing."""
         mean: float | None = _mean(names, lambda name: self.value(row, name, metric))
         return mean
 
     def effect(self, row: int) -> list[dict[str, Any]]:
-        """What one step did to every scored domain: mAP before and after, the change, and rank-1 after."""
+        """Return one step's effect on every scored domain: mAP before and after, the change, and rank-1 after."""
         new, seen = set(self.learned[row]), set(self.seen(row))
         out = []
         for name in self.scored:
@@ -113,7 +113,7 @@ class ScoreMatrix:
         return out
 
     def summary(self) -> dict[str, Any]:
-        """Every row's averages and the run's plasticity, forgetting and backward transfer, each with its 95 %
+        """Return every row's averages and the run's plasticity, forgetting and backward transfer, each with its 95 %
         interval.
         """
         points = {key: np.array([float(cell.scores["mAP"])]) for key, cell in self.cells.items()}
@@ -168,8 +168,8 @@ class ScoreMatrix:
             ap = np.stack([self.cells[row, name].ap for row in rows])
             generator = np.random.default_rng((20_26, number))
             picks = generator.integers(0, ap.shape[1], (SAMPLES, ap.shape[1]))
-            for at, row in enumerate(rows):
-                draws[row, name] = 100 * ap[at][picks].mean(1)
+            for row, precisions in zip(rows, ap, strict=True):
+                draws[row, name] = 100 * precisions[picks].mean(1)
         return draws
 
     def write(self, folder: Path) -> None:
@@ -196,7 +196,7 @@ class ScoreMatrix:
         stored = read_json(folder / FILE)
         if not isinstance(stored, dict) or stored.get("kind") != "scores" or stored.get("schema") != SCHEMA:
             raise ArtefactError(
-                f"{folder / FILE} is no score matrix of schema {SCHEMA}; delete it: reid learn scores again"
+                f"{folder / FILE} is not a score matrix of schema {SCHEMA}; delete it, and reid learn will score again"
             )
         try:
             with np.load(folder / QUERIES, allow_pickle=False) as queries:
@@ -219,13 +219,13 @@ class ScoreMatrix:
             zipfile.BadZipFile,
         ) as error:
             raise ArtefactError(
-                f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both: reid learn scores again"
+                f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both, and reid learn will score again"
             ) from error
 
 
 def _mean(names: list[str], value: Callable[[str], Any]) -> Any:
-    found = [value(name) for name in names]
-    return None if not found or any(item is None for item in found) else sum(found) / len(found)
+    values = [value(name) for name in names]
+    return None if not values or any(item is None for item in values) else sum(values) / len(values)
 
 
 def _interval(draws: Float64s | None) -> list[float] | None:

@@ -1,1 +1,1 @@
-"""One domain learned: the loop, and everything that ends a step."""
+"""Learning one domain: the training loop, and everything that ends a step."""

@@ -1,7 +1,7 @@
-"""What one site needs and no other: a second training of a step, beside the finished model, which it leaves as it is.
+"""One site's own adapter: a second training in a step, beside the finished model, which stays unchanged.
 
-Fusion gives up some of what a step learned so that older domains keep theirs. An adapter of the site's own wins that
-back, and more: it is taught on the step's crops with everything that sites share held, and is used for that site alone
+Fusion gives up some of what a step learned so that older domains keep theirs. The site's own adapter wins that back,
+and more: it is trained on the step's crops with everything that sites share frozen, and is used for that site alone
 (:mod:`reid.run.routing`).
 """
 
@@ -20,17 +20,17 @@ FOLDER = "adapter"
 
 
 def check_adapter(method: Method) -> None:
-    """Raise ConfigError before any training if a term of the adapter's is unknown, or can't stand in that list."""
+    """Raise ConfigError before any training if one of the adapter's terms is unknown or not allowed in its list."""
     terms = build_terms(method.adapter)
-    kept = {term.keeps for term in build_terms(method.terms).values() if term.keeps}
+    kinds = {term.keeps for term in build_terms(method.terms).values() if term.keeps}
     for name, term in terms.items():
         if term.teachers or term.head or term.view != "plain":
             raise ConfigError(
-                f"method {method.name}: an adapter is taught on plain crops without teachers or distributions, so "
-                f"{name} has no place there"
+                f"method {method.name}: an adapter is trained on plain crops without teachers or distributions, so "
+                f"it can't have {name}; remove it from the adapter list"
             )
-        if term.keeps in kept:
-            raise ConfigError(f"method {method.name}: its terms and its adapter both keep {term.keeps}; leave one out")
+        if term.keeps in kinds:
+            raise ConfigError(f"method {method.name}: its terms and its adapter both keep {term.keeps}; remove one")
     if terms and "hypernetwork" not in terms:
         raise ConfigError(f"method {method.name}: its adapter list needs a hypernetwork, which writes the adapter")
 
@@ -38,30 +38,30 @@ def check_adapter(method: Method) -> None:
 def adapted(
     learner: Learner, ended: Ended, entries: tuple[Entry, ...], tick: Tick | None = None
 ) -> tuple[Ended, float]:
-    """Teach the step's adapter; returns what the step leaves with what these terms leave added, and the seconds of the
+    """Train the step's adapter; returns the step's results with those of these terms added, and the seconds of the
     loop.
 
     Args:
-        learner: has trained the step, which is ended; its model is copied, and not changed.
-        ended: what the step leaves so far.
+        learner: the learner that trained the step, which has ended; its model is copied, not changed.
+        ended: the step's results so far.
         entries: the method's ``adapter`` list.
-        tick: told the iterations done and the losses of the last.
+        tick: called with the number of iterations done and the losses of the last.
     """
     step, every = learner.step, build_terms(entries)
     terms = {name: term for name, term in every.items() if name not in idle_terms(every, step.index, step.memories)}
     beside = replace(step, config=adapter_config(step), model=copy.deepcopy(step.model), views={}, finished=True)
     seconds = Learner(beside, terms, learner.store, learner.contract, learner.folder / FOLDER).train(tick).seconds
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(beside).items()}
-    kept = {name: dict(state) for term in terms.values() for name, state in term.weights_for_next(beside).items()}
-    return replace(ended, memory=ended.memory | memory, kept=ended.kept | kept), seconds
+    weights = {name: dict(state) for term in terms.values() for name, state in term.weights_for_next(beside).items()}
+    return replace(ended, memory=ended.memory | memory, kept=ended.kept | weights), seconds
 
 
 def adapter_config(step: Step) -> Config:
-    """Settings of the step with the adapter's own iterations and rate."""
+    """Return the step's settings with the adapter's own iterations and learning rate."""
     train = step.config.train
-    found = {
+    own = {
         "iterations": max(1, round(train.adapter * train.iterations)),
         "lr": train.lr * train.adapter_lr,
         "recompute": 0,
     }
-    return step.config.model_copy(update={"train": train.model_copy(update=found)})
+    return step.config.model_copy(update={"train": train.model_copy(update=own)})

@@ -1,4 +1,4 @@
-"""The end of a step, in the order that makes each part right for the next.
+"""The end of a step, its parts in the order in which each builds on the one before.
 
 Fuse → BatchNorm on the step's crops → fit the transport → carry older prototypes through it → this domain's memory →
 align the classifier.
@@ -33,11 +33,11 @@ FISHER_BATCHES, FISHER_BATCH = 16, 32
 
 @dataclass(frozen=True)
 class Ended:
-    """What a step leaves beside its model.
+    """The results of a step besides its model.
 
     Attributes:
-        memory: what its terms keep of the domain, as ``kind.name``.
-        transport: the map from the feature space before it, if the method fits one.
+        memory: what its terms keep of the domain, by ``kind.name``.
+        transport: the map from the previous feature space, if the method fits one.
         kept: further weights that its terms and its fusion need at the next step, by name.
         figures: numbers for the step's card.
     """
@@ -53,7 +53,9 @@ def check_parts(method: Method) -> None:
     check_fusions(method.fusion)
     check_repairs(method.repair)
     if len(method.transport) > 1:
-        raise ConfigError(f"method {method.name}: it lists {len(method.transport)} transports and a step has one")
+        raise ConfigError(
+            f"method {method.name}: it lists {len(method.transport)} transports, and a step has one; remove the rest"
+        )
     for kind, parameters in (item for entry in method.transport for item in entry.items()):
         if kind not in KINDS:
             raise ConfigError(f"unknown transport {kind!r}{nearest(kind, KINDS)}")
@@ -66,10 +68,10 @@ def end_step(
     """Finish a trained step; ``step.model`` becomes M_t.
 
     Args:
-        step: trained.
+        step: the trained step.
         terms: those that had a part in it.
-        method: whose fusion, repair and transport are applied; at the first step, a fusion that says what weight the
-            start has then.
+        method: its fusion, repair and transport are applied; in the first step, only fusions with a
+            ``first_weight``.
         old: M_{t-1}.
         space: its feature space.
         rows: classifier rows of each of ``step.memories``.
@@ -84,10 +86,10 @@ def end_step(
     if fusions:
         old.to(step.runtime.device)
         scratch = _Scratch(step, survey)
-        given = Fusing(_copy(model), _copy(old), scratch.embeddings, survey.labels, scratch.fisher, first, step.kept)
-        model.load_state_dict(fuse(fusions, given))
-        figures |= {f"fusion.{name}": value for name, value in given.figures.items()}
-        keep |= given.keep
+        fusing = Fusing(_copy(model), _copy(old), scratch.embeddings, survey.labels, scratch.fisher, first, step.kept)
+        model.load_state_dict(fuse(fusions, fusing))
+        figures |= {f"fusion.{name}": value for name, value in fusing.figures.items()}
+        keep |= fusing.keep
     model.eval()
     for name, parameters in _entries(method.repair):
         if name in BEFORE and (fusions or not first):
@@ -105,9 +107,9 @@ def end_step(
     for name, parameters in _entries(method.repair):
         if name in AFTER:
             gaussians = [
-                (where, found)
+                (where, carried)
                 for where, old_memory in zip(rows, step.memories, strict=True)
-                if (found := _carried(old_memory, transport))
+                if (carried := _carried(old_memory, transport))
             ]
             own = DistributionPrototypes.from_arrays({key: value.cpu().numpy() for key, value in memory.items()})
             if own is not None:
@@ -127,7 +129,7 @@ def _entries(entries: tuple[Entry, ...]) -> list[tuple[str, dict[str, object]]]:
 
 def _survey_of(step: Step) -> Survey:
     if step.survey is None:
-        raise ValueError("a step that is ended has a survey of its crops")
+        raise ValueError("ending a step needs a survey of its crops, and the step has none")
     return step.survey
 
 
@@ -136,7 +138,7 @@ def _copy(model: ReidModel) -> State:
 
 
 class _Scratch:
-    """Measures any weights on the step's crops, in the step's network, which is given its own weights back."""
+    """Evaluates any weights on the step's crops, in the step's network, whose own weights are restored afterwards."""
 
     def __init__(self, step: Step, survey: Survey) -> None:
         self.step = step
@@ -155,14 +157,14 @@ class _Scratch:
         """Mean over some batches of the squared gradient of the batch's mean cross-entropy, per parameter of the
         embedding path.
 
-        One backward pass per batch, not per crop, so it is not the empirical Fisher information itself, see
+        One backward pass per batch, not per crop, so it is not the empirical Fisher information itself; see
         :class:`reid.step.fusion.Fusing`.
         """
         model = self.step.model
         own = _copy(model)
         model.load_state_dict(own | {name: value for name, value in state.items() if value.shape == own[name].shape})
         model.eval()
-        found = {name: torch.zeros_like(value) for name, value in model.named_parameters() if value.requires_grad}
+        importance = {name: torch.zeros_like(value) for name, value in model.named_parameters() if value.requires_grad}
         try:
             for crops, labels in itertools.islice(
                 self.survey.shuffled(self.step.config.seed).batches(FISHER_BATCH), FISHER_BATCHES
@@ -172,8 +174,8 @@ class _Scratch:
                 F.cross_entropy(logits, torch.from_numpy(labels).to(logits.device)).backward()  # type: ignore[no-untyped-call]
                 for name, value in model.named_parameters():
                     if value.grad is not None:
-                        found[name] += value.grad.square() / FISHER_BATCHES
+                        importance[name] += value.grad.square() / FISHER_BATCHES
         finally:
             model.zero_grad(set_to_none=True)
             model.load_state_dict(own)
-        return found
+        return importance

@@ -1,4 +1,4 @@
-"""Fusions: how the model just trained and the one before it become one."""
+"""Fusions: how the model just trained and the previous one become one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CHUNK = 1024
 IN_UNIT = ("weight", "first_weight", "share", "decay")
 """Parameters of fusions and repairs that lie in 0..1; all others but ``COUNTS`` lie above 0."""
 COUNTS = {"recoloured": 5, "drawn": 4096}
-"""Parameters that may be 0, with the most they may be."""
+"""Parameters that may be 0, with their maximum."""
 SEARCHED = tuple(round(0.1 * step, 1) for step in range(11))
 
 
 @dataclass
 class Fusing:
-    """What a fusion is given, and what it leaves beside the fused weights.
+    """A fusion's inputs, and its results besides the fused weights.
 
     Attributes:
         new: weights of the model just trained.
@@ -37,10 +37,10 @@ class Fusing:
         labels: their identities, ``[N]``.
         fisher: importance of each parameter under any weights, on the step's train crops: the mean square of the
             gradients of *batch means* (32 crops each). It stands in for the diagonal of the empirical Fisher
-            information, which squares the gradient of each crop: where crops disagree their gradients cancel before
-            they are squared, so it is smaller than that, and not by the same factor for every parameter.
+            information, which squares the gradient of each crop: where crops disagree, their gradients cancel before
+            they are squared, so it is smaller, and not by the same factor for every parameter.
         first: whether this is the first step, where M_{t-1} is the start, which has learned no domain.
-        kept: further weights that the step before sealed, by name.
+        kept: further weights that the previous step sealed, by name.
         keep: further weights to seal with this step, for the next.
         figures: numbers worth knowing, for the step's card.
     """
@@ -57,9 +57,9 @@ class Fusing:
 
 
 def blend(new: Mapping[str, Tensor], old: Mapping[str, Tensor], weight: float | Mapping[str, Tensor]) -> State:
-    """θ = w·θ_new + (1-w)·θ_old for every floating-point entry, w one number or one per entry's element.
+    """θ = w·θ_new + (1-w)·θ_old for every floating-point entry, where w is one number or one per element.
 
-    Of the classifier only the rows that both have are averaged, and what the old model lacks is taken from the new.
+    Only the classifier rows that both models have are averaged, and what the old model lacks is taken from the new.
     Counters (BatchNorm's number of batches) are the new model's: an average of counts means nothing.
     """
     fused: State = {}
@@ -86,10 +86,10 @@ def blend(new: Mapping[str, Tensor], old: Mapping[str, Tensor], weight: float | 
 
 
 def average(given: Fusing, *, weight: float = 0.5, first_weight: float = 1.0) -> State:
-    """Fixed weight of the new model; 0.5 in DKP (CVPR 2024).
+    """Average with a fixed weight of the new model; 0.5 in DKP (CVPR 2024).
 
-    ``first_weight`` is that of the first step, after which the old model is the start: below 1 it keeps some of a start
-    that is worth keeping, as robust fine-tuning does (Wortsman et al., CVPR 2022).
+    ``first_weight`` is that of the first step, where the old model is the start: below 1 it keeps some of a start that
+    is worth keeping, as robust fine-tuning does (Wortsman et al., CVPR 2022).
     """
     return blend(given.new, given.old, first_weight if given.first else weight)
 
@@ -111,9 +111,9 @@ def two_teachers(given: Fusing, *, sharpness: float = 400.0) -> State:
     """LSTKC++ (TPAMI 2025): a short-term model, trained last, and a long-term one, fused from all before it, are both
     kept.
 
-    The long-term model becomes α·long + (1-α)·short with α of {0, 0.1, …, 1} that ranks the step's crops best among
-    themselves (mAP). The result is w·new + (1-w)·long with w = mean_i Σ_j A^new_ij · A^long_ij, A = rowsoftmax(400 ·
-    cos) without the diagonal.
+    The long-term model becomes α·long + (1-α)·short, with the α in {0, 0.1, …, 1} that ranks the step's crops best
+    among themselves (mAP). The result is w·new + (1-w)·long with w = mean_i Σ_j A^new_ij · A^long_ij, where A =
+    rowsoftmax(400 · cos) without the diagonal.
     """
     short, long = given.kept.get("short", given.old), given.kept.get("long", given.old)
     scores = (
@@ -135,22 +135,22 @@ def fisher(given: Fusing, *, decay: float = 1.0) -> State:
     next step.
 
     Diagonal Laplace merging of the posteriors (Kirkpatrick et al., PNAS 2017, for F; Matena & Raffel, NeurIPS 2022, for
-    merging), with F from batches instead of single crops, see :class:`Fusing`. Where neither model cares about a
-    parameter the two are averaged; buffers are averaged.
+    merging), with F from batches instead of single crops, see :class:`Fusing`. Where a parameter matters to neither
+    model, the two are averaged; so are buffers.
     """
     now = given.fisher(given.new)
     before = given.kept.get("fisher") or given.fisher(given.old)
     floor = 1e-3 * torch.cat([value.flatten() for value in now.values()]).mean()
     shares: State = {}
-    kept: State = {}
+    carried: State = {}
     for name, importance in now.items():
         past = torch.zeros_like(importance)
         if name in before:
             rows = min(len(past), len(before[name])) if past.ndim else None
             past[:rows] = before[name][:rows]
         shares[name] = (importance + floor) / (importance + past + 2 * floor)
-        kept[name] = decay * past + importance
-    given.keep["fisher"] = kept
+        carried[name] = decay * past + importance
+    given.keep["fisher"] = carried
     given.figures["weight"] = float(torch.cat([value.flatten() for value in shares.values()]).mean())
     return blend(given.new, given.old, shares)
 
@@ -164,8 +164,8 @@ FUSIONS: Mapping[str, Callable[..., State]] = {
 
 
 def applied(entries: tuple[Entry, ...], *, first: bool, random: bool = False) -> tuple[Entry, ...]:
-    """Return the fusions that a step applies: at the first, those that say what weight the start has then, and none if
-    it was drawn at random.
+    """Return the fusions that a step applies: in the first, those with a ``first_weight``, and none if the start was
+    drawn at random.
     """
     return tuple(
         entry
@@ -194,9 +194,7 @@ def check_fusions(entries: tuple[Entry, ...]) -> None:
 def check_parameters(
     what: str, function: Callable[..., Any], parameters: Mapping[str, Any], of: Collection[str] | None = None
 ) -> None:
-    """Raise ConfigError if a part takes no such keyword (``of`` these, if given), or a number that must lie in 0..1 or
-    above 0 does not.
-    """
+    """Raise ConfigError if a part takes no such keyword (``of`` these, if given), or if a number is out of range."""
     known = {
         name: item for name, item in inspect.signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY
     }
@@ -208,11 +206,7 @@ def check_parameters(
             raise ConfigError(f"{what}: {name} must be a number, got {value!r}")
         if not (0 <= value <= 1 if name in IN_UNIT else 0 <= value <= COUNTS[name] if name in COUNTS else value > 0):
             wanted = (
-                "lie in 0..1"
-                if name in IN_UNIT
-                else f"lie in 0..{COUNTS[name]}"
-                if name in COUNTS
-                else "lie in the positive numbers"
+                "lie in 0..1" if name in IN_UNIT else f"lie in 0..{COUNTS[name]}" if name in COUNTS else "be positive"
             )
             raise ConfigError(f"{what}: {name} must {wanted}, got {value!r}")
         if isinstance(known[name].default, int) and not isinstance(value, int):
@@ -220,10 +214,10 @@ def check_parameters(
 
 
 def self_retrieval(embeddings: Float32s, labels: NDArray[np.int64]) -> float:
-    """Percent mAP of every crop as query against all the others, cameras disregarded; crops that are alone of their
-    identity ask nothing.
+    """Return mAP in percent of every crop as query against all others, ignoring cameras; an identity's only crop is
+    not a query.
     """
-    found: list[float] = []
+    precisions: list[float] = []
     order = np.argsort(labels, kind="stable")
     first, last = (np.searchsorted(labels[order], labels, side) for side in ("left", "right"))
     for start in range(0, len(labels), CHUNK):
@@ -231,10 +225,10 @@ def self_retrieval(embeddings: Float32s, labels: NDArray[np.int64]) -> float:
         for row, values in enumerate(similarity, start):
             person = order[first[row] : last[row]]
             if len(person) > 1:
-                values[row] = -np.inf  # not a match of itself, and before no other
+                values[row] = -np.inf  # not its own match, and ranked behind all others
                 ranks = match_ranks(values, person[person != row])
-                found.append(float(np.mean(np.arange(1, len(ranks) + 1) / ranks)))
-    return 100 * float(np.mean(found)) if found else 0.0
+                precisions.append(float(np.mean(np.arange(1, len(ranks) + 1) / ranks)))
+    return 100 * float(np.mean(precisions)) if precisions else 0.0
 
 
 def _over_rows(
@@ -245,7 +239,7 @@ def _over_rows(
     *,
     diagonal: bool = True,
 ) -> float:
-    """Mean over rows of a measure of two affinities, a few rows at a time, so that nothing of size N² is held."""
+    """Mean over rows of a measure of two affinities, a few rows at a time, so that nothing of size N² is stored."""
     total = 0.0
     for start in range(0, len(left), CHUNK):
         rows = [_softmax_rows(vectors, start, sharpness, diagonal=diagonal) for vectors in (left, right)]
@@ -262,7 +256,7 @@ def _softmax_rows(vectors: Float32s, start: int, sharpness: float, *, diagonal: 
 
 
 def _like(state: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> State:
-    """A state with fewer classifier rows, or without a distribution head, brought to the shape of another."""
+    """Complete a state with fewer classifier rows, or without a distribution head, from another of full shape."""
     return {
         name: state[name] if name in state and state[name].shape == value.shape else value
         for name, value in full.items()

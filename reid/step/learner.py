@@ -1,4 +1,4 @@
-"""The loop: one domain, a list of terms, and a state that can be picked up at any iteration with the same bits."""
+"""The training loop: one domain, a list of terms, and a state that can be resumed at any iteration bit for bit."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SNAPSHOT = "state.safetensors"
 LOG = "log.jsonl"
 
 Tick = Callable[[int, Mapping[str, float]], None]
-"""Told the iterations done and the losses of the last."""
+"""Called with the number of iterations done and the losses of the last."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How a step's training went: seconds of the loop over all its resumptions, crops seen, and seconds spent waiting
-    for crops.
+    """Totals of a step's training: seconds in the loop including resumptions, crops seen, and seconds spent waiting for
+    crops.
     """
 
     seconds: float
@@ -48,10 +48,10 @@ class Learner:
     """Trains ``step.model`` on ``step.domain``.
 
     Args:
-        step: what is learned, and with what.
+        step: the domain to learn, with its model and settings.
         terms: the method's objectives by name, those that have a part in this step.
         store: the domain's decodable train crops.
-        contract: whatever must not change between a start and its resumption; compared key by key.
+        contract: what must not change before the step is resumed; compared key by key.
         folder: where the state of the step in progress is kept.
     """
 
@@ -87,7 +87,7 @@ class Learner:
         """Train to the last iteration, from the snapshot if there is one.
 
         Raises:
-            TrainingError: a loss is not finite; names the iteration and every term.
+            TrainingError: a loss is not finite; the message names the iteration and every term.
             ConfigError: the snapshot was made under another contract; one line per difference.
         """
         step, train = self.step, self.step.config.train
@@ -117,7 +117,7 @@ class Learner:
         return Trained(seconds, train.iterations * train.identities * train.instances, waiting)
 
     def _loop(self, start: int, seconds: float, waiting: float, tick: Tick | None) -> tuple[float, float]:
-        """The iterations from ``start`` on; returns seconds and seconds waited, with those of before."""
+        """Run the iterations from ``start`` on; returns the total seconds and seconds waited, earlier ones included."""
         step, train = self.step, self.step.config.train
         saved = clock = time.perf_counter()
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
@@ -152,15 +152,15 @@ class Learner:
         step, train = self.step, self.step.config.train
         torch.manual_seed(randomness.torch_seed(step.config.seed, step.index, iteration, "model"))
         set_rate(self.optimiser, learning_rate(train, iteration))
-        asked = {name: term.loss(batch) for name, term in self.terms.items()}
-        values = {name: value for name, value in asked.items() if value is not None}
+        outputs = {name: term.loss(batch) for name, term in self.terms.items()}
+        values = {name: value for name, value in outputs.items() if value is not None}
         total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
         losses = {name: float(value.detach()) for name, value in values.items()}
         if not math.isfinite(float(total.detach())):
-            found = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
+            listed = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
             raise TrainingError(
-                f"step {step.index} ({step.domain.name}): the loss is not finite at iteration {iteration}: {found}; "
-                "nothing was sealed. Try a lower train.lr"
+                f"step {step.index} ({step.domain.name}): the loss is not finite at iteration {iteration}: {listed}; "
+                "nothing was sealed; try a lower train.lr"
             )
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -205,18 +205,18 @@ class Learner:
 
 
 def check_contract(saved: Mapping[str, Any], requested: Mapping[str, Any], folder: Path) -> None:
-    """Raise ConfigError with a line per difference between a step in progress and what is asked for now."""
+    """Raise ConfigError with a line per difference between a step in progress and the settings requested now."""
     plain = json.loads(json.dumps(dict(requested)))
     differing = [name for name in sorted({*saved, *plain}) if saved.get(name) != plain.get(name)]
     if differing:
         lines = "\n".join(f"  {name}: saved {saved.get(name)!r}, requested {plain.get(name)!r}" for name in differing)
         raise ConfigError(
-            f"the step in progress in {folder.parent} was begun with other settings; use those, or add --restart to "
-            f"begin it again:\n{lines}"
+            f"the step in progress in {folder.parent} was started with other settings; use those, or add --restart to "
+            f"start over:\n{lines}"
         )
 
 
 def _fill(step: Step) -> list[float]:
-    """Return the model's mean as RGB, which padding and erasing paint."""
+    """Return the model's mean as RGB, the colour that padding and erasing paint."""
     mean = step.model.normalise.mean.tolist()
     return mean[::-1] if step.model.normalise.flip else mean

@@ -1,4 +1,4 @@
-"""The optimiser of a network and of a method's terms, and its rate."""
+"""The optimiser of a network and of a method's terms, and its learning rate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from reid.network.model import ReidModel
 
 
 def build_optimiser(model: ReidModel, config: TrainConfig, extra: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
-    """AdamW or SGD, fused; each group's ``scale`` (``backbone_lr`` for the backbone) multiplies the scheduled rate.
+    """Build AdamW or SGD, fused; each group's ``scale`` (``backbone_lr`` for the backbone) multiplies the rate.
 
-    Of the network, only weights of two or more axes decay, and not those that the backbone's family exempts (timm's
-    ``no_weight_decay``: position embeddings, class token). ``extra``, the parameters of terms, decays whole.
+    In the network, only weights of two or more axes decay, except those that the backbone's family exempts (timm's
+    ``no_weight_decay``: position embeddings, class token). All of ``extra``, the parameters of terms, decays.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     exempt = _exempt(model)
@@ -37,7 +37,7 @@ def build_optimiser(model: ReidModel, config: TrainConfig, extra: Iterable[nn.Pa
 
 
 def _exempt(model: nn.Module) -> set[str]:
-    """Names of the parameters that the backbone's family holds from decay."""
+    """Return the names of the parameters that the backbone's family exempts from decay."""
     return {
         f"{path}.{name}"
         for path, module in model.named_modules()
@@ -47,6 +47,6 @@ def _exempt(model: nn.Module) -> set[str]:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of ``rate``."""
+    """Set every group's learning rate to ``rate`` times its scale."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["scale"]

@@ -1,8 +1,8 @@
 """Probes: the crops on which two models are compared to learn the map from one feature space to the other.
 
-A step's own crops reach a part of the space only, and a map that was fitted there moves the rest almost at random. Two
-kinds of crops reach further and cost no memory: the step's crops with their colour channels exchanged, and drawn people
-(``benchmarks/transports.py`` compares).
+A step's own crops cover only a part of the space, and a map fitted there moves the rest almost at random. Two kinds of
+crops reach further and cost no memory: the step's crops with permuted colour channels, and drawn people
+(``benchmarks/transports.py`` compares them).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reid.terms.survey import Survey
 
 ORDERS = tuple(itertools.permutations(range(3)))[1:]
 OWN = 4000
-"""Own crops of a step that the map is fitted on, at most: with five recolourings each is embedded twelve times."""
+"""Maximum number of a step's own crops to fit a map on; with five recolourings, each is embedded twelve times."""
 DRAWN, DRAWN_HEIGHT, DRAWN_WIDTH = 256, 128, 64
 
 
@@ -37,8 +37,8 @@ class TransportSettings:
     Attributes:
         kind: see :func:`prototypes.transport.fit_transport`.
         shrinkage: likewise.
-        recoloured: how many of the five exchanges of colour channels are added, 0 to 5.
-        drawn: how many drawn people are added.
+        recoloured: how many of the five permutations of colour channels are added, 0 to 5.
+        drawn: number of drawn people added.
     """
 
     kind: TransportKind = "ridge"
@@ -61,14 +61,14 @@ def learn_transport(
     """Fit the transport from the old model to the new.
 
     Args:
-        survey: the step's crops; of more than ``OWN`` a sample that shows everyone, if there is room for all.
+        survey: the step's crops; if more than ``OWN``, a sample that shows everyone if there is room.
         old: M_{t-1}, on the survey's device.
         new: M_t.
         spec: the run's crop rule.
-        settings: how; as shipped by default.
+        settings: how to fit; the defaults as shipped.
         source: name of the old feature space.
         target: name of the new one.
-        seed: of the sample.
+        seed: for the sample.
     """
     fit = settings or TransportSettings()
     probes = Probes(survey.sample(OWN, seed, "transport"), spec, recoloured=fit.recoloured, drawn=fit.drawn)
@@ -79,7 +79,7 @@ def learn_transport(
 
 
 class Probes:
-    """The crops, batch by batch: those of the step, the same for each exchange of channels, drawn people."""
+    """The probe crops, batch by batch: the step's own, the same in each permutation of channels, and drawn people."""
 
     def __init__(self, survey: Survey, spec: CropSpec, *, recoloured: int, drawn: int) -> None:
         self.survey, self.spec = survey, spec
@@ -87,12 +87,12 @@ class Probes:
 
     @property
     def sources(self) -> NDArray[np.int64]:
-        """Which original each probe shows; a crop and the same crop recoloured are one."""
+        """The original that each probe shows; a crop and its recoloured copies have the same one."""
         own = np.tile(np.arange(len(self.survey)), 1 + len(self.orders))
         return np.concatenate([own, len(self.survey) + np.arange(self.drawn)])
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Crops ``[n, H, W, 3]`` uint8."""
+        """Yield crops ``[n, H, W, 3]`` uint8."""
         for order in ((0, 1, 2), *self.orders):
             for crops, _ in self.survey.batches():
                 yield crops[..., list(order)]
@@ -102,5 +102,5 @@ class Probes:
 
 @lru_cache(maxsize=2)
 def _drawn(count: int, spec: CropSpec) -> NDArray[np.uint8]:
-    """Drawn people in the run's crop size; drawn at one size, so that they take the same time at any."""
+    """Return drawn people at the run's crop size; drawn at one size, so that all crop sizes take the same time."""
     return spec.batch(list(golden_crops(count, height=DRAWN_HEIGHT, width=DRAWN_WIDTH)))

@@ -1,4 +1,4 @@
-"""Repairs: what is put right after fusion, from the step's crops and the stored prototypes alone."""
+"""Repairs after fusion, from the step's crops and the stored prototypes alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from domains.errors import ConfigError
-from prototypes.distribution import draw
 from prototypes.prototype import DistributionPrototypes
 from reid.config import Entry, nearest
+from reid.network.distribution import draw
 from reid.randomness import torch_generator
 from reid.step.fusion import check_parameters
 from reid.terms import losses
@@ -26,12 +26,12 @@ Gaussians = list[tuple[slice, DistributionPrototypes]]
 
 
 def batchnorm(step: Step, survey: Survey, *, share: float = 1.0, until: int = EVERY) -> None:
-    """Estimate BatchNorm's statistics again on the step's crops: an average of two models' statistics belongs to
-    neither network.
+    """Re-estimate BatchNorm's statistics on the step's crops: an average of two models' statistics belongs to neither
+    network.
 
-    Layer by layer in one pass, as each saw it in training mode; the result is ``share`` of the new estimate and the
-    rest of what was there. ``until`` is the last step that is repaired so: the first alone where later ones hold the
-    statistics (:class:`reid.terms.normalisation.FixedStatistics`).
+    All layers are estimated in one pass in training mode; the result is ``share`` of the new estimate and the rest of
+    the old. ``until`` is the last step that is repaired: the first alone where later ones freeze the statistics
+    (:class:`reid.terms.normalisation.FixedStatistics`).
     """
     if step.index > until:
         return
@@ -61,13 +61,13 @@ def batchnorm(step: Step, survey: Survey, *, share: float = 1.0, until: int = EV
 
 def classifier(step: Step, gaussians: Gaussians, *, iterations: int = 100, batch: int = 256, lr: float = 1e-3) -> None:
     """Align neck and classifier on draws from all stored Gaussians, old and current alike, with the rest frozen (SLCA,
-    ICCV 2023, in re-ID's terms).
+    ICCV 2023, adapted to re-ID).
 
     The embedding lies before the neck, so no feature moves.
     """
     model = step.model
-    mean = torch.cat([torch.from_numpy(found.mean) for _, found in gaussians]).to(step.runtime.device)
-    spread = torch.cat([torch.from_numpy(found.spread) for _, found in gaussians]).to(step.runtime.device)
+    mean = torch.cat([torch.from_numpy(domain.mean) for _, domain in gaussians]).to(step.runtime.device)
+    spread = torch.cat([torch.from_numpy(domain.spread) for _, domain in gaussians]).to(step.runtime.device)
     rows = torch.from_numpy(np.concatenate([np.arange(where.start, where.stop) for where, _ in gaussians])).to(
         step.runtime.device
     )
@@ -91,9 +91,9 @@ def classifier(step: Step, gaussians: Gaussians, *, iterations: int = 100, batch
 
 
 BEFORE: Mapping[str, Callable[..., None]] = {"batchnorm": batchnorm}
-"""Repairs that move the embedding: before the transport is fitted and prototypes are made."""
+"""Repairs that change the embedding, before the transport is fitted and prototypes are computed."""
 AFTER: Mapping[str, Callable[..., None]] = {"classifier": classifier}
-"""Repairs of neck and classifier: once this domain's prototypes are there."""
+"""Repairs of neck and classifier, once this domain's prototypes are there."""
 
 
 def check_repairs(entries: tuple[Entry, ...]) -> None:

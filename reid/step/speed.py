@@ -26,12 +26,11 @@ WARM_UP, MEASURED = 1, 2
 
 @dataclass(frozen=True)
 class Speed:
-    """What training takes here.
+    """Speed and memory of training on this machine.
 
     Attributes:
-        crops_per_second: after warming up.
-        peak_bytes: the largest memory the process (on a GPU: the device) held meanwhile; crops of the domain come on
-            top.
+        crops_per_second: throughput after warm-up.
+        peak_bytes: peak memory of the process (on a GPU: of the device) meanwhile; the domain's crops come on top.
     """
 
     crops_per_second: float

@@ -1,4 +1,4 @@
-"""Averaging along a step's iterations: the moving average of the weights takes their place when the step is trained."""
+"""Averaging over a step's iterations: the moving average of the weights replaces them at the end of training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MovingAverage(Term):
     t / (t + 10).
 
     Args:
-        decay: of the average, per iteration.
+        decay: decay of the average per iteration.
     """
 
     updates: Tensor
@@ -25,20 +25,20 @@ class MovingAverage(Term):
     def __init__(self, decay: float = 0.95) -> None:
         super().__init__()
         if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in 0..1, 1 left out, got {decay!r}")
+            raise ValueError(f"decay must lie in 0..1, excluding 1, got {decay!r}")
         self.decay = decay
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def begin(self, step: Step) -> None:
-        """Start at the weights as they are; the averages are buffers, so that a step can be resumed."""
+        """Start at the current weights; the averages are buffers, so that a step can be resumed."""
         self.places = {name: f"average{at}" for at, name in enumerate(_weights(step))}
         for name, weight in _weights(step).items():
             self.register_buffer(self.places[name], weight.detach().clone())
 
     def after_update(self, step: Step) -> None:
-        """Move the average; after the last iteration, take it."""
-        learning = _weights(step)  # fewer than at the beginning, where a term that began later holds some still
-        if not learning:  # an adapter learns, and it is no weight of the model's
+        """Update the average; after the last iteration, make it the weights."""
+        learning = _weights(step)  # fewer than at the start if a term begun later has frozen some
+        if not learning:  # only an adapter learns, which is not among the model's weights
             return
         weights = list(learning.values())
         averages = [self.get_buffer(self.places[name]) for name in learning]

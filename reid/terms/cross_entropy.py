@@ -14,21 +14,22 @@ from reid.terms import losses
 from reid.terms.term import Batch, Step, Term, View
 
 Start = Literal["centre", "random"]
+"""Initial values of new classifier rows."""
 Classes = Literal["current", "all"]
-"""Where new classifier rows begin."""
+"""The identities in the softmax: those of this step, or all learned so far."""
 
 
 def start_at_centres(step: Step) -> None:
     """Put the classifier rows of new identities at the unit-length mean of their embeddings under M_{t-1} (DKP, CVPR
     2024).
 
-    A row that is drawn at random has to be found before it can teach the network anything, and with hundreds of
-    identities and a hundred iterations each is seen a few times only; meanwhile the gradient pulls embeddings towards
-    places that mean nothing. A step without a survey of its crops has no centres, and its rows stay as they are.
+    A random row has to find its place before it can teach the network anything, and with hundreds of identities and a
+    hundred iterations each is seen only a few times; meanwhile the gradient pulls embeddings towards meaningless
+    places. A step without a survey of its crops has no centres, and its rows are unchanged.
 
     Raises:
-        TrainingError: embeddings are not finite, as some deep networks' are with random weights before BatchNorm has
-            seen a batch.
+        TrainingError: embeddings are not finite, as in some deep networks with random weights before BatchNorm has seen
+            a batch.
     """
     if step.survey is None:
         return
@@ -37,16 +38,15 @@ def start_at_centres(step: Step) -> None:
     if not torch.isfinite(sums).all():
         raise TrainingError(
             f"step {step.index} ({step.domain.name}): the network's embeddings are not finite before any training, so "
-            "identities have no centres to "
-            "begin at; begin from trained weights (model.weights), or with a method whose classifier rows begin at "
-            "random, as fine_tune"
+            "identities have no centres; start from trained weights (model.weights), or use a method whose classifier "
+            "rows start at random, such as fine_tune"
         )
     with torch.no_grad():
         step.model.classifier.weight[step.old_classes :] = F.normalize(sums, dim=1).to(step.runtime.device)
 
 
 def checked_start(start: str) -> bool:
-    """Whether rows begin at their centres; raises ValueError for a word that says neither."""
+    """Return whether rows start at their identities' centres; raises ValueError for an unknown word."""
     check_choice("start", start, Start, ValueError)
     return start == "centre"
 
@@ -56,11 +56,11 @@ class CrossEntropy(Term):
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
         smoothing: ε of label smoothing.
-        classes: ``current`` compares the identities of this step only; ``all`` keeps every earlier identity in the
+        classes: ``current`` compares only the identities of this step; ``all`` keeps every earlier identity in the
             softmax, as DKP does, where old rows can only be pushed away, since none of their people are seen.
-        start: where new classifier rows begin: ``random`` and small, or at their identity's mean ``centre``
+        start: initial values of new classifier rows: ``random``, small noise, or ``centre``, their identity's mean
             (:func:`start_at_centres`).
     """
 
@@ -79,11 +79,11 @@ class CrossEntropy(Term):
         self.current_only = classes == "current"
 
     def begin(self, step: Step) -> None:
-        """Put new classifier rows where they begin."""
+        """Initialise new classifier rows."""
         if self.from_centres and self.view == "plain":
             start_at_centres(step)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_ce, a scalar."""
         skip = batch.step.old_classes if self.current_only else 0
         return losses.cross_entropy(batch.output(self.view).logits[:, skip:], batch.labels - skip, self.smoothing)

@@ -1,4 +1,4 @@
-"""Distillation from the model before this step: of its logits, and of its relations."""
+"""Distillation from the previous model: its logits, its relations and its embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from domains.choice import check_choice
-from prototypes.distribution import affinity
+from reid.network.distribution import affinity
 from reid.terms import losses
 from reid.terms.term import Batch, Term, View
 
@@ -30,7 +30,7 @@ class LogitDistillation(Term):
         self.temperature = temperature
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_lwf, a scalar."""
         old = batch.teacher("old").logits
         return losses.logit_distillation(batch.output().logits[:, : old.shape[1]], old, self.temperature)
 
@@ -41,7 +41,7 @@ class RelationDistillation(Term):
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
         temperature: τ of the affinity's softmax.
         direction: ``forward`` as above; ``reverse`` is KL(R_new ‖ R_old), as in DKP++ (TPAMI 2025).
     """
@@ -57,7 +57,7 @@ class RelationDistillation(Term):
         self.reverse = direction == "reverse"
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_rel, a scalar."""
         student, teacher = batch.output(self.view).embedding, batch.teacher("old", self.view).embedding
         return losses.relation_distillation(student, teacher, self.temperature, reverse=self.reverse)
 
@@ -68,9 +68,9 @@ class RectifiedDistillation(Term):
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
         temperature: τ of the affinity's softmax.
-        detach: keep the gradient out of the target; published: it flows through both sides.
+        detach: stop the gradient at the target; as published, it flows through both sides.
     """
 
     teachers = ("old",)
@@ -82,7 +82,7 @@ class RectifiedDistillation(Term):
         self.temperature, self.detach = temperature, detach
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_KL, a scalar."""
         student = batch.output(self.view).embedding
         new = affinity(student, self.temperature).exp()
         old = affinity(batch.teacher("old", self.view).embedding, self.temperature).exp()
@@ -96,7 +96,7 @@ class TwoTeacherDistillation(Term):
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
         temperature: τ of the affinity's softmax.
     """
 
@@ -107,7 +107,7 @@ class TwoTeacherDistillation(Term):
         self.temperature = temperature
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_KL, a scalar."""
         with torch.no_grad():
             short, long = (
                 affinity(batch.teacher(name, self.view).embedding, self.temperature).exp() for name in self.teachers
@@ -117,16 +117,16 @@ class TwoTeacherDistillation(Term):
 
 
 class EmbeddingDistillation(Term):
-    """L_emb: mean of 1 - cos between the embedding and the old model's, so that the feature space itself stays where it
-    was.
+    """L_emb: mean of 1 - cos between the embedding and the old model's, so that the feature space itself does not
+    move.
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
     """
 
     teachers = ("old",)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_emb, a scalar."""
         return losses.embedding_distance(batch.output(self.view).embedding, batch.teacher("old", self.view).embedding)

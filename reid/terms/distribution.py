@@ -1,4 +1,4 @@
-"""Instance-level distribution modelling: the base objectives of DKP (CVPR 2024), and what it keeps of a domain."""
+"""Instance-level distribution modelling: the base objectives of DKP (CVPR 2024), and its memory of a domain."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from domains.choice import check_choice
-from prototypes.distribution import HeadKind
 from prototypes.prototype import PrototypeStream
+from reid.network.distribution import HeadKind
 from reid.terms import losses
 from reid.terms.cross_entropy import Classes, Start, checked_start, start_at_centres
 from reid.terms.term import Batch, Step, Term, View
 
 
 class DistributionTerm(Term):
-    """What the terms on distributions share.
+    """The base of all terms on distributions.
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
         samples: m, draws per crop.
-        head: ``pooled`` (small) or ``convolution`` (as published); all terms of a method must say the same.
+        head: ``pooled`` (small) or ``convolution`` (as published); all terms of a method must agree.
     """
 
     def __init__(self, weight: float = 1.0, view: View = "plain", samples: int = 6, head: HeadKind = "pooled") -> None:
@@ -39,13 +39,13 @@ class DistributionCrossEntropy(DistributionTerm):
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
         samples: m, draws per crop.
         head: which distribution head.
         smoothing: ε of label smoothing; none as published.
-        classes: ``all`` keeps every earlier identity in the softmax, as published; ``current`` those of this step only.
-        start: where new classifier rows begin: at their identity's mean ``centre``, as published, or ``random`` and
-            small.
+        classes: ``all`` keeps every earlier identity in the softmax, as published; ``current`` only those of this step.
+        start: initial values of new classifier rows: ``centre``, their identity's mean, as published, or ``random``,
+            small noise.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class DistributionCrossEntropy(DistributionTerm):
         self.current_only = classes == "current"
 
     def begin(self, step: Step) -> None:
-        """Put new classifier rows where they begin."""
+        """Initialise new classifier rows."""
         if self.from_centres and self.view == "plain":
             start_at_centres(step)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_ce-d, a scalar."""
         skip = batch.step.old_classes if self.current_only else 0
         logits = batch.gaussians(self.view, self.samples).logits[:, skip:]
         return losses.cross_entropy(logits, (batch.labels - skip).repeat(self.samples + 1), self.smoothing)
@@ -80,10 +80,10 @@ class DistributionTriplet(DistributionTerm):
     """L_tri-d: soft-margin batch-hard triplet, every draw against the centres."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
-        found = batch.gaussians(self.view, self.samples)
+        """Return L_tri-d, a scalar."""
+        gaussians = batch.gaussians(self.view, self.samples)
         return losses.set_triplet(
-            found.samples.flatten(0, 1), batch.labels.repeat(self.samples), found.centre, batch.labels
+            gaussians.samples.flatten(0, 1), batch.labels.repeat(self.samples), gaussians.centre, batch.labels
         )
 
 
@@ -96,7 +96,7 @@ class JointTriplet(DistributionTerm):
         super().__init__(weight, "aligned", samples, head)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_tri-joint, a scalar."""
         plain, aligned = batch.gaussians("plain", self.samples), batch.gaussians("aligned", self.samples)
         anchors = torch.cat([aligned.samples, plain.centre[None], plain.samples])
         return losses.set_triplet(
@@ -105,7 +105,7 @@ class JointTriplet(DistributionTerm):
 
 
 class Prototypes(DistributionTerm):
-    """Keeps a Gaussian per identity, gathered from the finished model in one pass (DPG of DKP); has no objective."""
+    """Keeps a Gaussian per identity, estimated with the finished model in one pass (DPG of DKP); has no objective."""
 
     keeps = "prototypes"
 
@@ -113,11 +113,11 @@ class Prototypes(DistributionTerm):
         super().__init__(head=head)
 
     def end(self, step: Step) -> Mapping[str, Tensor]:
-        """``mean`` and ``spread``, ``[K, D]`` fp16, in the order of the step's classifier rows."""
+        """Return ``mean`` and ``spread``, ``[K, D]`` fp16, in the order of the step's classifier rows."""
         if step.survey is None:
-            raise ValueError("prototypes are made from a survey of the step's crops, and the step has none")
+            raise ValueError("prototypes are computed from a survey of the step's crops, and the step has none")
         stream = PrototypeStream(step.model.classes - step.old_classes, step.model.dim)
         for centre, spread, labels in step.survey.gaussians(step.model):
             stream.add(centre, spread, labels)
-        found = stream.finish()
-        return {"mean": torch.from_numpy(found.mean).half(), "spread": torch.from_numpy(found.spread).half()}
+        prototypes = stream.finish()
+        return {"mean": torch.from_numpy(prototypes.mean).half(), "spread": torch.from_numpy(prototypes.spread).half()}

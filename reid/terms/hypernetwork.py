@@ -1,14 +1,14 @@
 """Adapters written by a hypernetwork from a domain's embedding.
 
 After "Exploiting Task Relationships for Continual Learning Using Transferability-Aware Task Embeddings" (NeurIPS 2025),
-with one embedding space and one exported network in the place of a task that is known.
+with one embedding space and one exported network instead of a known task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,20 +17,21 @@ from torch import Tensor, nn
 
 from domains.choice import check_choice
 from domains.errors import ConfigError
-from domains.transferability import h_embedding, h_score, relations
+from domains.transferability import h_score, relations
 from prototypes.memory import Memory
-from reid.config import learning_rate, nearest
+from reid.config import learning_rate
 from reid.network.adapter import Slot, changes, find_slots, has_attention, merge
 from reid.network.backbone import Backbone
+from reid.network.h_embedding import h_embedding
 from reid.network.hypernetwork import CHUNK, EMBEDDING_DIM, HIDDEN, Guide, HyperNetwork, drift
 from reid.network.model import ReidModel
 from reid.randomness import torch_generator, torch_seed
 from reid.terms.survey import Survey
-from reid.terms.term import Batch, Step, Term
+from reid.terms.term import Batch, Step, Term, check_known
 
 KIND, BASE = "hypernetwork", "base"
 SCORED = 1000
-"""Crops that H-scores are computed on, as published."""
+"""Number of crops that H-scores are computed on, as published."""
 
 Use = Literal["merged", "averaged", "routed", "beside"]
 Guidance = Literal["h", "random", "none"]
@@ -38,21 +39,21 @@ Guidance = Literal["h", "random", "none"]
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What is adapted, by what, and how strongly older adapters are held.
+    """What is adapted and how, and how strongly older adapters are preserved.
 
     Attributes:
-        rank: of the low-rank changes.
-        where: what is adapted, see :data:`reid.network.adapter.WHERE`; by default attention of a ViT, convolutions and
-            BatchNorms of a CNN.
-        frozen: whether the backbone below the adapter is held; always so where it is not merged.
-        beta: β_c, how strongly older adapters are held.
-        look_ahead: compute L_c after the step that the other losses alone would take, as von Oswald et al.
-        guide: where the new embedding is pulled: ``h`` by transferability, ``random`` to a random place for comparison,
-            ``none``.
-        gain: factor of what the hypernetwork writes, so of the rate at which adapters learn.
-        share: how much of an adapter that is ``beside`` is used when its site is served. Half of it keeps most of the
+        rank: rank of the low-rank changes.
+        where: what is adapted, see :data:`reid.network.adapter.WHERE`; by default a ViT's attention, or a CNN's
+            convolutions and BatchNorms.
+        frozen: whether the backbone below the adapter is frozen; always so unless the adapter is merged.
+        beta: β_c, how strongly older adapters are preserved.
+        look_ahead: compute L_c after the step that the other losses alone would take, as in von Oswald et al.
+        guide: what the new embedding is pulled towards: ``h`` its place by transferability, ``random`` a random place
+            for comparison, ``none`` nothing.
+        gain: factor on what the hypernetwork writes, and so on the rate at which adapters learn.
+        share: fraction of a ``beside`` adapter that is applied when its site is served. Half of it keeps most of the
             gain, as half of a step does in fusion (Wortsman et al., CVPR 2022).
-        chunk: weights written at a time.
+        chunk: number of weights written at a time.
         hidden: width of the hypernetwork's hidden layer.
     """
 
@@ -68,7 +69,7 @@ class AdapterSettings:
     hidden: int = HIDDEN
 
     def __post_init__(self) -> None:
-        """Check; raises ValueError."""
+        """Check the values; raises ValueError."""
         check_choice("guide", self.guide, Guidance, ValueError)
         for name in ("beta", "gain", "share"):
             value = getattr(self, name)
@@ -84,12 +85,12 @@ class HyperNetworkTerm(Term):
     """The backbone learns through an adapter that a hypernetwork writes; L = β_c L_c + β_e L_e is added to the other
     losses.
 
-    What is kept of a domain is its embedding, 32 numbers. The uses of an adapter are the subclasses;
-    :func:`hypernetwork` builds one by its name. Unless a use says otherwise, the first domain trains the network
-    itself: its adapter is none, and L_c keeps it so.
+    A domain's memory is its embedding, 32 numbers. Each subclass is a use of the adapter; :meth:`build` builds
+    one by name. Unless a use says otherwise, the first domain trains the network itself: its adapter is zero, and L_c
+    keeps it so.
 
     Args:
-        adapter: what is adapted, and how.
+        adapter: what is adapted and how.
     """
 
     keeps = KIND
@@ -97,21 +98,29 @@ class HyperNetworkTerm(Term):
     listed: ClassVar[str] = "among a method's terms, and not in its adapter list"
     """Where in a method the use belongs."""
     beside: ClassVar[bool] = False
-    """Whether it is taught once the step's model is finished, from the first domain on, and leaves that model as it is.
-    """
+    """Whether it is trained after the step's model is finished, from the first domain on, and leaves it unchanged."""
     routes: ClassVar[bool] = False
-    """Whether a learned site is served by the network that its own adapter gives (:mod:`reid.run.routing`)."""
+    """Whether a learned site is served by the network with its own adapter (:mod:`reid.run.routing`)."""
     moves_embedding: ClassVar[bool] = False
     """Whether the linear embedding is trained along with the adapter."""
     others: Tensor
     before: Tensor
 
+    @classmethod
+    def build(cls, use: Use = "merged", **settings: Any) -> HyperNetworkTerm:
+        """Build the subclass for a use; other settings are fields of :class:`AdapterSettings`. Raises ValueError."""
+        check_choice("use", use, Use, ValueError)
+        check_known(settings, [field.name for field in fields(AdapterSettings)])
+        return USES[use](AdapterSettings(**settings))
+
     def __init__(self, adapter: AdapterSettings) -> None:
         super().__init__()
         if not self.moves_embedding and not adapter.frozen:
-            raise ValueError(f"adapters that are {self.use} need the backbone below them frozen")
+            raise ValueError(f"frozen must be true for use: {self.use}, got {adapter.frozen!r}")
         if not self.beside and adapter.share != 1:
-            raise ValueError(f"share is for adapters beside the finished weights, and this one is {self.use}")
+            raise ValueError(
+                f"share is for adapters beside the finished weights, and this one is {self.use}; leave share at 1"
+            )
         self.adapter = adapter
         self.slots: list[Slot] = []
         self.net: HyperNetwork | None = None
@@ -120,8 +129,8 @@ class HyperNetworkTerm(Term):
     # ----------------------------------------------------------------------------------------------------------- a step
 
     def begin(self, step: Step) -> None:
-        """Take up the hypernetwork where the last step left it, place the new domain, and let the model learn through
-        its adapter.
+        """Restore the last step's hypernetwork, give the new domain an embedding, and let the model learn through its
+        adapter.
         """
         seed = (step.config.seed, step.index)
         if self.beside != step.finished:
@@ -136,10 +145,10 @@ class HyperNetworkTerm(Term):
         known = _embeddings(step.memories)
         if KIND not in step.kept and len(known) > (not self.beside):
             raise ConfigError(
-                "the step before kept no hypernetwork, so older adapters can't be held; go on with the method of the "
-                "step before it"
+                "the previous step kept no hypernetwork, so older adapters can't be preserved; continue with that "
+                "step's method"
             )
-        self._hold(self.net, known)
+        self._remember(self.net, known)
         for name, weight in step.kept.get(BASE, {}).items():
             with torch.no_grad():
                 backbone.get_parameter(name).copy_(weight)
@@ -155,15 +164,15 @@ class HyperNetworkTerm(Term):
         step.model.changes = self._changes
 
     @torch.no_grad()
-    def _hold(self, net: HyperNetwork, known: Sequence[NDArray[np.generic]]) -> None:
-        """Remember what the hypernetwork writes for the domains learned before."""
+    def _remember(self, net: HyperNetwork, known: Sequence[NDArray[np.generic]]) -> None:
+        """Record what the hypernetwork writes for the domains already learned."""
         self.register_buffer("others", torch.from_numpy(np.stack(known)) if known else torch.zeros(0, EMBEDDING_DIM))
         self.register_buffer(
             "before", torch.stack([net(other) for other in self.others]) if known else torch.zeros(0, net.length)
         )
 
     def loss(self, batch: Batch) -> Tensor | None:
-        """β_c L_c, unless it looks ahead, and β_e L_e with the published weight min(0.05 t, 1)."""
+        """Return β_c L_c, unless it looks ahead, plus β_e L_e with the published weight min(0.05 t, 1)."""
         if self.net is None:
             return None
         self._iteration = batch.iteration
@@ -177,8 +186,8 @@ class HyperNetworkTerm(Term):
         return loss
 
     def after_backward(self, step: Step) -> None:
-        """Look ahead: L_c's gradient where the weights would be after the step of the other losses, that step taken as
-        given.
+        """Look ahead: add L_c's gradient at the weights after a step of the other losses alone, that step treated as
+        constant.
         """
         if self.net is None or not self.adapter.look_ahead or not len(self.others):
             return
@@ -188,35 +197,35 @@ class HyperNetworkTerm(Term):
             for name, weight in self.net.named_parameters()
         }
         written = torch.stack([torch.func.functional_call(self.net, ahead, (other,)) for other in self.others])
-        found = torch.autograd.grad(self.adapter.beta * drift(written, self.before), list(ahead.values()))
-        for weight, gradient in zip(self.net.parameters(), found, strict=True):
+        gradients = torch.autograd.grad(self.adapter.beta * drift(written, self.before), list(ahead.values()))
+        for weight, gradient in zip(self.net.parameters(), gradients, strict=True):
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
     @torch.no_grad()
     def after_training(self, step: Step) -> None:
-        """Give the network back as it serves: the adapter in its weights, or out of the way."""
+        """Return the network to the form in which it serves: with the adapter in its weights, or without it."""
         if self.net is None:
             return
         step.model.changes, step.model.still = None, False
         self.settle(step.model, self.net)
 
     def settle(self, model: ReidModel, net: HyperNetwork) -> None:
-        """Put the adapter where this use has it; by default nowhere: the model stays as it is."""
+        """Apply the adapter as this use has it; by default not at all, and the model is unchanged."""
 
     def weights_for_next(self, step: Step) -> Mapping[str, Mapping[str, Tensor]]:
-        """The hypernetwork; a use may add the weights below the adapter."""
+        """Return the hypernetwork; a use may add the weights below the adapter."""
         if self.net is None:
             return {}
         return {KIND: {name: value.detach().cpu() for name, value in self.net.state_dict().items()}}
 
     def end(self, step: Step) -> Mapping[str, Tensor]:
-        """``embedding``, ``[32]`` float32."""
+        """Return ``embedding``, ``[32]`` float32."""
         return {"embedding": self.embedding.detach().cpu()}
 
     # ------------------------------------------------------------------------------------------------------------ parts
 
     def places(self, backbone: Backbone) -> tuple[str, ...]:
-        """What is adapted in this backbone."""
+        """Return what is adapted in this backbone."""
         return tuple(self.adapter.where) or (("attention",) if has_attention(backbone) else ("convolution", "norm"))
 
     def check(self, model: ReidModel) -> None:
@@ -224,8 +233,8 @@ class HyperNetworkTerm(Term):
         find_slots(model.backbone, rank=self.adapter.rank, where=self.places(model.backbone))
 
     def network(self, state: Mapping[str, Tensor] | None, slots: Sequence[Slot], *, seed: int = 0) -> HyperNetwork:
-        """Build the hypernetwork of these slots, with the weights that an earlier step kept if there are any; raises
-        ConfigError if they misfit.
+        """Build the hypernetwork for these slots, with the weights that an earlier step kept, if any; raises
+        ConfigError if they do not fit.
         """
         net = HyperNetwork(
             sum(slot.length for slot in slots), chunk=self.adapter.chunk, hidden=self.adapter.hidden, seed=seed
@@ -235,19 +244,19 @@ class HyperNetworkTerm(Term):
                 net.load_state_dict(dict(state))
             except RuntimeError as error:
                 raise ConfigError(
-                    "the step before kept a hypernetwork of another size; keep rank, where, chunk and hidden as they "
-                    "were"
+                    "the previous step kept a hypernetwork of another size; leave rank, where, chunk and hidden "
+                    "unchanged"
                 ) from error
         return net
 
     def written(self, net: HyperNetwork, slots: Sequence[Slot], place: Tensor) -> dict[str, Tensor]:
-        """Changes of the backbone's weights for an embedding ``[32]``, by parameter."""
+        """Return the changes to the backbone's weights for an embedding ``[32]``, by parameter."""
         return changes(slots, self.adapter.gain * net(place))
 
     def below(
         self, backbone: Backbone, kept: Mapping[str, Mapping[str, Tensor]], slots: Sequence[Slot]
     ) -> Mapping[str, Tensor]:
-        """Weights below the adapters of a sealed step, by parameter: the network's own, or those that the step kept."""
+        """Return the weights below a sealed step's adapters, by parameter: the network's own, or those that it kept."""
         return (
             kept[BASE]
             if BASE in kept
@@ -256,11 +265,11 @@ class HyperNetworkTerm(Term):
 
     def _changes(self) -> dict[str, Tensor]:
         if self.net is None:
-            raise RuntimeError("changes are asked for before the step has begun")
+            raise RuntimeError("an adapter has no changes before its step has started")
         return self.written(self.net, self.slots, self.embedding)
 
     def _target(self, step: Step, known: Sequence[NDArray[np.generic]]) -> Tensor:
-        """ê: from the H-scores of each learned domain's network on the new crops, or a random place."""
+        """Return ê: from the H-scores of each learned domain's network on the new crops, or a random place."""
         seed = (step.config.seed, step.index)
         if self.adapter.guide == "random":
             return torch.randn(EMBEDDING_DIM, generator=torch_generator(*seed, "random guide"))
@@ -274,13 +283,13 @@ class HyperNetworkTerm(Term):
                 written = self.written(self.net, self.slots, other)
             model.changes = lambda written=written: written
             scores.append(max(h_score(part.embeddings(model), part.labels).value, 1e-6))
-        found = h_embedding(np.stack(known), relations(scores), seed=torch_seed(*seed, "H-embedding") % 2**31)
-        return torch.from_numpy(found.vector)
+        target = h_embedding(np.stack(known), relations(scores), seed=torch_seed(*seed, "H-embedding") % 2**31)
+        return torch.from_numpy(target.vector)
 
 
 class Merged(HyperNetworkTerm):
-    """The adapter is added to the weights when the step is trained, before fusion; the linear embedding is trained
-    along with it.
+    """The adapter is added to the weights after training, before fusion; the linear embedding is trained along with
+    it.
     """
 
     use = "merged"
@@ -293,18 +302,18 @@ class Merged(HyperNetworkTerm):
 
 
 class _OverFirst(HyperNetworkTerm):
-    """The weights are always those of the first step, with the adapter that the mean of all embeddings gives."""
+    """The weights are always those of the first step, plus the adapter of the mean of all embeddings."""
 
     def settle(self, model: ReidModel, net: HyperNetwork) -> None:
-        """Keep the weights below the adapter, and add the mean domain's to them."""
+        """Keep the weights below the adapter, and add the mean embedding's adapter to them."""
         self._base = {slot.name: model.backbone.get_parameter(slot.name).detach().cpu().clone() for slot in self.slots}
         merge(model.backbone, self.written(net, self.slots, torch.cat([self.others, self.embedding[None]]).mean(0)))
         _trainable(model)
 
     def weights_for_next(self, step: Step) -> Mapping[str, Mapping[str, Tensor]]:
-        """The hypernetwork, and the weights below the adapter."""
-        kept = super().weights_for_next(step)
-        return {**kept, BASE: self._base} if kept else kept
+        """Return the hypernetwork and the weights below the adapter."""
+        weights = super().weights_for_next(step)
+        return {**weights, BASE: self._base} if weights else weights
 
 
 class Averaged(_OverFirst):
@@ -314,7 +323,7 @@ class Averaged(_OverFirst):
 
 
 class Routed(_OverFirst):
-    """A learned site is served by the network that its own adapter gives; any other by a mixture, see
+    """A learned site is served by the network with its own adapter, any other by a mixture, see
     :mod:`reid.run.routing`.
     """
 
@@ -323,8 +332,8 @@ class Routed(_OverFirst):
 
 
 class Beside(HyperNetworkTerm):
-    """In a method's ``adapter`` list: every learned site, the first too, has an adapter of its own beside the weights
-    that the other parts give.
+    """For a method's ``adapter`` list: every learned site, including the first, has its own adapter beside the weights
+    that the other parts produce.
     """
 
     use = "beside"
@@ -333,24 +342,15 @@ class Beside(HyperNetworkTerm):
     routes = True
 
 
-USES: Mapping[str, type[HyperNetworkTerm]] = {made.use: made for made in (Merged, Averaged, Routed, Beside)}
-
-
-def hypernetwork(use: Use = "merged", **settings: object) -> HyperNetworkTerm:
-    """Build the term from a method's entry: its use, and the fields of :class:`AdapterSettings`; raises ValueError."""
-    check_choice("use", use, Use, ValueError)
-    known = [field.name for field in fields(AdapterSettings)]
-    if unknown := [name for name in settings if name not in known]:
-        raise ValueError(f"unknown parameter {unknown[0]!r}{nearest(unknown[0], known)}")
-    return USES[use](AdapterSettings(**settings))  # type: ignore[arg-type]
+USES: Mapping[str, type[HyperNetworkTerm]] = {kind.use: kind for kind in (Merged, Averaged, Routed, Beside)}
 
 
 def _embeddings(memories: Sequence[Memory]) -> list[NDArray[np.generic]]:
-    """Of the domains that have one, in order."""
+    """Return the embeddings of the domains that have one, in order."""
     return [memory.arrays[f"{KIND}.embedding"] for memory in memories if f"{KIND}.embedding" in memory.arrays]
 
 
 def _trainable(model: ReidModel) -> None:
-    """Undo the freezing, but for the neck's bias, which no method trains."""
+    """Unfreeze all weights except the neck's bias, which no method trains."""
     model.requires_grad_(True)
     model.neck.bias.requires_grad_(False)

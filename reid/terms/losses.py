@@ -1,4 +1,4 @@
-"""The objectives as plain functions of tensors. Each has a naive oracle in ``tests/reid/test_losses.py``."""
+"""The objectives as plain functions of tensors. Each has a naive oracle in ``tests/reid/terms/test_losses.py``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prototypes.distribution import affinity
+from reid.network.distribution import affinity
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -17,7 +17,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 
 
 def pairwise_distance(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean distances ``[A, B]`` of rows; the root is taken of at least 1e-12, so that its gradient stays finite at
+    """Euclidean distances ``[A, B]`` between rows; squares are clamped at 1e-12, so that the gradient stays finite at
     zero.
     """
     squared = left.square().sum(1, keepdim=True) + right.square().sum(1) - 2 * left @ right.T
@@ -56,12 +56,12 @@ def relation_distillation(
     """KL(R_old ‖ R_new) between the affinities of teacher and student embeddings ``[B, ·]``, mean over rows (as in
     LSTKC and DASK).
 
-    ``reverse`` gives KL(R_new ‖ R_old), the direction of DKP++, which asks that no relation be made that the teacher
-    does not see.
+    ``reverse`` gives KL(R_new ‖ R_old), the direction of DKP++, which penalises relations that the teacher does not
+    see.
     """
     new, old = affinity(student, temperature), affinity(teacher, temperature)
-    given, target = (old, new) if reverse else (new, old)
-    return F.kl_div(given, target, reduction="batchmean", log_target=True)
+    estimate, target = (old, new) if reverse else (new, old)
+    return F.kl_div(estimate, target, reduction="batchmean", log_target=True)
 
 
 def set_triplet(anchors: Tensor, anchor_labels: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
@@ -85,17 +85,17 @@ def rectified_affinity(first: Tensor, second: Tensor, labels: Tensor, *, mean: b
     """Correct one affinity matrix by another and by the labels: the target of LSTKC (AAAI 2024), and with ``mean`` of
     LSTKC++ (TPAMI 2025).
 
-    In row i, let P be the largest value of another identity and N the smallest of the same one, the diagonal left out.
+    In row i, let P be the largest value of another identity and N the smallest of the same one, excluding the diagonal.
     A value of the same identity is right above P (the diagonal always is), one of another identity is right unless
     above N. The target takes the first matrix where it is right, else the second where that is; where both are right,
     ``mean`` takes their average. Where both are wrong it takes the larger P of the two for the same identity and the
-    smaller N for another. Rows are brought to sum 1.
+    smaller N for another. Rows are rescaled to sum to 1.
 
     Args:
         first: ``[B, B]``, rows of probabilities.
-        second: likewise.
+        second: as ``first``.
         labels: ``[B]``.
-        mean: average what both have right.
+        mean: average the values where both are right.
     """
     same = labels[:, None] == labels[None, :]
     own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -127,3 +127,25 @@ def affinity_divergence(target: Tensor, student: Tensor, temperature: float = 0.
 def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of 1 - cos between rows ``[B, D]``."""
     return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=1)).mean()
+
+
+def prototype_transfer(
+    centre: Tensor, drawn: Tensor, *, assign: float = 0.1, relate: float = 0.1, detach: bool = False
+) -> Tensor:
+    """Return L_proto, a scalar: how far the relations in a batch are from those seen through old identities.
+
+    s_i = softmax_k(cos(c_i, g_k)/λ₁) assigns each crop to old identities;
+    L = mean over i of KL(rowsoftmax(cos(s_i, s_j)/λ₂) ‖ rowsoftmax(cos(c_i, c_j)/λ₂)).
+
+    Args:
+        centre: means of the crops, ``[B, D]``.
+        drawn: one draw of each stored prototype, ``[K, D]``.
+        assign: λ₁.
+        relate: λ₂.
+        detach: stop the gradient at the target; as published, it flows through both sides.
+    """
+    soft = F.softmax(F.normalize(centre, dim=1) @ F.normalize(drawn, dim=1).T / assign, 1)
+    target = affinity(soft, relate)
+    return F.kl_div(
+        affinity(centre, relate), target.detach() if detach else target, reduction="batchmean", log_target=True
+    )

@@ -1,4 +1,4 @@
-"""Keeping BatchNorm's statistics where they are while a later domain is learned."""
+"""Freezing BatchNorm's statistics while a later domain is learned."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from reid.terms.term import Step, Term
 
 
 class FixedStatistics(Term):
-    """From the second domain on the backbone normalises by the statistics that it has, in training as when it is
-    matched.
+    """From the second domain on, the backbone normalises with the statistics that it has, in training as in matching.
 
-    In training mode a network is fitted to the statistics of each batch, so to the new domain's alone, and no
-    statistics are right for it once its weights are averaged with those of a network that was fitted to others. Held,
-    both networks that are averaged normalise alike, old domains see the statistics that they were learned with, and the
-    new domain is brought to them by the weights. Freezing after pre-training is usual in detection (Ren et al., NeurIPS
-    2015); Pham et al. (ICLR 2022) show what BatchNorm costs in continual learning. It has no loss, and changes nothing
-    in a network without BatchNorm or dropout. The neck is not held.
+    In training mode a network adapts to the statistics of each batch, so to those of the new domain alone, and no
+    statistics are right once its weights are averaged with those of a network adapted to others. With frozen statistics
+    both networks normalise alike, old domains see the statistics that they were learned with, and the weights bring the
+    new domain to them. Freezing after pre-training is common in detection (Ren et al., NeurIPS 2015); Pham et al. (ICLR
+    2022) show what BatchNorm costs in continual learning. The term has no loss, and no effect on a network without
+    BatchNorm or dropout. The neck is not frozen.
     """
 
     def begin(self, step: Step) -> None:
-        """Hold the backbone in eval mode, but at the first domain, which the statistics have to be learned from."""
+        """Keep the backbone in eval mode, except on the first domain, from which the statistics are learned."""
         step.model.still = step.index > 1
 
     def after_training(self, step: Step) -> None:
-        """Release it."""
+        """Let the backbone follow the model's mode again."""
         step.model.still = False

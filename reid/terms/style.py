@@ -1,6 +1,4 @@
-"""Input-side distribution modelling: terms that keep a domain's look, and make the ``aligned`` view from the looks kept
-before.
-"""
+"""Input-side distribution modelling: terms that keep a domain's look and make an ``aligned`` view from earlier ones."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ import torch
 from torch import Tensor
 
 from domains.choice import check_choice
-from domains.style import StyleNetwork, StyleStatistics, restyle
+from domains.style import StyleStatistics
 from prototypes.memory import Memory
+from reid.network.style import StyleNetwork, restyle
 from reid.randomness import torch_generator
 from reid.terms.survey import Survey
 from reid.terms.term import LearnedDomains, Step, Term
@@ -21,10 +20,10 @@ PREFIX = "network."
 
 
 class Aligner(Term):
-    """What both aligners share; ``look`` begins the names of what one keeps.
+    """The base of both aligners; ``look`` is the name prefix of what one keeps.
 
     Args:
-        domains: ``last`` aligns to the domain before, as published; ``all`` draws one of the learned domains for each
+        domains: ``last`` aligns to the previous domain, as published; ``all`` draws one of the learned domains for each
             crop (or batch, for a network).
     """
 
@@ -36,26 +35,26 @@ class Aligner(Term):
         self.every = domains == "all"
 
     def makes(self, memories: Sequence[Memory]) -> tuple[str, ...]:
-        """``aligned``, if a look of this kind is kept."""
+        """Return ``aligned`` if a look of this kind is kept."""
         return ("aligned",) if any(name.startswith(self.look) for memory in memories for name in memory.arrays) else ()
 
 
 class StyleStatisticsTerm(Aligner):
-    """Twelve numbers per domain: how channel means and deviations are spread over its crops. Aligns by channel."""
+    """Twelve numbers per domain: the spread of channel means and deviations over its crops. Aligns by channel."""
 
     keeps = "style"
     look = "style.statistics"
 
     def begin(self, step: Step) -> None:
         """Offer the ``aligned`` view, if any look is kept."""
-        kept = [
+        looks = [
             StyleStatistics.from_array(memory.arrays["style.statistics"]).numbers
             for memory in step.memories
             if "style.statistics" in memory.arrays
         ]
-        if not kept:
+        if not looks:
             return
-        styles = torch.stack([torch.from_numpy(numbers) for numbers in (kept if self.every else kept[-1:])])
+        styles = torch.stack([torch.from_numpy(numbers) for numbers in (looks if self.every else looks[-1:])])
 
         def aligned(crops: Tensor, generator: torch.Generator) -> Tensor:
             which = torch.randint(len(styles), (len(crops),), generator=generator)
@@ -65,9 +64,9 @@ class StyleStatisticsTerm(Aligner):
         step.views["aligned"] = aligned
 
     def end(self, step: Step) -> Mapping[str, Tensor]:
-        """``statistics``, ``[4, 3]``."""
+        """Return ``statistics``, ``[4, 3]``."""
         if step.survey is None:
-            raise ValueError("a style is taken from a survey of the step's crops, and the step has none")
+            raise ValueError("a style is computed from a survey of the step's crops, and the step has none")
         return {"statistics": torch.from_numpy(_looks(step.survey).numbers)}
 
 
@@ -75,14 +74,14 @@ class StyleNetworkTerm(Aligner):
     """A network per domain that pulls any crop towards its look: DTNet of DKP++ (TPAMI 2025), AKPNet of DASK (AAAI
     2025); 2.2 MB in fp16.
 
-    Trained at the end of the step, on its crops alone, by undoing random changes of their channel statistics (Adam, β =
+    Trained at the end of the step, on its crops alone, to undo random changes to their channel statistics (Adam, β =
     (0, 0.999)).
 
     Args:
         domains: which of the learned domains to align to.
-        iterations: length of its training; published 20,000.
+        iterations: number of its training iterations; published 20,000.
         batch: crops per iteration; published 128.
-        lr: rate of Adam; published 2e-4.
+        lr: learning rate of Adam; published 2e-4.
     """
 
     keeps = "style"

@@ -1,6 +1,4 @@
-"""One look at a step's train crops as they are, without augmentation and in eval mode: what the end of a step is made
-from.
-"""
+"""A step's train crops, unaugmented and seen in eval mode: what the end of a step is computed from."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from domains.arrays import Float32s
-from prototypes.distribution import unit
 from reid.batches.loader import CropStore
+from reid.network.distribution import unit
 from reid.network.embedding import BATCH, embeddings, evaluating
 from reid.network.model import ReidModel
 from reid.randomness import numpy_generator
@@ -41,21 +39,21 @@ class Survey:
         return len(self.positions)
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
-        """Crops ``[n, H, W, 3]`` uint8 on the device, with their identities, in order."""
+        """Yield crops ``[n, H, W, 3]`` uint8 on the device, with their identities, in order."""
         for start in range(0, len(self), size):
             rows = self.positions[start : start + size]
             yield torch.from_numpy(self.store.crops[rows]).to(self.device), self.labels[start : start + size]
 
     def shuffled(self, *seed: int) -> Survey:
-        """The same crops in another order, as for anything that looks at batches: rows of a table are sorted by
+        """Return the same crops in random order, for anything that depends on batches: a table's rows are sorted by
         person.
         """
         order = numpy_generator(*seed, "survey").permutation(len(self))
         return Survey(self.store, self.positions[order], self.labels[order], self.device)
 
     def sample(self, count: int, *seed: int | str) -> Survey:
-        """So many of the crops at most, drawn without replacement and in their order, with one of each identity while
-        there is room.
+        """Return at most ``count`` of the crops, drawn without replacement and kept in order, with one of each identity
+        while there is room.
         """
         if len(self) <= count:
             return self
@@ -65,11 +63,11 @@ class Survey:
         return Survey(self.store, self.positions[rows], self.labels[rows], self.device)
 
     def embeddings(self, model: ReidModel) -> Float32s:
-        """Unit-length embeddings ``[N, D]``."""
+        """Return unit-length embeddings ``[N, D]``."""
         return embeddings(model, (crops for crops, _ in self.batches()))
 
     def gaussians(self, model: ReidModel) -> Iterator[tuple[Float32s, Float32s, NDArray[np.int64]]]:
-        """Centres and deviations ``[n, D]`` of crops, with their identities, chunk by chunk."""
+        """Yield centres and deviations ``[n, D]`` of crops, with their identities, batch by batch."""
         for crops, labels in self.batches():
             with evaluating(model):
                 output = model(crops)

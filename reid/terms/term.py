@@ -1,19 +1,20 @@
-"""What a term is, and what it is given."""
+"""Terms, and the step and the batches that they are given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from domains.choice import check_choice
 from domains.domain import Domain
-from prototypes.distribution import Gaussians, HeadKind, sample, unit
 from prototypes.memory import Memory
-from reid.config import Config
+from reid.config import Config, nearest
+from reid.network.distribution import Gaussians, HeadKind, sample, unit
 from reid.network.model import Output, ReidModel
 from reid.network.runtime import Runtime
 from reid.randomness import torch_generator
@@ -23,7 +24,7 @@ View = Literal["plain", "aligned"]
 """``plain``: the augmented crop; ``aligned``: the same crop in the look of a domain learned before."""
 
 LearnedDomains = Literal["last", "all"]
-"""Which of the domains learned before a term looks at: the last one, or all of them."""
+"""Which of the domains learned before a term uses: the last, or all."""
 
 MakeView = Callable[[Tensor, torch.Generator], Tensor]
 """Augmented crops ``[B, H, W, 3]`` → another view of them."""
@@ -40,12 +41,12 @@ class Step:
         runtime: device and precision.
         model: the network being trained, already grown to the new identities.
         teachers: frozen networks by name, those that the method's terms declare; ``old`` is M_{t-1}.
-        old_classes: classifier rows that earlier steps filled.
-        memories: what is kept of each domain learned before, in order, carried into the feature space of M_{t-1}.
+        old_classes: number of classifier rows of earlier steps.
+        memories: the memory of each domain learned before, in order, carried into the feature space of M_{t-1}.
         survey: reads the step's train crops without augmentation.
-        kept: further weights that the step before sealed, by name.
-        views: how views beside ``plain`` are made, by name; a term that makes one puts it here in ``begin``.
-        finished: whether ``model`` is M_t already, and what is trained now is the adapter beside it.
+        kept: further weights that the previous step sealed, by name.
+        views: functions that make views other than ``plain``, by name; a term that makes one adds it in ``begin``.
+        finished: whether ``model`` is M_t already, and only the adapter beside it is being trained.
     """
 
     index: int
@@ -64,15 +65,14 @@ class Step:
 
 @dataclass
 class Batch:
-    """One training batch; views and outputs are computed once and only when asked for, each from random numbers of its
-    own.
+    """One training batch; views and outputs are computed once, on demand, each from its own random numbers.
 
     Attributes:
         crops: augmented crops, the ``plain`` view, ``[B, H, W, 3]`` in 0..255.
         labels: classifier row of each crop, ``[B]``.
         cameras: camera code of each crop, ``[B]``.
-        step: where the batch belongs.
-        iteration: its number, from 0.
+        step: the step that the batch belongs to.
+        iteration: number of the batch, from 0.
     """
 
     crops: Tensor
@@ -90,7 +90,7 @@ class Batch:
         return torch_generator(self.step.config.seed, self.step.index, self.iteration, purpose)
 
     def view(self, name: str = "plain") -> Tensor:
-        """Crops ``[B, H, W, 3]`` of a view."""
+        """Return the crops ``[B, H, W, 3]`` of a view."""
         if name == "plain":
             return self.crops
         if name not in self._views:
@@ -99,21 +99,21 @@ class Batch:
         return self._views[name]
 
     def output(self, view: str = "plain") -> Output:
-        """What the network in training says of a view."""
+        """Return the output of the network being trained for a view."""
         if view not in self._outputs:
             with self.step.runtime.autocast():
                 self._outputs[view] = self.step.model(self.view(view))
         return self._outputs[view]
 
     def teacher(self, name: str, view: str = "plain") -> Output:
-        """What a frozen teacher says of a view, without gradient."""
+        """Return a frozen teacher's output for a view, without gradient."""
         if (name, view) not in self._taught:
             with torch.no_grad(), self.step.runtime.autocast():
                 self._taught[name, view] = self.step.teachers[name](self.view(view))
         return self._taught[name, view]
 
     def gaussians(self, view: str = "plain", samples: int = 6) -> Gaussians:
-        """What the network in training says of a view as distributions, with draws from each."""
+        """Return the output of the network being trained for a view as distributions, with draws from each."""
         if (view, samples) not in self._gaussians:
             output, model = self.output(view), self.step.model
             with self.step.runtime.autocast():
@@ -126,24 +126,37 @@ class Batch:
         return self._gaussians[view, samples]
 
 
+def check_known(parameters: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise ValueError for the first parameter that is not a known one, naming the nearest."""
+    for name in parameters:
+        if name not in known:
+            raise ValueError(f"unknown parameter {name!r}{nearest(name, known)}")
+
+
 class Term(nn.Module):
-    """One objective of a lifelong method, named after its paper's symbol in the docstring.
+    """One objective of a lifelong method; the docstring gives its symbol in the paper.
 
     A term's parameters are trained with the model's; its parameters and buffers are part of the resume state.
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
+
+    Example:
+        >>> import reid
+        >>> class Length(reid.Term):
+        ...     def loss(self, batch):
+        ...         return (batch.output(self.view).embedding.norm(dim=1) - 1).square().mean()
+        >>> Length(weight=0.1).weight
+        0.1
     """
 
     teachers: ClassVar[tuple[str, ...]] = ()
-    """Frozen networks that the term asks for. A term with a teacher has no part in the first step, where there is none.
-    """
+    """Frozen networks that the term needs. A term with a teacher has no part in the first step, which has none."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Kinds of memory that it can't do without, as ``prototypes``; it has no part in a step before which none is kept.
-    """
+    """Kinds of memory that the term needs, such as ``prototypes``; it has no part in a step without them."""
     keeps: ClassVar[str | None] = None
-    """The kind of memory that it keeps."""
+    """The kind of memory that the term keeps."""
     head: HeadKind | None = None
     """The distribution head that the network must have, if any."""
 
@@ -155,36 +168,44 @@ class Term(nn.Module):
         self.weight = weight
         self.view = view
 
+    @classmethod
+    def build(cls, **parameters: Any) -> Term:
+        """Build the term from a method's entry; raises TypeError or ValueError for a parameter it does not take."""
+        known = inspect.signature(cls).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            check_known(parameters, known)
+        return cls(**parameters)
+
     def makes(self, memories: Sequence[Memory]) -> tuple[str, ...]:
-        """Views beside ``plain`` that it can make, given what is kept of earlier domains."""
+        """Return the views other than ``plain`` that it can make from the memories of earlier domains."""
         return ()
 
     def check(self, model: ReidModel) -> None:
-        """Raise ConfigError if the term can't be used with this model; asked of every step, before anything is decoded
+        """Raise ConfigError if the term can't be used with this model; called in every step, before anything is decoded
         or trained.
         """
 
     def begin(self, step: Step) -> None:
-        """Once, before training on the domain; may train something of its own."""
+        """Run once, before training on the domain; may train something of its own."""
 
     def loss(self, batch: Batch) -> Tensor | None:
-        """Scalar, every iteration, before ``weight``; None from a term that has no objective."""
+        """Return the loss of an iteration, a scalar, before ``weight``; None from a term without an objective."""
         return None
 
     def after_backward(self, step: Step) -> None:
-        """Look-ahead or gradient surgery."""
+        """Change gradients before the update, as look-ahead or gradient surgery do."""
 
     def after_update(self, step: Step) -> None:
         """Update moving averages and the like."""
 
     def after_training(self, step: Step) -> None:
-        """Once, after the last iteration and before fusion; not part of the resume state, so it is done again if the
-        step's end is cut short.
+        """Run once, after the last iteration and before fusion; not part of the resume state, so it runs again if the
+        step's end is interrupted.
         """
 
     def weights_for_next(self, step: Step) -> Mapping[str, Mapping[str, Tensor]]:
-        """Return further weights that the next step needs, by name; sealed beside the model, and those of the step
-        before are needed no more.
+        """Return further weights that the next step needs, by name; sealed beside the model, and replacing those of the
+        previous step.
         """
         return {}
 

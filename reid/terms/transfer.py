@@ -7,9 +7,9 @@ from torch import Tensor
 
 from domains.choice import check_choice
 from domains.errors import ConfigError
-from prototypes.distribution import draw, unit
 from prototypes.prototype import DistributionPrototypes
-from prototypes.transfer import prototype_transfer
+from reid.network.distribution import draw, unit
+from reid.terms.losses import prototype_transfer
 from reid.terms.term import Batch, LearnedDomains, Step, Term, View
 
 
@@ -18,12 +18,12 @@ class PrototypeTransfer(Term):
 
     Args:
         weight: factor of the loss; published 0.1 (DKP) and 1.5 (DKP++).
-        view: which crops it looks at.
-        domains: ``last`` uses the prototypes of the domain before, as published; ``all`` those of every domain, which a
-            transport must keep fresh.
+        view: the crops that the loss is computed on.
+        domains: ``last`` uses the prototypes of the previous domain, as published; ``all`` those of every domain, which
+            a transport must keep up to date.
         assign: λ₁, temperature of the assignment to old identities.
         relate: λ₂, temperature of the relations.
-        detach: keep the gradient out of the target; published: it flows through both sides.
+        detach: stop the gradient at the target; as published, it flows through both sides.
     """
 
     reads = ("prototypes",)
@@ -44,16 +44,16 @@ class PrototypeTransfer(Term):
         self.mean = self.spread = torch.empty(0)
 
     def begin(self, step: Step) -> None:
-        """Take up the prototypes."""
-        kept = [found for memory in step.memories if (found := DistributionPrototypes.from_arrays(memory.arrays))]
-        kept = kept if self.every else kept[-1:]
-        if not kept:
+        """Load the prototypes."""
+        domains = [found for memory in step.memories if (found := DistributionPrototypes.from_arrays(memory.arrays))]
+        domains = domains if self.every else domains[-1:]
+        if not domains:
             raise ConfigError("prototype_transfer has no prototypes to transfer")
-        self.mean = torch.cat([torch.from_numpy(found.mean) for found in kept]).to(step.runtime.device)
-        self.spread = torch.cat([torch.from_numpy(found.spread) for found in kept]).to(step.runtime.device)
+        self.mean = torch.cat([torch.from_numpy(domain.mean) for domain in domains]).to(step.runtime.device)
+        self.spread = torch.cat([torch.from_numpy(domain.spread) for domain in domains]).to(step.runtime.device)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_proto, a scalar."""
         drawn = draw(self.mean, self.spread, batch.generator("prototypes"))
         centre = unit(batch.output(self.view).embedding)
         return prototype_transfer(centre, drawn, assign=self.assign, relate=self.relate, detach=self.detach)

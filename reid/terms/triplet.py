@@ -14,10 +14,10 @@ class Triplet(Term):
 
     Args:
         weight: factor of the loss.
-        view: which crops it looks at.
+        view: the crops that the loss is computed on.
         margin: a number, or None for the soft margin.
-        unit: compare embeddings at unit length, as they are matched. Off, as in "bag of tricks", the soft margin is
-            most easily lowered by making all embeddings short and alike, and what unit vectors tell is lost with every
+        unit: compare embeddings at unit length, as in matching. If off, as in "bag of tricks", the soft margin is most
+            easily lowered by making all embeddings short and alike, and unit vectors discriminate less with every
             domain (docs/methods.md).
     """
 
@@ -29,7 +29,7 @@ class Triplet(Term):
         self.unit = unit
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar."""
+        """Return L_tri, a scalar."""
         embedding = batch.output(self.view).embedding
         return losses.batch_hard_triplet(
             F.normalize(embedding, dim=1) if self.unit else embedding, batch.labels, self.margin

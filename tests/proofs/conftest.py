@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "deploy"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from oracle import SPACES, TURNS
 from tiny import HEIGHT, WIDTH, body, embed, graph

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy"), str(HERE.parent.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from oracle import SPACES, TURNS, raw  # noqa: E402
 from tiny import DIM, HEIGHT, WIDTH, body, embed, graph, unit  # noqa: E402

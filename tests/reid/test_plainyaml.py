@@ -29,7 +29,7 @@ def test_what_is_read(text, value):
     [
         ("a: [" * 40, "32 levels"),
         ("[" * 100_000, "32 levels"),
-        ("a: &a [*a]", "within what it stands for"),
+        ("a: &a [*a]", "within its own definition"),
         ("a: &a\n  b: *a", "within"),
         (
             "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12)),

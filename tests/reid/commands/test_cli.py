@@ -81,9 +81,9 @@ def test_the_three_jobs(tiny_domain, settings, tmp_path):
     [
         (["domain", "check", "nowhere"], 1, "nowhere"),
         (["learn", "run", "nowhere"], 1, "nowhere"),
-        (["report", "nowhere"], 1, "is no run"),
+        (["report", "nowhere"], 1, "is not a run"),
         (["stream", "small6", "--run", "run"], 2, "did you mean 'small5'?"),
-        (["evaluate", "nowhere"], 2, "is no run"),
+        (["evaluate", "nowhere"], 2, "is not a run"),
         (["learn"], 2, "Missing argument"),
         (["lern", "a", "b"], 2, "No such command"),
     ],
@@ -165,7 +165,7 @@ def test_options_of_the_other_kind_of_model_and_equal_names_are_refused(tiny_dom
         in reid("evaluate", sites[0], "--bundle", tmp_path, "--step", 1, code=2).stderr
     )
     assert (
-        "--provider is for a bundle's"
+        "--provider is for a bundle;"
         in reid("evaluate", tmp_path / "run", sites[0], "--provider", "cuda", code=2).stderr
     )
 

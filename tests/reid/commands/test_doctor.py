@@ -66,7 +66,7 @@ def test_the_command_tests_a_bundle(tmp_path):
     done = command("engine", "build", tmp_path / "bundle", "--provider", "cuda")
     assert (done.returncode, done.stderr) == (
         2,
-        "reid: cuda builds no engines ahead; only tensorrt and tensorrt:N do\n",
+        "reid: cuda builds no engines in advance; only tensorrt and tensorrt:N do\n",
     )
 
 

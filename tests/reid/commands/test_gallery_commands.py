@@ -74,7 +74,7 @@ def test_upgrade_wants_one_thing_at_a_time(gallery, reid, tmp_path):
     for words in ((), ("--back", "--drop-old"), (tmp_path / "bundle", "--back")):
         code, _, err = reid("gallery", "upgrade", gallery, *words)
         assert code == 2
-        assert "one of them" in err
+        assert "exactly one of" in err
     code, _, err = reid("gallery", "upgrade", gallery, "--back")
     assert code == 1
     assert "nothing to go back to" in err

@@ -44,12 +44,12 @@ def test_an_unfinished_step_is_named(run, sites, reid):
     run.learn(sites[0])
     with pytest.raises(Stop):
         run.learn(sites[1], progress=StopAt(4))
-    assert "02-second was begun and is not finished" in reid("run", "show", run.folder)[1]
+    assert "02-second was started but is not finished" in reid("run", "show", run.folder)[1]
     assert json.loads(reid("run", "show", run.folder, "--json")[1])["unfinished"] == ["02-second"]
 
 
 def test_no_run_is_one_line(tmp_path, reid):
     code, out, err = reid("run", "show", tmp_path)
     assert (code, out) == (1, "")
-    assert "is no run" in err
+    assert "is not a run" in err
     assert err.count("\n") == 1

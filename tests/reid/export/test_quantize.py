@@ -172,7 +172,7 @@ def test_a_left_out_layer_with_lopsided_channels_needs_its_guard(monkeypatch):
 def test_the_judge_may_refuse_and_the_worst_layers_are_named():
     few = CROPS[:6]
     with pytest.raises(
-        ExportError, match=r"int8 loses 20\.00 mAP .* To blame, by cosine lost alone: \S+ \(\d\.\d{4}\), "
+        ExportError, match=r"int8 loses 20\.00 mAP .* Layers to blame, by cosine lost alone: \S+ \(\d\.\d{4}\), "
     ) as caught:
         quantise(graph(), few, Judge([60.0, 40.0]), strict=True)
     worst = Quantiser(graph(), few).blame(few)
@@ -345,7 +345,7 @@ def test_the_command_line_exports_signs_and_refuses(run, reid, tmp_path, monkeyp
     for wrong, words in (
         (["--fp16", "--int8", tmp_path / "x"], "x"),
         (["--strict"], "--int8 too"),
-        (["--key", tmp_path / "nothing"], "no key"),
+        (["--key", tmp_path / "nothing"], "can't read the key"),
     ):
         code, out, err = reid("export", run.folder, tmp_path / "other", *wrong)
         assert (code != 0, out, err.count("\n")) == (True, "", 1)

@@ -143,7 +143,7 @@ def test_the_neck_and_classifier_of_a_re_id_checkpoint_are_left_out(source, tmp_
         {f"module.{key}": value for key, value in head.items()} if prefix.startswith("module.") else head,
     ):
         assert same(built(weights=written(state | more, tmp_path / "w.pth")), source.state_dict())
-    with pytest.raises(BackboneError, match="has the unknown neckline"):
+    with pytest.raises(BackboneError, match="has the unexpected neckline"):
         built(weights=written(state | {prefix + "neckline.weight": torch.ones(8)}, tmp_path / "w.pth"))
 
 
@@ -208,7 +208,7 @@ def change(state, how):
     ("how", "said"),
     [
         ("missing", r"lacks layer1\.0\.conv1\.weight;"),
-        ("extra", r"unknown layer9\.weight;"),
+        ("extra", r"unexpected layer9\.weight;"),
         ("shape", r"another shape for layer1\.0\.conv1\.weight;"),
         ("other", r"lacks bn1\.bias, .* and \d+ more"),
     ],
@@ -270,7 +270,7 @@ def test_position_embeddings_are_resampled(tmp_path, size):
 def test_position_embeddings_of_no_square_grid_are_one_line(tmp_path):
     source = timm.create_model("test_vit", img_size=(256, 128))
     with pytest.raises(
-        BackboneError, match=r"w\.pth: position embeddings \(1, 129, 64\) are of no square grid"
+        BackboneError, match=r"w\.pth: position embeddings \(1, 129, 64\) are not those of a square grid"
     ) as caught:
         built("test_vit", written(source.state_dict(), tmp_path / "w.pth"), spec=CropSpec(384, 128))
     one_line(caught)

@@ -69,7 +69,7 @@ def test_a_last_stride_that_cannot_be_taken_out_is_one_line(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", odd)
     with pytest.raises(
-        BackboneError, match=r"model\.last_stride can't take the stride out of resnet18's last stage.*leave it unset"
+        BackboneError, match=r"model\.last_stride can't remove the stride of resnet18's last stage.*leave it unset"
     ) as caught:
         features_of("resnet18", last_stride=1)
     one_line(caught)
@@ -175,7 +175,7 @@ def test_a_class_token_that_a_family_does_not_announce_is_counted():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("pit_ti_224", r"pit_ti_224 gives 1 tokens"),
+        ("pit_ti_224", r"pit_ti_224 outputs 1 tokens"),
         ("coat_tiny", "coat_tiny"),
         ("mvitv2_tiny", "mvitv2_tiny"),
         ("nest_tiny", "nest_tiny.*square"),

@@ -74,7 +74,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
 
 def test_other_tensors_are_no_state(tmp_path):
     save_weights(tmp_path / "w.safetensors", {"x": torch.ones(2)})
-    with pytest.raises(ArtefactError, match=r"w\.safetensors is no saved state"):
+    with pytest.raises(ArtefactError, match=r"w\.safetensors is not a saved state"):
         load_state(tmp_path / "w.safetensors")
 
 
@@ -85,7 +85,7 @@ def test_a_structure_that_means_nothing_is_one_line(tmp_path, structure):
     from safetensors.torch import save_file
 
     save_file({"t0": torch.ones(2)}, tmp_path / "s.safetensors", metadata={"structure": structure})
-    with pytest.raises(ArtefactError, match="is no saved state"):
+    with pytest.raises(ArtefactError, match="is not a saved state"):
         load_state(tmp_path / "s.safetensors")
 
 

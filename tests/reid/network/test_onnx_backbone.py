@@ -136,7 +136,7 @@ def test_a_graph_that_is_dynamic_in_name_only_is_one_line(tmp_path, capfd):
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.save(graph, path)
     capfd.readouterr()
-    with pytest.raises(BackboneError, match=r"can't train net\.onnx: it takes no batch of 2") as caught:
+    with pytest.raises(BackboneError, match=r"can't train net\.onnx: it can't take a batch of 2") as caught:
         opened(path)
     one_line(caught)
     assert capfd.readouterr().err == ""

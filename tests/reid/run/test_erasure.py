@@ -395,7 +395,7 @@ def test_a_step_in_progress_is_named_and_can_be_thrown_away(run, sites):
     with pytest.raises(Stop):
         run.learn(sites[2], progress=StopAt(1))
     before = content(run.folder)
-    with pytest.raises(UsageError, match=r"03-thirdplace was begun and not finished.*--discard-progress"):
+    with pytest.raises(UsageError, match=r"03-thirdplace was started but not finished.*--discard-progress"):
         run.forget(identity=WHO)
     assert content(run.folder) == before
     run.forget(identity=WHO, discard_progress=True)
@@ -417,9 +417,9 @@ def test_what_is_not_there_is_said_and_changes_nothing(run):
     for what, message in (
         ({"identity": "zoë-q8"}, "has learned no identity 'zoë-q8'; did you mean 'zoë-q7'?"),
         ({"identity": "nobody@westgate"}, "domain westgate of"),
-        ({"domain": "westgat"}, "knows no domain 'westgat'; did you mean 'westgate'?"),
-        ({}, "one of them"),
-        ({"identity": "a", "domain": "b"}, "one of them"),
+        ({"domain": "westgat"}, "has no domain 'westgat'; did you mean 'westgate'?"),
+        ({}, "either an identity or a domain"),
+        ({"identity": "a", "domain": "b"}, "either an identity or a domain"),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             run.forget(**what)
@@ -491,7 +491,7 @@ def test_dry_run_and_command(run, monkeypatch, capsys):
     told = json.loads(out)
     assert (code, told["identities"], told["steps"], told["others"]) == (0, 2, [1, 2], [])
     assert WHO not in out
-    assert "is not claimed" in told["remains"][0]
+    assert "there is no claim" in told["remains"][0]
     code, out, err = reid("forget", str(run.folder), "--identity", WHO)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "1 identities" not in reid("forget", str(run.folder), "--records")[1]

@@ -82,7 +82,7 @@ def test_a_check_plans_the_iterations_that_a_first_step_has(tiny_domain, tmp_pat
     assert json.loads(told.stdout)["train_seconds"] == 128 * learned.train.iterations / 10
     said = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     assert f"a first step of {learned.train.iterations} iterations" in said
-    assert f"a later one {planned([site], config, later=True)[1].train.iterations}" in said
+    assert f"a later one of {planned([site], config, later=True)[1].train.iterations}" in said
 
 
 def test_a_check_of_a_domain_without_train_crops_plans_nothing(tiny_domain, tmp_path):
@@ -201,7 +201,7 @@ def test_the_documents_own_term_runs(run, tiny_domain, tmp_path, monkeypatch):
     [
         ("nowhere:Term", "No module named"),
         ("math:Pi", "no attribute"),
-        ("math:pi", "is no term"),
+        ("math:pi", "is not a term"),
         (":x", "can't import"),
     ],
 )

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import domains
-from prototypes.distribution import draw
 from prototypes.prototype import DistributionPrototypes
 from reid.config import build_config, read_method, read_settings, read_stream, shipped
+from reid.network.distribution import draw
 from reid.run import Run
 from reid.run.stream import learn_stream
 from reid.step.learner import Learner
@@ -131,7 +131,7 @@ def test_first_losses_are_those_of_the_formulas(recipe, sets, tmp_path, monkeypa
     assert set(logged) == set(seen)
     for name, value in seen.items():
         assert logged[name] == pytest.approx(value, rel=2e-3, abs=2e-4), name
-    assert not any("had no part" in note for note in run.steps[3].card["notes"])
+    assert not any("took no part" in note for note in run.steps[3].card["notes"])
     shutil.rmtree(tmp_path / "run")
 
 

@@ -208,7 +208,7 @@ def test_a_changed_setting_of_a_step_in_progress_is_refused_with_a_line_each(run
     assert lines[1:] == ["  train.instances: saved 2, requested 3", "  train.lr: saved 0.00035, requested 0.01"]
     with pytest.raises(ConfigError, match=r"method: saved"):
         run.learn(sites[0], method="fine_tune")
-    with pytest.raises(UsageError, match=r"01-first was begun"):
+    with pytest.raises(UsageError, match=r"01-first was started"):
         run.learn(sites[1])
     run.learn(sites[0], config=changed, restart=True)
     assert run.learned == ["first"]
@@ -301,7 +301,7 @@ def test_a_step_seals_its_transport_and_what_its_fusion_needs_next(run, sites, e
 def test_a_term_that_finds_nothing_kept_says_so(run, sites):
     run.learn(sites[0], method="fine_tune")
     sealed = run.learn(sites[1], method="dkp")
-    assert "prototype_transfer had no part: the memories of earlier domains hold no prototypes" in sealed.card["notes"]
+    assert "prototype_transfer took no part: the memories of earlier domains hold no prototypes" in sealed.card["notes"]
     third = run.learn(sites[2], method="dkp")
     assert not any("no part" in note for note in third.card["notes"])
 
@@ -398,11 +398,11 @@ def test_a_changed_weight_is_noticed(run, sites):
 
 
 def test_no_run_here_is_one_line(tmp_path):
-    with pytest.raises(ArtefactError, match="is no run"):
+    with pytest.raises(ArtefactError, match="is not a run"):
         Run.open(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
-    with pytest.raises(UsageError, match="no empty folder"):
+    with pytest.raises(UsageError, match="not an empty folder"):
         Run.create(tmp_path / "full", build_config(SETTINGS))
 
 
@@ -418,10 +418,10 @@ def test_cuda_asked_and_absent_is_an_error(tmp_path, sites):
         pytest.skip("this machine has CUDA")
     from domains.errors import DeviceError
 
-    with pytest.raises(DeviceError, match="cuda was asked for"):
+    with pytest.raises(DeviceError, match="cuda was requested"):
         Run.create(tmp_path / "run", build_config(SETTINGS, {"device": "cuda"}))
     run = Run.create(tmp_path / "run", build_config(SETTINGS))
-    with pytest.raises(DeviceError, match="cuda:0 was asked for"):
+    with pytest.raises(DeviceError, match="cuda:0 was requested"):
         run.learn(sites[0], config=build_config(SETTINGS, {"device": "cuda:0"}))
 
 

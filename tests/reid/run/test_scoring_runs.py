@@ -22,7 +22,7 @@ def test_other_data_under_a_learned_name_is_refused(run, tiny_domain, tmp_path, 
     run.fill_scores(sites)
     before = (run.folder / "scores.json").read_bytes()
     for name in ("first", "second"):  # one learned, one only scored
-        with pytest.raises(UsageError, match=f"knows {name} as other data"):
+        with pytest.raises(UsageError, match=f"knows {name} as different data"):
             run.fill_scores([tiny_domain(tmp_path / "elsewhere" / name, seed=9)])
     assert (run.folder / "scores.json").read_bytes() == before
 
@@ -45,7 +45,7 @@ def test_another_camera_rule_scores_every_row_anew(run, sites):
     run.fill_scores()
     dropped = [run.scores.value(row, "first") for row in (0, 1)]
     (note,) = run.fill_scores([sites[0].scored_as("keep")], rows={1})
-    assert "anew in every row" in note
+    assert "again in every row" in note
     kept = [run.scores.value(row, "first") for row in (0, 1)]
     assert all(old != new for old, new in zip(dropped, kept, strict=True))
     assert kept == [
@@ -61,7 +61,7 @@ def test_changed_test_crops_score_every_row_anew(run, sites, tiny_domain):
     queries = sites[0].files(sites[0].query)
     queries[0].write_bytes(queries[1].read_bytes() + b"\0" * 7)
     (note,) = run.fill_scores(rows={1})
-    assert "anew in every row" in note
+    assert "again in every row" in note
 
 
 def test_too_many_unreadable_images_are_no_score(run, sites):

@@ -98,7 +98,7 @@ def test_a_replacement_with_progress_goes_on(run, sites):
     run.learn(sites[0])
     run.learn(sites[1])
     kill_while_replacing(run, sites[2], snapshots=True)
-    with pytest.raises(UsageError, match="02-third was begun"):
+    with pytest.raises(UsageError, match="02-third was started"):
         run.learn(sites[1])
     run.learn(sites[2])
     assert run.learned == ["first", "third"]
@@ -169,7 +169,7 @@ def test_a_run_of_more_than_a_hundred_steps_keeps_its_order(run, monkeypatch):
 def test_the_device_that_is_asked_for_is_the_one_that_scores(run):
     asked = {"device": "cuda:99"}
     again, _ = Run.open_or_create(run.folder, [asked])
-    with pytest.raises(DeviceError, match="cuda:99 was asked for"):
+    with pytest.raises(DeviceError, match="cuda:99 was requested"):
         again.embedder(-1)
 
 
@@ -191,7 +191,7 @@ def test_looks_of_one_kind_are_none_for_a_method_of_the_other(run, sites, tmp_pa
     run.learn(sites[0], method=str(tmp_path / "numbers.yaml"))
     sealed = run.learn(sites[1], method=str(tmp_path / "network.yaml"))
     assert (
-        "triplet (aligned) had no part: no term of the method makes its aligned view from the memories of earlier "
+        "triplet (aligned) took no part: no term of the method makes its aligned view from the memories of earlier "
         "domains" in sealed.card["notes"]
     )
     again = run.learn(sites[2], method=str(tmp_path / "network.yaml"))
@@ -212,7 +212,7 @@ def test_a_killed_adapters_temporary_file_goes_with_an_erasure(run, sites):
 
 
 def test_the_hint_for_too_few_people_can_be_followed(run, tmp_path, tiny_domain):
-    with pytest.raises(DataError, match="nobody to tell apart"):
+    with pytest.raises(DataError, match="training needs at least two"):
         run.learn(tiny_domain(tmp_path / "lone").first_identities(1))
 
 

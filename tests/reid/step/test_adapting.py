@@ -212,7 +212,7 @@ def test_a_method_without_adapters_between_ends_them(sites, tmp_path):
     ("how", "said"),
     [
         (method("cross_entropy"), "needs a hypernetwork"),
-        (method("relation_distillation", HYPER), "relation_distillation has no place there"),
+        (method("relation_distillation", HYPER), "can't have relation_distillation"),
         (method("cross_entropy", {"hypernetwork": {"use": "merged"}}), "not in its adapter list"),
         (method(terms=["cross_entropy", HYPER]), "in a method's adapter list"),
         (method(HYPER, "style_statistics", terms=["cross_entropy", "style_statistics"]), "both keep style"),

@@ -10,9 +10,9 @@ from torch import nn
 from domains.crops import CropSpec
 from domains.errors import DeviceError
 from reid.config import ModelConfig, TrainConfig, learning_rate
+from reid.network import runtime
 from reid.network.build import build_model
 from reid.network.runtime import Runtime, is_depthwise
-from reid.step import optim
 from reid.step.optim import build_optimiser, set_rate
 
 
@@ -115,7 +115,7 @@ def test_cuda_asked_and_absent_is_an_error(monkeypatch):
         Runtime.choose("cuda", "auto", nn.Linear(2, 2))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(DeviceError, match="device cuda:1 was asked for"):
+    with pytest.raises(DeviceError, match="device cuda:1 was requested"):
         Runtime.choose("cuda:1", "auto", nn.Linear(2, 2))
 
 
@@ -134,10 +134,10 @@ DENSE, DEPTHWISE = nn.Sequential(nn.Conv2d(4, 4, 3)), nn.Sequential(nn.Conv2d(4,
     ],
 )
 def test_precision(monkeypatch, has_bf16, net, precision, wanted):
-    monkeypatch.setattr(optim, "cpu_has_bf16", lambda: has_bf16)
-    runtime = Runtime.choose("cpu", precision, net)
-    assert runtime.dtype == wanted
-    with runtime.autocast():
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: has_bf16)
+    chosen = Runtime.choose("cpu", precision, net)
+    assert chosen.dtype == wanted
+    with chosen.autocast():
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == wanted
 
 
@@ -153,4 +153,4 @@ def test_depthwise_means_a_quarter_of_the_convolutions():
 
 
 def test_asking_for_bf16_support_answers_with_a_truth_value():
-    assert optim.cpu_has_bf16() in (True, False)
+    assert runtime.cpu_has_bf16() in (True, False)

@@ -163,7 +163,7 @@ def test_a_hypernetwork_of_another_size_is_refused(sites, tmp_path):
 )
 def test_impossible_parameters_are_refused(parameters, said):
     with pytest.raises(ValueError, match=said):
-        TERMS["hypernetwork"](**parameters)
+        TERMS["hypernetwork"].build(**parameters)
 
 
 @pytest.mark.parametrize("name", ["hyper_merged", "hyper_averaged", "hyper_routed", "hyper_default"])

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from domains.domain import Split
-from prototypes.distribution import unit
 from reid.batches.loader import CropStore
 from reid.network.backbone import Backbone, InputRule
+from reid.network.distribution import unit
 from reid.network.embedding import BATCH, evaluating
 from reid.network.model import ReidModel
 from reid.terms.survey import Survey

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from domains.errors import ConfigError, TrainingError
-from prototypes.distribution import draw as draw_prototypes
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
-from prototypes.transfer import prototype_transfer
+from reid.network.distribution import draw as draw_prototypes
 from reid.network.model import Output
 from reid.network.runtime import Runtime
 from reid.terms import TERMS, Batch, Step, Term, build_terms, head_of, idle_terms, losses
+from reid.terms.losses import prototype_transfer
 
 OLD, NEW, DIM = 3, 4, 6
 ADAPTS = "hypernetwork"
@@ -135,7 +135,7 @@ def test_a_start_that_says_nothing_finite_has_no_centres(name, batch):
     before = batch.step.model.classifier.weight.detach().clone()
     vectors = np.full((NEW, DIM), np.nan, np.float32)
     batch.step.survey = SimpleNamespace(labels=np.arange(NEW), embeddings=lambda asked: vectors)
-    with pytest.raises(TrainingError, match=r"not finite before any training.*begin from trained weights"):
+    with pytest.raises(TrainingError, match=r"not finite before any training.*start from trained weights"):
         build_terms(({name: {"start": "centre"}},))[name].begin(batch.step)
     assert torch.equal(batch.step.model.classifier.weight, before)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from domains.errors import ArtefactError
-from domains.style import StyleNetwork, StyleStatistics, restyle
+from domains.style import StyleStatistics
+from reid.network.style import StyleNetwork, restyle
 
 MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
 

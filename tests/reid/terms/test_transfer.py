@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from prototypes.transfer import prototype_transfer
+from reid.terms.losses import prototype_transfer
 
 
 def vectors(seed, rows, width=5):

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from prototypes.distribution import FLOOR, DistributionHead, affinity, draw, sample, unit
+from reid.network.distribution import FLOOR, DistributionHead, affinity, draw, sample, unit
 
 KINDS = ("pooled", "convolution")
 
