@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -177,3 +178,16 @@ def test_names_are_shown_as_they_are(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("q [north].png :smile:", "camera [a]", "yard [north]", "x [/x] :boom:"):
         assert text in shown
+
+
+@pytest.mark.parametrize(("words", "wanted"), [("reid lea", "learn"), ("reid gallery upg", "upgrade")])
+def test_a_shell_completes_commands(words, wanted):
+    asked = {"_REID_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-m", "reid"], env={**os.environ, **asked}, capture_output=True, text=True, timeout=60
+    )
+    assert wanted in done.stdout.split()
+
+
+def test_the_version_is_that_of_the_package():
+    assert reid("--version").stdout == f"lifelong-reid {version('lifelong-reid')}\n"
