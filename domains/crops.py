@@ -6,8 +6,7 @@ layer, in training and in the exported graph, so that no caller can get them wro
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,9 +18,28 @@ from numpy.typing import NDArray
 
 from domains.choice import check_choice
 from domains.errors import DataError
+from domains.images import FORMATS, image_size, read_still, upright
+
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "SUFFIXES",
+    "Crop",
+    "CropSpec",
+    "Resize",
+    "check_crop",
+    "decode_crop",
+    "image_size",
+    "read_crop",
+]
 
 Crop = NDArray[np.uint8]
 Resize = Literal["area", "linear", "cubic"]
+
+SUFFIXES = frozenset({".bmp", ".dib", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".webp"})
+"""What files in those formats are called, in lower case: the one list for every folder that is read."""
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64 * 10**6
@@ -120,7 +138,10 @@ def read_crop(path: str | PathLike[str]) -> Crop:
 
 
 def decode_crop(data: bytes) -> Crop:
-    """Decode PNG, JPEG, BMP, WebP or PPM bytes to uint8 RGB at their own size.
+    """Decode PNG, JPEG, BMP, WebP or PPM bytes to uint8 RGB at their own size, turned upright as their EXIF says.
+
+    The decoder is given only what pixels come from, and only if that takes work in proportion to them
+    (:func:`domains.images.read_still`), so that every version of OpenCV does the same and no file can hold it up.
 
     Raises:
         DataError: as :func:`read_crop`.
@@ -129,83 +150,13 @@ def decode_crop(data: bytes) -> Crop:
         raise DataError("the file is empty")
     if len(data) > MAX_BYTES:
         raise DataError(f"more than {MAX_BYTES // 2**20} MiB; crops are small images")
-    height, width = image_size(data)
-    if height * width > MAX_PIXELS:
-        raise DataError(f"{width}×{height} pixels, over the limit of {MAX_PIXELS // 10**6} million")
+    still = read_still(data, MAX_PIXELS)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(still.data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise DataError("the image data is damaged") from error
     if image is None:
         raise DataError("the image data is damaged")
-    return np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).astype(np.uint8, copy=False)
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """Read height and width from an image file's header alone, so that limits can be checked before decoding.
-
-    Raises:
-        DataError: not a PNG, JPEG, BMP, WebP or PPM file, or its header is truncated or could be read differently by a
-            decoder.
-    """
-    try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n":
-            if data[8:16] != b"\0\0\0\x0dIHDR":
-                raise ValueError("another chunk before the header")
-            width, height = struct.unpack(">II", data[16:24])
-        elif data[:2] == b"BM":
-            if struct.unpack("<I", data[14:18])[0] == 12:  # OS/2's header has 16-bit sides
-                width, height = struct.unpack("<HH", data[18:22])
-            else:
-                width, height = (abs(side) for side in struct.unpack("<ii", data[18:26]))
-        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            width, height = _webp_size(data)
-        elif data[:2] in (b"P5", b"P6"):
-            width, height = (int(word) for word in _ppm_words(data))
-        elif data[:2] == b"\xff\xd8":
-            height, width = _jpeg_size(data)
-        else:
-            raise DataError("not a PNG, JPEG, BMP, WebP or PPM image")
-    except (struct.error, ValueError, IndexError) as error:
-        raise DataError("the image header is damaged") from error
-    if height < 1 or width < 1:
-        raise DataError("the image has no pixels")
-    return height, width
-
-
-def _ppm_words(data: bytes) -> Iterator[bytes]:
-    lines = (line.split(b"#")[0] for line in data[2:512].splitlines())
-    words = [word for line in lines for word in line.split()]
-    return iter((words[0], words[1]))
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    at = 2
-    while True:
-        while data[at] == 0xFF:
-            at += 1
-        marker = data[at]
-        at += 1
-        # these have no length: where we would skip, a decoder would read on and find another size
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:
-            raise ValueError("a marker that does not belong before the frame header")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[at + 3 : at + 7])
-            return height, width
-        at += struct.unpack(">H", data[at : at + 2])[0]
-        if data[at] != 0xFF:
-            raise ValueError("no marker where one was expected")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the lossy, lossless or extended format (RFC 9649)."""
-    kind = data[12:16]
-    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
-        width, height = struct.unpack("<HH", data[26:30])
-        return width & 0x3FFF, height & 0x3FFF
-    if kind == b"VP8L" and data[20] == 0x2F:
-        bits = struct.unpack("<I", data[21:25])[0]
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8X" and len(data) >= 30:
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    raise ValueError("no frame header")
+    if image.shape[:2] != (still.height, still.width):
+        raise DataError("the image data is damaged: its header gives another size")
+    return upright(cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False), still.orientation)

@@ -170,7 +170,7 @@ def _write_table(path: Path, rows: list[tuple[str, str, str | None, str]], times
     table.writerows(
         [name, pid, camera, split, time] for (split, name, pid, camera), time in zip(rows, times, strict=True)
     )
-    write_atomic(path, text.getvalue().encode())
+    write_atomic(path, text.getvalue().encode(), private=False)
 
 
 def _background(camera: Camera, rng: np.random.Generator, rows: int, columns: int) -> Float32s:
