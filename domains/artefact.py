@@ -3,6 +3,10 @@
 Every artefact folder holds a manifest (JSON) with its kind, schema version, the sha256 of its files, its parent's id
 and the code version. Files are written under a temporary name, fsynced, renamed, and their directory fsynced, so that a
 power cut leaves either the old state or the new one.
+
+Artefacts hold what was learned from people, so nobody but their owner may read a new one, whatever the umask: folders
+are made with mode 0700 and files with 0600. Whoever opens an artefact to others with chmod keeps it open: a file that
+is written again keeps its mode.
 """
 
 from __future__ import annotations
@@ -12,25 +16,39 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from domains.errors import ArtefactError
 
 DISTRIBUTION = "lifelong-reid"
 ROOMS = ("domains", "prototypes", "reid", "deploy")
 MAX_JSON = 64 * 2**20
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+T = TypeVar("T")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that any reader, even after a crash, sees the old file or all of the new one."""
+def write_atomic(path: Path, data: bytes, *, private: bool = True, like: Path | None = None) -> None:
+    """Write ``data`` to ``path`` so that any reader, even after a crash, sees the old file or all of the new one.
+
+    Args:
+        path: the file; if it exists, it keeps its mode.
+        data: its whole content.
+        private: whether a new file is readable by its owner only; else the umask decides, for what is meant to be
+            passed on, such as a report.
+        like: another file whose mode to take.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE if private else 0o666)
+        with os.fdopen(handle, "wb") as stream:
+            take_access(handle, like or path)
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -39,6 +57,48 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def take_access(file: int, like: Path) -> None:
+    """Give an open file the mode of another, and if root writes it, the owner too; if the other does not exist or is
+    not a plain file, nothing changes.
+    """
+    try:
+        known = like.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(known.st_mode):
+        return
+    if os.geteuid() == 0:  # as SQLite does with its log: what root writes must stay usable to its owner
+        os.fchown(file, known.st_uid, known.st_gid)
+    os.fchmod(file, stat.S_IMODE(known.st_mode) & 0o666)
+
+
+def replace(finished: Path, path: Path) -> None:
+    """Put a finished file in the place of another, whose mode it takes; without another, it keeps its own."""
+    with finished.open("rb") as stream:
+        take_access(stream.fileno(), path)
+    finished.replace(path)
+
+
+def private_file(path: str, flags: int) -> int:
+    """Open a file, made with mode 0600 if it is new: the ``opener`` of :func:`open`."""
+    return os.open(path, flags, PRIVATE_FILE)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, with mode 0700; one that exists is left as it is."""
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Let only the owner into a folder that was just made, and into all that was put into it by whatever means."""
+    for parent, _, files in os.walk(folder):
+        Path(parent).chmod(PRIVATE_FOLDER)
+        for file in (Path(parent) / name for name in files):
+            if not file.is_symlink():
+                file.chmod(PRIVATE_FILE)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,17 +114,48 @@ def encode_json(value: Any) -> bytes:
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
     """Read a file of at most ``limit`` bytes (64 MiB by default); raises ArtefactError naming the file."""
     limit = MAX_JSON if limit is None else limit
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(limit + 1)
-    except FileNotFoundError as error:
-        raise ArtefactError(f"{path} is missing") from error
-    except OSError as error:
-        raise ArtefactError(f"can't read {path}: {error.strerror or error}") from error
+    with open_plain(path) as stream:
+        held = os.fstat(stream.fileno()).st_size  # reading takes as much memory as it is asked for
+        data = _reading(path, lambda: stream.read(min(limit, held) + 1))
     if len(data) > limit:
         size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit} bytes"
         raise ArtefactError(f"{path} is larger than {size}, so lifelong-reid did not write it")
     return data
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a file to read, which must be a plain one: a pipe would wait and a device never end.
+
+    Raises:
+        ArtefactError: it is missing, of another kind or can't be opened; the message names it.
+    """
+
+    def opened() -> BufferedReader:
+        stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - it is returned
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            stream.close()
+            raise ArtefactError(f"{path} is not a plain file")
+        return stream
+
+    return _reading(path, opened)
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def _reading(path: Path, read: Callable[[], T]) -> T:
+    """Read from a file; raises ArtefactError naming it."""
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path} is missing") from error
+    except OSError as error:
+        raise ArtefactError(f"can't read {path}: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise ArtefactError(f"can't read {path}: there is too little memory for it") from error
+    except ValueError as error:  # a null byte or half a surrogate pair, from a manifest
+        raise ArtefactError(f"can't read {str(path)!r:.200}: it is not a file's name") from error
 
 
 def read_json(path: Path) -> Any:
@@ -76,8 +167,8 @@ def parse_json(data: bytes, path: Path) -> Any:
     """Parse the JSON that was read from ``path``; raises ArtefactError naming the file."""
     try:
         return json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ArtefactError(f"{path} is not valid JSON: {str(error) or 'too large':.200}") from error
 
 
 def _refuse_constant(name: str) -> Any:
@@ -85,12 +176,11 @@ def _refuse_constant(name: str) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes; raises ArtefactError if it can't be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ArtefactError(f"can't read {path}: {error.strerror or error}") from error
+    """Hex digest of a plain file's bytes; raises ArtefactError if it can't be read."""
+    if not _reading(path, path.exists):
+        raise ArtefactError(f"can't read {path}: it is missing")
+    with open_plain(path) as stream:
+        return _reading(path, lambda: hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def fsync_folder(folder: Path) -> None:
@@ -123,9 +213,10 @@ def sealing(folder: Path) -> Iterator[Path]:
     created = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
+    temporary.mkdir(mode=PRIVATE_FOLDER)
     try:
         yield temporary
+        _close_to_others(temporary)
         fsync_tree(temporary)
         temporary.rename(folder)
     except BaseException:
@@ -203,7 +294,7 @@ def check_manifest(manifest: Any, path: Path, *, kind: str, schemas: range) -> d
     if not isinstance(files, dict) or manifest.get("id") != _id_of(manifest, path):
         raise ArtefactError(f"{path} was changed after it was written: its id does not match its content")
     for file in files:
-        if Path(file).name != file or file in ("", ".", ".."):
+        if Path(file).name != file or file in ("", ".", "..") or not file.isprintable():
             raise ArtefactError(f"{path} lists a file outside its folder: {file!r}")
     return manifest
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.choice import check_choice
-from domains.errors import DataError
+from domains.errors import DataError, EmptyError
 
 JUNK = -1
 """Identity code of a crop without a usable person; neither a match nor a miss in a ranking (Market-1501's ``-1``)."""
@@ -56,6 +56,11 @@ class Split:
     def __len__(self) -> int:
         """Return the number of crops."""
         return len(self.paths)
+
+    @property
+    def people(self) -> NDArray[np.int64]:
+        """The identities that it holds, ``[I]``, ascending; junk is none."""
+        return np.unique(self.pids[self.pids != JUNK])
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Split:
         """Return the crops at ``index`` (positions, or a boolean mask), in that order."""
@@ -103,6 +108,11 @@ class Domain:
             if split.camids.min() < 0 or split.camids.max() >= len(self.cameras):
                 raise DataError(f"domain {self.name}, {name}: camera codes must lie in [0, {len(self.cameras)})")
 
+    @property
+    def remarks(self) -> str:
+        """The notes as the end of an error message: how a domain was read may be why it can't be used."""
+        return "".join(f"; {note}" for note in self.notes)
+
     def splits(self) -> Iterator[tuple[str, Split]]:
         """Yield ``(name, split)`` for train, query and gallery."""
         for name in SPLITS:
@@ -118,7 +128,7 @@ class Domain:
 
     def first_identities(self, count: int) -> Domain:
         """The same domain with only its first ``count`` train identities (no junk); query and gallery stay."""
-        people = np.unique(self.train.pids[self.train.pids != JUNK])[:count]
+        people = self.train.people[:count]
         return replace(self, train=self.train.take(np.isin(self.train.pids, people)))
 
     def with_held_out(self, people: Collection[str]) -> Domain:
@@ -186,10 +196,12 @@ def from_rows(
     file system's order.
 
     Raises:
-        DataError: no rows, or an unknown split.
+        EmptyError: no rows; the message ends with the notes, which say why.
+        DataError: an unknown split.
     """
     if not rows:
-        raise DataError(f"domain {name}: no crop found in {root}, read as {layout}")
+        why = f": {'; '.join(notes)}" if notes else ""
+        raise EmptyError(f"domain {name}: no crop found in {root}, read as {layout}{why}")
     unknown = sorted({row[0] for row in rows} - set(SPLITS))
     if unknown:
         raise DataError(f"domain {name}: unknown split {unknown[0]!r}; it must be train, query or gallery")

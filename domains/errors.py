@@ -6,9 +6,19 @@ The message is for a person: what was wrong, what was found, what to do. ``exit_
 
 
 class ReidError(Exception):
-    """Base of all deliberate errors."""
+    """Base of all deliberate errors.
+
+    Args:
+        message: what was wrong, what was found, what to do.
+        further: more lines where one can't hold it, such as a list of differences. A line end within any of these comes
+            from outside and is not one of ours, so that whoever shows the error can escape it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *further: str) -> None:
+        super().__init__("\n".join((message, *further)))
+        self.lines = (message, *further)
 
 
 class UsageError(ReidError):
@@ -23,6 +33,18 @@ class ConfigError(UsageError):
 
 class DataError(ReidError):
     """A domain, a crop or a split can't be used."""
+
+
+class EmptyError(DataError):
+    """A folder was read as a domain and holds no crop."""
+
+
+class CostlyImageError(DataError):
+    """Decoding an image would take far more work than its pixels need."""
+
+
+class UnsupportedImageError(DataError):
+    """An image of a known format, but an animation or in a coding that is not taken."""
 
 
 class ArtefactError(ReidError):
@@ -47,6 +69,10 @@ class ExportError(ReidError):
 
 class GalleryError(ReidError):
     """The gallery can't store or answer this."""
+
+
+class ClockError(GalleryError):
+    """The clock moved by more than is plausible, so that nothing is erased by age until a person confirms the time."""
 
 
 class BusyError(ReidError):

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from domains.artefact import write_atomic
-from domains.errors import ArtefactError
+from domains.artefact import open_plain, write_atomic
+from domains.errors import ArtefactError, first_line
+from domains.text import shown
 
 PER_IDENTITY = "prototypes."
 """Prefix of the arrays with one row per identity, in the order of the step's classifier rows; all others describe the
@@ -81,17 +82,23 @@ class Memory:
     @classmethod
     def read(cls, path: Path) -> Memory:
         """Read what :meth:`write` wrote; raises ArtefactError."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
+        open_plain(path).close()
         try:
             with safe_open(path, framework="numpy") as stored:
                 header = stored.metadata() or {}
                 # the first version wrote the two entries side by side
                 header = json.loads(header["memory"]) if "memory" in header else header
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ArtefactError(f"can't read memory {path}: {error}") from error
-        if not {"domain", "feature_space"} <= set(header):
+        except MemoryError as error:
+            raise ArtefactError(f"can't read memory {path}: there is too little memory for it") from error
+        except Exception as error:  # NumPy lacks some of the format's kinds of numbers, and raises what it likes
+            raise ArtefactError(f"can't read memory {path}: {shown(first_line(error)):.200}") from error
+        named = isinstance(header, dict) and all(
+            isinstance(header.get(key), str) for key in ("domain", "feature_space")
+        )
+        if not named:
             raise ArtefactError(
                 f"{path} is not the memory of a domain: its header must name a domain and a feature space"
             )

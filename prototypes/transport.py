@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.arrays import Float32s
-from domains.artefact import write_atomic
+from domains.artefact import read_bytes, write_atomic
 from domains.choice import check_choice
 from domains.errors import ArtefactError, ConfigError
+from domains.npz import read_npz
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
 
@@ -24,6 +23,7 @@ TransportKind = Literal["ridge", "procrustes", "identity"]
 KINDS: tuple[TransportKind, ...] = get_args(TransportKind)
 SHRINKAGE = 0.1
 FOLDS = 4
+MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,16 @@ class Transport:
         )
 
     def prototypes(self, old: DistributionPrototypes) -> DistributionPrototypes:
-        """Carry Gaussians: mean μW scaled back to its old length, variance diag(Wᵀ diag(σ²) W) scaled with it."""
+        """Carry Gaussians: mean μW scaled back to its old length, variance diag(Wᵀ diag(σ²) W) scaled with it.
+
+        Raises:
+            ArtefactError: they have another number of dimensions.
+        """
+        if old.mean.shape[1] != len(self.matrix):
+            raise ArtefactError(
+                f"prototypes of {old.mean.shape[1]} dimensions can't be carried from a space of {len(self.matrix)}; "
+                "restore the memory from a backup"
+            )
         mean = old.mean @ self.matrix
         scale = np.linalg.norm(old.mean, axis=1, keepdims=True) / np.maximum(
             np.linalg.norm(mean, axis=1, keepdims=True), 1e-12
@@ -92,28 +101,20 @@ class Transport:
     def read(cls, path: Path) -> Transport:
         """Read what :meth:`write` wrote; raises ArtefactError."""
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ArtefactError(f"can't read transport {path}: {error}; restore it from a backup") from error
+            data = read_bytes(path, MAX_BYTES)
+        except ArtefactError as error:
+            raise ArtefactError(f"can't read a transport: {error}; restore it from a backup") from error
         return cls.from_bytes(data, path)
 
     @classmethod
-    def from_bytes(cls, data: bytes, path: Path) -> Transport:
-        """Parse the content of a file; raises ArtefactError naming ``path``."""
+    def from_bytes(cls, data: bytes, path: Path, limit: int = MAX_BYTES) -> Transport:
+        """Parse the content of a file that unpacks to at most ``limit`` bytes; raises ArtefactError naming ``path``."""
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-                matrix, names = stored["matrix"].astype(np.float32), [str(name) for name in stored["names"]]
-                carried, plain = (float(value) for value in stored["cosine"])
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            EOFError,
-            RuntimeError,
-            zlib.error,
-            zipfile.BadZipFile,
-        ) as error:
+            stored = read_npz(data, limit=limit, names=("matrix", "names", "cosine"))
+            matrix = stored["matrix"].astype(np.float32)
+            names = [str(name) for name in stored["names"]]
+            carried, plain = (float(value) for value in stored["cosine"])
+        except (ValueError, TypeError, MemoryError) as error:
             raise ArtefactError(f"can't read transport {path}: {error}; restore it from a backup") from error
         if matrix.ndim != 2 or not np.isfinite(matrix).all() or len(names) != 3:
             raise ArtefactError(

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from domains import plainyaml
 from domains.crops import CropSpec, Resize
 from domains.errors import ConfigError
-from reid import plainyaml
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 """Where shipped configurations are: in an installed wheel, and in a checkout."""

@@ -11,6 +11,8 @@ import domains
 
 
 def pytest_configure(config):
+    for name in ("COLUMNS", "LINES"):  # a console made while they are set keeps them
+        os.environ.pop(name, None)
     try:
         import torch
     except ModuleNotFoundError:

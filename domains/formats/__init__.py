@@ -14,7 +14,7 @@ from typing import Protocol
 
 from domains.choice import check_choice
 from domains.domain import Domain, SameCamera
-from domains.errors import DataError, UsageError
+from domains.errors import DataError, EmptyError, UsageError
 from domains.formats import (
     caviar4reid,
     cuhk01,
@@ -33,13 +33,16 @@ from domains.formats import (
     three_dpes,
     viper,
 )
+from domains.formats.leftovers import LeftOut, survey
 from domains.formats.listing import folders as folder_names
-from domains.formats.listing import images, some
+from domains.formats.listing import images, instead_of_folder, some
 
-__all__ = ["LAYOUTS", "Layout", "open_domain"]
+__all__ = ["LAYOUTS", "Layout", "left_out", "open_domain"]
 
 GLANCE = 50
 """Number of inner folders examined to tell a user which of them is the domain."""
+LOOK = 10_000
+"""Number of files examined to tell a user why a folder is no domain."""
 
 
 class Layout(Protocol):
@@ -77,6 +80,8 @@ _ORDERED: tuple[Layout, ...] = (
 )
 LAYOUTS: dict[str, Layout] = {layout.NAME: layout for layout in _ORDERED}
 """All layouts by name, in the order in which they are tried."""
+OWN_FILES = frozenset({table.FILE, cuhk03.SPLIT_FILE, *(file for file, *_ in msmt17.LISTS)})
+"""Files other than images that some layout reads."""
 
 
 def open_domain(
@@ -92,8 +97,8 @@ def open_domain(
         path: the folder.
         name: name of the domain; by default its folder's name.
         layout: one of ``LAYOUTS``; by default it is recognised.
-        same_camera: how its queries are scored; by default the layout's rule, which is ``drop`` wherever cameras are
-            known.
+        same_camera: how its queries are scored; by default the layout's rule, which is ``drop`` but for a folder per
+            person where there is only one camera.
 
     Raises:
         DataError: the folder is missing, in no known layout, not in the requested one, or its content can't be used.
@@ -106,7 +111,7 @@ def open_domain(
         ('north', 18, ('plaza-1', 'plaza-2'))
     """
     if layout is not None and layout not in LAYOUTS:
-        close = get_close_matches(layout, LAYOUTS, 1, 0.4)
+        close = get_close_matches(layout, LAYOUTS, 1)
         raise UsageError(
             f"unknown layout {layout!r}{f' (did you mean {close[0]!r}?)' if close else ''}; known layouts: "
             f"{', '.join(LAYOUTS)}"
@@ -115,14 +120,42 @@ def open_domain(
         check_choice("same_camera", same_camera, SameCamera)
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder{_hint(root)}")
+        raise DataError(f"{root} {instead_of_folder(root)}")
     reader = LAYOUTS[layout] if layout is not None else _recognised(root)
     if layout is not None and not reader.recognise(root):
         raise DataError(
             f"{root} is not in the layout {layout}, which expects {reader.DESCRIPTION}; found {_contents(root)}"
+            + (f"; {reason}" if reader is folders and (reason := folders.no_people(root)) else "")
         )
-    domain = reader.read(root, name or root.resolve().name or "domain")
+    try:
+        domain = reader.read(root, name or root.resolve().name or "domain")
+    except EmptyError as error:
+        raise DataError(f"{error}{_left_out_in(root, 'images that are not read')}") from error
     return domain if same_camera is None else domain.scored_as(same_camera)
+
+
+def left_out(domain: Domain) -> tuple[LeftOut, ...]:
+    """What lies in a domain's folder and is not in the domain, by reason.
+
+    Raises:
+        DataError: the folder can't be read.
+    """
+    if domain.format not in LAYOUTS:
+        return ()  # a union, or made of rows: no folder was read
+    used = {path for _, split in domain.splits() for path in split.paths}
+    unused = (
+        f"images that {table.FILE} does not list"
+        if domain.format == table.NAME
+        else f"images that the layout {domain.format} does not read"
+    )
+    return survey(domain.root, used=used, unused=unused, own=OWN_FILES).left_out
+
+
+def _left_out_in(root: Path, unused: str = "") -> str:
+    """What is in a folder that is no domain, to end a sentence; images count if there is a word for them."""
+    left = survey(root, used=(), unused=unused, own=OWN_FILES, most=LOOK).left_out
+    counted = [str(item) for item in left if item.reason]
+    return f"; left out: {', '.join(counted)}" if counted else ""
 
 
 def _recognised(root: Path) -> Layout:
@@ -136,10 +169,14 @@ def _recognised(root: Path) -> Layout:
             return layout
         raise DataError(f"{root} holds domains but is not one itself; open one of them: {some(inner)}")
     inner = _inner_domains(root)
-    own = "write a domain.csv with the columns path,pid,camid,split, or make one folder per person"
+    own = folders.no_people(root) or (
+        "write a domain.csv with the columns path,pid,camid,split, or make one folder per person, with the camera in "
+        "each file's name (anna/0001_c1.jpg)"
+    )
     advice = f"open one of the domains in it: {some(inner)}" if inner else own
     raise DataError(
-        f"{root} is not a camera domain; found {_contents(root)}; known layouts: {', '.join(LAYOUTS)}; {advice}"
+        f"{root} is not a camera domain; found {_contents(root)}{_left_out_in(root)}; known layouts: "
+        f"{', '.join(LAYOUTS)}; {advice}"
     )
 
 
@@ -155,9 +192,3 @@ def _contents(root: Path) -> str:
     parts = [f"folders {some(inner)}"] if inner else []
     parts += [f"{len(crops)} images such as {crops[0].rpartition('/')[2]}"] if crops else []
     return " and ".join(parts) or "neither folders nor images"
-
-
-def _hint(path: Path) -> str:
-    if path.is_file():
-        return f"; give the folder it is in, {path.parent}"
-    return "" if path.exists() else ": it does not exist"

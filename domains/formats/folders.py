@@ -1,105 +1,245 @@
 """One folder per person: how most people keep the crops of their own cameras.
 
 Either ``train/12/a.jpg``, ``query/12/b.jpg``, ``gallery/12/c.jpg``, or ``12/a.jpg`` directly. Without split
-folders, people are divided by a hash of their label: half train, half test, and adding people moves nobody. The first
-crop of a test person seen by two cameras is a query and the rest is gallery; if the domain has one camera, two crops
-are enough. The camera is read from ``_c3`` or ``cam3`` in a file's name.
+folders, people are divided by a hash of their label: half train, half test, and adding people moves nobody, unless a
+side would otherwise have too few to learn from or to ask for. The first crop of a test person seen by two cameras is a
+query and the rest is gallery; if nobody was seen by two, two crops are enough.
+
+The camera is read from ``_c3`` or ``cam3`` in a file's name, if at least half of the names give one: fewer are chance,
+such as a part of a random name. Where there is only one camera, whether or not names tell it, same-camera matches are
+kept when scoring.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from domains.domain import SPLITS, Domain, from_rows
+from domains.errors import DataError
+from domains.formats.labels import is_junk
 from domains.formats.listing import folders, images, join, some
 
 NAME = "folders"
 DESCRIPTION = "one folder of crops per person, directly or below train/, query/ and gallery/"
 
-CAMERA = re.compile(r"(?:(?<![A-Za-z0-9])c|cam(?:era)?[_-]?)([0-9]{1,6})(?![0-9])", re.IGNORECASE | re.ASCII)
+CAMERA = re.compile(
+    r"(?:(?<![A-Za-z0-9])c|cam(?:era)?[_-]?)([0-9]{1,6})(?:[f-z][0-9]+)*(?![A-Za-z0-9])", re.IGNORECASE | re.ASCII
+)
+"""A camera in a file's name: ``_c3``, ``c3s1`` or ``cam-03``, but no longer word that begins like one."""
+RANDOM = re.compile(r"[0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12}|[0-9a-f]{16,}", re.IGNORECASE | re.ASCII)
+"""UUIDs and hashes: what looks like a camera in them is chance."""
 NOT_PEOPLE = re.compile(
-    r"(?:cam(?:era)?|view|scene?|images?|img|probe|test|val|train|query|gallery|seq)[ _-]?[A-Za-z0-9]{0,2}",
+    r"(?:cam(?:era)?|view)[ _-]?[A-Za-z0-9]{0,2}"
+    r"|(?:c|ch|channel|cctv|(?:ip|web)?cam(?:era)?|kamera|camara|view|scene?|seq(?:uence)?)[ ._#-]{0,2}[0-9]{1,6}[a-z]?"
+    r"|(?:cctv|(?:ip|web)?cam(?:era)?|kamera|view|channel)[ ._-].{1,40}"
+    r"|.{1,40}[ ._-](?:cctv|cam(?:era)?|kamera|view)[ ._-]?[0-9]{0,4}"
+    r"|(?:scene?|images?|img|probe|test|val|train|query|gallery|seq)(?:[ _-]?[0-9]{1,2}|[ _-][A-Za-z0-9]{1,2})?",
     re.IGNORECASE | re.ASCII,
 )
+"""Names of folders that are cameras, views or splits."""
+MANY = 100
+"""More folders than this are not taken for cameras."""
 UNKNOWN = "unknown"
+DIVIDED = (
+    "people are divided into train and test by a hash of their folder's name; make train/, query/ and gallery/ to "
+    "choose yourself"
+)
+ENOUGH = 4
+"""People that either side of a division should have, if there are enough of them."""
+
+Row = tuple[str, str, str | None, str]
 
 
 def recognise(root: Path) -> bool:
-    """Whether there are person folders with images in them: two or more, and not all named like cameras or splits."""
-    if _split_folders(root):
-        return any(
-            images(root, join(split, person)) for split in _split_folders(root) for person in folders(root, split)
-        )
-    people = [person for person in folders(root) if images(root, person)]
-    return len(people) > 1 and not all(NOT_PEOPLE.fullmatch(person) for person in people)
+    """Whether there are person folders with images in them: two or more if there are no splits, and in none of the
+    splits named like cameras.
+    """
+    if splits := _split_folders(root):
+        found = any(images(root, join(split, person)) for split in splits for person in folders(root, split))
+        return found and not no_people(root)
+    return len(_people(root, "")) > 1 and not no_people(root)
+
+
+def no_people(root: Path) -> str:
+    """Why the folders of images in ``root``, or in one of its splits, can't be people; ``""`` if they can.
+
+    They can't if most are named like cameras, views or splits, unless one holds crops of two cameras, by their names.
+    """
+    for split in _split_folders(root) or [""]:
+        if not any(NOT_PEOPLE.fullmatch(name) for name in folders(root, split)):
+            continue
+        people = {name: images(root, join(split, name)) for name in folders(root, split)}
+        cameras = [name for name, crops in people.items() if crops and NOT_PEOPLE.fullmatch(name)]
+        if 2 * len(cameras) <= sum(map(bool, people.values())) or len(cameras) > MANY:
+            continue
+        if not any(len({camera_of(_name(path)) for path in people[name]} - {None}) > 1 for name in cameras):
+            where = f"{split}/" if split else "it"
+            return (
+                f"the folders in {where} are named like cameras or splits, not people ({some(cameras)}); make one "
+                "folder per person, with the camera in each file's name (anna/0001_c1.jpg), or write a domain.csv"
+            )
+    return ""
+
+
+def tell_cameras(cameras: Sequence[str | None]) -> bool:
+    """Whether what :func:`camera_of` found in each name is more than chance: at least half give a camera."""
+    return 0 < len(cameras) >= 2 * cameras.count(None)
+
+
+def camera_of(name: str) -> str | None:
+    """The number of the camera that a file's name gives, or None."""
+    match = CAMERA.search(RANDOM.sub("", name))
+    return str(int(match[1])) if match else None
 
 
 def read(root: Path, name: str) -> Domain:
-    """Read the domain; raises DataError if a folder can't be listed or there is no crop."""
+    """Read the domain; raises DataError if a folder can't be listed, there is no crop, or folders are cameras."""
     notes: list[str] = []
+    if reason := no_people(root):
+        raise DataError(f"{root}: {reason}")
     splits = _split_folders(root)
-    if splits:
-        if others := [folder for folder in folders(root) if folder not in SPLITS]:
-            notes.append(
-                f"these folders beside {', '.join(f'{split}/' for split in splits)} are not read: {some(others)}"
-            )
-        crops = [
-            (split, path, person)
-            for split in splits
-            for person in folders(root, split)
-            for path in images(root, join(split, person))
-        ]
-    else:
-        crops = [("", path, person) for person in folders(root) for path in images(root, person)]
-    cameras = [_camera(path) for _, path, _ in crops]
+    if splits and (others := [folder for folder in folders(root) if folder not in SPLITS]):
+        notes.append(f"these folders beside {', '.join(f'{split}/' for split in splits)} are not read: {some(others)}")
+    crops = [
+        (split, path, person)
+        for split in splits or [""]
+        for person in folders(root, split)
+        for path in images(root, join(split, person))
+    ]
+    cameras = _cameras([path for _, path, _ in crops], notes)
     known = {camera for camera in cameras if camera is not None}
-    if not known:
+    rows: list[Row] = [
+        (split, path, None if is_junk(person) else person, camera or (UNKNOWN if known else "0"))
+        for (split, path, person), camera in zip(crops, cameras, strict=True)
+    ]
+    alone = len(known) < 2
+    if not splits:
+        alone = alone or not any(len(seen) > 1 for seen in _seen(rows).values())
+        rows = _divided(rows, alone=alone)
+        notes.append(DIVIDED)
+    notes += _folder_notes(rows)
+    if known and alone:
         notes.append(
-            "no file name gives its camera (_c3 or cam3): all crops count as one camera, and same-camera matches are "
-            "kept when scoring"
+            f"the file names give a single camera, {next(iter(known))!r}: same-camera matches are kept when scoring"
+            if len(known) == 1
+            else "nobody was seen by two cameras: same-camera matches are kept when scoring"
         )
-    elif None in cameras:
+    domain = from_rows(name, root, NAME, rows, notes=notes)
+    return replace(domain, same_camera="keep") if alone else domain
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _people(root: Path, split: str) -> list[str]:
+    return [person for person in folders(root, split) if images(root, join(split, person))]
+
+
+def _cameras(paths: list[str], notes: list[str]) -> list[str | None]:
+    """The camera of each path, or None for all of them where too few names give one; a note says which."""
+    cameras = [camera_of(_name(path)) for path in paths]
+    told = len(cameras) - cameras.count(None)
+    one = "all crops count as one camera, and same-camera matches are kept when scoring"
+    if not told:
+        notes.append(f"no file name gives its camera (_c3 or cam3): {one}")
+    elif not tell_cameras(cameras):
+        example = next(path for path, camera in zip(paths, cameras, strict=True) if camera is not None)
+        notes.append(
+            f"only {told} of {len(cameras)} file names seem to give a camera (such as {example}), which is taken for "
+            f"chance: {one}"
+        )
+        return [None] * len(paths)
+    elif told < len(cameras):
         notes.append(
             f"{cameras.count(None)} of {len(cameras)} file names do not give their camera and count as camera "
             f"{UNKNOWN!r}"
         )
-    rows = [
-        (split, path, person, camera or (UNKNOWN if known else "0"))
-        for (split, path, person), camera in zip(crops, cameras, strict=True)
-    ]
-    if not splits:
-        rows = _divided(rows)
+    return cameras
+
+
+def _folder_notes(rows: list[Row]) -> list[str]:
+    seen = _seen(rows)
+    notes = []
+    if named := [person for person, cameras in seen.items() if len(cameras) < 2 and NOT_PEOPLE.fullmatch(person)]:
+        notes.append(f"these folders are named like cameras or splits and count as people: {some(named)}")
+    train, test = (
+        {row[2] for row in rows if (row[0] == "train") == half and row[2] is not None} for half in (True, False)
+    )
+    if train and train <= test:
         notes.append(
-            "people are divided into train and test by a hash of their folder's name; make train/, query/ and "
-            "gallery/ to choose yourself"
+            f"every folder in train/ is in query/ or gallery/ too ({some(sorted(train))}): if the folders are cameras "
+            "and not people, make one folder per person instead; people that are tested should not be trained on"
         )
-    people: list[tuple[str, str, str | None, str]] = list(rows)
-    domain = from_rows(name, root, NAME, people, notes=notes)
-    return domain if known else replace(domain, same_camera="keep")
+    cameras = [camera for each in seen.values() for camera in each]
+    if len(seen) > 1 and len(cameras) == len(seen) == len(set(cameras)):
+        notes.append(
+            f"each of the {len(seen)} folders has its own camera, which no other has: if the folders are cameras and "
+            "not people, make one folder per person instead"
+        )
+    return notes
+
+
+def _seen(rows: list[Row]) -> dict[str, set[str]]:
+    """The cameras that saw each person, junk aside."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for _, _, person, camera in rows:
+        if person is not None:
+            seen[person].add(camera)
+    return seen
 
 
 def _split_folders(root: Path) -> list[str]:
     return [split for split in SPLITS if (root / split).is_dir() and folders(root, split)]
 
 
-def _divided(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
-    one_camera = len({camera for *_, camera in rows}) == 1
-    people: dict[str, list[tuple[str, str, str, str]]] = {}
+def _divided(rows: list[Row], *, alone: bool) -> list[Row]:
+    """Give each row its split; ``alone`` says that two crops of one camera make a query. Junk goes to the gallery."""
+    people: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        people.setdefault(row[2], []).append(row)
-    divided = []
+        if row[2] is not None:
+            people[row[2]].append(row)
+    several = {person for person, crops in people.items() if len(crops) > 1}
+    askable = {person for person in several if alone or len({row[3] for row in people[person]}) > 1}
+    trains = _trained(list(people), several, askable)
+    divided: list[Row] = [("gallery", path, None, camera) for _, path, person, camera in rows if person is None]
     for person, crops in people.items():
-        trains = hashlib.sha256(person.encode()).digest()[0] % 2 == 0
-        can_query = len(crops) > 1 and (one_camera or len({camera for *_, camera in crops}) > 1)
         for number, (_, path, _, camera) in enumerate(crops):
-            split = "train" if trains else "query" if can_query and number == 0 else "gallery"
+            asked = person in askable and number == 0
+            split = "train" if person in trains else "query" if asked else "gallery"
             divided.append((split, path, person, camera))
     return divided
 
 
-def _camera(path: str) -> str | None:
-    match = CAMERA.search(path.rpartition("/")[2])
-    return str(int(match[1])) if match else None
+def _trained(people: list[str], several: set[str], askable: set[str]) -> set[str]:
+    """Choose who trains: half of the people, by their hash, but enough on either side, those who train first.
+
+    Args:
+        people: all labels.
+        several: those with more than one crop, who can be learned from.
+        askable: those who can be a query in the test half.
+    """
+    order = sorted(people, key=lambda person: hashlib.sha256(person.encode()).digest())
+    trains = {person for person in order if hashlib.sha256(person.encode()).digest()[0] % 2 == 0}
+    enough = max(2, min(ENOUGH, len(order) // 4))
+    for useful in (several, set(order)):  # two people with one crop each are still better than nobody
+        wanted = min(enough if useful is several else 2, len(useful))
+        for person in order:
+            if len(trains & useful) >= wanted:
+                break
+            if person in useful:
+                trains.add(person)
+    for person in order:
+        if len(askable - trains) >= enough or len(trains & several) <= enough:
+            break
+        if person in askable:
+            trains.discard(person)
+    if trains == set(order):  # whoever can't be learned from is still found in a gallery
+        spare = [person for person in order if person not in several] if len(order) > 2 else []
+        trains -= set(spare[:1])
+    return trains

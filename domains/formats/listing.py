@@ -12,12 +12,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from domains.crops import SUFFIXES
 from domains.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm"})
-"""Suffixes of images, in upper or lower case."""
 NAMED = 5
 """Number of names of a list that a message spells out."""
+ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst"})
+"""Suffixes of files that hold folders, in lower case."""
 
 
 def is_image(name: str) -> bool:
@@ -42,7 +43,7 @@ def images(root: Path, folder: str) -> list[str]:
         DataError: the folder can't be read, a name is not printable text, or a link leads out of the root.
     """
     prefix = f"{folder}/" if folder else ""
-    paths = [prefix + entry.name for entry in _entries(root, folder) if is_image(entry.name) and entry.is_file()]
+    paths = [prefix + entry.name for entry in _entries(root, folder) if is_image(entry.name) and leads_to_file(entry)]
     for path in paths:
         if not path.isprintable():
             raise DataError(f"{root}: the file name {path!a} is not printable UTF-8 text; rename it")
@@ -53,7 +54,9 @@ def folders(root: Path, folder: str = "") -> list[str]:
     """Names, sorted, of the folders that lie directly in ``root/folder``; hidden ones are left out. Raises as
     :func:`images`.
     """
-    names = sorted(entry.name for entry in _entries(root, folder) if not entry.name.startswith(".") and entry.is_dir())
+    names = sorted(
+        entry.name for entry in _entries(root, folder) if not entry.name.startswith(".") and leads_to_folder(entry)
+    )
     for name in names:
         if not name.isprintable():
             raise DataError(f"{root}: the folder name {name!a} is not printable UTF-8 text; rename it")
@@ -101,6 +104,15 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
 
 
+def instead_of_folder(path: Path) -> str:
+    """What is wrong with a path that should be a folder, and what to do, to end a sentence that begins with it."""
+    if path.suffix.lower() in ARCHIVES and path.is_file():
+        return "is an archive, not a folder; unpack it and give the folder that holds its images"
+    if path.is_file():
+        return f"is not a folder; give the folder it is in, {path.absolute().parent}"
+    return "is not a folder" if path.exists() else "is not a folder: it does not exist"
+
+
 def inside(root: Path, path: Path) -> bool:
     """Whether ``path``, with every link followed, lies below ``root``."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
@@ -129,6 +141,22 @@ class Fence:
             raise DataError(f"{where}: {path} leads out of the domain's folder through a link; copy the file into it")
         if not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and file.is_file()):
             raise DataError(f"{where}: {path} is not a file")
+
+
+def leads_to_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a regular file or a link to one; a link in a circle is none."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(root: Path, folder: str) -> Iterator[os.DirEntry[str]]:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from domains.domain import Domain, from_rows
+from domains.formats.labels import is_junk
 from domains.formats.listing import first_folder, join, matching
 
 NAME = "market1501"
@@ -19,7 +20,8 @@ DESCRIPTION = "bounding_box_train/, query/ and bounding_box_test/ with names lik
 
 BASES = ("", "Market-1501-v15.09.15", "Market-1501", "DukeMTMC-reID", "LPW_s2")
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-PATTERN = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,4})(?:[^0-9].*)?", re.ASCII)
+PATTERN = re.compile(r"([-\u2212]0{0,8}1|[0-9]{1,9})_c([0-9]{1,4})(?:[^0-9].*)?", re.ASCII)
+BACKGROUND = "0"
 
 Row = tuple[str, str, str | None, str]
 
@@ -53,8 +55,15 @@ def rows_below(root: Path, base: str, notes: list[str]) -> list[Row]:
             notes.append(f"there is no {inner}/, so the {split} split is empty")
             continue
         for path, match in matching(root, inner, PATTERN, "0002_c1s1_000451_03.jpg", notes):
-            rows.append((split, path, None if match[1] == "-1" else str(int(match[1])), str(int(match[2]))))
+            person = None if is_junk(match[1]) else str(int(match[1]))
+            rows.append((split, path, person, str(int(match[2]))))
     junk = sum(row[0] == "train" and row[2] is None for row in rows)
     if junk:
         notes.append(f"{junk} junk crops (identity -1) in the train split are not learned")
+    for split in ("train", "query"):
+        if count := sum(row[0] == split and row[2] == BACKGROUND for row in rows):
+            notes.append(
+                f"{count} crops of the {split} split are of identity 0 and count as one person; in Market-1501 itself "
+                "0000 is background, which only the gallery has: if so here, name them -1"
+            )
     return rows

@@ -105,6 +105,6 @@ def _lines(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MAX_LIST:
             raise DataError(f"{path} is larger than {MAX_LIST // 2**20} MiB, so it is not a list of this data set")
-        return path.read_text("utf-8").split("\n")
+        return path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"can't read {path}: {error}") from error

@@ -7,28 +7,41 @@ times are ISO 8601 with a zone, for every row or for none.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
-from contextlib import closing
 from datetime import datetime
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
-from typing import TextIO
+from pathlib import Path
 
 from domains.domain import SPLITS, Domain, from_rows
 from domains.errors import DataError
+from domains.formats.labels import is_junk
 from domains.formats.listing import Fence
+from domains.formats.records import Columns, path_below, read_records
 
 NAME = "csv"
 DESCRIPTION = "domain.csv with the columns path,pid,camid,split and optionally time"
 
 FILE = "domain.csv"
-COLUMNS = ("path", "pid", "camid", "split")
 TIME = "time"
-JUNK_LABEL = "-1"
-MAX_BYTES = 512 * 2**20
+COLUMNS = Columns(
+    ("path", "pid", "camid", "split"),
+    (TIME,),
+    {
+        "path": ("file", "filename", "file_name", "image", "img", "image_path", "img_path", "crop"),
+        "pid": ("person", "person_id", "personid", "identity", "id", "label", "name", "track", "track_id"),
+        "camid": ("cam", "cam_id", "camera", "camera_id", "cameraid"),
+        "split": ("set", "subset", "fold", "partition", "role"),
+        TIME: ("timestamp", "date", "datetime", "when"),
+    },
+)
 MAX_LABEL = 200
-MAX_PATH = 1000
+_TRAIN_MORE = "no crops are set aside for validation here: call them train, or leave them out"
+_ELSEWHERE = {
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), _TRAIN_MORE),
+    "test": "a test set is in two parts here: what is asked is query, what is searched is gallery",
+    "probe": "here it is called query",
+    **dict.fromkeys(("reference", "database", "index"), "here it is called gallery"),
+}
+"""Splits as others call them, and what they are here."""
 
 
 def recognise(root: Path) -> bool:
@@ -47,24 +60,22 @@ def read(root: Path, name: str) -> Domain:
     file = root / FILE
     rows: list[tuple[str, str, str | None, str]] = []
     times: list[str] = []
+    notes: list[str] = []
     fence = Fence(root)
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str], str] = {}
     fence.check(FILE, str(root))
-    for line, values in _records(file):
-        where = f"{file}, line {line}"
-        path = _path(values["path"], where)
+    for where, values in read_records(file, COLUMNS, notes):
+        path, split = path_below(values["path"], where), values["split"]
         fence.check(path, where)
-        if values["split"] not in SPLITS:
+        if split not in SPLITS:
             raise DataError(
-                f"{where}: unknown split {values['split'][:40]!r}{_nearest(values['split'], SPLITS)}; it must be "
-                "train, query or gallery"
+                f"{where}: unknown split {split[:40]!r}{_split_hint(split)}; it must be train, query or gallery"
             )
-        if (before := seen.setdefault((values["split"], path), line)) != line:
-            raise DataError(
-                f"{where}: {path} is already listed in {values['split']} on line {before}; remove one of the two"
-            )
+        if (before := seen.setdefault((split, path), where)) != where:
+            line = before.rpartition(" ")[2]
+            raise DataError(f"{where}: {path} is already listed in {split} on line {line}; remove one of the two")
         person, camera = _label(values["pid"], "pid", where), _label(values["camid"], "camid", where)
-        rows.append((values["split"], path, None if person == JUNK_LABEL else person, camera))
+        rows.append((split, path, None if is_junk(person) else person, camera))
         if TIME in values:
             times.append(_time(values[TIME], where))
     if not rows:
@@ -74,59 +85,7 @@ def read(root: Path, name: str) -> Domain:
             f"{file}: {sum(not time for time in times)} of {len(times)} rows have no time; give one to every row, or "
             "to none"
         )
-    return from_rows(name, root, NAME, rows, times=times if any(times) else ())
-
-
-def _records(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise DataError(f"{file} is larger than {MAX_BYTES // 2**20} MiB; split the domain")
-        with closing(file.open(encoding="utf-8-sig", newline="")) as stream:
-            yield from _rows(stream, file)
-    except OSError as error:
-        raise DataError(f"can't read {file}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text; save it as UTF-8") from error
-    except csv.Error as error:
-        raise DataError(f"{file} is not a CSV file: {error}") from error
-
-
-def _rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.reader(stream, strict=True)
-    header = [column.strip() for column in next(reader, [])]
-    if not header:
-        raise DataError(f"{file} is empty; its first line must be {','.join(COLUMNS)}")
-    for column in COLUMNS:
-        if column not in header:
-            others = [other for other in header if other not in COLUMNS]
-            raise DataError(
-                f"{file} has no column {column!r}{_nearest(column, others)}; found {', '.join(map(repr, header[:12]))}"
-            )
-    if twice := sorted({column for column in header if column in (*COLUMNS, TIME) and header.count(column) > 1}):
-        raise DataError(f"{file} has the column {twice[0]!r} twice; remove one")
-    positions = {column: header.index(column) for column in (*COLUMNS, TIME) if column in header}
-    for row in reader:
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) != len(header):
-            raise DataError(
-                f"{file}, line {reader.line_num}: {len(row)} values for {len(header)} columns; quote values that "
-                "contain a comma"
-            )
-        yield reader.line_num, {column: row[at].strip() for column, at in positions.items()}
-
-
-def _path(text: str, where: str) -> str:
-    path = PurePosixPath(text)
-    if not text or len(text) > MAX_PATH or not text.isprintable():
-        raise DataError(f"{where}: {text[:80]!a} is not a path of at most {MAX_PATH} printable characters")
-    if path.is_absolute() or ".." in path.parts or "\\" in text or (len(text) > 1 and text[1] == ":"):
-        raise DataError(
-            f"{where}: {text[:120]!r} must be relative to the domain's folder, with / between its parts and no .."
-        )
-    if str(path) == ".":
-        raise DataError(f"{where}: {text[:120]!r} does not name a file")
-    return str(path)
+    return from_rows(name, root, NAME, rows, times=times if any(times) else (), notes=notes)
 
 
 def _label(text: str, column: str, where: str) -> str:
@@ -149,7 +108,8 @@ def _time(text: str, where: str) -> str:
     return text
 
 
-def _nearest(text: str, among: tuple[str, ...] | list[str]) -> str:
-    lowered = {other.lower(): other for other in among}
-    close = get_close_matches(text.lower(), list(lowered), 1, 0.4)
-    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+def _split_hint(text: str) -> str:
+    if text.lower() in _ELSEWHERE:
+        return f" ({_ELSEWHERE[text.lower()]})"
+    close = get_close_matches(text.lower(), SPLITS, 1, 0.7)
+    return f" (did you mean {close[0]!r}?)" if close else ""

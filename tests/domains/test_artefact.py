@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -11,13 +12,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modes import readable, umask
 
 from domains import artefact
 from domains.artefact import (
     code_version,
     content_id,
+    make_private,
+    private_file,
     read_json,
     read_manifest,
+    replace,
     sealing,
     sha256_file,
     source_hash,
@@ -124,6 +129,74 @@ def test_data_is_synced_before_the_rename_and_the_folder_after(tmp_path, monkeyp
     monkeypatch.setattr(Path, "replace", lambda self, target: order.append("rename") or replace(self, target))
     write_atomic(tmp_path / "x", b"1")
     assert order == ["file", "rename", "folder"]
+
+
+MASKS = [0o000, 0o002, 0o022, 0o077]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=oct)
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, lambda mask: 0o600), ({"private": False}, lambda mask: 0o666 & ~mask)]
+)
+def test_a_new_file_is_private_unless_it_is_to_be_passed_on(tmp_path, mask, options, expected):
+    with umask(mask):
+        write_atomic(tmp_path / "x", b"1", **options)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == expected(mask)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=oct)
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o660, 0o666])
+@pytest.mark.parametrize("private", [True, False])
+def test_a_file_that_is_written_again_keeps_its_mode_and_is_never_more_open(tmp_path, monkeypatch, mask, mode, private):
+    seen, fsync = [], os.fsync
+    (tmp_path / "x").touch()
+    (tmp_path / "x").chmod(mode)
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(os.fstat(handle).st_mode) or fsync(handle))
+    with umask(mask):
+        write_atomic(tmp_path / "x", b"2", private=private)
+    assert stat.S_IMODE(seen[0]) == stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "special bits"])
+def test_only_a_plain_files_permissions_are_taken(tmp_path, kind):
+    (tmp_path / "open").touch()
+    (tmp_path / "open").chmod(0o666)
+    if kind == "special bits":
+        (tmp_path / "x").touch()
+        (tmp_path / "x").chmod(0o4755)
+    else:
+        (tmp_path / "x").symlink_to("open" if kind == "link" else "nowhere")
+    write_atomic(tmp_path / "x", b"2")
+    assert not (tmp_path / "x").is_symlink()
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == (0o644 if kind == "special bits" else 0o600)
+    assert (tmp_path / "open").read_bytes() == b""
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=oct)
+def test_an_artefact_is_private_however_its_files_were_written(tmp_path, mask):
+    with umask(mask):
+        with sealing(tmp_path / "deep" / "step") as temporary:
+            assert readable(temporary) == []
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / "a").write_bytes(b"a")
+            (temporary / "link").symlink_to("inner/a")
+            os.close(os.open(temporary / "b", os.O_CREAT, 0o777))
+        make_private(tmp_path / "one" / "two")
+        make_private(tmp_path / "one" / "two")
+        with open(tmp_path / "one" / "two" / "log", "a", opener=private_file) as stream:
+            stream.write("1")
+    assert [text for text in readable(tmp_path / "deep" / "step") if "link" not in text] == []
+    assert readable(tmp_path / "one") == []
+
+
+def test_what_replaces_a_file_takes_its_mode(tmp_path):
+    for name, mode in (("old", 0o640), ("new", 0o600), ("newer", 0o600)):
+        (tmp_path / name).write_text(name)
+        (tmp_path / name).chmod(mode)
+    replace(tmp_path / "new", tmp_path / "old")
+    replace(tmp_path / "newer", tmp_path / "other")
+    assert stat.S_IMODE((tmp_path / "old").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o600
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]))

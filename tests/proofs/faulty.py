@@ -165,12 +165,12 @@ class RunCase:
         rng = np.random.default_rng(parent.index)
         memory = {f"prototypes.{kind}": rng.random((len(people), 32)).astype(np.float16) for kind in ("mean", "spread")}
         card = {
-            "method": None,
+            "method": {"name": "none"},
             "classes": people,
-            "train": {},
+            "train": {"seconds": 0.0, "crops_per_second": 0.0, "waiting": 0.0},
             "notes": [],
-            "bytes": {"memory": 0},
-            "domains": [{"name": name, "path": f"/{name}", "same_camera": "drop"}],
+            "bytes": {"memory": 0, "classifier_rows_of_old_identities": 0, "teachers": 0, "fusion_partner": 0},
+            "domains": [{"name": name, "path": f"/{name}", "same_camera": "drop", "crops": {"train": 2}}],
         }
         place = run.folder / "steps" / f"{parent.index + 1:02d}-{name}"
         turn = np.linalg.qr(rng.standard_normal((32, 32)))[0].astype(np.float16).astype(np.float32)

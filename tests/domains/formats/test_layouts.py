@@ -186,3 +186,29 @@ def test_the_name_of_the_current_folder(tmp_path, monkeypatch):
     table(tmp_path / "gate")
     monkeypatch.chdir(tmp_path / "gate")
     assert open_domain(".").name == "gate"
+
+
+@pytest.mark.parametrize("name", ["market.zip", "MSMT17.TAR", "site.tar.gz", "a.7z"])
+def test_an_archive_is_to_be_unpacked(tmp_path, monkeypatch, name):
+    (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for path in (name, tmp_path / name):
+        with pytest.raises(DataError, match=rf"{name} is an archive, not a folder; unpack it and give the folder"):
+            open_domain(path)
+
+
+def test_a_folder_is_named_in_full(tmp_path, monkeypatch):
+    table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"domain.csv is not a folder; give the folder it is in, {tmp_path}$"):
+        open_domain("domain.csv")
+    for word in ("coco", "val", "imagenet"):
+        with pytest.raises(UsageError, match=f"unknown layout '{word}'; known layouts"):
+            open_domain(".", layout=word)
+
+
+def test_a_list_may_have_a_byte_order_mark_and_any_line_ends(tmp_path):
+    expected = msmt(tmp_path)
+    for file in tmp_path.glob("list_*.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert rows(open_domain(tmp_path)) == expected

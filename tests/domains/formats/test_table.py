@@ -25,7 +25,14 @@ HEADER = "path,pid,camid,split\n"
         ("path,pid,camera,split\na,1,1,train\n", r"no column 'camid' \(did you mean 'camera'\?\)"),
         ("path,pid,camid,split,pid\na,1,1,train,2\n", "the column 'pid' twice"),
         (HEADER + "a,1,1,train\nb,1,1,trian\n", r"line 3: unknown split 'trian' \(did you mean 'train'\?\)"),
-        (HEADER + "a,1,1,Train\n", "line 2: unknown split"),
+        (HEADER + "a,1,1,Train\n", r"line 2: unknown split 'Train' \(did you mean 'train'\?\)"),
+        (HEADER + "a,1,1,galery\n", r"\(did you mean 'gallery'\?\)"),
+        (HEADER + "a,1,1,val\n", r"unknown split 'val' \(no crops are set aside for validation here.*train"),
+        (HEADER + "a,1,1,Validation\n", r"\(no crops are set aside for validation here"),
+        (HEADER + "a,1,1,test\n", r"unknown split 'test' \(a test set is in two parts here.*query.*gallery"),
+        (HEADER + "a,1,1,probe\n", r"\(here it is called query\)"),
+        (HEADER + "a,1,1,all\n", r"unknown split 'all'; it must be"),
+        ("path,width,camid,split\na,1,1,train\n", r"no column 'pid'; it must have"),
         (HEADER + "a,1,1,train\nb,1,1,train\n./a,2,1,train\n", "line 4: a is already listed in train on line 2"),
         (HEADER + "a,1,1\n", "line 2: 3 values for 4 columns"),
         (HEADER + "a,1,1,train,\n", "line 2: 5 values for 4 columns"),
@@ -64,7 +71,7 @@ def test_a_table_that_is_no_text_or_too_large(tmp_path, monkeypatch):
     (tmp_path / "domain.csv").write_bytes(HEADER.encode() + b"\xff\xfe,1,1,train\n")
     with pytest.raises(DataError, match="not UTF-8"):
         open_domain(tmp_path)
-    monkeypatch.setattr("domains.formats.table.MAX_BYTES", 10)
+    monkeypatch.setattr("domains.formats.records.MAX_BYTES", 10)
     with pytest.raises(DataError, match="larger than"):
         open_domain(tmp_path)
 

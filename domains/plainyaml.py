@@ -8,22 +8,31 @@ from typing import Any
 import yaml
 
 from domains.errors import ConfigError
+from domains.text import shown
 
 MAX_BYTES = 256 * 2**10
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
 """Counted with all aliases expanded: a few lines of them can stand for billions of values."""
 
+MAX_DIGITS = 256
+"""Of a number or a time: YAML reads 1:30 as 90, and a long row of colons takes minutes."""
+
+_NUMBERS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses deep nesting while it reads, before the interpreter has to give up."""
+    """A safe loader that refuses deep nesting and many values while it reads, before the interpreter has to give up."""
 
-    depth = 0
+    depth = values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Go one level deeper."""
         self.depth += 1
+        self.values += 1
         try:
+            if self.values > MAX_VALUES:
+                raise yaml.YAMLError(f"it holds more than {MAX_VALUES} values")
             if self.depth > MAX_DEPTH:
                 raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} levels deep")
             return super().compose_node(parent, index)
@@ -44,8 +53,10 @@ def load(text: str) -> Any:
             return None
         _count(node, {})
         value = loader.construct_document(node)
-    except (yaml.YAMLError, RecursionError, OverflowError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    except MemoryError as error:
+        raise ValueError("there is too little memory for it") from error
+    except Exception as error:  # a value of the wrong kind under a tag raises whatever its conversion raises
+        raise ValueError(shown(" ".join(str(error).split())) or type(error).__name__) from error
     _check(value)
     return value
 
@@ -72,6 +83,8 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
         return known[id(node)]
     known[id(node)] = 0
     count = 1
+    if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+        raise ValueError(f"it holds a number of more than {MAX_DIGITS} digits")
     if isinstance(node, yaml.CollectionNode):
         for item in node.value:
             count += sum(_count(part, known) for part in (item if isinstance(item, tuple) else (item,)))

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from domains.errors import ConfigError
-from reid.plainyaml import load, load_file
+from domains.plainyaml import load, load_file
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,25 @@ def test_what_is_read(text, value):
             "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12)),
             "more than 10000 values",
         ),
-        ("a: " + "9" * 5000, "digits"),
+        ("a: " + "9" * 5000, "number of more than 256 digits"),
         ("a: 0x" + "f" * 99, "too large"),
         ("a: 2026-13-45", "month"),
         ("!!python/object/apply:os.system [id]", "constructor"),
         ("a: *b", "undefined alias"),
         ("a: \x00", "special characters"),
         ("a: b: c", "not allowed here"),
+        ("- x\n" * 60_000, "more than 10000 values"),
+        ("a: 1" + ":1" * 100_000, "number of more than"),
+        ("a: 1" + ":1" * 100_000 + ".5", "number of more than"),
+        ("a: !!int " + "1" * 3000, "number of more than"),
+        ("a: 2026-01-01 00:00:00." + "0" * 9000, "number of more than"),
+        ("? " + "9" * 5000 + "\n: x", "number of more than"),
+        ("a: !!float x", "could not convert"),
+        ("a: !!int ''", "index"),
+        ("a: !!timestamp x", "NoneType"),
+        ("a: !!bool maybe", "maybe"),
+        ("? {a: b}\n: c", "unhashable"),
+        ("a: &x 1\nb: {<<: *x}", "mapping"),
         ("--- 1\n--- 2", "single document"),
     ],
 )
