@@ -43,6 +43,8 @@ from domains.openset import PairBlock, PairCount, count_pairs, impostor_levels, 
 from domains.scoring import Labels
 
 FPR = 1e-3
+"""Proposed where nobody chooses a rate and the data can tell it; otherwise the smallest that they can tell."""
+
 MAX_FPR = 0.05
 """Above this, "same person" would mean little."""
 
@@ -83,7 +85,8 @@ class Calibration:
     Attributes:
         domain: the domain's name.
         fingerprint: fingerprint of its data.
-        fpr: the requested false-positive rate.
+        fpr: the false-positive rate that was requested or proposed.
+        smallest_fpr: the smallest that the domain's pairs can tell.
         score: lowest cosine that means "same person".
         unsure_fpr: the rate at which "unsure" starts.
         unsure: lowest cosine that means "unsure".
@@ -103,6 +106,7 @@ class Calibration:
     domain: str
     fingerprint: str
     fpr: float
+    smallest_fpr: float
     score: float
     unsure_fpr: float
     unsure: float
@@ -123,13 +127,14 @@ class Calibration:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def calibrate(encoder: Encoder, domain: Domain, *, fpr: float = FPR, seed: int = 0) -> Calibration:
+def calibrate(encoder: Encoder, domain: Domain, *, fpr: float | None = None, seed: int = 0) -> Calibration:
     """Find the thresholds of a bundle's encoder on a domain's query and gallery splits; nothing is written.
 
     Args:
         encoder: the bundle's encoder.
         domain: a domain with query and gallery splits.
-        fpr: share of impostor pairs that may be called "same person", above 0 and at most 0.05.
+        fpr: share of impostor pairs that may be called "same person", above 0 and at most 0.05. By default 0.001, or
+            where the domain has too few pairs to measure that, the smallest that it can tell.
         seed: chooses the halves and the resamples.
 
     Raises:
@@ -137,13 +142,15 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float = FPR, seed: int =
         DataError: too few people or pairs to measure the rate (the message says how many are needed), no readable
             image, or a model that gives strangers the score 1.
     """
-    if not 0 < fpr <= MAX_FPR:
+    if fpr is not None and not 0 < fpr <= MAX_FPR:
         raise UsageError(f"the false-positive rate must be above 0 and at most {MAX_FPR}, got {fpr}; 0.001 is usual")
     _check(domain, domain.query, domain.gallery, fpr, seed)  # before minutes are spent on embeddings
     (query_vectors, query, query_skipped), (gallery_vectors, gallery, gallery_skipped) = (
         _embedded(encoder, domain, split) for split in (domain.query, domain.gallery)
     )
     counts = _check(domain, query, gallery, fpr, seed)
+    smallest = _smallest(counts)
+    fpr = max(FPR, smallest) if fpr is None else fpr
     choosing, checking = (
         Half(
             query_vectors[query_rows],
@@ -169,6 +176,7 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float = FPR, seed: int =
         domain.name,
         domain.fingerprint,
         fpr,
+        smallest,
         score,
         unsure_fpr,
         unsure,
@@ -213,7 +221,7 @@ def rows_of_halves(
 
     People are ordered by a seeded hash, so that adding some moves few of the others.
     """
-    querying = np.unique(domain.query.pids[domain.query.pids != JUNK])
+    querying = domain.query.people
     distractors = np.setdiff1d(domain.gallery.pids[domain.gallery.pids != JUNK], querying)
 
     def order(pid: np.int64) -> bytes:
@@ -320,12 +328,17 @@ def _embedded(encoder: Encoder, domain: Domain, split: Split) -> tuple[Float32s,
     return np.asarray(vectors), split.take(readable), skipped
 
 
-def _check(domain: Domain, query: Split, gallery: Split, fpr: float, seed: int) -> list[PairCount]:
-    """Count the pairs of both halves; raises DataError if there are too few."""
+def _smallest(counts: list[PairCount]) -> float:
+    """Return the smallest rate, to two digits, that the pairs of both halves show :data:`SEEN` times."""
+    return _rounded_up(SEEN / min(count.impostor for count in counts))
+
+
+def _check(domain: Domain, query: Split, gallery: Split, fpr: float | None, seed: int) -> list[PairCount]:
+    """Count the pairs of both halves; raises DataError if there are too few for the rate, or for any."""
     if not len(query) or not len(gallery):
         raise DataError(
             f"domain {domain.name} has no query and gallery splits; calibration needs people that the model was not "
-            "trained on"
+            f"trained on{domain.remarks}"
         )
     counts, people = [], []
     for query_rows, gallery_rows in rows_of_halves(domain, query, gallery, seed):
@@ -336,15 +349,18 @@ def _check(domain: Domain, query: Split, gallery: Split, fpr: float, seed: int) 
         rule = " by two cameras" if domain.same_camera == "drop" else ""
         raise DataError(
             f"calibration needs {MIN_PEOPLE} people seen at least twice{rule} in each half of {domain.name}'s test "
-            f"people, there are {people[0]} and {people[1]}; use a domain with more people"
+            f"people, there are {people[0]} and {people[1]}; use a domain with more people{domain.remarks}"
         )
-    needed, fewest = SEEN / fpr, min(count.impostor for count in counts)
+    wanted = MAX_FPR if fpr is None else fpr
+    needed, fewest = SEEN / wanted, min(count.impostor for count in counts)
     if fewest < needed * (1 - 1e-9):
-        coarse = f"raise --fpr to {_rounded_up(SEEN / fewest):g} or more, or " if fewest * MAX_FPR >= SEEN else ""
+        coarse = f"raise --fpr to {_smallest(counts):g} or more, or " if fewest * MAX_FPR >= SEEN else ""
+        rate = (
+            f"even the largest false-positive rate, {wanted:g}," if fpr is None else f"a false-positive rate of {fpr:g}"
+        )
         raise DataError(
-            f"a false-positive rate of {fpr:g} needs {needed:,.0f} pairs of different people in each half to be seen "
-            f"{SEEN} times, {domain.name} gives {counts[0].impostor:,} and {counts[1].impostor:,}; {coarse}use a "
-            "domain with more people"
+            f"{rate} needs {needed:,.0f} pairs of different people in each half to be seen {SEEN} times, {domain.name} "
+            f"gives {counts[0].impostor:,} and {counts[1].impostor:,}; {coarse}use a domain with more people"
         )
     return counts
 
@@ -365,4 +381,4 @@ def _people_with_pairs(query: Split, gallery: Split, rule: SameCamera) -> int:
 def _rounded_up(value: float) -> float:
     """Round up to two significant digits."""
     step = 10.0 ** (np.floor(np.log10(value)) - 1)
-    return float(np.ceil(value / step - 1e-9) * step)
+    return float(f"{np.ceil(value / step - 1e-9) * step:.2g}")

@@ -14,6 +14,7 @@ from deploy.match import Match
 from domains.artefact import write_atomic
 from domains.crops import Crop, check_crop, read_crop
 from domains.errors import DataError, UsageError
+from domains.text import shown
 
 CROP_HEIGHT = 256
 CROP_WIDTH = 128
@@ -93,6 +94,14 @@ def stack(pictures: Sequence[Crop]) -> Crop:
     )
 
 
+def check_suffix(path: str | PathLike[str]) -> str:
+    """Return the suffix of a picture's file in small letters; raises UsageError unless it is one for PNG or JPEG."""
+    file = Path(path)
+    if file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UsageError(f"a picture must be written as .png, .jpg or .jpeg, got {file.name!r}")
+    return file.suffix.lower()
+
+
 def write_picture(path: str | PathLike[str], image: Crop) -> None:
     """Write a picture whole or not at all, as PNG or JPEG by the file name's suffix.
 
@@ -100,10 +109,7 @@ def write_picture(path: str | PathLike[str], image: Crop) -> None:
         UsageError: another suffix.
         DataError: ``image`` is not a uint8 RGB array, is too large for the format, or the file can't be written.
     """
-    file = Path(path)
-    suffix = file.suffix.lower()
-    if suffix not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"a picture must be written as .png, .jpg or .jpeg, got {file.name!r}")
+    file, suffix = Path(path), check_suffix(path)
     check_crop(image)
     try:
         done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -116,7 +122,7 @@ def write_picture(path: str | PathLike[str], image: Crop) -> None:
             f"a picture of {image.shape[1]}×{image.shape[0]} pixels can't be written as {suffix}; draw fewer matches"
         )
     try:
-        write_atomic(file, data.tobytes())
+        write_atomic(file, data.tobytes(), private=False)  # meant to be passed on
     except OSError as error:
         raise DataError(f"can't write {file}: {error.strerror or error}; does its folder exist?") from error
 
@@ -190,7 +196,8 @@ def _shortened(text: str, width: int) -> str:
     """Return ``text`` in characters that OpenCV can draw, cut in the middle to fit ``width`` pixels, as names differ at
     their beginnings and ends.
     """
-    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    text = unicodedata.normalize("NFKD", shown(text))
+    plain = "".join(letter for letter in text if not unicodedata.combining(letter))
     plain = "".join(letter if 32 <= ord(letter) < 127 else "?" for letter in plain[:200])
     shortened, keep = plain, len(plain)
     while keep > 1 and cv2.getTextSize(shortened, _FONT, _SIZE, 1)[0][0] > width:

@@ -95,6 +95,13 @@ class Thresholds:
         return [replace(match, verdict=self.verdict(match.score)) for match in matches]
 
 
+def unsure(matches: Sequence[Match]) -> list[Match]:
+    """The same matches, none of which says more than "unsure": the query can't be a crop of one person
+    (:mod:`domains.crop_shape`), whatever its scores are.
+    """
+    return [replace(match, verdict="unsure") for match in matches]
+
+
 def answer(matches: Sequence[Match]) -> Verdict | None:
     """Return the verdict on a whole query: the best of its matches' verdicts, impossible matches aside; "no match" if
     there are none, None if not all were judged.

@@ -8,15 +8,14 @@ A file of windows, CSV or YAML:
     gate,yard,20,600         - {from: yard, to: gate, min: 20}
     yard,gate,20,
 
-``min`` and ``max`` are seconds; an empty or missing ``min`` is 0, an empty or missing ``max`` no limit. A window
+CSV is read as :mod:`domains.formats.records` says. ``min`` and ``max`` are seconds; an empty or missing ``min`` is 0,
+an empty or missing ``max`` no limit. A window
 applies in its direction only. Several windows of one pair are alternatives. What is unknown never counts against a
 match: a pair of cameras without a window, or an entry without a time, is neither possible nor impossible.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,11 +23,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deploy.match import Match
 from deploy.store.entry import instant
+from domains import plainyaml
 from domains.errors import DataError
+from domains.formats.records import Columns, read_records
+from domains.text import shown
 
 COLUMNS = ("from", "to", "min", "max")
 MAX_BYTES = 2**18
@@ -63,19 +63,15 @@ class Transitions:
         """Read a file, YAML if its suffix says so and CSV otherwise; raises DataError that says where the fault is."""
         file = Path(path)
         try:
-            with file.open("rb") as stream:
-                data = stream.read(MAX_BYTES + 1)
-            text = data.decode("utf-8-sig")
+            size = file.stat().st_size
         except OSError as error:
             raise DataError(f"can't read {file}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-        if len(data) > MAX_BYTES:
+        if size > MAX_BYTES:
             raise DataError(
                 f"{file} is larger than {MAX_BYTES // 2**10} KiB; it should hold one line per pair of cameras"
             )
         windows: dict[tuple[str, str], tuple[tuple[float, float], ...]] = {}
-        for location, row in (_yaml_rows if file.suffix.lower() in (".yaml", ".yml") else _csv_rows)(text, file):
+        for location, row in (_yaml_rows if file.suffix.lower() in (".yaml", ".yml") else _csv_rows)(file):
             pair, window = _window(row, location)
             windows[pair] = (*windows.get(pair, ()), window)
         if not windows:
@@ -97,29 +93,23 @@ class Transitions:
         return any(least <= abs(gap) <= most for least, most in windows) if windows else None
 
 
-def _csv_rows(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = [name.strip() for name in next(reader, [])]
-        if sorted(names) != sorted(COLUMNS):
-            raise DataError(
-                f"{file} must have the columns {','.join(COLUMNS)}; its first line has {','.join(names)!r:.150}"
-            )
-        for values in reader:
-            location = f"{file}, line {reader.line_num}"
-            if values and len(values) != len(names):
-                raise DataError(f"{location}: {len(values)} values for {len(names)} columns")
-            if values:
-                yield location, {name: value.strip() for name, value in zip(names, values, strict=True)}
-    except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: {error}") from error
+def _csv_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    unread: list[str] = []
+    rows = list(read_records(file, Columns(("from", "to"), ("min", "max")), unread))
+    if unread:  # a limit under another name would count as none
+        raise DataError(f"{unread[0]}; rename or remove them")
+    yield from rows
 
 
-def _yaml_rows(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _yaml_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        rows = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise DataError(f"{file} is not valid YAML: {str(error).splitlines()[0]:.150}") from error
+        rows = plainyaml.load(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"can't read {file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except ValueError as error:
+        raise DataError(f"{file} is not valid YAML: {shown(str(error)):.200}") from error
     if not isinstance(rows, list):
         raise DataError(f"{file} must be a list of windows with {', '.join(COLUMNS)}, got {type(rows).__name__}")
     for number, row in enumerate(rows, 1):

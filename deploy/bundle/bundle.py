@@ -10,17 +10,14 @@ import fcntl
 import hashlib
 import io
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from deploy.bundle.manifest import (
@@ -55,11 +52,13 @@ from domains.artefact import (
 )
 from domains.crops import CropSpec
 from domains.errors import ArtefactError, UsageError
+from domains.graph_file import MAX_GRAPH, check_graph
+from domains.npz import read_npz
 from prototypes.transport import Transport
 
 __all__ = ["MAX_DIM", "Bundle", "Golden", "Trusted", "revise_bundle", "write_bundle"]
 
-MAX_MODEL = 2**31 - 1
+MAX_MODEL = MAX_GRAPH
 MAX_GOLDEN = 256 * 2**20
 MAX_GOLDEN_ROWS = 64
 MAX_TRANSPORT = 256 * 2**20
@@ -122,6 +121,7 @@ class Bundle:
         if verify:
             check_hashes(folder, MANIFEST, manifest["files"])
             bundle.golden()
+            bundle.model()
         return bundle
 
     @property
@@ -148,10 +148,12 @@ class Bundle:
         return thresholds
 
     def model(self) -> bytes:
-        """Return the ONNX graph, read once and checked, so that the bytes that run are the bytes that were sealed;
-        raises ArtefactError.
+        """Return the ONNX graph, read once and checked, so that the bytes that run are the bytes that were sealed, and
+        there are no others; raises ArtefactError.
         """
-        return self._read("model.onnx", MAX_MODEL)
+        data = self._read("model.onnx", MAX_MODEL)
+        check_graph(data, str(self.folder / "model.onnx"))
+        return data
 
     def golden_cosine(self, engine: str) -> float:
         """Return the lowest cosine to the golden embeddings allowed on an engine: the manifest's for all engines or for
@@ -164,24 +166,10 @@ class Bundle:
         """Return the golden crops and embeddings; raises ArtefactError if changed or not as the manifest says."""
         where = self.folder / "golden.npz"
         try:
-            with zipfile.ZipFile(io.BytesIO(self._read("golden.npz", MAX_GOLDEN))) as archive:
-                if sorted(archive.namelist()) != ["crops.npy", "embeddings.npy"]:
-                    raise ArtefactError(
-                        f"{where} must hold crops and embeddings, found {sorted(archive.namelist())!r:.80}"
-                    )
-                with archive.open("crops.npy") as stream:
-                    crops = _read_npy(stream, (self.crop.height, self.crop.width, 3), "|u1")
-                with archive.open("embeddings.npy") as stream:
-                    embeddings = _read_npy(stream, (self.dim,), "<f4").astype(np.float32)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            ValueError,
-            EOFError,
-            OSError,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:
+            stored = read_npz(self._read("golden.npz", MAX_GOLDEN), limit=MAX_GOLDEN, names=("crops", "embeddings"))
+            crops = _golden_rows(stored["crops"], (self.crop.height, self.crop.width, 3), "|u1")
+            embeddings = _golden_rows(stored["embeddings"], (self.dim,), "<f4").astype(np.float32)
+        except ValueError as error:
             raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
         lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
         if len(crops) != len(embeddings) or not (np.abs(lengths - 1) < UNIT).all():
@@ -196,15 +184,8 @@ class Bundle:
         """
         if "transport.npz" not in self.manifest["files"]:
             return None
-        where, data = self.folder / "transport.npz", self._read("transport.npz", MAX_TRANSPORT)
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                size = sum(item.file_size for item in archive.infolist())
-        except zipfile.BadZipFile as error:
-            raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
-        if size > MAX_TRANSPORT:
-            raise ArtefactError(f"{where} unpacks to {size // 2**20} MiB, so it is not a transport")
-        transport = Transport.from_bytes(data, where)
+        where = self.folder / "transport.npz"
+        transport = Transport.from_bytes(self._read("transport.npz", MAX_TRANSPORT), where, MAX_TRANSPORT)
         if transport.target != self.feature_space or transport.matrix.shape[1] != self.dim:
             raise ArtefactError(
                 f"{where} leads to feature space {transport.target:.12}…, not to the bundle's; export the bundle again"
@@ -213,13 +194,7 @@ class Bundle:
 
     def _read(self, name: str, limit: int) -> bytes:
         file = self.folder / name
-        try:
-            with file.open("rb") as stream:
-                data = stream.read(limit + 1)
-        except OSError as error:
-            raise ArtefactError(f"can't read {file}: {error.strerror or error}") from error
-        if len(data) > limit:
-            raise ArtefactError(f"{file} is larger than {limit // 2**20} MiB, so it is not part of a bundle")
+        data = read_bytes(file, limit)
         if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]:
             raise ArtefactError(
                 f"{file} was changed after it was sealed: its sha256 is not the one in {MANIFEST}; copy the bundle "
@@ -330,13 +305,15 @@ def revise_bundle(
         # A kill at any point leaves a bundle that loads: with both signatures, or unsigned if that was asked for or it
         # was never signed.
         if old and new:
-            write_atomic(folder / SIGNATURE, write_signatures([*new, *old[: MAX_SIGNATURES - 1]]))
+            write_atomic(
+                folder / SIGNATURE, write_signatures([*new, *old[: MAX_SIGNATURES - 1]]), like=folder / MANIFEST
+            )
         elif old:
             (folder / SIGNATURE).unlink()
             fsync_folder(folder)
         write_atomic(folder / MANIFEST, data)
         if new:
-            write_atomic(folder / SIGNATURE, write_signatures(new))
+            write_atomic(folder / SIGNATURE, write_signatures(new), like=folder / MANIFEST)
         return Bundle._open(folder, verify=False, trusted=anchors)
 
 
@@ -378,23 +355,13 @@ def _mapping(key: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _read_npy(stream: IO[bytes], row: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Read an array ``[n, *row]``, checking its header before it is trusted, so that a forged one allocates nothing
-    large.
-    """
-    if npy.read_magic(cast(Any, stream)) != (1, 0):
-        raise ValueError("an array is not in NumPy's format 1.0")
-    shape, fortran, stored = npy.read_array_header_1_0(cast(Any, stream), max_header_size=1024)
+def _golden_rows(array: NDArray[Any], row: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Check an array ``[n, *row]`` of golden crops or embeddings; raises ValueError."""
     if (
-        fortran
-        or stored != np.dtype(dtype)
-        or len(shape) != len(row) + 1
-        or tuple(shape[1:]) != row
-        or not 2 <= shape[0] <= MAX_GOLDEN_ROWS
+        array.dtype != np.dtype(dtype)
+        or array.shape[1:] != row
+        or not array.flags.c_contiguous
+        or not 2 <= len(array) <= MAX_GOLDEN_ROWS
     ):
-        raise ValueError(f"an array is {stored} {shape}, expected {np.dtype(dtype)} {('2…64', *row)}")
-    size = int(np.prod(shape)) * stored.itemsize
-    data = stream.read(size + 1)
-    if len(data) != size:
-        raise ValueError("an array has fewer or more bytes than its header says")
-    return np.frombuffer(data, stored).reshape(shape)
+        raise ValueError(f"an array is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {('2…64', *row)}")
+    return array

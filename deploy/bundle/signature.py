@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domains.artefact import fsync_folder, read_bytes
 from domains.errors import ArtefactError, DeviceError, UsageError
+from domains.ownership import others_may_change
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -106,7 +107,7 @@ def sign(manifest: bytes, keyfile: str | PathLike[str]) -> Signature:
     """Sign the bytes of ``bundle.json``.
 
     Raises:
-        UsageError: not an Ed25519 key in PEM, one with a passphrase, or one that others may read.
+        UsageError: not an Ed25519 key in PEM, one with a passphrase, or one that others may read or replace.
         DeviceError: ``cryptography`` is not installed.
     """
     key = _private(Path(keyfile))
@@ -182,8 +183,8 @@ def trusted_keys(paths: str | PathLike[str] | Iterable[str | PathLike[str]] | No
         None if no keys were named; any bundle is loaded then.
 
     Raises:
-        UsageError: a named file is missing or holds no Ed25519 public key, so that a mistake never makes a key
-            trusted or lets a bundle through.
+        UsageError: a named file is missing or holds no Ed25519 public key, or others could change it, so that neither
+            they nor a mistake make a key trusted or let a bundle through.
     """
     if paths is None:
         named = os.environ.get(ENVIRONMENT, "")
@@ -210,6 +211,7 @@ def _key_files(path: Path) -> list[Path]:
 
 def _public(path: Path) -> list[bytes]:
     ed25519, serialization = _cryptography()
+    _check_owners(path, "others could have their own bundles trusted")
     data = _read(path)
     if b"PRIVATE KEY" in data:
         raise UsageError(
@@ -235,6 +237,7 @@ def _public(path: Path) -> list[bytes]:
 
 def _private(path: Path) -> Ed25519PrivateKey:
     ed25519, serialization = _cryptography()
+    _check_owners(path, "others could have bundles signed with their own")
     data = _read(path)
     try:
         key = serialization.load_pem_private_key(data, password=None)
@@ -246,6 +249,11 @@ def _private(path: Path) -> Ed25519PrivateKey:
         raise UsageError(f"{path} is a private key that others may read; chmod 600 it, and make a new one if they did")
     private_key: Ed25519PrivateKey = key
     return private_key
+
+
+def _check_owners(path: Path, danger: str) -> None:
+    if reason := others_may_change(path):
+        raise UsageError(f"the key {path} can't be trusted, as {danger}: {reason}")
 
 
 def _read(path: Path) -> bytes:

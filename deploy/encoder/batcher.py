@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from deploy.embeddings import Embeddings
 from domains.crops import Crop, CropSpec
 from domains.errors import BusyError, UsageError
+from domains.forking import Opened
 
 
 class Embeds(Protocol):
@@ -47,12 +48,13 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
 
-class Batcher:
+class Batcher(Opened):
     """Merges concurrent requests for single embeddings into batches, in order of arrival.
 
     A batch is sent when it is full, or when its first crop has waited ``wait_ms``; while the engine is busy that time
     passes anyway, so only a lone caller pays for the wait. The queue is bounded: beyond ``limit`` a caller is refused
-    at once instead of waiting for an answer that would come too late. Safe to call from any number of threads.
+    at once instead of waiting for an answer that would come too late. Safe to call from any number of threads; a forked
+    process begins with an empty queue of its own.
     """
 
     def __init__(self, encoder: Embeds, *, batch: int = 32, wait_ms: float = 2.0, limit: int = 256) -> None:
@@ -79,8 +81,16 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._batches = self._crops = 0
+        self._worker: threading.Thread | None = None
+        self._start()
+        self._belongs_here()
+
+    def _start(self) -> None:
         self._worker = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._worker.start()
+
+    def _after_fork(self) -> None:
+        self._queue, self._changed, self._worker = deque(), threading.Condition(), None
 
     def embed(self, crop: Crop, timeout: float | None = None) -> Embeddings:
         """Embed one uint8 RGB crop of any size; blocks until its batch is done.
@@ -128,6 +138,8 @@ class Batcher:
                     "again in a moment"
                 )
             self._queue.extend(items)
+            if self._worker is None:  # in a forked process, which has none of the threads
+                self._start()
             self._changed.notify()
         return [item.answer for item in items]
 
@@ -141,7 +153,8 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._worker.join()
+        if self._worker is not None:
+            self._worker.join()
 
     def __enter__(self) -> Self:
         """Close at the end of the block."""

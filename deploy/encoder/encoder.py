@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from deploy.encoder.engine import Engine, Plan, Target, start
 from deploy.encoder.engine_cache import cache_root
 from domains.arrays import Float32s
 from domains.crops import Crop, CropSpec
-from domains.errors import ArtefactError, DataError, UsageError
+from domains.errors import ArtefactError, DataError, DeviceError, UsageError
+from domains.forking import Opened, abandon
 
 ON_PROCESSOR = ("cpu", "openvino")
 
@@ -34,10 +36,23 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Encoder:
+class Origin(NamedTuple):
+    """What :meth:`Encoder.load` was called with, so that another process can do the same; paths are absolute."""
+
+    bundle: Path
+    provider: str
+    batch: int
+    threads: int | None
+    cache: Path | None
+    trusted: tuple[Path, ...] | None
+
+
+class Encoder(Opened):
     """An exported model, checked against its golden embeddings before it answers.
 
-    Safe to call from several threads, as engines are.
+    Safe to call from several threads, as engines are, and from several processes. Sent to another process (spawn, a
+    process pool, a data loader's workers), it is loaded there again from its bundle's folder; in a forked process its
+    engine starts again at the first call, on a CPU only. Give ``threads=1`` where every core has a process of its own.
 
     Attributes:
         bundle: the bundle it was loaded from.
@@ -52,11 +67,14 @@ class Encoder:
         ((1, 32), True)
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, batch: int) -> None:
+    def __init__(self, bundle: Bundle, origin: Origin) -> None:
         """Use :meth:`load`."""
         self.bundle = bundle
-        self.batch = batch
-        self._engine = engine
+        self.batch = origin.batch
+        self._origin = origin
+        self._engine: Engine | None = None
+        self._starting = threading.RLock()
+        self._forked = False
 
     @classmethod
     def load(
@@ -89,30 +107,74 @@ class Encoder:
             ArtefactError: a damaged bundle, a graph that breaks the contract, or answers that differ from the golden
                 embeddings.
         """
-        target = Target.parse(provider)
+        Target.parse(provider)
         batch = default_batch(provider) if batch is None else batch
         for name, value in (("batch", batch), ("threads", 1 if threads is None else threads)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1, got {value!r}")
-        loaded = Bundle.load(bundle, trusted=trusted)
-        plan = Plan(
-            loaded.crop.height, loaded.crop.width, loaded.dim, batch, str(loaded.manifest["precision"]), threads
-        )
-        folder = (cache or cache_root()) if target.name == "tensorrt" else None
-        engine = start(loaded.model(), provider, plan, name=str(loaded.folder / "model.onnx"), cache=folder)
-        encoder = cls(loaded, engine, batch)
-        encoder._warm_up()
+        names = None if trusted is None else [trusted] if isinstance(trusted, str | PathLike) else list(trusted)
+        keys = None if names is None else tuple(Path(name).absolute() for name in names)
+        loaded = Bundle.load(bundle, trusted=names)
+        encoder = cls(loaded, Origin(Path(bundle).absolute(), provider, batch, threads, cache, keys))
+        encoder._running()
+        encoder._belongs_here()
         return encoder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be sent to another process as what :meth:`load` needs to load the same model there."""
+        return _loaded_again, (self._origin._replace(batch=self.batch), self.bundle.manifest["files"]["model.onnx"])
+
+    def _after_fork(self) -> None:
+        abandon(self._engine)
+        self._engine, self._starting, self._forked = None, threading.RLock(), True
+
+    def _running(self) -> Engine:
+        """Return the engine; start it and check its answers where this process has not done so yet.
+
+        Raises:
+            DeviceError, ArtefactError: as :meth:`load`; or the process was forked, and the provider can't be started in
+                such a process.
+        """
+        if (engine := self._engine) is not None:
+            return engine
+        with self._starting:
+            if self._engine is None:
+                self._engine = self._started()
+                try:
+                    self._warm_up()
+                except BaseException:
+                    self._engine = None
+                    raise
+            return self._engine
+
+    def _started(self) -> Engine:
+        loaded, origin = self.bundle, self._origin
+        target = Target.parse(origin.provider)
+        if self._forked and target.name != "cpu":
+            raise DeviceError(
+                f"an encoder on {origin.provider} can't be used in a process forked from the one that loaded it; start "
+                'processes with "spawn" or "forkserver", or load it in each process'
+            )
+        plan = Plan(
+            loaded.crop.height,
+            loaded.crop.width,
+            loaded.dim,
+            origin.batch,
+            str(loaded.manifest["precision"]),
+            origin.threads,
+        )
+        folder = (origin.cache or cache_root()) if target.name == "tensorrt" else None
+        return start(loaded.model(), origin.provider, plan, name=str(loaded.folder / "model.onnx"), cache=folder)
 
     @property
     def provider(self) -> str:
         """The provider it runs on, as requested."""
-        return self._engine.provider
+        return self._origin.provider
 
     @property
     def elsewhere(self) -> dict[str, str]:
         """Small operators that the engine leaves to another provider, with its name; none on a CPU."""
-        return dict(self._engine.elsewhere)
+        return dict(self._running().elsewhere)
 
     @property
     def dim(self) -> int:
@@ -214,7 +276,7 @@ class Encoder:
         """Run one inference, uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``, and check it: no engine's fault may reach a
         gallery.
         """
-        out = self._engine(crops)
+        out = self._running()(crops)
         if out.shape != (len(crops), self.dim) or out.dtype != np.float32:
             raise ArtefactError(
                 f"the model returned {out.dtype} {out.shape}, expected float32 {(len(crops), self.dim)}; export it "
@@ -259,6 +321,23 @@ class Encoder:
                 f"{self.bundle.folder} gives different crops nearly the same embedding (mean cosine {alike:.5f}); "
                 "train or export again"
             )
+
+
+def _loaded_again(origin: Origin, model: str) -> Encoder:
+    """Load in this process what was sent from another; raises ArtefactError if there is another model in its place."""
+    encoder = Encoder.load(
+        origin.bundle,
+        origin.provider,
+        batch=origin.batch,
+        threads=origin.threads,
+        cache=origin.cache,
+        trusted=origin.trusted,
+    )
+    if encoder.bundle.manifest["files"]["model.onnx"] != model:
+        raise ArtefactError(
+            f"{origin.bundle} holds another model than it did when the encoder was loaded; load it again and send that"
+        )
+    return encoder
 
 
 def default_batch(provider: str) -> int:

@@ -27,6 +27,7 @@ from deploy.encoder import gpu
 from deploy.encoder.engine_cache import EngineCache
 from domains.arrays import Float32s
 from domains.errors import ArtefactError, DeviceError, UsageError
+from domains.graph_file import check_graph
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -169,9 +170,11 @@ def start(model: bytes, provider: str, plan: Plan, *, name: str = "the graph", c
     Raises:
         UsageError: unknown provider.
         DeviceError: the engine is not installed, or would not run the graph on the requested provider.
-        ArtefactError: the graph can't be read, or breaks the contract of :mod:`deploy.bundle.bundle`.
+        ArtefactError: the graph can't be read, is not complete in one file, or breaks the contract of
+            :mod:`deploy.bundle.bundle`.
     """
     target = Target.parse(provider)
+    check_graph(model, name)
     onnxruntime = _runtime(target)
     if target.name != "tensorrt" or cache is None:
         return _start(onnxruntime, model, target, provider, plan, name, None)

@@ -8,21 +8,22 @@ folder that is damaged, or was built for something else, is deleted with a line 
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from domains.artefact import content_id, read_manifest, sealing, write_manifest
+from domains.artefact import content_id, make_private, read_manifest, sealing, write_manifest
 from domains.errors import ArtefactError, DeviceError
+from domains.ownership import others_may_change
+from domains.text import logger
 
 MANIFEST = "engine.json"
 SCHEMA = 1
 VARIABLE = "LIFELONG_REID_CACHE"
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def cache_root() -> Path:
@@ -53,8 +54,10 @@ class EngineCache:
         log.
 
         Raises:
-            DeviceError: a folder that can't be used can't be removed either.
+            DeviceError: others could put engines of their own there, or a folder that can't be used can't be removed
+                either.
         """
+        self._check_owners()
         if not self.folder.exists():
             return False
         reason = self._fault()
@@ -72,10 +75,11 @@ class EngineCache:
         """Yield a temporary folder to build in; it becomes :attr:`folder` when the block ends without an error.
 
         Raises:
-            DeviceError: the cache can't be written, or nothing was built.
+            DeviceError: the cache can't be written or trusted, or nothing was built.
         """
+        self._check_owners()
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self.folder.parent)
             with sealing(self.folder) as temporary:
                 yield temporary
                 files = [file.name for file in temporary.iterdir()]
@@ -106,6 +110,15 @@ class EngineCache:
                 self.folder,
                 reason,
             )
+
+    def _check_owners(self) -> None:
+        """Refuse a cache that others may write: an engine is code."""
+        for path in (self.folder, self.folder / MANIFEST):
+            if reason := others_may_change(path):
+                raise DeviceError(
+                    f"the cache of TensorRT's engines can't be trusted, as others could run code from it: {reason}, or "
+                    f"set {VARIABLE} to another folder"
+                )
 
     def _fault(self) -> str | None:
         try:

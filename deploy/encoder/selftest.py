@@ -21,6 +21,7 @@ from deploy.encoder import gpu
 from deploy.encoder.encoder import ON_PROCESSOR, Encoder, default_batch
 from deploy.encoder.engine import Target
 from domains.errors import ReidError
+from domains.synthetic.scene import golden_crops
 
 BATCHES = (1, 2, 7, 32)
 """Batch sizes compared with the golden embeddings, the same ones that an export is checked at."""
@@ -145,8 +146,10 @@ def _speed(encoder: Encoder, seconds: float) -> list[Check]:
 
 
 def _files(encoder: Encoder, seconds: float) -> Check:
-    """Throughput from JPEG files at twice the model's input size, decoded and resized while the engine computes."""
-    crops = encoder.bundle.golden().crops
+    """Throughput from JPEG files at twice the model's input size, decoded and resized while the engine computes. The
+    pictures are drawn: nothing of the bundle is written to the temporary folder.
+    """
+    crops = golden_crops(height=min(encoder.crop.height, 1024), width=min(encoder.crop.width, 1024))
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
         paths = [Path(folder) / f"{number}.jpg" for number in range(len(crops))]
         for path, crop in zip(paths, crops, strict=True):

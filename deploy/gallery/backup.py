@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -15,10 +15,18 @@ from deploy.store import Store
 from deploy.store.audit import write_audit
 from deploy.store.check import check_store
 from deploy.store.store import DATABASE
+from deploy.store.turn import turn
 from domains.artefact import fsync_folder, sealing
 from domains.errors import ArtefactError, GalleryError
+from domains.text import logger
 
-log = logging.getLogger("deploy")
+BACKED_UP = r"\.{}\.[0-9a-f]{{8}}\.tmp"
+"""How an unfinished backup is called, by the name that it was to get."""
+
+RESTORED = r"\.{0}\.[0-9a-f]{{8}}\.restored|\.\.{0}\.[0-9a-f]{{8}}\.restored\.[0-9a-f]{{8}}\.tmp"
+"""How an unfinished copy to be restored is called, likewise."""
+
+log = logger("deploy")
 
 
 def backup(store: Store, path: str | PathLike[str]) -> int:
@@ -33,9 +41,12 @@ def backup(store: Store, path: str | PathLike[str]) -> int:
     with store.holding():
         _record(store, [folder])  # first, so that no copy exists unrecorded, and the copy records itself
     try:
-        with sealing(folder) as temporary:
-            store.copy(temporary / DATABASE)
-            count = _checked(temporary)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with turn(folder.parent):
+            _clear(folder, BACKED_UP)
+            with sealing(folder) as temporary:
+                store.copy(temporary / DATABASE)
+                count = _checked(temporary)
     except ArtefactError as error:
         raise GalleryError(f"can't make a backup: {error}") from error
     except OSError as error:
@@ -52,6 +63,33 @@ def backup(store: Store, path: str | PathLike[str]) -> int:
 def backups(store: Store) -> list[str]:
     """List the folders of backups that still exist, or may: one that can't be inspected counts."""
     return [path for path in _recorded(store) if _may_exist(Path(path) / DATABASE)]
+
+
+def clear_copies(store: Store) -> None:
+    """Remove what killed processes left of backups of a gallery, and of copies that were to be restored to its place;
+    whatever is being copied just now is left alone. Raises OSError.
+    """
+    copies = [(store.file.parent.absolute(), RESTORED), *((Path(path), BACKED_UP) for path in _recorded(store))]
+    for folder, kind in copies:
+        if any(_unfinished(folder, kind)):
+            with turn(folder.parent, wait=False) as mine:
+                if mine:
+                    _clear(folder, kind)
+
+
+def _clear(folder: Path, kind: str) -> None:
+    for left in list(_unfinished(folder, kind)):
+        log.warning("removing %s: a copy that was never finished", left)
+        shutil.rmtree(left)
+
+
+def _unfinished(folder: Path, kind: str) -> Iterator[Path]:
+    """Copies of a gallery beside ``folder`` that would have got its name once they were complete."""
+    name = re.compile(kind.format(re.escape(folder.name)))
+    if folder.parent.is_dir():
+        for path in folder.parent.iterdir():
+            if name.fullmatch(path.name) and (path / DATABASE).is_file():
+                yield path
 
 
 def _recorded(store: Store) -> list[str]:
@@ -102,20 +140,15 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
     restored = target.with_name(f".{target.name}.{secrets.token_hex(4)}.restored")
     original = Store(origin / DATABASE)
     try:
-        with sealing(restored) as temporary:
-            original.copy(temporary / DATABASE)
-            count = _checked(temporary)
-            copy = Store(temporary / DATABASE)
-            try:
-                with copy.holding():
-                    _record(
-                        copy,
-                        {str(origin), *_recorded_by(target), *([] if aside is None else [str(aside)])} - {str(target)},
-                    )
-                    write_audit(copy, "restore", entries=count)
-            finally:
-                copy.close()
-        _put_in_place(restored, target, aside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with turn(target.parent):
+            _clear(target, RESTORED)
+            known = {str(origin), *_recorded_by(target), *([] if aside is None else [str(aside)])} - {str(target)}
+            with sealing(restored) as temporary:
+                original.copy(temporary / DATABASE)
+                count = _checked(temporary)
+                _record_restored(temporary, known, count)
+            _put_in_place(restored, target, aside)
     except ArtefactError as error:
         raise GalleryError(f"can't restore {origin}: {error}") from error
     except OSError as error:
@@ -125,6 +158,16 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
     finally:
         original.close()
     return count, aside
+
+
+def _record_restored(folder: Path, known: Iterable[str], count: int) -> None:
+    copy = Store(folder / DATABASE)
+    try:
+        with copy.holding():
+            _record(copy, known)
+            write_audit(copy, "restore", entries=count)
+    finally:
+        copy.close()
 
 
 def _recorded_by(folder: Path) -> list[str]:

@@ -45,12 +45,15 @@ class ErasureRequest:
         """Whether no criterion is set, so that only a query image could select entries."""
         return not self.ids and not self.filters and self.older_than is None
 
-    def of(self, gallery: Gallery, vectors: Embeddings | None = None) -> tuple[list[int], str]:
+    def of(
+        self, gallery: Gallery, vectors: Embeddings | None = None, *, preview: bool = False
+    ) -> tuple[list[int], str]:
         """Find the entries.
 
         Args:
             gallery: the gallery to search.
             vectors: embeddings of people, ``[N, D]``; entries must be like one of them.
+            preview: only to show them, so that an age may be judged by a clock that can't be trusted.
 
         Returns:
             Ids, ascending, and the names of the criteria that chose them, as recorded in the audit.
@@ -58,6 +61,7 @@ class ErasureRequest:
         Raises:
             GalleryError: the vectors are in another feature space.
             UsageError: a time that can't be read.
+            ClockError: an age was given, and the clock can't be trusted.
         """
         choices: dict[str, set[int]] = {}
         if self.ids:
@@ -65,7 +69,7 @@ class ErasureRequest:
         if self.filters:
             choices["+".join(self.filters)] = set(gallery.select(**self.filters))
         if self.older_than is not None:
-            choices["age"] = set(gallery.older_than(self.older_than))
+            choices["age"] = set(gallery.older_than(self.older_than, preview=preview))
         if vectors is not None:
             choices["like"] = self._like(gallery, vectors)
         return (sorted(set.intersection(*choices.values())), "+".join(choices)) if choices else ([], "")

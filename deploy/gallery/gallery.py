@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,20 +26,23 @@ from deploy.store import Store
 from deploy.store.audit import check_audit
 from deploy.store.check import check_store
 from deploy.store.entry import MAX_SOURCE, Entry
+from deploy.store.memory import enough_memory
 from deploy.store.selection import Selection
 from deploy.store.store import DATABASE, Facts
 from domains.artefact import sealing
 from domains.crops import Crop
 from domains.errors import ArtefactError, GalleryError, UsageError
+from domains.text import logger
 
-log = logging.getLogger("deploy")
+log = logger("deploy")
 
 
 class Gallery(Upkeep):
     """One open gallery folder.
 
     Several processes may have it open; each search sees everything that any of them acknowledged before it.
-    Writers wait for each other.
+    Writers wait for each other. Each process opens it for itself: one that is open is not sent to another process, and
+    in a process that was forked from this one it raises GalleryError, as SQLite's locks would not hold there.
     """
 
     @classmethod
@@ -84,8 +86,13 @@ class Gallery(Upkeep):
         return cls.open(folder)
 
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> Gallery:
+    def open(cls, path: str | PathLike[str], *, read_only: bool = False) -> Gallery:
         """Open an existing gallery; an interrupted erasure is finished first, and the log is checked for damage.
+
+        Args:
+            path: its folder.
+            read_only: change nothing in it. A gallery that can't be written is opened so in any case: it answers
+                queries, :meth:`info` and :meth:`verify`; whatever would change it raises GalleryError.
 
         Raises:
             GalleryError: it is not a gallery or is damaged; :meth:`repair` tells whether it can be repaired.
@@ -93,8 +100,9 @@ class Gallery(Upkeep):
         folder = Path(path)
         if not (folder / DATABASE).is_file():
             raise GalleryError(f"{folder} is not a gallery: it has no {DATABASE}; create one with reid gallery add")
-        gallery = cls(folder, Store(folder / DATABASE))
+        gallery = cls(folder, Store(folder / DATABASE, read_only=read_only))
         try:
+            gallery._clear_away()
             if gallery._store.unwiped():
                 gallery._wipe_or_warn()
             gallery._retain_or_warn()
@@ -195,6 +203,7 @@ class Gallery(Upkeep):
         """
         return self._add(vectors, camera, source, time, label, crops, once=True)
 
+    @enough_memory("these vectors can't be added")
     def _add(
         self,
         vectors: ArrayLike,
@@ -206,6 +215,7 @@ class Gallery(Upkeep):
         *,
         once: bool,
     ) -> list[int | None]:
+        self._store.check_writable()
         unit = unit_vectors(vectors, "vector", self._store.facts)
         count = len(unit)
         cameras, times, labels = (
@@ -220,6 +230,7 @@ class Gallery(Upkeep):
         self._retain_in_time()
         return self._store.append(unit.astype(np.float16), entries, space, pictures, once=once)
 
+    @enough_memory("this can't be searched for")
     def search(
         self,
         vectors: ArrayLike,
@@ -305,6 +316,7 @@ class Gallery(Upkeep):
         """Return the origins of entries; raises GalleryError for an id that does not exist."""
         return self._store.entries(list(ids))
 
+    @enough_memory("these vectors can't be read")
     def vectors(self, ids: Iterable[int]) -> tuple[list[int], Embeddings]:
         """Return vectors in the present space, to compare entries with each other (:mod:`deploy.answers.refine`).
 
@@ -345,6 +357,7 @@ class Gallery(Upkeep):
             "bundle": facts.bundle,
             "spaces": self._store.spaces(),
             "generation": state.generation,
+            "read_only": self.read_only,
             **summary,
             "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
             "index": "ready" if stale is None else f"will be built at the next query ({stale})",
@@ -367,20 +380,30 @@ class Gallery(Upkeep):
             stale = self._keeper.check()
         if stale is None:
             return [entries, "index: agrees with the database", audit, *self._store.notes]
+        if self.read_only:
+            index = f"index: built for this check and not saved, because {stale} and the gallery can't be written"
+            return [entries, index, audit, *self._store.notes]
         self._keeper.drop()
         self.prepare()
-        self._save_index()
+        self._save_or_warn()
         return [entries, f"index: rebuilt, because {stale}", audit, *self._store.notes]
 
     def close(self) -> None:
         """Save the index for the next start and close the files; if it can't be saved, only time is lost."""
+        if self._store.is_inherited:  # another process has it open
+            return
         try:
-            self._save_index()
-        except (OSError, RuntimeError, GalleryError) as error:
-            log.warning("the index of %s was not saved (%s); it will be rebuilt", self.path, error)
+            self._save_or_warn()
         finally:
             self._keeper.index = None
             self._store.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be sent to another process, or to be copied; raises UsageError that says what to do."""
+        raise UsageError(
+            f"an open gallery belongs to its process and can't be sent to another; send its path, and open it there "
+            f"with Gallery.open({str(self.path)!r})"
+        )
 
     def __enter__(self) -> Gallery:
         """Return itself."""
@@ -391,9 +414,6 @@ class Gallery(Upkeep):
     ) -> None:
         """Close."""
         self.close()
-
-    def _save_index(self) -> None:
-        self._keeper.save()
 
 
 def open_or_create(

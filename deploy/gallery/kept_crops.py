@@ -11,7 +11,7 @@ import numpy as np
 
 from deploy.store import Store
 from deploy.store.row import checksum
-from domains.crops import Crop, check_crop
+from domains.crops import Crop, check_crop, decode_crop
 from domains.errors import DataError, GalleryError
 
 MAX_HEIGHT, MAX_WIDTH, QUALITY = 160, 96, 80
@@ -39,14 +39,13 @@ def kept_crop(store: Store, number: int) -> Crop | None:
     if not rows:
         return None
     data, expected = rows[0]
-    image = None
-    if isinstance(data, bytes) and checksum(data, (int(number),)) == expected:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise GalleryError(
-            f"the stored crop of entry {number} of {store.file} is damaged; restore a backup, or forget the entry"
-        )
-    return np.asarray(image, np.uint8)
+    damaged = f"the stored crop of entry {number} of {store.file} is damaged; restore a backup, or forget the entry"
+    if not isinstance(data, bytes) or checksum(data, (int(number),)) != expected:
+        raise GalleryError(damaged)
+    try:
+        return decode_crop(data)
+    except DataError as error:
+        raise GalleryError(damaged) from error
 
 
 def shrunk(crop: Crop) -> Crop:

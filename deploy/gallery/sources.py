@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from deploy.encoder import Encoder
 from deploy.gallery.gallery import Gallery
 from deploy.gallery.kept_crops import shrunk
 from deploy.store.entry import Entry
-from domains.crops import read_crop
+from domains.crop_shape import doubt_about_file
+from domains.crops import SUFFIXES, read_crop
 from domains.domain import JUNK, SPLITS, Domain
 from domains.errors import DataError, GalleryError, UsageError
+from domains.formats import LAYOUTS, folders, left_out, open_domain
+from domains.formats.labels import is_junk
+from domains.formats.leftovers import CLOSED, LeftOut, survey
+from domains.formats.listing import Fence, instead_of_folder
+from domains.formats.records import Columns, path_below, read_records
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm"})
-MAX_CSV = 256 * 2**20
-COLUMNS = ("path", "camera", "time", "label")
+CSV = Columns(
+    ("path", "camera"),
+    ("time", "label"),
+    {
+        "path": ("file", "filename", "file_name", "image", "img", "image_path", "img_path", "crop", "source"),
+        "camera": ("cam", "cam_id", "camid", "camera_id", "cameraid"),
+        "time": ("timestamp", "date", "datetime", "when"),
+        "label": ("pid", "person", "person_id", "identity", "id", "name"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,22 @@ class Source:
         return Entry(self.camera, os.path.abspath(self.path), self.time, self.label)  # noqa: PTH100 - resolve() asks the disk for every part
 
 
+class Sources(list[Source]):
+    """What :func:`read_sources` found.
+
+    Attributes:
+        left_out: what lies in the folder and was left out, by reason, with an example; nothing for a CSV.
+        notes: what a user should know about how it was read.
+    """
+
+    def __init__(
+        self, sources: Iterable[Source], left_out: Iterable[LeftOut] = (), *, notes: Iterable[str] = ()
+    ) -> None:
+        super().__init__(sources)
+        self.left_out = tuple(left_out)
+        self.notes = tuple(notes)
+
+
 @dataclass(frozen=True)
 class Filled:
     """Outcome of adding sources.
@@ -52,16 +79,18 @@ class Filled:
         added: number of crops embedded and stored.
         known: number that were already stored, by source, camera and time.
         skipped: files that could not be used, with the reasons.
+        refused: files that can't be a crop of one person, with the reasons.
     """
 
     added: int
     known: int
     skipped: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 def read_sources(
     path: str | PathLike[str], *, camera: str | None = None, split: str | None = None, labels: bool = False
-) -> list[Source]:
+) -> Sources:
     """List the crops of a domain, a folder or a CSV, in a fixed order.
 
     Args:
@@ -89,7 +118,8 @@ def read_sources(
     if not path.is_file():
         raise DataError(f"there is nothing at {path}; give a domain, a folder of images or a CSV")
     if path.suffix.lower() != ".csv":
-        raise DataError(f"{path} is neither a folder nor a CSV; to add one image, give its folder")
+        what = "a CSV; to add one image, give its folder" if path.suffix.lower() in SUFFIXES else ""
+        raise DataError(f"{path} {f'is neither a folder nor {what}' if what else instead_of_folder(path)}")
     if camera is not None or split is not None or labels:
         raise UsageError("a CSV names its own cameras and labels; leave out camera, split and labels")
     return _from_csv(path)
@@ -101,6 +131,7 @@ def fill(
     sources: Sequence[Source],
     *,
     batch: int = 256,
+    force: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Filled:
     """Embed images and store them, a batch at a time; if interrupted and run again, it continues where it stopped.
@@ -110,6 +141,7 @@ def fill(
         encoder: an encoder of the gallery's feature space.
         sources: what to add.
         batch: images per transaction.
+        force: store what can't be a crop of one person, too: whole frames, strips.
         progress: called with the number of images just processed.
 
     Raises:
@@ -125,6 +157,7 @@ def fill(
         )
     added = known = 0
     skipped: list[tuple[str, str]] = []
+    refused: list[tuple[str, str]] = []
     seen: set[tuple[str, str, int | None]] = set()
     for start in range(0, len(sources), batch):
         part, fresh = sources[start : start + batch], []
@@ -137,6 +170,8 @@ def fill(
             key = (entry.source, entry.camera, entry.utc)
             if key in seen or gallery.has(entry):
                 known += 1
+            elif not force and (doubt := doubt_about_file(entry.source)):
+                refused.append((entry.source, doubt))
             else:
                 fresh.append(entry)
             seen.add(key)
@@ -157,7 +192,7 @@ def fill(
         added += len(usable)
         if progress is not None:
             progress(len(part))
-    return Filled(added, known, tuple(skipped))
+    return Filled(added, known, tuple(skipped), tuple(refused))
 
 
 def _as_domain(folder: Path, *, wanted: bool) -> Domain | None:
@@ -167,33 +202,37 @@ def _as_domain(folder: Path, *, wanted: bool) -> Domain | None:
     most file names contain a camera, if a split or labels are asked for, or if the folder has splits; otherwise they
     are cameras.
     """
-    from domains.formats import LAYOUTS, folders, open_domain
 
     def known(path: Path) -> bool:
         return any(layout.recognise(path) for name, layout in LAYOUTS.items() if name != folders.NAME)
 
-    if wanted or known(folder) or (folder / "gallery").is_dir():
+    if wanted or known(folder):
+        return open_domain(folder)
+    if (folder / "gallery").is_dir():
+        if reason := folders.no_people(folder):
+            raise DataError(f"{folder}: {reason}; to add images by camera, give {folder / 'gallery'} itself")
         return open_domain(folder)
     inner = [child.name for child in sorted(folder.iterdir()) if child.is_dir() and known(child)]
     if inner:
         raise DataError(f"{folder} holds domains ({', '.join(inner):.100}) and is not one itself; add them one by one")
-    has_camera = [folders.CAMERA.search(file.name) is not None for file in _images(folder)]
-    return open_domain(folder) if 2 * sum(has_camera) > len(has_camera) and folders.recognise(folder) else None
+    cameras = [folders.camera_of(path.rpartition("/")[2]) for path in survey(folder).images]
+    return open_domain(folder) if folders.tell_cameras(cameras) and folders.recognise(folder) else None
 
 
-def _from_domain(domain: Domain, name: str | None, *, labels: bool) -> list[Source]:
-    from domains.formats import folders
-
+def _from_domain(domain: Domain, name: str | None, *, labels: bool) -> Sources:
     unsplit = domain.format == folders.NAME and not any((domain.root / split).is_dir() for split in SPLITS)
     if name is None and unsplit:  # split by a hash, not by a person: use every crop
         sources = [source for split in SPLITS for source in _from_split(domain, split, labels=labels)]
-        return sorted(sources, key=lambda source: source.path)
+        notes = [note for note in domain.notes if note != folders.DIVIDED]
+        return Sources(sorted(sources, key=lambda source: source.path), left_out(domain), notes=notes)
     sources = _from_split(domain, name or "gallery", labels=labels)
     if not sources:
+        others = ", ".join(f"{len(split)} in {other}" for other, split in domain.splits() if len(split))
         raise DataError(
-            f"domain {domain.name} has no crop in its {name or 'gallery'} split; choose another with --split"
+            f"domain {domain.name} has no crop in its {name or 'gallery'} split, but {others}; choose another with "
+            f"--split{domain.remarks}"
         )
-    return sources
+    return Sources(sources, left_out(domain), notes=domain.notes)
 
 
 def _from_split(domain: Domain, name: str, *, labels: bool) -> list[Source]:
@@ -209,74 +248,45 @@ def _from_split(domain: Domain, name: str, *, labels: bool) -> list[Source]:
     ]
 
 
-def _from_folder(folder: Path, camera: str | None) -> list[Source]:
-    files = _images(folder)
-    if not files:
+def _from_folder(folder: Path, camera: str | None) -> Sources:
+    found = survey(folder)
+    if closed := next((item for item in found.left_out if item.reason == CLOSED), None):
+        raise DataError(f"can't read the folder {folder / closed.example}; give yourself the right, or move it away")
+    if not found.images:
+        left = f"; left out: {', '.join(map(str, found.left_out))}" if found.left_out else ""
         raise DataError(
-            f"{folder} is not a domain and holds no images ({' '.join(sorted(SUFFIXES))}); give a domain, a folder of "
-            "images or a CSV"
+            f"{folder} is not a domain and holds no images ({' '.join(sorted(SUFFIXES))}){left}; give a domain, a "
+            "folder of images or a CSV"
         )
     home = folder.absolute().name or "camera"
-    return [Source(file, camera or (file.parent.name if file.parent != folder else home)) for file in files]
+    files = sorted(folder / path for path in found.images)
+    sources = [Source(file, camera or (file.parent.name if file.parent != folder else home)) for file in files]
+    return Sources(sources, found.left_out)
 
 
-def _images(folder: Path) -> list[Path]:
-    files: list[Path] = []
-    for parent, inner, names in os.walk(folder, onerror=_unreadable):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        files += [
-            Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(files)
-
-
-def _unreadable(error: OSError) -> None:
-    raise DataError(f"can't read the folder {error.filename}: {error.strerror or error}") from error
-
-
-def _from_csv(file: Path) -> list[Source]:
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_CSV + 1)
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"can't read {file}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if len(data) > MAX_CSV:
-        raise DataError(f"{file} is larger than {MAX_CSV // 2**20} MiB; split it")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    sources: list[Source] = []
-    try:
-        names = [name.strip() for name in next(reader, [])]
-        if len(set(names)) != len(names) or not {"path", "camera"} <= set(names) <= set(COLUMNS):
+def _from_csv(file: Path) -> Sources:
+    notes: list[str] = []
+    fence = Fence(file.parent)
+    sources = []
+    for where, values in read_records(file, CSV, notes):
+        path = path_below(values["path"], where)
+        fence.check(path, where)
+        label = values.get("label") or None
+        if any(not text.isprintable() for text in values.values()):
             raise DataError(
-                f"{file} must have the columns path,camera and may have time,label; its first line has "
-                f"{','.join(names)!r:.150}"
+                f"{where}: camera, time and label must be printable text, got {list(values.values())!a:.150}"
             )
-        for row in reader:
-            if row:
-                sources.append(_from_row(file, reader.line_num, names, row))
-    except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: {error}") from error
-    if not sources:
-        raise DataError(f"{file} lists no images")
-    return sources
-
-
-def _from_row(file: Path, line: int, names: list[str], row: list[str]) -> Source:
-    if len(row) != len(names):
-        raise DataError(f"{file}, line {line}: {len(row)} values for {len(names)} columns")
-    values = {name: value.strip() for name, value in zip(names, row, strict=True)}
-    path = PurePosixPath(values["path"])
-    if not values["path"] or path.is_absolute() or ".." in path.parts or "\\" in values["path"]:
-        raise DataError(
-            f"{file}, line {line}: the path must be relative to the CSV and stay below its folder, got "
-            f"{values['path']!r:.150}"
+        source = Source(
+            file.parent / path,
+            values["camera"],
+            values.get("time") or None,
+            None if label is None or is_junk(label) else label,
         )
-    source = Source(file.parent / path, values["camera"], values.get("time") or None, values.get("label") or None)
-    try:
-        source.entry()
-    except GalleryError as error:
-        raise DataError(f"{file}, line {line}: {error}") from error
-    return source
+        try:
+            source.entry()
+        except GalleryError as error:
+            raise DataError(f"{where}: {error}") from error
+        sources.append(source)
+    if not sources:
+        raise DataError(f"{file} lists no images: it has no rows below its header")
+    return Sources(sources, notes=notes)

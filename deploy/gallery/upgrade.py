@@ -21,7 +21,8 @@ from deploy.store.audit import write_audit
 from deploy.store.row import COLUMNS, PRESENT, checksum, entry_checksum, is_whole, make_stamp
 from deploy.store.store import CHUNK, Facts
 from domains.arrays import Float32s
-from domains.errors import GalleryError
+from domains.errors import GalleryError, first_line
+from domains.npz import read_npy
 from prototypes.transport import Transport
 
 Tick = Callable[[int], None]
@@ -267,23 +268,29 @@ def _map_between(store: Store, start: int, end: int) -> Float32s:
     """Return the map from one space to another, along the upgrades that link them; against an upgrade's direction, by
     its pseudo-inverse.
     """
-    spaces = {number: (source, matrix) for number, source, matrix in store.ask("SELECT number, source, map FROM space")}
+    spaces = {row[0]: row[1:] for row in store.ask("SELECT number, source, dim, map FROM space")}
 
     def lineage(number: int) -> list[int]:
         numbers = [number]
         while (source := spaces[numbers[-1]][0]) is not None:
+            if source not in spaces or source in numbers:
+                raise GalleryError(f"the spaces of {store.file.parent} lead nowhere; restore a backup")
             numbers.append(source)
         return numbers
+
+    def step(number: int) -> Float32s:
+        source, dim, data = spaces[number]
+        return _from_bytes(data, (spaces[source][1], dim))
 
     back, forth = lineage(start), lineage(end)
     shared = next((number for number in back if number in forth), None)
     if shared is None:
         raise GalleryError(f"{store.file.parent} has no link between its spaces {start} and {end}; restore a backup")
     matrix: Float32s | None = None
-    steps = [np.linalg.pinv(_from_bytes(spaces[number][1])) for number in back[: back.index(shared)]]
-    steps += [_from_bytes(spaces[number][1]) for number in reversed(forth[: forth.index(shared)])]
-    for step in steps:
-        matrix = step if matrix is None else matrix @ step
+    steps = [np.linalg.pinv(step(number)) for number in back[: back.index(shared)]]
+    steps += [step(number) for number in reversed(forth[: forth.index(shared)])]
+    for part in steps:
+        matrix = part if matrix is None else matrix @ part
     if matrix is None:
         raise GalleryError(f"space {start} of {store.file.parent} is carried to itself; this is a bug in lifelong-reid")
     return matrix
@@ -295,9 +302,16 @@ def _to_bytes(matrix: Float32s) -> bytes:
     return buffer.getvalue()
 
 
-def _from_bytes(data: bytes) -> Float32s:
+def _from_bytes(data: bytes, shape: tuple[int, int]) -> Float32s:
+    """Read what :func:`_to_bytes` wrote of a map of this shape."""
     try:
-        matrix: Float32s = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
-    except (ValueError, EOFError, OSError) as error:
-        raise GalleryError(f"a transport stored in the gallery is damaged ({error}); restore a backup") from error
-    return matrix
+        if not isinstance(data, bytes):  # a damaged database returns whatever it holds
+            raise ValueError(f"it is {type(data).__name__}")
+        values = read_npy(data)
+        if values.shape != shape or values.dtype != np.float16:
+            raise ValueError(f"it maps {values.shape}, not {shape}")
+        return values.astype(np.float32)
+    except ValueError as error:
+        raise GalleryError(
+            f"a transport stored in the gallery is damaged ({first_line(error):.80}); restore a backup"
+        ) from error

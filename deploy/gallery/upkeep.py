@@ -4,7 +4,6 @@ repair.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,18 +13,21 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import Bundle
-from deploy.gallery.backup import backup, backups, restore
-from deploy.gallery.retention import expired, older_than, rules, set_rule
+from deploy.gallery.backup import backup, backups, clear_copies, restore
+from deploy.gallery.retention import Ageing, ageing, expired, older_than, rules, set_rule, trust_clock
 from deploy.gallery.upgrade import Plan, Tick, carry, drop_old, go_back, plan_upgrade
 from deploy.index.files import drop_cache
 from deploy.index.keeper import Keeper
 from deploy.store import Store
 from deploy.store.audit import read_audit, write_audit
 from deploy.store.check import repair
+from deploy.store.scratch import remove_leftovers
 from deploy.store.store import DATABASE
-from domains.errors import GalleryError, ReidError
+from deploy.store.turn import turn
+from domains.errors import ClockError, GalleryError, ReidError
+from domains.text import logger
 
-log = logging.getLogger("deploy")
+log = logger("deploy")
 
 
 class Upkeep:
@@ -37,6 +39,11 @@ class Upkeep:
         self._store = store
         self._keeper = Keeper(path, store)
         self._retained = monotonic()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be added, changed or erased: that was asked for, or the folder can't be written."""
+        return self._store.read_only
 
     def prepare(self) -> None:
         """Load the index into memory now, so that the first search need not wait for it."""
@@ -66,17 +73,19 @@ class Upkeep:
         for number in numbers:
             if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or not 0 < number < 2**63:
                 raise GalleryError(f"an id is a whole number from 1, got {number!r:.80}")
+        self._store.check_writable()
         costly = bool(numbers) and self._keeper.is_costly
         if costly:
             # from the files, before they are dropped: removing entries is faster than rebuilding lists
             self._prepare_if_possible()
-        with self._store.holding():
-            removed = self._store.remove(int(number) for number in numbers)
-            if removed:
-                write_audit(self._store, "forget", entries=removed, by=reason)
-                drop_cache(self.path)
-        if self._store.unwiped():
-            self._wipe(f"{removed} entries were removed")
+        with turn(self.path):  # a second erasure waits for the first, however long it takes
+            with self._store.holding():
+                removed = self._store.remove(int(number) for number in numbers)
+                if removed:
+                    write_audit(self._store, "forget", entries=removed, by=reason)
+                    drop_cache(self.path)
+            if self._store.unwiped():
+                self._wipe(f"{removed} entries were removed")
         if costly:
             self._prepare_if_possible()
         return removed
@@ -120,24 +129,57 @@ class Upkeep:
         Raises:
             GalleryError: as for :meth:`forget`, if another process keeps reading.
         """
-        dropped = drop_old(self._store, tick=tick)
-        self._wipe(f"the older vectors of {dropped} entries were dropped")
+        self._store.check_writable()
+        with turn(self.path):
+            dropped = drop_old(self._store, tick=tick)
+            self._wipe(f"the older vectors of {dropped} entries were dropped")
         return dropped
 
     def keep(self, days: int | None, camera: str | None = None) -> None:
         """Set how long entries are kept, for one camera or for all without their own rule; None: for ever. Older ones
         are erased at once.
+
+        Raises:
+            ClockError: the rule is set, but nothing is erased yet, as the clock can't be trusted.
         """
         set_rule(self._store, days, camera)
-        self.retain()
+        try:
+            self.retain()
+        except ClockError as error:
+            raise ClockError(f"the rules are changed, but {error}") from error
 
     def retention(self) -> dict[str, int]:
         """Return the days that entries are kept, by camera; the empty name stands for every other camera."""
         return rules(self._store)
 
-    def older_than(self, days: int) -> list[int]:
-        """Return the ids of entries more than ``days`` old; one without a time is as old as its stay in the gallery."""
-        return older_than(self._store, days)
+    def older_than(self, days: int, *, preview: bool = False) -> list[int]:
+        """Return the ids of entries more than ``days`` old; one without a time is as old as its stay in the gallery.
+
+        Args:
+            days: their least age.
+            preview: only to show them, so that it does not matter whether the clock is right.
+
+        Raises:
+            ClockError: the clock moved by more than is plausible since it was last read; see :meth:`trust_clock`.
+        """
+        return older_than(self._store, days, preview=preview)
+
+    def ageing(self) -> Ageing:
+        """Say what the clock reads, whether it can be trusted, and what the rules would erase; erases nothing."""
+        with self._store.reading():
+            return ageing(self._store)
+
+    def trust_clock(self, *, from_now: bool = False) -> int:
+        """Accept what the clock reads on a person's word, apply the rules, and return the number of entries erased.
+
+        Args:
+            from_now: the time before was the wrong one: entries count as added now, whenever they were added.
+
+        Raises:
+            GalleryError: the clock reads a time that can't be.
+        """
+        trust_clock(self._store, from_now=from_now)
+        return self.retain()
 
     def backup(self, path: str | PathLike[str]) -> int:
         """Copy the gallery into a new folder while it is in use, and check the copy; returns its number of entries. A
@@ -182,19 +224,39 @@ class Upkeep:
     def retain(self) -> int:
         """Erase what the rules no longer allow, and return the number of entries erased; otherwise the next addition or
         search after an hour does it.
+
+        Raises:
+            ClockError: nothing was erased, as the clock moved by more than is plausible since it was last read; see
+                :meth:`trust_clock`.
         """
         self._retained = monotonic()
-        numbers = expired(self._store) if rules(self._store) else []
+        numbers = expired(self._store) if rules(self._store) and not self.read_only else []
         if numbers:
             self.forget(numbers, reason="retention")
         return len(numbers)
 
     def _wipe_or_warn(self) -> None:
-        """Finish an interrupted erasure if that is possible now; otherwise the next opening does it."""
+        """Finish an interrupted erasure if that is possible now; otherwise the next opening does it. One that is still
+        going on is left to the process that works on it.
+        """
         try:
-            self._wipe("some entries were removed")
+            self._store.check_writable()
+            with turn(self.path, wait=False) as mine:
+                if mine and self._store.unwiped():
+                    self._wipe("some entries were removed")
         except GalleryError as error:
-            log.warning("%s", error)
+            log.warning("an erasure is not finished: %s", error)
+
+    def _clear_away(self) -> None:
+        """Remove what killed processes left of rewrites of this gallery, and copies of it that were never finished."""
+        if self.read_only:
+            return
+        try:
+            remove_leftovers(self.path)
+            clear_copies(self._store)
+            self._keeper.clear_away()
+        except (OSError, GalleryError) as error:
+            log.warning("what a stopped process left of %s can't be removed: %s", self.path, error)
 
     def _retain_or_warn(self) -> None:
         """Like :meth:`retain`, for callers who came for something else: a failed erasure is logged, and retried an hour
@@ -209,14 +271,26 @@ class Upkeep:
         """Load the index into memory if possible: a damaged entry, say, must not prevent an erasure."""
         try:
             self.prepare()
-        except (ReidError, MemoryError, RuntimeError) as error:  # FAISS raises the last
+        except ReidError as error:
             log.warning("the index of %s is left to the next search: %s", self.path, error)
 
     def _renew_index(self) -> None:
         self._drop_cache()
         if self._keeper.prepares:
             self.prepare()
-            self._keeper.save()
+            self._save_or_warn()
+
+    def _save_index(self) -> None:
+        self._keeper.save()
+
+    def _save_or_warn(self) -> None:
+        """Write the index to its files if possible; otherwise only time is lost."""
+        if self.read_only:
+            return
+        try:
+            self._save_index()
+        except GalleryError as error:
+            log.warning("the index of %s was not saved (%s); it will be rebuilt", self.path, error)
 
     def _wipe(self, what: str) -> None:
         self._drop_cache()

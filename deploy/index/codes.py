@@ -8,6 +8,8 @@ numbered from 0 without gaps.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,11 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.arrays import Float32s
-from domains.errors import DeviceError
+from domains.errors import DeviceError, GalleryError, first_line
 
 Halves = NDArray[np.float16]
 
 PART = 4096
+
+DEPTHS = (30, 100)
+"""Numbers of nearest entries, besides 10, that lists are measured for. The last is the most that a service returns."""
+
+
+class Depth(NamedTuple):
+    """How many lists are searched for the best ``top`` among all entries, and the recall that this reaches."""
+
+    top: int
+    probes: int
+    recall: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Lists:
         recall: share of the 10 nearest entries found with ``probes``, measured against exact search; the queries are
             stored vectors that were used neither to train the centres nor to choose ``probes``.
         queries: number of queries that the recall was measured with.
+        deeper: the same for more than 10 nearest entries, by number; empty if never measured.
     """
 
     lists: int
@@ -40,10 +54,31 @@ class Lists:
     trained: int
     recall: float
     queries: int
+    deeper: tuple[Depth, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Lists:
+        """Read what :meth:`to_dict` gave; raises KeyError, TypeError or ValueError."""
+        made = cls(**{**values, "deeper": tuple(Depth(**depth) for depth in values["deeper"])})
+        counts = [made.lists, made.probes, made.trained, made.queries]
+        counts += [number for depth in made.deeper for number in depth[:2]]
+        if not all(isinstance(number, int) and 0 <= number < 2**40 for number in counts):
+            raise ValueError("a number of lists, probes or entries is wrong")
+        return made
+
+    def probes_for(self, k: int) -> int:
+        """Return how many lists to search for the best ``k`` among all entries: as many as the next larger number needs
+        that was measured, and in proportion beyond.
+        """
+        steps = (Depth(10, self.probes, self.recall), *self.deeper)
+        for step in steps:
+            if k <= step.top:
+                return step.probes
+        return math.ceil(steps[-1].probes * k / steps[-1].top)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "deeper": [depth._asdict() for depth in self.deeper]}
 
 
 class Proposal(NamedTuple):
@@ -173,7 +208,7 @@ class Codes:
 
     def measure(self, truth: Truth, target: float) -> None:
         """Choose the fewest probes that reach a target recall on the first half of some queries, and report the recall
-        on the other half.
+        on the other half, for 10 nearest entries and each of ``DEPTHS``.
 
         A neighbour is found if and only if its list is searched, so the rank of its list for the query is the number of
         probes that it takes.
@@ -184,11 +219,20 @@ class Codes:
         _, order = self.index.quantizer.search(truth.queries, count)
         ranks = np.empty_like(order)
         np.put_along_axis(ranks, order, np.arange(count)[None], axis=1)
-        homes = self.faiss.vector_to_array(self.index.direct_map.array)[truth.rows] >> 32
+        homes = self.faiss.vector_to_array(self.index.direct_map.array)[truth.nearest] >> 32
         needed = np.take_along_axis(ranks, homes, axis=1) + 1
         choosing, judging = needed[: len(needed) // 2], needed[len(needed) // 2 :]
-        probes = int(np.sort(choosing, axis=None)[math.ceil(target * choosing.size) - 1])
-        self.lists = Lists(count, probes, len(self), float((judging <= probes).mean()), len(judging))
+
+        def depth(top: int, least: int = 1) -> Depth:
+            several = np.sort(choosing[:, :top], axis=None)
+            probes = max(least, int(several[math.ceil(target * several.size) - 1]))
+            return Depth(top, probes, float((judging[:, :top] <= probes).mean()))
+
+        usual = depth(10)
+        deeper: list[Depth] = []
+        for top in DEPTHS:
+            deeper.append(depth(top, (deeper or [usual])[-1].probes))
+        self.lists = Lists(count, usual.probes, len(self), usual.recall, len(judging), tuple(deeper))
 
 
 class Truth:
@@ -207,6 +251,11 @@ class Truth:
         self._best = np.full((len(queries), k), -np.inf, np.float32)
         self._seen = 0
 
+    @property
+    def nearest(self) -> NDArray[np.int64]:
+        """The same numbers ``[Q, k]``, nearest first."""
+        return np.take_along_axis(self.rows, np.argsort(-self._best, axis=1, kind="stable"), axis=1)
+
     def see(self, part: Float32s) -> None:
         """Take the next vectors ``[n, D]`` into account."""
         scores = self.queries @ part.T
@@ -221,6 +270,21 @@ class Truth:
             nearest = np.argpartition(-best, k - 1)[:k]
             self._best[query], self.rows[query] = best[nearest], rows[nearest]
         self._seen += len(part)
+
+
+@contextmanager
+def naming_faiss(what: str) -> Iterator[None]:
+    """Raise GalleryError in place of the errors that FAISS raises, a full disk among them; ``what`` could not be done.
+
+    Too little memory is left to the store's transaction.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = first_line(error).rpartition("Error: ")[2]
+        raise GalleryError(
+            f"{what}: FAISS failed ({said:.150}); check free disk space and memory, and try again"
+        ) from error
 
 
 def load_faiss() -> Any:

@@ -12,18 +12,21 @@ import hashlib
 import io
 import os
 import secrets
+import time
 from io import BufferedReader
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from deploy.index.codes import Codes, Lists, load_faiss
+from deploy.index.codes import Codes, Lists, load_faiss, naming_faiss
 from deploy.index.index import Index
 from deploy.store import Store
-from deploy.store.store import Facts, State
-from domains.artefact import fsync_folder, read_manifest, write_manifest
-from domains.errors import ArtefactError
+from deploy.store.store import DATABASE, Facts, State
+from domains.artefact import fsync_folder, private_file, read_manifest, take_access, write_manifest
+from domains.errors import ArtefactError, GalleryError
+from domains.npz import read_npz
 
 VECTORS = "index.faiss"
 FILTERS = "index.npz"
@@ -31,6 +34,9 @@ HEADER = "index.json"
 KIND = "gallery index"
 SCHEMA = 2
 FILES = (HEADER, VECTORS, FILTERS)
+ABANDONED = 60.0
+"""Seconds without a change after which a file that was being written is looked at."""
+
 REWRITE = 1 / 64
 """The files are rewritten when they lack more than this share of the entries; fewer are quickly read from SQLite."""
 
@@ -39,7 +45,7 @@ def save(index: Index, folder: Path, store: Store) -> bool:
     """Write an index unless the files hold nearly all of it or the store has changed; returns whether it was written.
 
     Raises:
-        OSError, RuntimeError: the disk is full or failed; FAISS itself may fail silently, so the size is checked.
+        GalleryError: the disk is full or failed; FAISS itself may fail silently, so the size is checked.
     """
     cached = index.kept
     if (
@@ -52,7 +58,11 @@ def save(index: Index, folder: Path, store: Store) -> bool:
         if index.state != store.state():
             return False
         drop_cache(folder)
-        _write(index, folder, store.facts)
+        try:
+            with naming_faiss(f"the index of {folder} can't be written"):
+                _write(index, folder, store.facts)
+        except OSError as error:
+            raise GalleryError(f"the index of {folder} can't be written: {error.strerror or error}") from error
         store.base_on(index.state.token)
     return True
 
@@ -71,7 +81,9 @@ def load(index: Index, folder: Path, store: Store, state: State) -> str | None:
         return f"it can't be read: {error.strerror or error}"
     except RuntimeError as error:
         return f"FAISS can't read it: {str(error).splitlines()[0]:.100}"
-    except (ValueError, KeyError, TypeError) as error:
+    except MemoryError:
+        return "it does not fit into memory as its files describe it"
+    except (ValueError, KeyError, TypeError, EOFError) as error:
         return f"it is not an index of this version ({error!r:.80})"
     return None
 
@@ -121,10 +133,33 @@ def describe(folder: Path) -> dict[str, Any] | None:
 
 
 def drop_cache(folder: Path) -> None:
-    """Remove the files and the leftovers of a killed process, manifest first; the caller holds the store."""
-    for file in (*(folder / name for name in FILES), *folder.glob(".index.*.tmp")):
-        file.unlink(missing_ok=True)
-    fsync_folder(folder)
+    """Remove the files and the leftovers of a killed process, manifest first; the caller holds the store. Raises
+    GalleryError.
+    """
+    try:
+        for file in (*(folder / name for name in FILES), *folder.glob(".index.*.tmp")):
+            file.unlink(missing_ok=True)
+        fsync_folder(folder)
+    except OSError as error:
+        raise GalleryError(
+            f"the index of {folder} can't be removed: {error.strerror or error}; check the permissions of its files"
+        ) from error
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Files that a killed process left while it wrote an index: nobody has written to them for a while."""
+    now, old = time.time(), []
+    for file in folder.glob(".index.*.tmp"):
+        try:
+            if now - file.stat().st_mtime > ABANDONED:
+                old.append(file)
+        except FileNotFoundError:  # it has just got its name
+            continue
+    return old
+
+
+_READING = Lock()
+"""FAISS's limit on what a file may claim is the whole process's."""
 
 
 class _StaleError(Exception):
@@ -162,10 +197,13 @@ def _write(index: Index, folder: Path, facts: Facts) -> None:
     filters = buffer.getvalue()
     temporary = [folder / f".{name}.{secrets.token_hex(4)}.tmp" for name in (VECTORS, FILTERS)]
     try:
+        for file in temporary:
+            open(file, "xb", opener=private_file).close()
         index.codes.faiss.write_index(index.codes.index, str(temporary[0]))
         temporary[1].write_bytes(filters)
         for file in temporary:
             with file.open("rb") as stream:
+                take_access(stream.fileno(), folder / DATABASE)  # as SQLite's own files beside it do
                 os.fsync(stream.fileno())
         if temporary[0].stat().st_size < 2 * facts.dim * len(index):
             raise OSError(f"FAISS wrote only part of {VECTORS}")
@@ -184,17 +222,25 @@ def _write(index: Index, folder: Path, facts: Facts) -> None:
         "lists": None if lists is None else lists.to_dict(),
     }
     write_manifest(folder, HEADER, kind=KIND, schema=SCHEMA, files=(VECTORS, FILTERS), parent=None, body=body)
+    with (folder / HEADER).open("rb") as stream:
+        take_access(stream.fileno(), folder / DATABASE)
     index.kept, index.kept_count = index.state, len(index)
 
 
 def _read_codes(stream: BufferedReader, manifest: dict[str, Any]) -> Codes:
     faiss = load_faiss()
     lists = manifest["lists"]
-    index = faiss.read_index(faiss.PyCallbackIOReader(stream.read))
-    return Codes(int(manifest["dim"]), None if lists is None else Lists(**lists), index)
+    if isinstance(lists, dict) and "deeper" not in lists:
+        raise _StaleError("its recall was not measured for long answers")
+    limited = getattr(faiss, "set_deserialization_vector_byte_limit", None)  # newer versions of FAISS
+    with _READING:
+        if limited is not None:  # no list is larger than its file, whatever its header says
+            limited(os.fstat(stream.fileno()).st_size)
+        index = faiss.read_index(faiss.PyCallbackIOReader(stream.read))
+    return Codes(int(manifest["dim"]), None if lists is None else Lists.from_dict(lists), index)
 
 
 def _read_filters(index: Index, stream: BufferedReader) -> None:
-    with np.load(stream, allow_pickle=False) as archive:
-        index.ids, index.utc, index.camera = (archive[name] for name in ("ids", "utc", "camera"))
-        index.camera_codes = {str(name): code for code, name in enumerate(archive["cameras"])}
+    arrays = read_npz(stream, limit=os.fstat(stream.fileno()).st_size, names=("ids", "utc", "camera", "cameras"))
+    index.ids, index.utc, index.camera = (arrays[name] for name in ("ids", "utc", "camera"))
+    index.camera_codes = {str(name): code for code, name in enumerate(arrays["cameras"])}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.index.codes import PART, Codes, Truth
+from deploy.index.codes import DEPTHS, PART, Codes, Truth, naming_faiss
 from deploy.store import Store
 from deploy.store.selection import Selection
 from deploy.store.store import NO_TIME, Columns, State
@@ -142,6 +142,7 @@ class Index:
             self._allowed[wanted] = Allowed(np.packbits(mask, bitorder="little"), int(np.count_nonzero(mask)))
         return self._allowed[wanted]
 
+    @naming_faiss("the index can't be searched")
     def search(self, queries: Float64s, k: int, allowed: Allowed, *, exact: bool = False) -> list[Answer]:
         """Return the ids and cosines of the best ``k`` entries for each query ``[Q, D]``; fewer if fewer are allowed.
 
@@ -185,7 +186,7 @@ class Index:
         lists = self.codes.lists
         if lists is None or exact or not is_many(count):
             return None
-        probes = math.ceil(lists.probes * max(1.0, k / 10) * len(self) / count)
+        probes = math.ceil(lists.probes_for(k) * len(self) / count)
         return probes if probes < lists.lists else None
 
     def _cosines(self, query: Float64s, rows: NDArray[np.int64]) -> Float64s:
@@ -225,7 +226,9 @@ class Index:
         own, sample = np.split(order[: 2 * _QUERIES + _SAMPLE * lists], [2 * _QUERIES])
         halves = [np.sort(half) for half in np.split(own, 2)]
         codes = Codes.trained(store.pick(ids[sample].tolist()), lists)
-        truth = Truth(np.concatenate([store.pick(ids[half].tolist()) for half in halves]), np.concatenate(halves), 10)
+        truth = Truth(
+            np.concatenate([store.pick(ids[half].tolist()) for half in halves]), np.concatenate(halves), DEPTHS[-1]
+        )
         assigned = []
         for part in store.vectors():
             vectors = part.astype(np.float32)

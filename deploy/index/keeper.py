@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploy.index.files import describe, drop_cache, load, save, why_stale
+from deploy.index.codes import naming_faiss
+from deploy.index.files import abandoned, describe, drop_cache, load, save, why_stale
 from deploy.index.index import Index, is_many
 from deploy.store import Store
 from deploy.store.store import State
+from domains.text import logger
 
-log = logging.getLogger("deploy")
+log = logger("deploy")
 
 
 class Keeper:
@@ -26,6 +27,7 @@ class Keeper:
         self.store = store
         self.index: Index | None = None
 
+    @naming_faiss("the index can't be built")
     def current(self, state: State | None = None) -> Index:
         """Return the index of the store's current state; call it in a transaction.
 
@@ -75,6 +77,14 @@ class Keeper:
         with self.store.holding():
             drop_cache(self.folder)
 
+    def clear_away(self) -> None:
+        """Remove what a killed process left while it wrote the files. Raises OSError."""
+        if abandoned(self.folder):
+            with self.store.holding():  # whoever still writes holds it, too
+                for file in abandoned(self.folder):
+                    file.unlink(missing_ok=True)
+
+    @naming_faiss("the index can't be checked")
     def check(self) -> str | None:
         """Compare the files with the store, value by value; returns what is wrong with them. Call it in a transaction.
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
 from typing import Any
 
+from deploy.store import clock
 from deploy.store.store import Store
 from domains.errors import GalleryError
 
@@ -18,7 +18,7 @@ START = "0" * 64
 def write_audit(store: Store, action: str, **what: str | int | None) -> None:
     """Add a record inside a ``holding`` block, so that it exists if and only if the change it describes does."""
     last = store.ask("SELECT hash FROM audit ORDER BY number DESC LIMIT 1")
-    time = datetime.now(UTC).isoformat(timespec="seconds")
+    time = clock.as_text(clock.now())
     text = json.dumps({"action": action, **what}, sort_keys=True)
     store.change(
         "INSERT INTO audit(time, what, hash) VALUES (?, ?, ?)",

@@ -42,6 +42,8 @@ def faults(store: Store) -> Iterator[str]:
             blob = store.ask(f"SELECT {data} FROM {table} WHERE {where}", row[:-1])  # noqa: S608 - constants
             if len(blob) != 1 or not isinstance(blob[0][0], bytes) or checksum(blob[0][0], row[:-1]) != row[-1]:
                 yield f"the {'stored crop' if table == 'crop' else 'carried vector'} of entry {row[-2]}"
+    for hour in store.broken_marks():
+        yield f"the mark of what was there in hour {hour}"
     try:
         check_audit(store)
     except GalleryError as error:
@@ -70,8 +72,8 @@ def _entry_faults(store: Store) -> Iterator[str]:
 
 
 def repair(store: Store) -> list[str]:
-    """Repair what can be repaired without a backup: the database's own indices and structure, and the seal. Returns the
-    faults found, one per line.
+    """Repair what can be repaired without a backup: the database's own indices and structure, the marks of time,
+    and the seal. Returns the faults found, one per line.
 
     Entries are never changed: damaged ones are listed, and stay as they are until they are forgotten or a backup is
     restored.
@@ -82,6 +84,7 @@ def repair(store: Store) -> list[str]:
         return []
     store.rebuild()
     with store.holding():
+        store.drop_broken_marks()
         write_audit(store, "repair", faults=len(before))
         store.reseal()
     with store.reading():

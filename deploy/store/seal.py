@@ -1,8 +1,9 @@
-"""One hash over everything in a gallery's database that is not an entry: its facts, spaces, rules, backups, the end of
-the audit, the table definitions.
+"""One hash over everything in a gallery's database that is not an entry: its facts, spaces, rules, backups, the last
+trusted time, the end of the audit, the table definitions.
 
-Entries and stored crops have their own checksums, row by row. Every transaction that changes something renews the seal,
-so that a corrupted byte is found when the gallery is opened, before a rule or a space that nobody set can take effect.
+Entries, stored crops and marks of time have their own checksums, row by row. Every transaction that changes something
+renews the seal, so that a corrupted byte is found when the gallery is opened, before a rule or a space that nobody set
+can take effect.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ _SEALED = (
     "PRAGMA application_id",
     "PRAGMA user_version",
 )
+_SEALED_SINCE_4 = "SELECT one, trusted FROM clock"
 
 
 def make_seal(db: sqlite3.Connection) -> str:
     """Return the hash (hex) of the state that the open transaction sees."""
     digest = hashlib.sha256()
-    for query in _SEALED:
+    keeps_time = db.execute("PRAGMA user_version").fetchone()[0] >= 4
+    for query in (*_SEALED, _SEALED_SINCE_4) if keeps_time else _SEALED:
         digest.update(repr(db.execute(query).fetchall()).encode("utf-8", "backslashreplace"))
     for (matrix,) in db.execute("SELECT map FROM space ORDER BY number"):
         digest.update(hashlib.sha256(matrix if isinstance(matrix, bytes) else repr(matrix).encode()).digest())

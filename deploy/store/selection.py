@@ -39,7 +39,8 @@ class Selection:
                 raise GalleryError(f"{name} must be a single name, got {type(value).__name__}")
             if value is not None and any(ord(letter) in SURROGATES for letter in value):
                 raise GalleryError(f"{name} {value!r:.80} is not valid Unicode, so no entry has it")
-        if self.start is not None and self.end is not None and self.start >= self.end:
+        start, end = self.start, self.end  # each is read, whether or not the other is given
+        if start is not None and end is not None and start >= end:
             raise GalleryError(f"no time is both after {self.after} and before {self.before}; swap them")
 
     @property

@@ -14,33 +14,34 @@ state and no other, not even one of an earlier backup with the same number of ch
 
 from __future__ import annotations
 
-import logging
 import secrets
 import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.store.connection import Connection, configure, reason
+from deploy.store import clock
+from deploy.store.connection import configure, reason
+from deploy.store.dated import Dated, start_clock, start_clock_late
 from deploy.store.entry import Entry
 from deploy.store.row import COLUMNS, PRESENT, checksum, entry_checksum, make_stamp, present_vector, row_entry
 from deploy.store.seal import seal_holds, write_seal
-from deploy.store.tables import APPLICATION, SCHEMA, SCHEMA_1, SINCE_2, SINCE_3
+from deploy.store.tables import APPLICATION, READABLE, SCHEMA, SCHEMA_1, SINCE_2, SINCE_3, SINCE_4
 from deploy.store.wal import find_damage
 from domains.errors import GalleryError
+from domains.text import logger
 
 DATABASE = "gallery.db"
 BUSY_SECONDS = 60.0
 CHUNK = 4096
 NO_TIME = -(2**63)
 
-log = logging.getLogger("deploy")
+log = logger("deploy")
 
 _SELECT = f"SELECT {COLUMNS} FROM {PRESENT}"  # noqa: S608 - constants
 
@@ -83,17 +84,18 @@ class Columns(NamedTuple):
     utc: NDArray[np.int64]
 
 
-class Store(Connection):
+class Store(Dated):
     """One open SQLite file; its methods may be called from any thread, one at a time."""
 
-    def __init__(self, file: Path, *, repair: bool = False) -> None:
+    def __init__(self, file: Path, *, repair: bool = False, read_only: bool = False) -> None:
         """Open an existing file; raises GalleryError if it is not a gallery, is damaged, or is of a newer version.
 
         Args:
             file: the database.
             repair: open it even if its log or its facts are damaged; changes lost from the log are then gone for good.
+            read_only: change nothing in its folder. A file that can't be written is opened so in any case.
         """
-        super().__init__(file, BUSY_SECONDS)
+        super().__init__(file, BUSY_SECONDS, read_only=read_only)
         self.notes: list[str] = []
         """Problems found when the file was opened that are no reason to refuse it."""
         self._check_log(repair=repair)
@@ -107,16 +109,13 @@ class Store(Connection):
                         f"{file} has schema {self._pragma('user_version')}; this version reads 1 to {SCHEMA}. Install "
                         "a matching lifelong-reid"
                     )
-                configure(self._db)
-                self._migrate()
+                configure(self._db, read_only=self.read_only)
+                self._migrate(repair=repair)
                 _ = self.facts
                 with self.reading():
                     whole = repair or seal_holds(self._db)
                 if not whole:
-                    raise GalleryError(
-                        f"{file}: its facts or rules are corrupted; restore a backup, or try reid gallery verify "
-                        "--repair"
-                    )
+                    raise self._corrupted()
                 self._sealed = not repair
             except BaseException:
                 self._db.close()
@@ -153,13 +152,24 @@ class Store(Connection):
             raise GalleryError(f"{self.file} is damaged: its facts are invalid; restore a backup")
         return State(*row[:4]), Facts(*row[4:])
 
-    def _migrate(self) -> None:
+    def _migrate(self, *, repair: bool) -> None:
         """Migrate an older gallery to the current schema in one transaction; no vector is moved."""
         if self._pragma("user_version") == SCHEMA:
             return
+        if self.read_only and self._pragma("user_version") >= READABLE:
+            return
+        if self.read_only:
+            raise GalleryError(
+                f"{self.file.parent} was made by an earlier version and has to be brought up to date, but can't be "
+                "written; open it once, or a copy of it, where it can"
+            )
         with self.holding():
-            for version, script in ((1, SINCE_2.format(now=_now())), (2, SINCE_3)):
+            if self._pragma("user_version") >= READABLE and not repair and not seal_holds(self._db):
+                raise self._corrupted()
+            for version, script in ((1, SINCE_2.format(now=clock.now())), (2, SINCE_3), (3, SINCE_4)):
                 if self._pragma("user_version") == version:  # unless another process just did it
+                    if version == 3:
+                        start_clock_late(self._db)
                     for statement in script.split(";"):
                         self._db.execute(statement)
             write_seal(self._db)
@@ -179,8 +189,10 @@ class Store(Connection):
                 configure(db)
                 db.executescript(SCHEMA_1)
                 db.execute("INSERT INTO gallery VALUES (1, ?, ?, ?, 0, 0, ?, 0, 0)", (*facts[:3], secrets.token_hex(8)))
-                db.executescript(SINCE_2.format(now=_now()))
+                db.executescript(SINCE_2.format(now=clock.now()))
                 db.executescript(SINCE_3)
+                start_clock(db)
+                db.executescript(SINCE_4)
                 db.execute("UPDATE gallery SET crops = ?", (int(crops),))
                 write_seal(db)
         except sqlite3.Error as error:
@@ -220,7 +232,7 @@ class Store(Connection):
                     f"{facts.bundle or ''}"
                 )
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entry'").fetchone()
-            first, present, added = (row[0] if row else 0) + 1, facts.space, _now()
+            first, present, added = (row[0] if row else 0) + 1, facts.space, clock.now()
             positions = self._new_positions(entries) if once else range(len(entries))
             rows = []
             for number, position in enumerate(positions, first):
@@ -244,6 +256,7 @@ class Store(Connection):
             self._db.executemany("INSERT INTO crop(id, jpeg, checksum) VALUES (?, ?, ?)", pictures)
             if rows:
                 self.changed(added=len(rows))
+                self._note(self._read_clock())
         ids: list[int | None] = [None] * len(entries)
         for number, position in enumerate(positions, first):
             ids[position] = number
@@ -306,7 +319,8 @@ class Store(Connection):
 
     def ids(self) -> NDArray[np.int64]:
         """Return the ids of all entries, ascending; reads the database's smallest index, not the vectors."""
-        return np.sort(np.array([number for (number,) in self.ask("SELECT id FROM entry")], np.int64))
+        with self._mapped():
+            return np.sort(np.array([number for (number,) in self.ask("SELECT id FROM entry")], np.int64))
 
     def columns(self, after: int = 0) -> Columns:
         """Read what filters need of every entry with an id above ``after``; raises GalleryError if entries are damaged
@@ -440,8 +454,3 @@ class Store(Connection):
 def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     """Split ids into parts small enough for one statement."""
     return (ids[start : start + 500] for start in range(0, len(ids), 500))
-
-
-def _now() -> int:
-    """Return the current time in microseconds since 1970 (UTC)."""
-    return int(datetime.now(UTC).timestamp() * 1e6)

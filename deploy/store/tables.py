@@ -3,7 +3,9 @@
 APPLICATION = 0x52654944
 """``ReID`` in the file's header, so that no other program's database is mistaken for a gallery."""
 
-SCHEMA = 3
+SCHEMA = 4
+READABLE = 3
+"""The earliest schema that can be read as it is, where nothing can be written: the next one only added what erases."""
 
 SCHEMA_1 = """
 CREATE TABLE gallery(
@@ -54,4 +56,11 @@ schema 2 left without a checksum, and indices so that rules, counts by camera an
 vector.
 
 Existing entries have stamp 0: their checksum does not cover their space.
+"""
+
+SINCE_4 = """
+PRAGMA user_version = 4;
+"""
+"""What schema 4 added, besides the tables of :mod:`deploy.store.clock`: the last trusted time, and when entries
+were there, by number.
 """

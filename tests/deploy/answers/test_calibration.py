@@ -133,6 +133,39 @@ def test_too_few_pairs_are_refused_with_the_number_needed_and_what_can_be_had(tm
             calibrate(Pretender(), domain, fpr=rate)
 
 
+@pytest.mark.parametrize(
+    ("people", "each", "distractors", "broken", "rate"),
+    [
+        (60, 2, 10, 0, 0.0027),
+        (24, 2, 10, 0, 0.016),
+        (20, 1, 0, 0, None),
+        (20, 2, 0, 0, 0.028),
+        (60, 2, 10, 40, 0.0041),
+        (120, 4, 0, 0, 0.001),
+    ],
+)
+def test_without_a_rate_the_smallest_is_proposed_that_the_data_can_tell(
+    tmp_path, people, each, distractors, broken, rate
+):
+    domain = site(tmp_path, people=people, each=each, distractors=distractors)
+    encoder = Pretender(broken={f"{person}_q0.png" for person in range(broken)})
+    if rate is None:
+        with pytest.raises(
+            DataError, match=r"even the largest false-positive rate, 0\.05, needs 200 pairs .* 90 and 90"
+        ):
+            calibrate(encoder, domain)
+        return
+    found = calibrate(encoder, domain)
+    assert found.fpr == max(found.smallest_fpr, 0.001)
+    assert found.fpr == rate
+    assert found == calibrate(encoder, domain, fpr=found.fpr), "proposing is choosing"
+    fewest = min(found.impostor_pairs)
+    assert SEEN / found.smallest_fpr <= fewest * (1 + 1e-9)
+    with pytest.raises(DataError, match=r"needs .* pairs"):
+        calibrate(encoder, domain, fpr=found.smallest_fpr * 0.9)
+    assert json.loads(json.dumps(found.to_dict()))["smallest_fpr"] == found.smallest_fpr
+
+
 def test_one_camera_makes_no_pairs_unless_it_is_kept(tmp_path):
     rows = [
         (split, f"{person}_{split}.png", str(person), "c0") for person in range(40) for split in ("query", "gallery")

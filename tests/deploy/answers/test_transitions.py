@@ -83,9 +83,11 @@ def test_csv_and_yaml_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("t.csv", "", "must have the columns"),
-        ("t.csv", "from,to,min\na,b,1\n", "must have the columns"),
+        ("t.csv", "", "is empty; it must have the columns from,to once each and may have min,max"),
+        ("t.csv", "from,min,max\na,1,2\n", "has no column 'to'"),
         ("t.csv", "from,to,min,max\n", "lists no window"),
+        ("t.csv", "from,to,min,seconds\na,b,1,2\n", "not read: seconds; rename or remove"),
+        ("t.csv", "from,to,min,maxx\na,b,1,2\n", "did you mean 'max'"),
         ("t.csv", "from,to,min,max\na,b,1\n", "line 2: 3 values for 4 columns"),
         ("t.csv", "from,to,min,max\na,b,x,2\n", "line 2: min must be a number of seconds, 0 or more, got 'x'"),
         ("t.csv", "from,to,min,max\na,b,1,inf\n", "max must be a number of seconds, 0 or more, got 'inf'"),

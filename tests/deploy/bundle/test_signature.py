@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import sys
+from functools import partial
 
 import pytest
+from modes import pretend_owners
 
 from deploy import Bundle
 from deploy.bundle import Golden, revise_bundle, write_bundle
@@ -253,7 +255,7 @@ def test_a_kill_between_any_two_writes_leaves_a_bundle_that_loads(signed, key, m
             return do(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(deploy.bundle.bundle, "write_atomic", lambda *a: step(write, *a))
+            patch.setattr(deploy.bundle.bundle, "write_atomic", lambda *a, **k: step(partial(write, **k), *a))
             patch.setattr(type(signed.folder), "unlink", lambda *a: step(unlink, *a))
             with contextlib.suppress(Killed):
                 revise_bundle(
@@ -289,6 +291,39 @@ def test_keys_that_can_not_be_trusted(tmp_path, key, what, monkeypatch):
         monkeypatch.setenv(ENVIRONMENT, str(file))
         with pytest.raises(UsageError):
             trusted_keys()
+
+
+OPENED = {
+    "the file is writable": lambda file, owners: file.chmod(0o666),
+    "its folder is writable": lambda file, owners: file.parent.chmod(0o777),
+    "a folder above is writable": lambda file, owners: file.parent.parent.chmod(0o777),
+    "the file is another's": lambda file, owners: owners.update({file: 4242}),
+    "its folder is another's": lambda file, owners: owners.update({file.parent: 4242}),
+}
+
+
+@pytest.mark.parametrize("named", ["file", "folder", "variable", "link"])
+@pytest.mark.parametrize("open_it", OPENED.values(), ids=OPENED)
+def test_keys_that_others_could_replace_are_not_trusted(tmp_path, key, monkeypatch, open_it, named):
+    owners = pretend_owners(monkeypatch)
+    file = tmp_path / "outer" / "inner" / "maker.pub"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(public(key).read_bytes())
+    (tmp_path / "link").symlink_to(file)
+    paths = {"file": file, "folder": file.parent, "variable": None, "link": tmp_path / "link"}[named]
+    monkeypatch.setenv(ENVIRONMENT, str(file))
+    assert trusted_keys(paths)
+    open_it(file, owners)
+    with pytest.raises(UsageError, match=r"can't be trusted, as others could .*: .*ch(mod|own)") as told:
+        trusted_keys(paths)
+    assert "\n" not in str(told.value)
+
+
+def test_a_key_that_others_could_replace_does_not_sign(key, monkeypatch):
+    owners = pretend_owners(monkeypatch)
+    owners[key] = 4242
+    with pytest.raises(UsageError, match="can't be trusted, as others could have bundles signed with their own"):
+        sign(b"x", key)
 
 
 def test_keys_that_can_not_sign(tmp_path, key):

@@ -432,6 +432,20 @@ class TestCache:
         with pytest.raises(DeviceError, match="LIFELONG_REID_CACHE"):
             self.load(bundle, tmp_path)
 
+    @pytest.mark.parametrize("which", ["cache", "folder", "manifest"])
+    @pytest.mark.parametrize("mode", [0o777, 0o770])
+    def test_a_cache_that_others_can_write_is_neither_run_from_nor_filled(self, tmp_path, which, mode):
+        cache = EngineCache(tmp_path / "cache", {"model": "ab"})
+        with cache.building() as folder:
+            (folder / "a.engine").write_bytes(b"ours")
+        assert cache.ready()
+        opened = {"cache": cache.folder.parent, "folder": cache.folder, "manifest": cache.folder / "engine.json"}
+        opened[which].chmod(mode)
+        for use in (cache.ready, lambda: cache.building().__enter__()):
+            with pytest.raises(DeviceError, match=r"others could run code from it: .*LIFELONG_REID_CACHE") as told:
+                use()
+            assert "\n" not in str(told.value)
+
     def test_two_that_build_at_once_both_work(self, tmp_path):
         cache = EngineCache(tmp_path / "cache", {"model": "ab"})
         with cache.building() as mine:

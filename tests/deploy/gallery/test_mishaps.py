@@ -15,7 +15,7 @@ from deploy import Gallery
 from deploy.gallery import upkeep
 from deploy.gallery.upgrade import Plan, carry
 from deploy.index import Index
-from deploy.store import store
+from deploy.store import connection, store
 from domains.errors import GalleryError
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
@@ -133,10 +133,10 @@ def test_a_disk_too_full_to_write_the_file_anew_loses_nothing_and_locks_nobody_o
             GalleryError, match=r"2 entries were removed, but their bytes are still in the file: .*make room"
         ):
             gallery.forget([1, 2])
-        gallery._store.change("UPDATE entry SET added = -9e15, stamp = 0 WHERE id = 3")
+        old = gallery.add(gallery.vectors[0], "a", "/old", time="2020-01-01T00:00:00+00:00")[0]
         with Gallery.open(gallery.path) as again:
-            assert 3 not in again.ids()
-            assert len(again.search(gallery.vectors[5], k=12)[0]) == 9
+            assert old not in again.ids()
+            assert len(again.search(gallery.vectors[5], k=12)[0]) == 10
         assert "bytes are still in the file" in caplog.text
         assert gallery._store.unwiped()
     with Gallery.open(gallery.path) as again:
@@ -144,18 +144,16 @@ def test_a_disk_too_full_to_write_the_file_anew_loses_nothing_and_locks_nobody_o
 
 
 def test_the_message_of_a_full_disk_says_what_became_of_the_work(gallery, monkeypatch):
-    class Full:
-        def execute(self, statement):
-            if statement == "VACUUM":
-                error = sqlite3.OperationalError("database or disk is full")
-                error.sqlite_errorname = "SQLITE_FULL"
-                raise error
+    def full(db, folder):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorname = "SQLITE_FULL"
+        raise error
 
-        def close(self):
-            pass
-
-    monkeypatch.setattr(gallery._store, "_new_connection", Full)
-    with pytest.raises(GalleryError, match="the disk is full and the file could not be rewritten; make room") as caught:
+    monkeypatch.setattr(connection, "vacuum", full)
+    with pytest.raises(
+        GalleryError,
+        match=r"the disk is full and the file could not be rewritten, .* needs up to \d+ MiB .*; make room",
+    ) as caught:
         gallery.forget([1])
     assert "nothing was changed" not in str(caught.value)
     assert len(gallery) == 11

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from clocks import SetClock
 from tiny import DIM, SPACE, unit
 
 from deploy import Gallery
@@ -53,18 +54,32 @@ def test_a_selection_is_what_a_search_with_its_filters_can_return(gallery, filte
     assert sorted(match.id for match in gallery.search(gallery.vectors[0], k=8, **filters)[0]) == wanted
 
 
-def test_age_counts_the_stay_where_no_time_is_known(gallery):
+@pytest.fixture
+def clock(monkeypatch):
+    return SetClock(monkeypatch, datetime.now(UTC).isoformat())
+
+
+def test_age_counts_the_stay_where_no_time_is_known(gallery, clock):
+    gallery.keep(36500)
     assert gallery.older_than(20) == [1, 5]
-    gallery._store.change("UPDATE entry SET added = 0 WHERE id = 3")
-    assert gallery.older_than(20) == [1, 3, 5]
+    for _ in range(3):
+        clock.move(7)
+        gallery.retain()
+    gallery.add(gallery.vectors[:1], "b", ["/new"])
+    assert gallery.older_than(20) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert gallery.older_than(23) == [1, 2, 5, 6]
 
 
-def test_rules_erase_by_camera_and_for_all_others(gallery):
+def test_rules_erase_by_camera_and_for_all_others(gallery, clock):
     gallery.keep(5, camera="a")
     assert gallery.ids() == [3, 4, 7, 8]
-    gallery._store.change("UPDATE entry SET added = 0 WHERE id = 7")
+    for _ in range(25):
+        clock.move(1.2)
+        gallery.retain()
+    gallery.add(gallery.vectors[:1], "b", ["/new"])
+    clock.move(1.2)
     gallery.keep(30)
-    assert gallery.ids() == [3, 4, 8]
+    assert gallery.ids() == [9]
     assert gallery.retention() == {"": 30, "a": 5}
     gallery.keep(None, camera="a")
     assert gallery.retention() == {"": 30}
@@ -73,16 +88,19 @@ def test_rules_erase_by_camera_and_for_all_others(gallery):
     assert "ann" not in str(gallery.audit())
 
 
-def test_rules_run_by_themselves_at_opening_and_while_open(gallery, monkeypatch):
-    gallery.keep(100)
-    gallery._store.change("UPDATE entry SET added = 0 WHERE id = 3")
+def test_rules_run_by_themselves_at_opening_and_while_open(gallery, clock, monkeypatch):
+    gallery.keep(42)
+    clock.move(3)
     with Gallery.open(gallery.path) as again:
-        assert again.ids() == [1, 2, 4, 5, 6, 7, 8]
-        again._store.change("UPDATE entry SET added = 0 WHERE id = 7")
+        assert again.ids() == [2, 3, 4, 6, 7, 8]
+        for _ in range(3):
+            clock.move(8)
+            again.retain()
+        clock.move(8)
         again.search(gallery.vectors[0])
-        assert 7 in again.ids(), "not before an hour is over"
+        assert 2 in again.ids(), "not before an hour is over"
         monkeypatch.setattr(gallery_module, "EVERY", -1.0)
-        assert 7 not in {match.id for match in again.search(gallery.vectors[0])[0]}
+        assert 2 not in {match.id for match in again.search(gallery.vectors[0])[0]}
 
 
 @pytest.mark.parametrize("days", [0, -1, 1.5, True, 10**6])

@@ -135,7 +135,7 @@ def test_csv(people):
         ("", "must have the columns"),
         ("path,camera\n", "lists no image"),
         ("path\na.png\n", "must have the columns"),
-        ("path,camera,colour\na.png,c,red\n", "must have the columns"),
+        ("path,camera,lable\na.png,c,red\n", "did you mean 'label'"),
         ("path,camera,path\na.png,c,b.png\n", "must have the columns"),
         ("path,camera\na.png\n", "line 2: 1 values for 2"),
         ("path,camera\na.png,c\nb.png,c,d\n", "line 3: 3 values"),

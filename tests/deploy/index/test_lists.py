@@ -11,7 +11,8 @@ from tiny import SPACE, unit
 
 from deploy import Gallery
 from deploy.index import Index, index
-from deploy.index.codes import Codes, Truth
+from deploy.index.codes import DEPTHS, Codes, Truth
+from deploy.service.settings import MAX_TOP
 from deploy.store.store import State
 from domains import artefact
 
@@ -101,14 +102,14 @@ def test_lists_are_made_and_say_how_well_they_find(filled):
 def test_the_measured_recall_is_that_of_the_search(rng):
     vectors = people(rng, 2000).astype(np.float16)
     codes = Codes.trained(vectors[200:], 32)
-    truth = Truth(vectors[:200], np.arange(200), 10)
+    truth = Truth(vectors[:200], np.arange(200), 100)
     for start in range(0, 2000, 300):
         codes.add(vectors[start : start + 300].astype(np.float32))
         truth.see(vectors[start : start + 300].astype(np.float32))
     exact = vectors[:200].astype(np.float32) @ vectors.astype(np.float32).T
     exact[np.arange(200), np.arange(200)] = -2
     wanted = np.argsort(-exact, axis=1)[:, :10]
-    assert (np.sort(truth.rows) == np.sort(wanted)).mean() > 0.995  # but for ties
+    assert (np.sort(truth.nearest[:, :10]) == np.sort(wanted)).mean() > 0.995  # but for ties
     codes.measure(truth, 0.9)
     found = codes.search(vectors[100:200].astype(np.float32), 11, codes.lists.probes).rows
     real = np.mean(
@@ -122,6 +123,51 @@ def test_the_measured_recall_is_that_of_the_search(rng):
     )
     assert codes.lists.recall == pytest.approx(real, abs=0.01)
     assert codes.lists.recall > 0.8
+
+
+def spread(rng, count, dim=DIM):
+    """Vectors without any order, of which no list holds many neighbours: the hardest case for long answers."""
+    return unit(rng, count, dim).astype(np.float16)
+
+
+@pytest.mark.parametrize("make", [people, spread])
+@pytest.mark.parametrize("top", [10, *DEPTHS])
+def test_recall_is_measured_up_to_the_longest_answer(tmp_path, rng, monkeypatch, make, top):
+    """The recall stated for a number is what searches for that many reach, and no fewer lists are searched between."""
+    monkeypatch.setattr(index, "_QUERIES", 150)
+    vectors = make(rng, 4000)
+    with Gallery.create(tmp_path / "gallery", DIM, SPACE) as gallery:
+        gallery.add(vectors, "c", [str(number) for number in range(4000)])
+        gallery.prepare()
+        lists = gallery._keeper.index.codes.lists
+        stated = {10: lists.recall, **{depth.top: depth.recall for depth in lists.deeper}}
+        queries = vectors[:150]
+        exact = gallery.search(queries, k=top, exact=True)
+        found = gallery.search(queries, k=top)
+        told = gallery.info()
+    real = np.mean(
+        [
+            len({match.id for match in row} & {match.id for match in right}) / top
+            for row, right in zip(found, exact, strict=True)
+        ]
+    )
+    assert stated[top] == pytest.approx(real, abs=0.03)
+    assert real > 0.95
+    assert [lists.probes_for(k) for k in (1, 10)] == [lists.probes] * 2
+    assert (np.diff([lists.probes_for(k) for k in range(1, 300)]) >= 0).all()
+    assert told["deeper"] == [depth._asdict() for depth in lists.deeper]
+    assert told["deeper"][-1]["top"] == MAX_TOP
+
+
+def test_lists_of_before_that_were_not_measured_so_far_are_measured_anew(made, tmp_path):
+    folder, vectors = made
+    folder = shutil.copytree(folder, tmp_path / "gallery")
+    manifest = json.loads((folder / "index.json").read_text())
+    del manifest["id"], manifest["lists"]["deeper"]
+    (folder / "index.json").write_text(json.dumps({"id": artefact.content_id(manifest), **manifest}))
+    with Gallery.open(folder) as gallery:
+        gallery.search(vectors[0], k=100)
+        assert [depth.top for depth in gallery._keeper.index.codes.lists.deeper] == list(DEPTHS)
 
 
 @pytest.mark.parametrize(
