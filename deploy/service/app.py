@@ -20,14 +20,14 @@ from deploy.service.audit_log import AuditLog, audit_log_of
 from deploy.service.backend import Backend
 from deploy.service.gate import Gate
 from deploy.service.logs import write_log
-from deploy.service.metrics import CONTENT_TYPE, Metrics
+from deploy.service.metrics import CONTENT_TYPE, STORES, Metrics
 from deploy.service.openapi import describe
 from deploy.service.refusal import UNAVAILABLE, RefusedError
 from deploy.service.routes import router
 from deploy.service.settings import Settings
 from deploy.service.upgrading import Upgrading
 from domains.artefact import code_version
-from domains.errors import ReidError
+from domains.errors import ClockError, ReidError
 
 PAGE = Path(__file__).parent / "page"
 PAGE_POLICY = (
@@ -36,6 +36,8 @@ PAGE_POLICY = (
 )
 WARM_AGAIN = 10.0
 """Seconds between attempts to get ready."""
+LOOK_AGAIN = 60.0
+"""Seconds after which it is seen that a person has confirmed the time."""
 ERASE_EVERY = 3000.0
 """Seconds between erasures; shorter than the gallery's own interval, so that no caller waits for it."""
 
@@ -63,7 +65,7 @@ def create_app(gallery: Gallery, encoder: Encoder, settings: Settings | None = N
     settings = settings or Settings()
     metrics = Metrics()
     backend = Backend(gallery, encoder, settings, metrics)
-    audit_log = AuditLog(settings.audit or audit_log_of(gallery.path))
+    audit_log = AuditLog(settings.audit or audit_log_of(gallery.path), keep=settings.keep_audit)
     app = FastAPI(
         title="lifelong-reid",
         version=code_version(),
@@ -96,7 +98,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
     tasks = [
         asyncio.create_task(_warm_up(state.backend)),
-        asyncio.create_task(_erase_old(state.backend, state.audit_log, state.settings.keep_audit)),
+        asyncio.create_task(_erase_old(state.backend, state.audit_log, state.settings.keep_audit, state.metrics)),
     ]
     write_log(
         logging.INFO,
@@ -133,25 +135,45 @@ async def _warm_up(backend: Backend) -> None:
     write_log(logging.INFO, "ready", entries=backend.last["entries"], generation=backend.last["generation"])
 
 
-async def _erase_old(backend: Backend, audit_log: AuditLog, days: int | None) -> None:
+async def _erase_old(backend: Backend, audit_log: AuditLog, days: int | None, metrics: Metrics) -> None:
     """Erase old audit records and expired entries even when nobody asks anything, and log the newest seal.
 
-    The seal in the log can show later whether records were removed.
+    The seal in the log can show later whether records were removed. Where the clock can't be trusted, nothing is erased
+    until a person has confirmed the time.
     """
     while True:
+        waits = {}
         try:
             if gone := await asyncio.to_thread(backend.gallery.retain):
                 write_log(logging.INFO, "expired entries erased", entries=gone)
+        except ClockError as error:
+            waits["gallery"] = str(error)
         except Exception as error:  # the task must survive
             write_log(logging.ERROR, "expired entries could not be erased", exception=error, **_reason(error))
         try:
-            if days is not None and (gone := await asyncio.to_thread(audit_log.erase, days)):
+            if gone := await asyncio.to_thread(audit_log.erase, days):
                 write_log(logging.INFO, "old audit records erased", records=gone, days=days)
+        except ClockError as error:
+            waits["audit"] = str(error)
+        except Exception as error:
+            write_log(logging.ERROR, "the audit log could not be kept in order", exception=error, **_reason(error))
+        try:
             head = await asyncio.to_thread(audit_log.head)
             write_log(logging.INFO, "audit", number=head.number, head=head.hash)
         except Exception as error:
             write_log(logging.ERROR, "the audit log could not be kept in order", exception=error, **_reason(error))
-        await asyncio.sleep(ERASE_EVERY)
+        _tell_waiting(metrics, waits)
+        await asyncio.sleep(min(LOOK_AGAIN, ERASE_EVERY) if waits else ERASE_EVERY)
+
+
+def _tell_waiting(metrics: Metrics, waits: Mapping[str, str]) -> None:
+    """Say what waits for a person before it erases anything by age, in the log if that is new."""
+    for store in STORES:
+        if store in waits and store not in metrics.waiting:
+            write_log(logging.ERROR, "ageing waits for a person", store=store, reason=waits[store])
+        elif store not in waits and store in metrics.waiting:
+            write_log(logging.INFO, "ageing goes on", store=store)
+        metrics.age(store, waits=store in waits)
 
 
 def _reason(error: Exception) -> dict[str, str]:
@@ -186,6 +208,8 @@ def _add_probes(app: FastAPI) -> None:
             "feature_space": backend.encoder.feature_space,
             **facts,
         }
+        if waiting := [store for store in STORES if store in request.app.state.metrics.waiting]:
+            body["ageing_waits"] = waiting
         ready = state == "ready"
         return JSONResponse(
             body, status_code=200 if ready else UNAVAILABLE, headers=None if ready else {"retry-after": "1"}

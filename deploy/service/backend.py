@@ -26,7 +26,7 @@ from deploy.service.metrics import Metrics
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
 from domains.crops import Crop, CropSpec, decode_crop
-from domains.errors import BusyError, DataError, DeviceError, GalleryError, ReidError
+from domains.errors import BusyError, ClockError, DataError, DeviceError, GalleryError, ReidError
 
 Result = TypeVar("Result")
 
@@ -220,6 +220,8 @@ class Backend:
         def decode() -> list[Crop]:
             crops = []
             for number, data in enumerate(images, 1):
+                if self.closing.is_set():
+                    raise RefusedError("not_ready", "the service is stopping")
                 try:
                     crops.append(change(decode_crop(data)))
                 except DataError as error:
@@ -240,7 +242,7 @@ class Backend:
         for name, folder in named.items():
             if folder is not None:
                 text = text.replace(str(Path(folder).absolute()), name).replace(str(folder), name)
-        return RefusedError("gallery", text)
+        return RefusedError("conflict" if isinstance(error, ClockError) else "gallery", text)
 
     def _check_moved(self, vectors: Embeddings, error: GalleryError) -> None:
         if (space := self.gallery.feature_space) != vectors.feature_space:
@@ -251,6 +253,6 @@ class Backend:
         self.closing.set()
         for lane in self._lanes.values():
             lane.batcher.close()
-        self._decoders.shutdown()
+        self._decoders.shutdown(cancel_futures=True)
         self._store.shutdown()
         self.gallery.close()

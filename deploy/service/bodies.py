@@ -64,6 +64,11 @@ class EnrolForm(Form):
         [], description="When each was seen: one for all, one per image, or none.", examples=[[_AT]]
     )
     label: Name | None = Field(None, description="Name of the person, for all images.", examples=["badge 17"])
+    force: Flag = Field(
+        "false",
+        description="Store what can't be a crop of one person, too: whole frames, strips.",
+        examples=["false"],
+    )
 
 
 class ForgetForm(Form):
@@ -125,8 +130,14 @@ class ResultBody(BaseModel):
     """What was found for one image."""
 
     verdict: str | None = Field(
-        description="The best of its matches' verdicts; null where the bundle is not calibrated.",
+        description="The best of its matches' verdicts; null where the bundle is not calibrated; unsure where there is "
+        "a warning.",
         examples=["same person"],
+    )
+    warning: str | None = Field(
+        None,
+        description="Why the image can't be a crop of one person: it is a whole frame, a strip or a speck.",
+        examples=[None],
     )
     matches: list[MatchBody]
 
@@ -203,6 +214,12 @@ class ReadyBody(BaseModel):
     feature_space: str = Field(examples=["5f1c…"])
     generation: int = Field(description="Number of changes to the gallery that the index reflects.", examples=[812])
     entries: int = Field(examples=[100000])
+    ageing_waits: list[Literal["gallery", "audit"]] | None = Field(
+        None,
+        description="What erases nothing by age until a person confirms the time, as the clock moved by more than is "
+        "plausible; left out where nothing waits.",
+        examples=[None],
+    )
 
 
 class StatsBody(BaseModel):

@@ -8,6 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+STORES = ("gallery", "audit")
+"""What erases by age."""
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -36,6 +39,21 @@ class Metrics:
         self._entries = Gauge("reid_gallery_entries", "Entries in the gallery.", registry=self.registry)
         self._generation = Gauge("reid_gallery_generation", "Number of changes to the gallery.", registry=self.registry)
         self._ready = Gauge("reid_ready", "1 if requests are answered.", registry=self.registry)
+
+        self._waits = Gauge(
+            "reid_ageing_waits",
+            "1 if nothing is erased by age until somebody confirms the time.",
+            ("store",),
+            registry=self.registry,
+        )
+        self.waiting: set[str] = set()
+        for store in STORES:
+            self.age(store, waits=False)
+
+    def age(self, store: str, *, waits: bool) -> None:
+        """Say whether one of :data:`STORES` waits for a person before it erases anything by age."""
+        (self.waiting.add if waits else self.waiting.discard)(store)
+        self._waits.labels(store).set(float(waits))
 
     def watch(self, entries: Callable[[], float], generation: Callable[[], float], ready: Callable[[], float]) -> None:
         """Call these whenever metrics are read."""

@@ -45,7 +45,12 @@ _OPERATIONS: dict[tuple[str, str], _Operation] = {
         {201: schema.EnrolBody, 200: schema.EnrolBody}, schema.EnrolForm, "images", True
     ),
     ("DELETE", "/v1/entries"): _Operation({200: schema.ForgetBody}, errors=frozenset({"invalid"})),
-    ("POST", "/v1/forget"): _Operation({200: schema.ForgetBody | schema.PreviewBody}, schema.ForgetForm, "like"),  # type: ignore[dict-item]
+    ("POST", "/v1/forget"): _Operation(
+        {200: schema.ForgetBody | schema.PreviewBody},  # type: ignore[dict-item]
+        schema.ForgetForm,
+        "like",
+        errors=frozenset({"conflict"}),
+    ),
     ("POST", "/v1/upgrade"): _Operation(
         {202: schema.UpgradeState, 200: schema.ExpectBody},
         json=schema.UpgradeBody,

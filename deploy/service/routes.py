@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from deploy.answers.thresholds import answer
+from deploy.answers.thresholds import answer, unsure
 from deploy.gallery.erasure import ErasureRequest
 from deploy.match import Match
 from deploy.service.audit_log import AuditLog
@@ -21,7 +21,7 @@ from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
 from deploy.service.thumbnails import thumbnail
 from deploy.service.upgrading import Upgrading
-from deploy.service.uploads import read_form, read_json
+from deploy.service.uploads import doubts, read_form, read_json
 from deploy.store.entry import Entry
 from deploy.store.selection import Selection
 from domains.artefact import code_version
@@ -78,7 +78,9 @@ async def query(request: Request) -> JSONResponse:
     }
     _checked(lambda: Selection(**filters))
     parts.charge(len(images))
+    doubtful = await doubts(images)
     matches = await parts.backend.search(images, k=form.top, **filters)
+    matches = [unsure(row) if doubt else row for row, doubt in zip(matches, doubtful, strict=True)]
     drawn = form.thumbnails == "true" and bool(parts.settings.pictures)
     number = await parts.record(
         "query",
@@ -96,7 +98,8 @@ async def query(request: Request) -> JSONResponse:
     return JSONResponse(
         {
             "results": [
-                {"verdict": answer(row), "matches": result} for row, result in zip(matches, results, strict=True)
+                {"verdict": "unsure" if doubt else answer(row), "warning": doubt, "matches": result}
+                for row, doubt, result in zip(matches, doubtful, results, strict=True)
             ],
             "feature_space": parts.backend.encoder.feature_space,
             "record": number,
@@ -125,6 +128,13 @@ async def enrol(request: Request) -> JSONResponse:
         lambda: [Entry(form.camera, source, time, form.label) for source, time in zip(sources, times, strict=True)]
     )
     parts.charge(count)
+    if form.force != "true":
+        for position, doubt in enumerate(await doubts(images), 1):
+            if doubt:
+                raise RefusedError(
+                    "invalid",
+                    f"images {position}: {doubt}; cut out the person, or send force=true to store it as it is",
+                )
     gallery = parts.backend.gallery
     known = await parts.backend.run(lambda: [gallery.has(entry) for entry in entries])
     fresh = [index for index, there in enumerate(known) if not there]
@@ -167,11 +177,12 @@ async def forget(request: Request) -> JSONResponse:
         raise RefusedError(
             "invalid", "say what to forget: label, camera, source, before, older_than, or an image named like"
         )
+    preview = form.dry_run == "true"
     if images:
-        ids, by = await parts.backend.with_vectors(images, lambda vectors: wanted.of(gallery, vectors))
+        ids, by = await parts.backend.with_vectors(images, lambda vectors: wanted.of(gallery, vectors, preview=preview))
     else:
-        ids, by = await parts.backend.run(lambda: wanted.of(gallery))
-    if form.dry_run == "true":
+        ids, by = await parts.backend.run(lambda: wanted.of(gallery, preview=preview))
+    if preview:
         await parts.record("forget preview", by=by, entries=len(ids))
         return JSONResponse({"entries": len(ids), "ids": ids[:PREVIEWED]})
     await parts.record("forget", by=by, asked=len(ids))

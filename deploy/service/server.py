@@ -4,7 +4,6 @@ closed.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import os
@@ -19,21 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deploy.bundle import Bundle
 from deploy.encoder import Encoder
 from deploy.gallery import Gallery, open_or_create
 from deploy.service.app import create_app
+from deploy.service.connections import Acceptor, PatientProtocol, most_connections
 from deploy.service.logs import log_as_json, write_log
 from deploy.service.settings import Settings
 from deploy.service.tokens import Tokens, default_file
 from deploy.store.store import DATABASE
 from domains.errors import ArtefactError, DeviceError, GalleryError, UsageError
 
-MAX_CONNECTIONS = 1024
-HEADER_SECONDS = 10.0
-"""How long a client may take to send a request's head."""
 GRACE_SECONDS = 40
 
 
@@ -88,12 +84,13 @@ def run_service(
 
     Raises:
         UsageError: other machines could reach it without a token, or half of a TLS pair is missing.
-        DeviceError: can't listen on the address, or can't use the certificate.
+        DeviceError: can't listen on the address, can't use the certificate, or too few files may be open.
         ReidError: gallery or bundle can't be used, or do not match.
     """
     if not listening.local and settings.tokens is None:
         raise UsageError(f"refusing to listen on {listening.host} without tokens; make one with reid token make")
     _check_tls(listening)
+    most = most_connections()
     log_as_json()
     listener = _listen(listening)
     try:
@@ -103,7 +100,7 @@ def run_service(
         except BaseException:
             gallery.close()
             raise
-        _Server(_config(app, listening)).run(sockets=[_announced(listener, listening, settings)])
+        _Server(_config(app, listening), most).run(sockets=[_announced(listener, listening, settings)])
     finally:
         listener.close()
 
@@ -167,7 +164,7 @@ def _load_fitting(gallery: Gallery, bundle: Path, provider: str) -> Encoder:
 def _config(app: Any, listening: Listening) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_PatientProtocol,
+        http=PatientProtocol,
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -230,7 +227,30 @@ def _check_tls(listening: Listening) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but a stop by signal exits with success instead of dying from that signal."""
+    """uvicorn, but it accepts no more connections than there are descriptors for, and a stop by signal exits with
+    success instead of dying from that signal.
+    """
+
+    def __init__(self, config: uvicorn.Config, most: int | None = None) -> None:
+        super().__init__(config)
+        self._most = most
+        self._acceptors: list[Acceptor] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])  # everything but accepting
+
+        def make() -> PatientProtocol:
+            return PatientProtocol(self.config, self.server_state, self.lifespan.state)
+
+        most = most_connections() if self._most is None else self._most
+        for listener in sockets or []:
+            self._acceptors.append(Acceptor(listener, make, self.config.ssl, most))
+            self._acceptors[-1].start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        await super().shutdown(sockets=sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -243,40 +263,3 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class _PatientProtocol(H11Protocol):
-    """HTTP/1.1 that does not wait for ever for a request's head, and takes a bounded number of connections."""
-
-    _waiting: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-            return
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_waiting()
-        elif self._waiting is None:
-            self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _await_head(self) -> None:
-        self._waiting = self.loop.call_later(HEADER_SECONDS, self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-
-    def _give_up(self) -> None:
-        self._waiting = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()

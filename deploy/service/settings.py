@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.index.codes import DEPTHS
 from domains.crops import MAX_BYTES, MAX_PIXELS
 from domains.errors import UsageError
 
-MAX_TOP = 100
+MAX_TOP = DEPTHS[-1]
 """Matches per image; anyone who wants more wants the gallery, not an answer."""
 
 

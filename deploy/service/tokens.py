@@ -19,13 +19,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from domains.artefact import fsync_folder, read_json
+from domains.artefact import make_private, read_json, write_json
 from domains.errors import ArtefactError, UsageError
+from domains.ownership import others_may_change
 
 SCOPES = ("query", "enrol", "erase", "admin")
 PREFIX = "reid"
 SCHEMA = 1
 MAX_DAYS = 3650
+SLACK = timedelta(days=1)
+"""How far the clocks of those who make tokens and of the service may be apart."""
 _FORM = re.compile(r"reid_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
@@ -51,8 +54,13 @@ class Token:
     hash: str
 
     def expired(self) -> bool:
-        """Whether it has expired."""
-        return self.expires is not None and datetime.fromisoformat(self.expires) <= datetime.now(UTC)
+        """Whether it has expired. By a clock that reads a time before it was made, one with a last day counts as
+        expired: that clock is wrong, and nobody knows what day it is.
+        """
+        if self.expires is None:
+            return False
+        now = datetime.now(UTC)
+        return not datetime.fromisoformat(self.created) - SLACK <= now < datetime.fromisoformat(self.expires)
 
 
 class Tokens:
@@ -119,6 +127,7 @@ class Tokens:
 
     def _read(self) -> dict[str, Token]:
         with self._lock:
+            self._check_owners()  # each time: a folder that is opened to others later is no better
             try:
                 stat = self.file.stat()
             except FileNotFoundError:
@@ -128,18 +137,19 @@ class Tokens:
                 raise ArtefactError(f"can't read {self.file}: {error.strerror or error}") from error
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if seen != self._seen:
-                if stat.st_mode & 0o022:
-                    raise ArtefactError(
-                        f"{self.file} is writable by others, who could let themselves in; run chmod 600 {self.file}"
-                    )
                 self._known = {token.id: token for token in _parse(self.file, read_json(self.file))}
                 self._seen = seen
             return self._known
 
+    def _check_owners(self) -> None:
+        if reason := others_may_change(self.file):
+            raise ArtefactError(f"{self.file} can't be trusted, as others could let themselves in: {reason}")
+
     @contextmanager
     def _changing(self) -> Iterator[list[Token]]:
         """Hold the folder's lock while the list is read, changed and written."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._check_owners()
+        make_private(self.file.parent)
         folder = os.open(self.file.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
@@ -183,19 +193,4 @@ def _parse(file: Path, content: Any) -> list[Token]:
 
 
 def _write(file: Path, tokens: Sequence[Token]) -> None:
-    """Write the file whole or not at all, and never readable by others, not even during the write."""
-    from json import dumps
-
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-    text = dumps({"kind": "tokens", "schema": SCHEMA, "tokens": [asdict(token) for token in tokens]}, indent=1)
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(file.parent)
+    write_json(file, {"kind": "tokens", "schema": SCHEMA, "tokens": [asdict(token) for token in tokens]})

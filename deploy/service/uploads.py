@@ -4,7 +4,9 @@ only if their headers pass.
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
@@ -13,8 +15,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
-from domains.crops import image_size
-from domains.errors import DataError
+from domains.crop_shape import doubt_about
+from domains.errors import CostlyImageError, DataError, UnsupportedImageError
+from domains.images import image_size, read_still
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -74,8 +77,7 @@ async def read_form(
         contents = [await file.read() for file in files]
     finally:
         await form.close()
-    for number, data in enumerate(contents):
-        check_image(data, settings, f"{images} {number + 1}")
+    await asyncio.to_thread(_check_images, contents, settings, images)
     return fields, contents
 
 
@@ -90,8 +92,20 @@ async def read_json(request: Request, model: type[Fields]) -> Fields:
     return check_fields(model, values)
 
 
+async def doubts(images: Sequence[bytes]) -> list[str | None]:
+    """Why each image, already checked, can't be a crop of one person; None for those that can."""
+    return await asyncio.to_thread(lambda: [doubt_about(data) for data in images])
+
+
+def _check_images(contents: list[bytes], settings: Settings, name: str) -> None:
+    for number, data in enumerate(contents, 1):
+        check_image(data, settings, f"{name} {number}")
+
+
 def check_image(data: bytes, settings: Settings, name: str) -> None:
-    """Check an image against the limits by its header alone; raises RefusedError."""
+    """Check an image against the limits, by its header and by the work that decoding it would take; raises
+    RefusedError.
+    """
     if not data:
         raise RefusedError("damaged_image", f"{name} is empty")
     if len(data) > settings.max_image_bytes:
@@ -103,12 +117,17 @@ def check_image(data: bytes, settings: Settings, name: str) -> None:
         raise RefusedError("unsupported_image", f"{name} is not a JPEG, PNG, WebP or BMP image")
     try:
         height, width = image_size(data)
+        if height * width > settings.max_pixels:
+            raise RefusedError(
+                "too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are accepted"
+            )
+        read_still(data, settings.max_pixels)
+    except CostlyImageError as error:
+        raise RefusedError("too_large", f"{name}: {error}") from error
+    except UnsupportedImageError as error:
+        raise RefusedError("unsupported_image", f"{name}: {error}") from error
     except DataError as error:
         raise RefusedError("damaged_image", f"{name}: {error}") from error
-    if height * width > settings.max_pixels:
-        raise RefusedError(
-            "too_many_pixels", f"{name} has {width}×{height} pixels, at most {settings.max_pixels} are accepted"
-        )
 
 
 def _split(form: FormData, model: type[Fields], images: str) -> tuple[Fields, list[UploadFile]]:

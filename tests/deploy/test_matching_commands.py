@@ -82,8 +82,17 @@ def test_a_signed_bundle_stays_signed_or_is_said_to_be_unsigned(reid, bundle, si
     assert Bundle.load(bundle.folder).thresholds["site"]["fpr"] == 0.04
 
 
+def test_calibrate_without_a_rate_proposes_one(reid, bundle, site):
+    dry = reid("calibrate", bundle.folder, site, "--dry-run", "--json")
+    assert dry["fpr"] == dry["smallest_fpr"] == 0.033
+    said = reid("calibrate", bundle.folder, site)
+    assert "no rate was given (--fpr): 0.033 is the smallest that site can tell" in said
+    assert Bundle.load(bundle.folder).thresholds["site"]["fpr"] == 0.033
+    assert "no rate was given" not in reid("calibrate", bundle.folder, site, "--fpr", "0.04")
+
+
 def test_calibrate_refuses_what_it_can_not_see(reid, bundle, site):
-    said = reid("calibrate", bundle.folder, site, code=1)
+    said = reid("calibrate", bundle.folder, site, "--fpr", "0.001", code=1)
     assert "0.001 needs 10,000 pairs" in said.replace("\n", " ")
     assert "--fpr to 0.033 or more" in said
     assert "must be above 0" in reid("calibrate", bundle.folder, site, "--fpr", "0.5", code=2)

@@ -6,11 +6,27 @@ const show = (id, on) => { find(id).hidden = !on; };
 const SVG = "http://www.w3.org/2000/svg";
 let chosen = null;
 let address = null;
+let cameras = null;
+
+// Characters that can't be seen, or change how others are shown (control, bidirectional, zero-width, half pairs), as an
+// escape; domains/text.py does the same for terminals, logs and reports.
+const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\u2800]/gu;
+function shown(text) {
+  return String(text).replace(UNSEEN, (letter) => {
+    const code = letter.codePointAt(0).toString(16);
+    return code.length > 4 ? `\\U${code.padStart(8, "0")}` : code.length > 2 ? `\\u${code.padStart(4, "0")}` : `\\x${code.padStart(2, "0")}`;
+  });
+}
+
+// The only way in which text gets into the page.
+function write(element, text) {
+  element.textContent = shown(text);
+}
 
 function make(kind, name, text) {
   const element = document.createElement(kind);
   if (name) element.className = name;
-  if (text !== undefined) element.textContent = text;
+  if (text !== undefined) write(element, text);
   return element;
 }
 
@@ -25,12 +41,12 @@ async function lookReady() {
     const answer = await fetch("readyz");
     const facts = await answer.json();
     state.className = facts.ready ? "state ready" : "state wrong";
-    state.textContent = facts.ready
+    write(state, facts.ready
       ? `${facts.entries.toLocaleString()} entries · ${facts.provider} · model ${facts.feature_space.slice(0, 8)}`
-      : facts.state || "not ready";
+      : facts.state || "not ready");
   } catch {
     state.className = "state wrong";
-    state.textContent = "the service is not responding";
+    write(state, "the service is not responding");
   }
 }
 
@@ -39,12 +55,22 @@ async function listCameras() {
     const answer = await fetch("v1/stats", { headers: headers() });
     if (!answer.ok) return;
     const facts = await answer.json();
-    find("cameras").replaceChildren(...Object.keys(facts.cameras).map((name) => {
+    cameras = Object.keys(facts.cameras);
+    find("cameras").replaceChildren(...cameras.map((name) => {
       const option = make("option");
       option.value = name;
+      option.label = shown(name);
       return option;
     }));
   } catch { /* the list is only a help; names can also be typed */ }
+}
+
+// What is wrong with a camera's name, where it is known which there are.
+function unknownCamera(name) {
+  if (!name || !cameras || cameras.includes(name)) return "";
+  if (!cameras.length) return `No entry is from the camera "${name}": the gallery is empty.`;
+  const more = cameras.length > 20 ? ` and ${cameras.length - 20} more` : "";
+  return `No entry is from the camera "${name}"; there are: ${cameras.slice(0, 20).join(", ")}${more}.`;
 }
 
 function choose(file) {
@@ -58,7 +84,7 @@ function choose(file) {
 }
 
 function complain(text) {
-  find("message").textContent = text || "";
+  write(find("message"), text || "");
   show("message", Boolean(text));
 }
 
@@ -97,7 +123,7 @@ function card(match) {
   const facts = make("div", "facts");
   const line = make("div", "line");
   const camera = make("span", "camera", match.camera);
-  camera.title = match.camera;
+  camera.title = shown(match.camera);
   line.append(camera, make("span", "score", match.score.toFixed(3)));
   const bar = make("div", "bar");
   const fill = make("i");
@@ -112,7 +138,7 @@ function card(match) {
   if (match.label) facts.append(make("span", "label", match.label));
   const source = make("bdi", "", match.source);
   const holder = make("span", "source");
-  holder.title = match.source;
+  holder.title = shown(match.source);
   holder.append(source);
   facts.append(holder);
   item.append(picture, facts);
@@ -123,6 +149,9 @@ async function search(event) {
   event.preventDefault();
   complain("");
   if (!chosen) { complain("Choose an image first."); return; }
+  const camera = find("camera").value.trim();
+  if (unknownCamera(camera)) await listCameras();  // it may be new
+  if (unknownCamera(camera)) { complain(unknownCamera(camera)); return; }
   const form = new FormData();
   form.append("images", chosen);
   form.append("top", find("top").value);
@@ -130,7 +159,7 @@ async function search(event) {
   for (const name of ["reason", "camera"]) if (find(name).value.trim()) form.append(name, find(name).value.trim());
   for (const name of ["after", "before"]) if (find(name).value) form.append(name, withZone(find(name).value));
   find("go").disabled = true;
-  find("go").textContent = "Searching …";
+  write(find("go"), "Searching …");
   const start = performance.now();
   try {
     const answer = await fetch("v1/query", { method: "POST", body: form, headers: headers() });
@@ -139,18 +168,19 @@ async function search(event) {
     const matches = body.results[0].matches;
     find("matches").replaceChildren(...matches.map(card));
     show("empty", !matches.length);
-    const verdict = body.results[0].verdict && matches.length ? `${body.results[0].verdict} · ` : "";
+    const warning = body.results[0].warning ? `${body.results[0].warning} · ` : "";
+    const verdict = body.results[0].verdict && matches.length ? `${body.results[0].verdict} · ${warning}` : warning;
     const seconds = ((performance.now() - start) / 1000).toFixed(2);
-    find("summary").textContent = matches.length
+    write(find("summary"), matches.length
       ? `${verdict}the ${matches.length} most similar · ${seconds} s · audit record ${body.record}`
-      : `No entries match these filters · audit record ${body.record}`;
+      : `${warning}No entries match these filters · audit record ${body.record}`);
     show("summary", true);
     find("summary").scrollIntoView({ block: "nearest", behavior: "smooth" });
   } catch {
     complain("The service is not responding. Try again in a moment.");
   } finally {
     find("go").disabled = false;
-    find("go").textContent = "Search";
+    write(find("go"), "Search");
     lookReady();
   }
 }

@@ -1,5 +1,6 @@
 """A service over a tiny gallery, in this process, and tokens of every scope."""
 
+import datetime
 import threading
 import time
 
@@ -87,17 +88,17 @@ def listen(filled, bundle):
     """Start the service on a port of this machine, in a thread; returns its address."""
     running = []
 
-    def start(**settings):
-        listening = Listening(port=0)
+    def start(*, tls=(None, None), **settings):
+        listening = Listening("127.0.0.1", 0, *tls)
         listener = server._listen(listening)
         app = create_app(Gallery.open(filled), Encoder.load(bundle.folder, threads=1), Settings(**settings))
         made = server._Server(server._config(app, listening))
         thread = threading.Thread(target=lambda: made.run(sockets=[listener]))
         thread.start()
         running.append((made, thread))
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        address = f"http{'s' if tls[0] else ''}://127.0.0.1:{listener.getsockname()[1]}"
         for _ in range(600):
-            if made.started and httpx.get(f"{address}/readyz").status_code == 200:
+            if made.started and httpx.get(f"{address}/readyz", verify=False).status_code == 200:
                 return address
             time.sleep(0.02)
         raise AssertionError("it did not get ready")
@@ -106,6 +107,30 @@ def listen(filled, bundle):
     for made, thread in running:
         made.should_exit = True
         thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """Files of a certificate for localhost and of its key, PEM."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed, so no certificate can be made")
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    alternative = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, now - datetime.timedelta(days=1), now + datetime.timedelta(days=1)
+    ).add_extension(alternative, False)
+    folder = tmp_path_factory.mktemp("tls")
+    cert, private = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return cert, private
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_rules_run_though_nobody_asks_anything(serve, filled, monkeypatch):
         gallery.keep(36500)
     client = serve()
     engine = client.app.state.backend
-    engine.gallery._store.change("UPDATE entry SET added = -9e15, utc = NULL WHERE id = 2")
+    engine.gallery._store.change("UPDATE entry SET utc = -3e15 WHERE id = 2")
     end = time.monotonic() + 20
     while 2 in engine.gallery.ids() and time.monotonic() < end:
         time.sleep(0.05)

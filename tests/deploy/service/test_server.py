@@ -1,6 +1,5 @@
 """``reid serve`` and ``reid token`` as an operator runs them: where it listens, TLS, slow clients, and how it ends."""
 
-import datetime
 import json
 import os
 import shutil
@@ -186,24 +185,8 @@ def test_what_was_begun_is_finished_before_it_ends(service, image, filled):
 
 
 @pytest.mark.slow
-def test_https_with_a_certificate_of_ones_own(service, image, tmp_path):
-    pytest.importorskip("cryptography", reason="cryptography is not installed, so no certificate can be made")
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    alternative = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-    made = x509.CertificateBuilder(
-        name, name, key.public_key(), 1, now - datetime.timedelta(days=1), now + datetime.timedelta(days=1)
-    ).add_extension(alternative, False)
-    cert, private = tmp_path / "cert.pem", tmp_path / "key.pem"
-    cert.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+def test_https_with_a_certificate_of_ones_own(service, image, certificate):
+    cert, private = certificate
     one = service("--tls-cert", cert, "--tls-key", private)
     assert one.address.startswith("https://")
     trusting = ssl.create_default_context(cafile=cert)
@@ -268,7 +251,7 @@ def test_half_a_tls_pair_and_no_certificate(filled, tmp_path):
 
 @pytest.mark.slow
 def test_slow_heads_and_broken_requests(listen, monkeypatch):
-    monkeypatch.setattr("deploy.service.server.HEADER_SECONDS", 0.5)
+    monkeypatch.setattr("deploy.service.connections.HEADER_SECONDS", 0.5)
     port = int(listen().rsplit(":", 1)[1])
 
     def until_closed(*parts, pause=0.0):
@@ -306,7 +289,7 @@ def test_slow_heads_and_broken_requests(listen, monkeypatch):
 
 
 def test_too_many_connections_are_dropped_and_the_others_answered(listen, monkeypatch):
-    monkeypatch.setattr("deploy.service.server.MAX_CONNECTIONS", 5)
+    monkeypatch.setattr("deploy.service.connections.MAX_CONNECTIONS", 5)
     port = int(listen().rsplit(":", 1)[1])
     held = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(12)]
     time.sleep(0.3)

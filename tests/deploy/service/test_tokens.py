@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modes import pretend_owners, readable, umask
 
 from deploy.service.tokens import SCOPES, Tokens, default_file
 from domains.errors import ArtefactError, UsageError
@@ -49,6 +50,22 @@ def test_no_other_text_is_a_token(one, change):
     assert (file.find(forged) is None) == (forged != text)
     for other in ("", " ", text[:-1], text + "A", text.upper(), "reid_", "é" * 57, text + "\n"):
         assert file.find(other) is None
+
+
+@pytest.mark.parametrize(
+    ("made", "lasts", "valid"),
+    [(0, 1, True), (0.5, 2, True), (30, 40, False), (20000, 20001, False), (-2, 1, True), (-2, -1, False)],
+)
+def test_a_token_with_a_last_day_is_none_by_a_clock_before_it_was_made(file, made, lasts, valid):
+    text = file.make(["query"], "desk", 1)
+    content = json.loads(file.file.read_text())
+    for name, days in (("created", made), ("expires", lasts)):
+        content["tokens"][0][name] = (datetime.now(UTC) + timedelta(days=days)).isoformat()
+    file.file.write_text(json.dumps(content))
+    assert (file.find(text) is not None) is valid
+    content["tokens"][0]["expires"] = None
+    file.file.write_text(json.dumps(content))
+    assert file.find(text) is not None
 
 
 def test_an_expired_token_is_none(file):
@@ -126,6 +143,54 @@ def test_a_file_that_others_can_write_is_refused(file):
     file.file.chmod(0o662)
     with pytest.raises(ArtefactError, match="chmod 600"):
         Tokens(file.file).find(text)
+
+
+LET_IN = {
+    "the file is writable": lambda file, owners: file.chmod(0o666),
+    "its group may write it": lambda file, owners: file.chmod(0o660),
+    "its folder is writable": lambda file, owners: file.parent.chmod(0o777),
+    "the folder's group may write": lambda file, owners: file.parent.chmod(0o770),
+    "a folder above is writable": lambda file, owners: file.parent.parent.chmod(0o777),
+    "the file is another's": lambda file, owners: owners.update({file: 4242}),
+    "its folder is another's": lambda file, owners: owners.update({file.parent: 4242}),
+    "a folder above is another's": lambda file, owners: owners.update({file.parent.parent: 4242}),
+    "another's file in a sticky folder": lambda file, owners: (file.parent.chmod(0o1777), owners.update({file: 4242})),
+}
+
+
+@pytest.mark.parametrize("open_it", LET_IN.values(), ids=LET_IN)
+@pytest.mark.parametrize("known", [True, False])
+def test_where_others_could_let_themselves_in_nobody_is(file, monkeypatch, open_it, known):
+    owners = pretend_owners(monkeypatch)
+    text = file.make(SCOPES)
+    reader = Tokens(file.file)
+    if known:  # it had been read before it was opened
+        assert reader.find(text)
+    content = file.file.read_bytes()
+    open_it(file.file, owners)
+    for use in (lambda: reader.find(text), reader.all, lambda: reader.make(["query"]), lambda: reader.revoke("x")):
+        with pytest.raises(
+            ArtefactError, match=r"can't be trusted, as others could let themselves in: .*ch(mod|own)"
+        ) as told:
+            use()
+        assert "\n" not in str(told.value)
+    assert file.file.read_bytes() == content
+
+
+def test_no_token_is_made_where_others_could_replace_it(tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(ArtefactError, match="can't be trusted"):
+        Tokens(tmp_path / "open" / "deep" / "tokens.json").make(["query"])
+    assert not list((tmp_path / "open").iterdir())
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o077])
+def test_the_folders_it_makes_are_its_own(tmp_path, mask):
+    with umask(mask):
+        file = Tokens(tmp_path / "a" / "b" / "tokens.json")
+        assert file.find(file.make(["query"]))
+    assert readable(tmp_path / "a") == []
 
 
 def _make(arguments):

@@ -1,11 +1,13 @@
 """Images that mean harm: nothing is decoded before its header fits, and nothing crashes the service."""
 
+import asyncio
 import struct
 import sys
 import tempfile
 import zlib
 
 import cv2
+import image_files as files
 import numpy as np
 import pytest
 from asking import ask, code
@@ -16,6 +18,7 @@ from starlette.formparsers import MultiPartParser
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
 from deploy.service.uploads import check_image
+from domains.crops import decode_crop
 
 
 def png(width, height, data=b""):
@@ -65,15 +68,18 @@ DAMAGED = {
     "a bmp's start": b"BM",
     "no pixels": png(0, 5),
 }
+COSTLY = files.costly() | files.costly_for_their_size()
+UNSUPPORTED = files.unsupported()
 
 
 @pytest.mark.parametrize(
     ("data", "status", "name"),
     [
         *((data, 413, "too_many_pixels") for data in BOMBS.values()),
-        *((data, 415, "unsupported_image") for data in NO_IMAGES.values()),
+        *((data, 415, "unsupported_image") for data in (NO_IMAGES | UNSUPPORTED).values()),
+        *((data, 413, "too_large") for data in COSTLY.values()),
     ],
-    ids=[*BOMBS, *NO_IMAGES],
+    ids=[*BOMBS, *NO_IMAGES, *UNSUPPORTED, *COSTLY],
 )
 def test_refused_before_anything_is_decoded(data, status, name, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
@@ -84,10 +90,30 @@ def test_refused_before_anything_is_decoded(data, status, name, monkeypatch):
 
 def test_bombs_and_damage_over_the_wire(serve, image):
     client = serve(rate=0)
-    for group, name in ((BOMBS, "too_many_pixels"), (NO_IMAGES, "unsupported_image"), (DAMAGED, "damaged_image")):
+    for group, name in (
+        (BOMBS, "too_many_pixels"),
+        (NO_IMAGES | UNSUPPORTED, "unsupported_image"),
+        (DAMAGED, "damaged_image"),
+        (COSTLY, "too_large"),
+    ):
         for what, data in group.items():
             assert code(ask(client, data)) == name, what
     assert ask(client, image).status_code == 200
+
+
+def test_a_stop_waits_for_the_image_being_decoded_and_for_no_other(serve, image, monkeypatch):
+    backend = serve().app.state.backend
+    decoded = []
+
+    def decode(data):
+        decoded.append(data)
+        backend.closing.set()
+        return decode_crop(data)
+
+    monkeypatch.setattr("deploy.service.backend.decode_crop", decode)
+    with pytest.raises(RefusedError, match="stopping"):
+        asyncio.run(backend._decode([image] * 16, lambda crop: crop))
+    assert len(decoded) == 1
 
 
 @pytest.fixture
