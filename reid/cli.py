@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import traceback
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from domains.errors import DeviceError, ReidError
+from domains.artefact import ROOMS
+from domains.errors import ReidError
+from domains.text import shown
+from reid import streams
 from reid.commands import bench, doctor, domain, evaluate, export, gallery, learn, query, run, serve
-from reid.commands.options import out, progress
+from reid.commands.options import out, progress, reporter, say
+from reid.progress import Tick
 
 ABOUT = (
     "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy "
     "ONNX at the edge."
 )
+
+LOGGED = ("reid serve",)
+"""Commands that say in a log of their own what they do."""
+
+INTERRUPTED = 130
+"""Exit code of a command that a person ended, as shells have it."""
+
+NARROW = 70
+"""Columns below which help is shown without frames."""
+
+USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises about the command line; recent versions carry their own copy of click."""
 
 app = typer.Typer(name="reid", no_args_is_help=True, pretty_exceptions_enable=False, help=ABOUT)
 app.add_typer(domain.domain_app, name="domain")
@@ -36,7 +54,7 @@ app.add_typer(serve.token_app, name="token")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"lifelong-reid {version('lifelong-reid')}", highlight=False)
+        say(f"lifelong-reid {version('lifelong-reid')}")
         raise typer.Exit
 
 
@@ -52,33 +70,79 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command; an error is one line on stderr (exit code 1: failed, 2: wrong use)."""
-    debug = "--debug" in sys.argv[1:]
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    outlet = streams.prepare()
+    code = _run([word for word in sys.argv[1:] if word != "--debug"], debug="--debug" in sys.argv[1:])
+    sys.exit(streams.finish(code, outlet))
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """Run a command and return its exit code."""
+    name = _command(arguments)
+    if out.width < NARROW:
+        for part in (app, *filter(None, (group.typer_instance for group in app.registered_groups))):
+            part.rich_markup_mode = None  # plain help, which wraps where the framed one cuts names off
     try:
-        app(args=arguments, prog_name="reid")
-    except ReidError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"reid: {error}\n")
-        sys.exit(error.exit_code)
-    except OSError as error:  # a full or failing disk, wherever it occurs
-        if debug:
-            raise
+        with contextlib.nullcontext() if name in LOGGED else reporter.doing(Tick(name)):
+            return int(app(args=arguments, prog_name="reid", standalone_mode=False) or 0)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:  # the outermost place: whatever it is, it is told without a raw character in it
+        return _told(error, debug=debug)
+
+
+def _told(error: Exception, *, debug: bool) -> int:
+    """Tell a person about an error, and return the exit code."""
+    code, lines = getattr(error, "exit_code", ReidError.exit_code), _lines(error)
+    if debug or lines is None:
+        sys.stderr.write(shown("".join(traceback.format_exception(error)), lines=True))
+    elif lines:
+        streams.complain(*lines)
+    return INTERRUPTED if isinstance(error, typer.Abort) else code
+
+
+def _lines(error: Exception) -> tuple[str, ...] | None:
+    """Return what a user needs to know of an error: nothing if help was shown, and None if only a traceback says it."""
+    if isinstance(error, ReidError):
+        return error.lines
+    if isinstance(error, USAGE):
+        return _usage(error)
+    advice = ""
+    if isinstance(error, OSError):  # a full or failing disk, wherever it occurs
         where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(
-            f"reid: {where}{error.strerror or error}; make room, or check the disk and your permissions, and run the "
-            "command again\n"
+        advice = (
+            f"{where}{error.strerror or error}; make room, or check the disk and your permissions, and run the command "
+            "again"
         )
-        sys.exit(ReidError.exit_code)
-    except ModuleNotFoundError as error:
-        if debug or (error.name or "").split(".")[0] in ("reid", "domains", "prototypes", "deploy"):
-            raise
-        sys.stderr.write(
-            f"reid: {error.name} is not installed; training needs pip install 'lifelong-reid[cpu,train]', the edge "
-            "'lifelong-reid[cpu]'\n"
+    elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in ROOMS:
+        advice = (
+            f"{error.name} is not installed; training needs pip install 'lifelong-reid[cpu,train]', the edge "
+            "'lifelong-reid[cpu]'"
         )
-        sys.exit(DeviceError.exit_code)
-    sys.exit(0)
+    elif isinstance(error, typer.Abort):
+        advice = "interrupted"
+    return (advice,) if advice else None
+
+
+def _usage(error: Any) -> tuple[str, ...]:
+    """Return the line about a wrong command line; none if it was empty, as help is shown then."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        if out.width < NARROW:
+            error.show()  # the framed one was shown when it was made
+        return ()
+    text, context = " ".join(error.format_message().split()).rstrip("."), getattr(error, "ctx", None)
+    return (f"{text}; see {context.command_path} --help" if context is not None else text,)
+
+
+def _command(arguments: list[str]) -> str:
+    """Return the full name of the command that arguments call, as far as there is one."""
+    command: Any = typer.main.get_command(app)
+    names = ["reid"]
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        names.append(word)
+    return " ".join(names)
 
 
 @app.command()

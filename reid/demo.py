@@ -1,20 +1,24 @@
-"""The whole workflow on drawn people: learn three camera domains, export, fill a gallery, find a person, report."""
+"""The whole workflow on drawn people: learn three sites, export, calibrate, fill a gallery, find people, report."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 
 from domains.domain import Domain
-from domains.errors import UsageError
+from domains.errors import ArtefactError, UsageError
 from domains.synthetic import make_domain
 from reid.config import build_config
 from reid.progress import Progress
+
+if TYPE_CHECKING:
+    from deploy import Encoder, Thresholds
 
 MARKER = ".reid-demo"
 STYLES = ("plaza", "corridor", "station")
@@ -49,6 +53,8 @@ def run_demo(folder: Path, progress: Progress, out: Console) -> None:
     _learn(folder, learned, unseen, progress, say)
     _match(folder, learned, progress, say)
     say(f"done: open {folder / 'report.html'}")
+    command = shlex.join(["reid", "serve", str(folder / "gallery"), "--pictures", str(folder / "domains")])
+    say(f"to search this gallery on a page, http://127.0.0.1:8080: {command}")
 
 
 def _empty(folder: Path) -> None:
@@ -80,6 +86,7 @@ def _learn(folder: Path, learned: list[Domain], unseen: Domain, progress: Progre
 def _match(folder: Path, learned: list[Domain], progress: Progress, say: Any) -> None:
     from deploy import Encoder
     from deploy.answers.picture import draw_matches, stack, write_picture
+    from deploy.answers.thresholds import answer
     from deploy.gallery import open_or_create
     from deploy.gallery.sources import fill, read_sources
     from domains.crops import read_crop
@@ -92,7 +99,8 @@ def _match(folder: Path, learned: list[Domain], progress: Progress, say: Any) ->
     worst = min(bundle.manifest["parity"].values())
     say(f"exported {folder / 'bundle'}; graph and model agree (smallest cosine {worst:.6f})")
     encoder = Encoder.load(folder / "bundle")
-    pictures = []
+    limits = _calibrate(encoder, learned, progress, say)
+    pictures, found = [], []
     with open_or_create(folder / "gallery", folder / "bundle") as gallery:
         for domain in learned:
             sources = read_sources(domain.root, labels=True)
@@ -102,10 +110,33 @@ def _match(folder: Path, learned: list[Domain], progress: Progress, say: Any) ->
         for domain in learned:
             row = int(np.random.default_rng(0).integers(len(domain.query)))
             crop = read_crop(domain.files(domain.query)[row])
-            matches = gallery.search(encoder([crop]), k=6)[0]
+            matches = limits.judge(gallery.search(encoder([crop]), k=6)[0])
             pictures.append(draw_matches(crop, matches, known_label=domain.identities[domain.query.pids[row]]))
+            found.append(f"{domain.name}: {answer(matches)}, {matches[0].score:.3f}")
     picture = stack(pictures)
     write_picture(folder / "query.png", picture)
-    say(f"searched for one person of each site: {folder / 'query.png'}")
-    caption = "One query per site against the gallery of all sites; green: the same drawn person."
+    say(f"searched for one person of each site ({'; '.join(found)}): {folder / 'query.png'}")
+    caption = (
+        "One query per site against the gallery of all sites; green: the same drawn person. Below each match its rank, "
+        f"cosine and verdict: same person from {limits.same:.3f}, unsure from {limits.unsure:.3f}, as calibrated on "
+        f"{limits.name}. Best matches: {'; '.join(found)}."
+    )
     write_report(run, folder / "report.html", extra=[picture_section("Find a person", caption, picture)])
+
+
+def _calibrate(encoder: Encoder, learned: list[Domain], progress: Progress, say: Any) -> Thresholds:
+    """Calibrate the bundle on every site's test people, and return the strictest site's thresholds, as queries do."""
+    from deploy.answers.calibration import calibrate, store
+    from deploy.answers.thresholds import Thresholds
+
+    bundle = encoder.bundle
+    with progress.task("calibrating", len(learned)) as tick:
+        for domain in learned:
+            bundle = store(bundle, calibrate(encoder, domain))
+            tick.advance(1)
+    limits = Thresholds.from_bundle(bundle)
+    if limits is None:
+        raise ArtefactError(f"{bundle.folder} was calibrated and has no thresholds; run the demo again")
+    share = 100 * (limits.fpr or 0)
+    say(f"calibrated: same person from a cosine of {limits.same:.3f}, {share:g} % of the strangers of {limits.name}")
+    return limits

@@ -59,6 +59,7 @@ class CropStore:
         *,
         limit_mb: int = 4096,
         progress: Callable[[int], None] | None = None,
+        scratch: Path | None = None,
     ) -> CropStore:
         """Decode a split with a few threads (OpenCV releases the GIL).
 
@@ -68,12 +69,13 @@ class CropStore:
             spec: size and resize rule.
             limit_mb: above this size in MiB, crops go to a memory-mapped scratch file.
             progress: called with the number of images just decoded.
+            scratch: folder of that file, such as the run's; by default the system's temporary one.
 
         Raises:
             DataError: the split has images but none could be decoded, or the disk has no room for the scratch
                 file.
         """
-        crops = _allocate((len(split), spec.height, spec.width, 3), limit_mb)
+        crops = _allocate((len(split), spec.height, spec.width, 3), limit_mb, scratch)
         files = domain.files(split)
         reasons: dict[int, str] = {}
 
@@ -102,45 +104,49 @@ class CropStore:
         return cls(crops, split, left_out)
 
 
-def _allocate(shape: Sequence[int], limit_mb: int) -> NDArray[np.uint8]:
+def _allocate(shape: Sequence[int], limit_mb: int, folder: Path | None) -> NDArray[np.uint8]:
     size = int(np.prod(shape, dtype=np.int64))
     if size <= limit_mb * 2**20 or size == 0:
         return np.empty(shape, np.uint8)
-    with tempfile.TemporaryFile(prefix="reid-crops-") as scratch:
-        _reserve(scratch.fileno(), size)
-        return np.memmap(scratch, np.uint8, "r+", shape=tuple(shape))
+    where = Path(tempfile.gettempdir()) if folder is None else folder
+    advice = "set TMPDIR to a folder with more" if folder is None else "use a run on a larger disk"
+    try:
+        with tempfile.TemporaryFile(prefix="reid-crops-", dir=where) as scratch:
+            _reserve(scratch.fileno(), size)
+            return np.memmap(scratch, np.uint8, "r+", shape=tuple(shape))
+    except OSError as error:
+        raise DataError(
+            f"can't reserve {-(-size // 2**20)} MiB for decoded crops in {where}: {error.strerror or error}; "
+            f"free some space there, {advice}, or raise storage.crop_memory_mb to keep them in memory"
+        ) from error
 
 
 def _reserve(descriptor: int, size: int) -> None:
     """Set a file's size and reserve its disk space: a mapped file on a full disk kills the process (SIGBUS)."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(descriptor, 0, size)
-            except OSError as error:
-                if error.errno not in NOT_THERE:
-                    raise
-        os.truncate(descriptor, size)
-    except OSError as error:
-        raise DataError(
-            f"can't reserve {-(-size // 2**20)} MiB for decoded crops in {tempfile.gettempdir()}: {error.strerror}; "
-            "free some space there, set TMPDIR to a folder with more, or raise storage.crop_memory_mb to keep them in "
-            "memory"
-        ) from error
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in NOT_THERE:
+                raise
+    os.truncate(descriptor, size)
 
 
 class StoreCache:
     """Decoded test splits, cached between evaluations while they fit; the least recently used are evicted first."""
 
-    def __init__(self, spec: CropSpec, limit_mb: int) -> None:
+    def __init__(self, spec: CropSpec, limit_mb: int, scratch: Path | None = None) -> None:
         self.spec = spec
         self.limit_mb = limit_mb
+        self.scratch = scratch
         self._stores: dict[tuple[Path, str, int], CropStore] = {}
 
     def get(self, domain: Domain, split: Split) -> CropStore:
         """Return the decoded split, from memory if it is cached."""
         key = (domain.root, domain.fingerprint, hash(split.paths))
-        store = self._stores.pop(key, None) or CropStore.decode(domain, split, self.spec, limit_mb=self.limit_mb)
+        store = self._stores.pop(key, None) or CropStore.decode(
+            domain, split, self.spec, limit_mb=self.limit_mb, scratch=self.scratch
+        )
         self._stores[key] = store
         while (
             sum(cached.crops.nbytes for cached in self._stores.values()) > self.limit_mb * 2**20

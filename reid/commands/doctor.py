@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from domains.errors import UsageError
-from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, table
+from reid.commands.options import Bundle, Json, PathArgument, Provider, print_json, say, table
 
 app = typer.Typer()
 engine_app = typer.Typer(no_args_is_help=True, help="Engines of ONNX Runtime's providers.")
@@ -47,11 +47,10 @@ def doctor(
             ["what", "found", ""],
             [[item["what"], item["found"], "ok" if item["ok"] else item["remedy"]] for item in items],
         )
-        out.print(
+        say(
             f"not in order: {', '.join(faults)}; the last column says what to do"
             if faults
-            else "everything is in order",
-            markup=False,
+            else "everything is in order"
         )
     if faults:
         sys.exit(1)
@@ -93,7 +92,4 @@ def build(
             }
         )
     else:
-        out.print(
-            f"{bundle} is ready on {provider} for batches of up to {encoder.batch}: engines in {folder}, {took:.1f} s",
-            markup=False,
-        )
+        say(f"{bundle} is ready on {provider} for batches of up to {encoder.batch}: engines in {folder}, {took:.1f} s")

@@ -9,16 +9,18 @@ from typing import Annotated
 import typer
 
 from reid.commands.options import (
+    AllowCode,
     ConfigFile,
     Device,
     Json,
     PathArgument,
     SameCamera,
     Settings,
+    check_output,
     layers,
-    out,
     print_json,
     progress,
+    say,
     table,
 )
 
@@ -38,22 +40,27 @@ def domain_check(
             help="Measure for a few seconds how fast the configured network trains here; needs the train extra."
         ),
     ] = True,
+    allow_code: AllowCode = None,
 ) -> None:
     """Report what is in a domain, what is wrong with it, and what training on it takes."""
     import domains
     from domains.check import check_domain
     from reid.config import build_config
+    from reid.recipe import fitting_recipe
 
-    chosen = build_config(*layers(config, None, None), overrides=settings or ())
+    given = layers(config, None, None)
+    _, fitting = fitting_recipe(given, settings or ())  # as reid learn would begin a run
+    chosen = build_config(fitting, *given, overrides=settings or ())
     domain = domains.open(path, same_camera=same_camera)
-    measured, first, later = None, 0, 0
-    if speed and (domain.train.pids >= 0).any() and importlib.util.find_spec("torch"):
+    measured, first, later, batch = None, 0, 0, 0
+    if speed and len(domain.train.people) > 1 and importlib.util.find_spec("torch"):
         from reid.run.learning import planned
         from reid.step.speed import measure_speed
 
-        first, later = (planned([domain], chosen, later=later)[1].train.iterations for later in (False, True))
-        measured = measure_speed(chosen)
-    train = chosen.train
+        steps = [planned([domain], chosen, later=later)[1].train for later in (False, True)]
+        first, later = (step.iterations for step in steps)
+        batch = steps[0].identities * steps[0].instances
+        measured = measure_speed(chosen, allow_code=allow_code or ())
     bars = progress()
     with bars.task(
         f"reading {domain.name}", len({path for _, split in domain.splits() for path in split.paths})
@@ -62,14 +69,14 @@ def domain_check(
             domain,
             crop=chosen.crop.spec(),
             crops_per_second=measured.crops_per_second if measured else None,
-            training_crops=first * train.identities * train.instances,
+            training_crops=first * batch,
             progress=tick.advance,
         )
     if as_json:
         print_json(report.to_dict() | {"training_peak_bytes": measured and measured.peak_bytes + report.train_bytes})
         return
     for text in report.lines():
-        out.print(text, markup=False, soft_wrap=True)
+        say(text)
     if measured:
         peak = (measured.peak_bytes + report.train_bytes) / 2**30
         name, where = chosen.model.backbone, "" if chosen.device == "cpu" else f" on {chosen.device}"
@@ -78,11 +85,7 @@ def domain_check(
             if first == later
             else f"a first step of {first} iterations, a later one of {later},"
         )
-        out.print(
-            f"{step} with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB",
-            markup=False,
-            soft_wrap=True,
-        )
+        say(f"{step} with {name}{where}: {measured.crops_per_second:.0f} crops/s, about {peak:.1f} GiB")
 
 
 @domain_app.command("relate")
@@ -101,11 +104,11 @@ def domain_relate(
     from reid.run.relate import relate
 
     opened = Run.open(run)
-    if device:
-        opened.config = opened.config.model_copy(update={"device": device})
+    opened.use_device(device)
+    check_output(picture)
     relation = relate(opened, domains.open(domain), progress=progress())
     if picture:
-        write_atomic(picture, draw_map(relation).encode())
+        write_atomic(picture, draw_map(relation).encode(), private=False)
     if as_json:
         print_json(relation.to_dict())
         return
@@ -116,7 +119,7 @@ def domain_relate(
         rows,
     )
     for text in relation.lines():
-        out.print(text, markup=False, soft_wrap=True)
+        say(text)
 
 
 @domain_app.command("make")
@@ -136,4 +139,4 @@ def domain_make(
     domain = make_domain(
         path, style, identities=identities, cameras=cameras, per_camera=per_camera, size=(height, width), seed=seed
     )
-    out.print(f"{path}: {', '.join(f'{len(split)} {name}' for name, split in domain.splits())} crops", markup=False)
+    say(f"{path}: {', '.join(f'{len(split)} {name}' for name, split in domain.splits())} crops")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from domains.errors import UsageError
-from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, out, print_json, table
+from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, print_json, say, table
 
 if TYPE_CHECKING:
     from deploy.answers.calibration import Calibration, Rate
@@ -105,8 +105,8 @@ def _run_scorer(folder: Path, step: int, device: str | None) -> Callable[..., di
     from reid.scores.evaluate import evaluate_open_set
 
     run = Run.open(folder)
-    if device:
-        run.config = run.config.model_copy(update={"device": device})
+    run.use_device(device)
+    run.sealed(step)  # before any network is built
 
     def score(domain: Domain, *, rerank: bool, open_set: bool) -> dict[str, Any]:
         if not open_set:
@@ -137,8 +137,13 @@ def calibrate(
     bundle: PathArgument,
     path: Annotated[Path, typer.Argument(metavar="DOMAIN", show_default=False)],
     fpr: Annotated[
-        float, typer.Option(help="Share of pairs of different people that may be called the same person.")
-    ] = 1e-3,
+        float | None,
+        typer.Option(
+            help="Share of pairs of different people that may be called the same person; by default 0.001, or the "
+            "smallest that the domain can tell.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides which people set the threshold and which check it.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the bundle unchanged.")] = False,
     key: Annotated[Path | None, typer.Option(help="Private key to re-sign a signed bundle with.")] = None,
@@ -171,10 +176,10 @@ def calibrate(
     if as_json:
         print_json({**calibration.to_dict(), "stored": not dry_run})
     else:
-        _show_calibration(calibration, bundle, dry_run=dry_run)
+        _show_calibration(calibration, bundle, dry_run=dry_run, proposed=fpr is None)
 
 
-def _show_calibration(calibration: Calibration, bundle: Path, *, dry_run: bool) -> None:
+def _show_calibration(calibration: Calibration, bundle: Path, *, dry_run: bool, proposed: bool) -> None:
     def percent(rate: Rate) -> str:
         return f"{100 * rate.value:.3g} % ({100 * rate.low:.3g} to {100 * rate.high:.3g})"
 
@@ -201,16 +206,19 @@ def _show_calibration(calibration: Calibration, bundle: Path, *, dry_run: bool) 
         f"{calibration.genuine_pairs[half]:,} true and {calibration.impostor_pairs[half]:,} impostor pairs"
         for half in (0, 1)
     )
-    out.print(f"chosen on {next(halves)}; measured on {next(halves)}", markup=False)
+    say(f"chosen on {next(halves)}; measured on {next(halves)}")
+    if proposed:
+        tell = (
+            f"the smallest that {calibration.domain} can tell"
+            if calibration.fpr == calibration.smallest_fpr
+            else f"the usual one; {calibration.domain} can tell {calibration.smallest_fpr:g} and more"
+        )
+        say(f"no rate was given (--fpr): {calibration.fpr:g} is {tell}")
     if calibration.skipped:
-        out.print(f"{calibration.skipped} images could not be read and were left out", markup=False)
-    out.print(
+        say(f"{calibration.skipped} images could not be read and were left out")
+    say(
         "among 10,000 strangers in a gallery, a query finds about "
         f"{10_000 * calibration.measured_fpr.value:.3g} called the same person; "
-        f'"no match" is the answer for {100 * (1 - calibration.measured_unsure_tpr.value):.3g} % of the true pairs',
-        markup=False,
+        f'"no match" is the answer for {100 * (1 - calibration.measured_unsure_tpr.value):.3g} % of the true pairs'
     )
-    out.print(
-        f"{bundle} is unchanged (--dry-run)" if dry_run else f"stored in {bundle}; queries use it from now on",
-        markup=False,
-    )
+    say(f"{bundle} is unchanged (--dry-run)" if dry_run else f"stored in {bundle}; queries use it from now on")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from domains.errors import UsageError
-from reid.commands.options import Json, PathArgument, out, print_json, progress
+from reid.commands.options import Json, PathArgument, print_json, progress, say
 
 app = typer.Typer()
 key_app = typer.Typer(
@@ -78,23 +77,20 @@ def export(
         since=since,
         lowering=lowering,
         provenance=Provenance(weights_licence, data_licence, key),
-        progress=progress() if sys.stderr.isatty() else None,
+        progress=progress(),
     )
     if as_json:
         print_json(exported.manifest)
         return
     parity, quantisation = exported.manifest["parity"], exported.manifest.get("quantisation")
-    out.print(
-        f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}",
-        markup=False,
-    )
+    say(f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}")
     if quantisation:
         layers = f"{len(quantisation['left_out'])} of {quantisation['layers']} layers left in float32"
         space = "its own feature space" if quantisation["own_space"] else "the feature space of float32"
         change = f"{quantisation['map_fp32']:.2f} → {quantisation['map_int8']:.2f}"
-        out.print(f"int8: mAP on {quantisation['domain']} {change}, {layers}, {space}", markup=False)
+        say(f"int8: mAP on {quantisation['domain']} {change}, {layers}, {space}")
     if exported.signers:
-        out.print(f"signed by key {exported.signers[0]}", markup=False)
+        say(f"signed by key {exported.signers[0]}")
 
 
 @key_app.command("make")
@@ -110,7 +106,7 @@ def key_make(
     if as_json:
         print_json({"key": name, "private": str(keyfile), "public": public})
     else:
-        out.print(f"made key {name}: sign with --key {keyfile}, trust {public}", markup=False, soft_wrap=True)
+        say(f"made key {name}: sign with --key {keyfile}, trust {public}")
 
 
 @key_app.command("sign")
@@ -121,4 +117,4 @@ def key_sign(
     from deploy.bundle import revise_bundle
 
     signed = revise_bundle(bundle, {}, key=key)
-    out.print(f"{bundle} is signed by key {signed.signers[0]}", markup=False, soft_wrap=True)
+    say(f"{bundle} is signed by key {signed.signers[0]}")

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, progress, say, table
+from reid.commands.options import (
+    Bundle,
+    Json,
+    PathArgument,
+    Provider,
+    local_time,
+    print_json,
+    progress,
+    say,
+    table,
+    warn,
+)
 
 if TYPE_CHECKING:
     from deploy import Embeddings
@@ -35,6 +46,9 @@ def gallery_add(
     keep_crops: Annotated[
         bool, typer.Option("--keep-crops", help="Create a gallery that keeps a small picture of each crop.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Add what can't be one person's crop, too: whole frames, strips.")
+    ] = False,
     provider: Provider = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -52,7 +66,7 @@ def gallery_add(
         encoder = Encoder.load(bundle or store.bundle, provider=provider)
         bars = progress()
         with bars.task(f"adding {source.name}", len(sources)) as tick:
-            filled = fill(store, encoder, sources, progress=tick.advance)
+            filled = fill(store, encoder, sources, force=force, progress=tick.advance)
         total = len(store)
     if as_json:
         print_json(
@@ -60,6 +74,9 @@ def gallery_add(
                 "added": filled.added,
                 "known": filled.known,
                 "skipped": [list(item) for item in filled.skipped],
+                "refused": [list(item) for item in filled.refused],
+                "left_out": [vars(item) for item in sources.left_out],
+                "notes": list(sources.notes),
                 "total": total,
             }
         )
@@ -70,6 +87,16 @@ def gallery_add(
         )
         for path, reason in filled.skipped:
             say(f"skipped {path}: {reason}")
+        if filled.refused:
+            path, reason = filled.refused[0]
+            say(
+                f"refused {len(filled.refused)} that can't be one person's crop, such as {path}: {reason}; cut out "
+                "each person, or add them as they are with --force"
+            )
+        for item in sources.left_out:
+            say(f"left out: {item}")
+        for note in sources.notes:
+            say(f"note: {note}")
 
 
 @gallery_app.command("info")
@@ -114,14 +141,14 @@ def gallery_verify(
     repaired = Gallery.repair(gallery) if repair else []
     if not as_json:
         for text in repaired:
-            out.print(text, markup=False)
+            say(text)
     with Gallery.open(gallery) as store:
         checked = store.verify()
     if as_json:
         print_json({"repair": repaired, "verify": checked})
         return
     for text in checked:
-        out.print(text, markup=False)
+        say(text)
 
 
 @gallery_app.command("forget")
@@ -146,6 +173,7 @@ def gallery_forget(
 ) -> None:
     """Erase entries, bytes and all; several criteria together mean entries that match all of them."""
     from deploy import Gallery
+    from deploy.gallery.cameras import check_camera
     from deploy.gallery.erasure import ErasureRequest
     from domains.errors import UsageError
 
@@ -153,17 +181,25 @@ def gallery_forget(
     if wanted.names_nothing and like is None:
         raise UsageError("say what to forget: ids, or --label, --camera, --source, --before, --older-than or --like")
     with Gallery.open(gallery) as store:
-        numbers, by = wanted.of(store, None if like is None else _embedded(like, bundle or store.bundle, provider))
+        check_camera(store, camera)
+        vectors = None if like is None else _embedded(like, bundle or store.bundle, provider)
+        numbers, by = wanted.of(store, vectors, preview=dry_run)
         if dry_run:
             entries = store.entries(numbers)
             if as_json:
                 print_json([{"id": number, **vars(entry)} for number, entry in entries.items()])
                 return
             rows = [
-                [str(number), entry.camera, entry.time or "–", entry.label or "–", entry.source]
+                [str(number), entry.camera, local_time(entry.time) or "–", entry.label or "–", entry.source]
                 for number, entry in entries.items()
             ]
-            table(f"{len(rows)} entries would be erased", ["id", "camera", "time", "label", "source"], rows)
+            table(
+                f"{len(rows)} entries would be erased",
+                ["id", "camera", "time", "label", "source"],
+                rows,
+                left=("camera", "time", "label", "source"),
+                paths=("source",),
+            )
             return
         removed = store.forget(numbers, reason=by)
         backups = store.backups()
@@ -215,7 +251,7 @@ def gallery_upgrade(
             if as_json:
                 print_json({"entries": len(store), "expect": expected})
             for text in [] if as_json else [f"{len(store)} entries", *expected]:
-                out.print(text, markup=False)
+                say(text)
             return
         with progress().task(f"upgrading {gallery}", len(store)) as tick:
             if bundle is not None:
@@ -227,11 +263,11 @@ def gallery_upgrade(
         print_json({"entries": count, "feature_space": space, "expect": expected})
         return
     for text in expected:
-        out.print(text, markup=False)
+        say(text)
     done = "dropped the older vectors of" if drop_old else "carried back" if back else "carried"
     say(f"{done} {count} entries; the gallery is in feature space {space:.12}…")
     if bundle is not None:
-        out.print("to undo: reid gallery upgrade GALLERY --back; to make it final: --drop-old", markup=False)
+        say("to undo: reid gallery upgrade GALLERY --back; to make it final: --drop-old")
 
 
 @gallery_app.command("keep")
@@ -243,9 +279,12 @@ def gallery_keep(
 ) -> None:
     """Set or show how long entries are kept; rules run automatically on opening, and every hour of use or service."""
     from deploy import Gallery
+    from deploy.gallery.cameras import unknown_camera
 
     with Gallery.open(gallery) as store:
         if days is not None:
+            if days and camera is not None and (reason := unknown_camera(store, camera)):
+                warn(f"{reason}; the rule is kept for the entries to come")
             store.keep(days or None, camera=camera)
         rules = store.retention()
     if as_json:
@@ -254,7 +293,69 @@ def gallery_keep(
     for name, limit in rules.items():
         say(f"{name or 'every other camera'}: {limit} days")
     if not rules:
-        out.print("no rule: entries are kept until they are forgotten", markup=False)
+        say("no rule: entries are kept until they are forgotten")
+
+
+@gallery_app.command("clock")
+def gallery_clock(
+    gallery: PathArgument,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Confirm that the clock is right, and erase what is too old by it.")
+    ] = False,
+    from_now: Annotated[
+        bool,
+        typer.Option(
+            "--from-now", help="With --trust: the time before was the wrong one, so that ages count from now."
+        ),
+    ] = False,
+    service: Annotated[bool, typer.Option("--service", help="For the audit log of its service instead.")] = False,
+    file: Annotated[
+        Path | None, typer.Option("--audit", help="The service's audit log; by default beside the gallery.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the clock reads beside the last time that was trusted, and what would be erased by age.
+
+    Where the clock moved by more than is plausible, nothing is erased by age until you confirm it with --trust.
+    """
+    from deploy import Gallery
+    from deploy.service.audit_log import audit_log_of, open_existing
+    from deploy.store.clock import as_text
+    from domains.errors import UsageError
+
+    if from_now and not trust:
+        raise UsageError("--from-now says which time was wrong, which needs --trust")
+    erased = None
+    if service or file is not None:
+        what = "audit records"
+        audit_log = open_existing(file or audit_log_of(gallery))
+        try:
+            kept = audit_log.ageing()
+            reading, due, dated = kept.reading, kept.due, 0
+            if trust:
+                erased = audit_log.trust_clock(from_now=from_now)
+        finally:
+            audit_log.close()
+    else:
+        what = "entries"
+        with Gallery.open(gallery) as store:
+            ageing = store.ageing()
+            reading, due, dated = ageing.reading, len(ageing.due), len(ageing.dated)
+            if trust:
+                erased = store.trust_clock(from_now=from_now)
+    if as_json:
+        times = {"clock": as_text(reading.time), "trusted": reading.trusted and as_text(reading.trusted)}
+        counts = {"due": due, "due_from_now": dated, "erased": erased}
+        print_json({**times, "right": reading.right, **counts})
+        return
+    say(str(reading))
+    if erased is not None:
+        say(f"the clock is trusted from here on; {erased} {what} were erased")
+    elif reading.right:
+        say(f"the clock is trusted; {due} {what} are due to be erased")
+    else:
+        say(f"the clock is not trusted, so nothing is erased by age; it would erase {due} {what}")
+        say(f"if it is right, add --trust; if the time before was the wrong one, --trust --from-now ({dated} would go)")
 
 
 @gallery_app.command("backup")
@@ -293,14 +394,18 @@ def gallery_audit(
     file: Annotated[
         Path | None, typer.Option("--audit", help="The service's audit log; by default beside the gallery.")
     ] = None,
+    heads: Annotated[
+        Path | None, typer.Option(help="The service's own log, kept elsewhere: check the seals in it, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what was done to a gallery, after checking that no record was changed."""
     from deploy import Gallery
+    from deploy.service.audit_chain import read_heads
     from deploy.service.audit_log import audit_log_of, read_all
 
-    if service or file is not None:
-        records = read_all(file or audit_log_of(gallery))
+    if service or file is not None or heads is not None:
+        records = read_all(file or audit_log_of(gallery), [] if heads is None else read_heads(heads))
     else:
         with Gallery.open(gallery) as store:
             records = store.audit()

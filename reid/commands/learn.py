@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from domains.errors import UsageError
 from reid.commands.options import (
+    AllowCode,
     ConfigFile,
     Device,
     Json,
@@ -16,9 +18,9 @@ from reid.commands.options import (
     SameCamera,
     Settings,
     layers,
-    out,
     print_json,
     progress,
+    say,
     table,
 )
 from reid.commands.run import show_scores
@@ -48,26 +50,58 @@ def learn(
     restart: Annotated[
         bool, typer.Option("--restart", help="Start an interrupted step over instead of resuming it.")
     ] = False,
+    allow_code: AllowCode = None,
     as_json: Json = False,
 ) -> None:
     """Learn one more camera domain, score every known domain, and show what the step did to them."""
     import domains
+    from reid.recipe import about, fitting_recipe
     from reid.run import Run
+    from reid.run.checks import check_step
+    from reid.run.consent import chosen_method, named_method
+    from reid.run.estimate import estimate
+    from reid.run.folder import RUN
 
     bars = progress()
     fresh = domains.open(domain, same_camera=same_camera)
-    opened, chosen = Run.open_or_create(run, layers(config, method, device), settings or ())
+    given = layers(config, method, device)
     others = [domains.open(path) for path in also or ()]
+    recipe, fitting = ("", {}) if (run / RUN).exists() else fitting_recipe(given, settings or ())
+    known, chosen = Run.open_if_there(run, [fitting, *given], settings or ())
+    learned = known.learned if known else []
+    if replace_last:
+        if known is None or len(known.steps) < 2:
+            raise UsageError(f"{run} has learned nothing yet, so there is no step to replace")
+        learned = [name for step in known.steps[:-1] for name in step.learned]
+        if fresh.name in learned:
+            raise UsageError(f"{fresh.name} is already learned in {run}")
+    if fresh.name not in learned:  # all that can be wrong, before a network is built or weights are fetched
+        named = named_method(chosen, given, settings or ())
+        way, allowed = chosen_method(named, chosen, known.config.method if known else chosen.method, allow_code or ())
+        check_step([fresh], way, chosen, learned=learned, allow_code=allowed)
+    if recipe:
+        bars.say(about(chosen))
+    opened = known or Run.create(run, chosen, recipe=recipe)
     if fresh.name in opened.learned and not replace_last:
         opened.check_name(fresh)
         if not as_json:
-            out.print(f"{fresh.name} is already learned in {run}", markup=False)
+            say(f"{fresh.name} is already learned in {run}")
         sealed = next(step for step in opened.steps if fresh.name in step.learned)
         notes = opened.fill_scores([fresh, *others], progress=bars)
     else:
+        if line := estimate(opened, fresh, chosen, later=bool(learned), allow_code=allowed, progress=bars):
+            bars.say(line)
         if not replace_last:
             opened.fill_scores([fresh, *others], rows={0, -1}, progress=bars)
-        sealed = opened.learn(fresh, config=chosen, replace_last=replace_last, restart=restart, progress=bars)
+        sealed = opened.learn(
+            fresh,
+            method=way,
+            config=chosen,
+            replace_last=replace_last,
+            restart=restart,
+            allow_code=allowed,
+            progress=bars,
+        )
         notes = opened.fill_scores([fresh, *others], rows={0, sealed.index - 1, sealed.index}, progress=bars)
         if others:
             notes = list(dict.fromkeys([*notes, *opened.fill_scores(others, progress=bars)]))
@@ -92,7 +126,7 @@ def _show_step(run: Run, sealed: Sealed, notes: list[str], *, as_json: bool = Fa
     ]
     table(f"{sealed.folder.name}: what it did (mAP, %)", ["domain", "", "before", "after", "change", "rank-1"], cells)
     for note in notes:
-        out.print(note, markup=False)
+        say(note)
 
 
 @app.command()
@@ -106,32 +140,43 @@ def stream(
     order: Annotated[
         Literal["given", "auto"], typer.Option(help="auto: new domains in the order in which they help each other.")
     ] = "given",
+    allow_code: AllowCode = None,
     as_json: Json = False,
 ) -> None:
     """Learn a sequence of domains and score every domain before the first step and after each."""
     from reid.config import read_stream
     from reid.run import Run
-    from reid.run.stream import in_proposed_order, learn_stream, open_stream
+    from reid.run.checks import check_names
+    from reid.run.consent import chosen_method, named_method
+    from reid.run.stream import check_stream, in_proposed_order, learn_stream, open_stream
 
     described = read_stream(config)
     learned, unseen = open_stream(described)
-    opened, chosen = Run.open_or_create(run, [described.config, *layers(settings_file, method, device)], settings or ())
+    given = [described.config, *layers(settings_file, method, device)]
+    check_names([*learned, *unseen])
+    known, chosen = Run.open_if_there(run, given, settings or ())
+    named = named_method(chosen, given, settings or ())
+    way, allowed = chosen_method(named, chosen, known.config.method if known else chosen.method, allow_code or ())
+    check_stream(learned, way, chosen, done=known.learned if known else [], allow_code=allowed)
+    opened = known or Run.create(run, chosen)
     if order == "auto":
         learned = in_proposed_order(opened, learned, progress=progress())
         if not as_json:
-            out.print(f"order: {', '.join(domain.name for domain in learned)}", markup=False)
+            say(f"order: {', '.join(domain.name for domain in learned)}")
 
     def show(sealed: Sealed) -> None:
         if not as_json:
             _show_step(opened, sealed, [])
 
-    notes = learn_stream(opened, learned, unseen, config=chosen, progress=progress(), after=show)
+    notes = learn_stream(
+        opened, learned, unseen, method=way, config=chosen, allow_code=allowed, progress=progress(), after=show
+    )
     if as_json:
         print_json({"summary": opened.scores.summary(), "notes": notes})
     else:
         show_scores(opened)
         for note in notes:
-            out.print(note, markup=False)
+            say(note)
 
 
 @app.command()
@@ -145,7 +190,7 @@ def report(
 
     target = output or run / "report.html"
     write_report(Run.open(run), target)
-    out.print(str(target), markup=False)
+    say(str(target))
 
 
 @app.command()
@@ -178,12 +223,9 @@ def forget(
             print_json(done)
             return
         for record in done:
-            out.print(
-                f"{record['time']}  {record['kind']}: {record['identities']} identities, {record['files']} files",
-                markup=False,
-            )
+            say(f"{record['time']}  {record['kind']}: {record['identities']} identities, {record['files']} files")
         if not done:
-            out.print("nothing has ever been erased", markup=False)
+            say("nothing has ever been erased")
         return
     erasure = opened.forget(identity=identity, domain=domain, dry_run=dry_run, discard_progress=discard_progress)
     if as_json:
@@ -191,13 +233,10 @@ def forget(
         return
     steps = ", ".join(map(str, sorted({*erasure.people, *erasure.whole}))) or "none"
     verb = "would be erased" if dry_run else "erased"
-    out.print(
-        f"{verb}: {erasure.identities} identities, learned in steps: {steps}; {len(erasure.files)} files rewritten",
-        markup=False,
-    )
+    say(f"{verb}: {erasure.identities} identities, learned in steps: {steps}; {len(erasure.files)} files rewritten")
     for file in erasure.files if dry_run else ():
-        out.print(f"  {file}", markup=False)
+        say(f"  {file}")
     for line in REMAINS:
-        out.print(f"remains: {line}", markup=False)
+        say(f"remains: {line}")
     for file in erasure.others:
-        out.print(f"not part of this run, left unchanged: {file}", markup=False)
+        say(f"not part of this run, left unchanged: {file}")

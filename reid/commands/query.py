@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, table
+from reid.commands.options import (
+    Bundle,
+    Json,
+    PathArgument,
+    Provider,
+    check_output,
+    local_time,
+    print_json,
+    say,
+    table,
+    warn,
+)
 
 if TYPE_CHECKING:
     from deploy.answers.refine import Refinement
@@ -61,11 +72,14 @@ def query(
 ) -> None:
     """Find a person by image: which of my cameras has seen them, and when."""
     from deploy import Encoder, Gallery
-    from deploy.answers.picture import draw_matches, stack, write_picture
+    from deploy.answers.picture import check_suffix, draw_matches, stack, write_picture
     from deploy.answers.refine import Refinement, search
-    from deploy.answers.thresholds import Thresholds
+    from deploy.answers.thresholds import Thresholds, unsure
     from deploy.answers.transitions import Sighting, Transitions
+    from deploy.gallery.cameras import check_camera, unknown_camera
+    from domains.crop_shape import doubt
     from domains.crops import read_crop
+    from domains.errors import UsageError
 
     wanted = Refinement(
         together="mean" if together else None,
@@ -76,8 +90,20 @@ def query(
         seen=None if seen_at is None else Sighting(*seen_at),
         transitions=None if transitions is None else Transitions.read(transitions),
     )
+    if picture is not None:
+        check_suffix(picture)
+        check_output(picture)
     crops = [read_crop(path) for path in images]
+    doubts = {path: reason for path, crop in zip(images, crops, strict=True) if (reason := doubt(*crop.shape[:2]))}
+    for path, reason in doubts.items():
+        warn(f"{path}: {reason}, so its verdict is unsure; cut out the person")
+    doubtful = [next(iter(doubts.values()), None)] if together else [doubts.get(path) for path in images]
     with Gallery.open(gallery) as store:
+        check_camera(store, camera)
+        if wanted.seen is not None and wanted.transitions is not None:
+            windows = {name for pair in wanted.transitions.windows for name in pair}
+            if reason := unknown_camera(store, wanted.seen.camera, also=windows):
+                raise UsageError(f"--seen-at: {reason}; {transitions} does not name it either")
         encoder = Encoder.load(bundle or store.bundle, provider=provider)
         limits = Thresholds.from_bundle(encoder.bundle, threshold)
         results = search(
@@ -92,6 +118,7 @@ def query(
         )
         if limits is not None:
             results = [limits.judge(matches) for matches in results]
+        results = [unsure(row) if doubted else row for row, doubted in zip(results, doubtful, strict=True)]
         if picture is not None:
             drawn = crops[:1] if together else crops
             write_picture(
@@ -104,10 +131,11 @@ def query(
         plain = [[match.to_dict() for match in matches] for matches in results]
         print_json(plain[0] if len(results) == 1 else plain)
         return
-    readable = [str(path).encode(errors="backslashreplace").decode() for path in images]
-    names = [", ".join(readable)] if together else readable
-    for name, matches in zip(names, results, strict=True):
-        _show_matches(name, matches, limits)
+    names = [", ".join(map(str, images))] if together else [str(path) for path in images]
+    for name, matches, doubted in zip(names, results, doubtful, strict=True):
+        _show_matches(name, matches, None if doubted else limits)
+        if doubted:
+            say(f"{name}: unsure ({doubted})")
 
 
 def _with_least(wanted: Refinement, limits: Thresholds | None) -> Refinement:
@@ -121,30 +149,33 @@ def _show_matches(name: str, matches: list[Match], limits: Thresholds | None) ->
     from deploy.answers.thresholds import answer
 
     by = sorted({match.ranked_by for match in matches} - {"cosine"})
-    columns = {
+    columns: dict[str, list[str]] = {
         "rank": [str(match.rank) for match in matches],
         "score": [f"{match.score:.3f}" for match in matches],
-        "verdict": [match.verdict or "" for match in matches] if limits else None,
-        "in time": [{True: "yes", False: "impossible", None: "–"}[match.possible] for match in matches]
-        if any(match.possible is not None for match in matches)
-        else None,
+        "verdict": [match.verdict or "" for match in matches],
+        "in time": [{True: "yes", False: "impossible", None: ""}[match.possible] for match in matches],
         "camera": [match.camera for match in matches],
-        "time": [match.time or "–" for match in matches],
-        "label": [match.label or "–" for match in matches],
+        "time": [local_time(match.time) for match in matches],
+        "label": [match.label or "" for match in matches],
         "source": [match.source for match in matches],
         "id": [str(match.id) for match in matches],
     }
-    used = {column: values for column, values in columns.items() if values is not None}
-    table(
-        f"{name}, ranked by {' and '.join(by)}; scores are cosines" if by else name,
-        list(used),
-        [list(row) for row in zip(*used.values(), strict=True)],
-    )
+    used = {column: values for column, values in columns.items() if any(values)}
+    title = f"{name}, ranked by {' and '.join(by)}; scores are cosines" if by else name
+    if used:
+        table(
+            title,
+            list(used),
+            [[value or "–" for value in row] for row in zip(*used.values(), strict=True)],
+            left=("verdict", "in time", "camera", "time", "label", "source"),
+            paths=("source",),
+        )
+    else:
+        say(f"{title}: no entry of the gallery fits")
     if limits is not None and answer(matches) != "same person":
         best = max((match.score for match in matches if match.possible is not False), default=None)
         reason = "there is nobody to compare with" if best is None else f"the best score is {best:.3f}"
-        out.print(
+        say(
             f"{name}: {answer(matches)} ({reason}; same person from {limits.same:.3f}, unsure from "
-            f"{limits.unsure:.3f}, by {limits.name})",
-            markup=False,
+            f"{limits.unsure:.3f}, by {limits.name})"
         )

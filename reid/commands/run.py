@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from reid.commands.options import Json, PathArgument, out, print_json, say, table
+from reid.commands.options import Json, PathArgument, print_json, say, table
 
 if TYPE_CHECKING:
     from reid.run import Run
@@ -67,7 +67,7 @@ def run_drop_last(run: PathArgument) -> None:
     """Discard the last step, so that the next domain builds on the one before it."""
     from reid.run import Run
 
-    out.print(f"dropped {Run.open(run).drop_last()}", markup=False)
+    say(f"dropped {Run.open(run).drop_last()}")
 
 
 def show_scores(run: Run) -> None:

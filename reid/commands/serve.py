@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from domains.errors import DeviceError
-from reid.commands.options import Bundle, Json, PathArgument, Provider, out, print_json, table
+from reid.commands.options import Bundle, Json, PathArgument, Provider, print_json, say, table
+from reid.streams import complain
 
 app = typer.Typer()
 token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the tokens that reid serve requires.")
@@ -110,8 +111,8 @@ def token_make(
     if as_json:
         print_json({"token": text, "file": str(file)})
         return
-    out.print(text, markup=False, soft_wrap=True)
-    typer.echo(f"reid: save it now, it can't be shown again; its hash is in {file}", err=True)
+    say(text)
+    complain(f"save it now, it can't be shown again; its hash is in {file}")
 
 
 @token_app.command("list")
@@ -137,7 +138,7 @@ def token_list(tokens: TokenFile = None, as_json: Json = False) -> None:
     if rows:
         table(str(file), ["id", "name", "scopes", "created", "expires"], rows)
     else:
-        out.print(f"no tokens in {file}; reid token make makes one", markup=False, soft_wrap=True)
+        say(f"no tokens in {file}; reid token make makes one")
 
 
 @token_app.command("revoke")
@@ -148,7 +149,7 @@ def token_revoke(
     from deploy.service.tokens import Tokens, default_file
 
     revoked = Tokens(tokens or default_file()).revoke(which)
-    out.print(f"revoked {revoked.id} ({revoked.name})", markup=False)
+    say(f"revoked {revoked.id} ({revoked.name})")
 
 
 def _server() -> ModuleType:

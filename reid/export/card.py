@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from domains.artefact import code_version
 from domains.scoring import bootstrap_interval
+from domains.text import shown
 from reid.run import Run
 from reid.run.routing import routing_term
 from reid.run.sealed import Sealed
@@ -114,7 +115,7 @@ def card_text(
         "## Licences",
         f"- weights: {licences['weights']}\n- data: {licences['data']}",
     ]
-    return "\n\n".join(parts) + "\n"
+    return shown("\n\n".join(parts) + "\n", lines=True)
 
 
 def _facts(body: Mapping[str, Any], parent: str, producer: str) -> str:

@@ -81,11 +81,12 @@ def export_run(
         UsageError: a key that can't sign, or a domain without the splits that int8 needs.
     """
     lowering, provenance = lowering or Lowering(), provenance or Provenance()
-    trial = None if lowering.int8 is None else _trial(run, lowering.int8)
     if folder.exists():
         raise ArtefactError(f"{folder} already exists; choose another name or delete it first")
     if provenance.key is not None:
         sign(b"", provenance.key)
+    run.sealed(step)
+    trial = None if lowering.int8 is None else _trial(run, lowering.int8)
     served = _served(run, step, site, since)
     lowered = _lowered(run, served, lowering, trial, progress or Progress())
     spec = run.config.crop.spec()

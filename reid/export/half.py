@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from domains.errors import ExportError
+from domains.graph_file import check_graph
 from reid.export.equalise import constants
 
 HALVED = ("/backbone/", "/embedding/")
@@ -21,6 +22,7 @@ def to_half(data: bytes) -> bytes:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
+    check_graph(data, "the graph")
     graph = onnx.load_from_string(data)
     _bypass_identities(graph.graph)
     float32_nodes = [node.name for node in graph.graph.node if not node.name.startswith(HALVED)]

@@ -10,6 +10,7 @@ balanced first (:mod:`reid.export.equalise`). Knows neither torch nor domains: t
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import onnx
 
 from domains.arrays import Crops
 from domains.errors import ExportError, UsageError
+from domains.graph_file import check_graph
 from reid.export.equalise import activation_of, constants, consumers, equalise
 from reid.export.ranges import activation_ranges, answers, start_session
 
@@ -223,8 +225,8 @@ def _prepared(data: bytes) -> onnx.ModelProto:
     """Fold constants and fuse nodes with ONNX Runtime, then infer shapes, as its guide asks for before quantisation."""
     import onnxruntime
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "prepared.onnx"
+    check_graph(data, "the graph")
+    with _nowhere() as file:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -233,6 +235,22 @@ def _prepared(data: bytes) -> onnx.ModelProto:
             data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantSharing"]
         )
         return onnx.shape_inference.infer_shapes(onnx.load(str(file)))
+
+
+@contextmanager
+def _nowhere() -> Iterator[Path]:
+    """Path of a file that is on no disk, as ONNX Runtime writes a graph only to a path; where the system knows no such
+    files (outside Linux), it is in a temporary folder of this user alone.
+    """
+    if hasattr(os, "memfd_create"):
+        handle = os.memfd_create("prepared.onnx")
+        try:
+            yield Path(f"/proc/self/fd/{handle}")
+        finally:
+            os.close(handle)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "prepared.onnx"
 
 
 def _layers(graph: onnx.GraphProto) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from domains.arrays import Crops, Float32s
+from domains.graph_file import check_graph
 
 BATCH = 4
 BINS = 2048
@@ -34,6 +35,7 @@ def start_session(data: bytes, *, optimise: bool = True) -> Any:
     """
     import onnxruntime
 
+    check_graph(data, "the graph")
     options = onnxruntime.SessionOptions()
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domains.artefact import write_atomic
-from domains.errors import ArtefactError
+from domains.artefact import open_plain, write_atomic
+from domains.errors import ArtefactError, first_line
+from domains.text import shown
 
 State = dict[str, Tensor]
 """A network's weights by name, as ``state_dict`` gives them."""
@@ -42,8 +43,9 @@ def load_state(path: Path) -> Any:
         if metadata.get(CHECKSUM, checksum) != checksum:
             raise ValueError("its content does not match its checksum")
         return _unpack(json.loads(metadata[STRUCTURE]), tensors)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ArtefactError(f"{path} is not a saved state: {type(error).__name__}: {error}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError, MemoryError) as error:
+        reason = shown(f"{type(error).__name__}: {first_line(error)}")
+        raise ArtefactError(f"{path} is not a saved state: {reason:.200}") from error
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -55,13 +57,16 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and metadata of a safetensors file; raises ArtefactError."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    open_plain(path).close()
     try:
         with safe_open(path, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"can't read {path}: {error}") from error
+    except MemoryError as error:
+        raise ArtefactError(f"can't read {path}: there is too little memory for it") from error
+    except Exception as error:  # the library raises its own errors, torch's and Python's
+        raise ArtefactError(f"can't read {path}: {shown(first_line(error)):.200}") from error
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:

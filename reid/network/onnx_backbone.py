@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from domains.crops import CropSpec
-from domains.errors import BackboneError, ConfigError, first_line
+from domains.errors import ArtefactError, BackboneError, ConfigError, first_line
+from domains.graph_file import read_graph
 from reid.config import ModelConfig
 from reid.network.backbone import Backbone, InputRule
 
@@ -52,7 +53,11 @@ def _slimmed(path: Path) -> Any:
     if not path.is_file():
         raise BackboneError(f"no ONNX file {path}")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        data = read_graph(path)
+    except ArtefactError as error:
+        raise BackboneError(f"can't open an onnx: backbone: {error}") from error
+    try:
+        model = onnx.load_from_string(data)
         onnx.checker.check_model(model)
         return onnxslim.slim(model)
     except Exception as error:  # protobuf, checker and slimmer raise errors of their own
@@ -81,8 +86,17 @@ def _check_input(graph: Any, path: Path, crop: CropSpec) -> None:
 def _as_torch(graph: Any, path: Path) -> torch.fx.GraphModule:
     import onnx2torch
 
+    # The converter names modules after nodes, and torch writes these names, in quotes, into Python code that it runs.
+    lowered = _lowered(graph)
+    for node in lowered.graph.node:
+        for name in (node.name, node.op_type, node.domain):
+            if not name.isprintable() or set(name) & set('"\\'):
+                raise BackboneError(
+                    f"can't train {path.name}: the name {name!r:.80} of a node holds quotation marks, backslashes or "
+                    "control characters; rename its nodes and export it again"
+                )
     try:
-        module: torch.fx.GraphModule = onnx2torch.convert(_lowered(graph))
+        module: torch.fx.GraphModule = onnx2torch.convert(lowered)
     except NotImplementedError as error:
         match = re.search(r"operation_type='(\w+)'", str(error))
         raise BackboneError(

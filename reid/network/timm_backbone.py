@@ -15,6 +15,7 @@ from domains.crops import CropSpec
 from domains.errors import BackboneError, first_line
 from reid.config import ModelConfig, nearest
 from reid.network.backbone import Backbone, InputRule
+from reid.network.hub import start_weights
 from reid.network.weights import load_weights_file
 
 
@@ -37,8 +38,9 @@ def open_timm(config: ModelConfig, crop: CropSpec, *, load_weights: bool) -> Bac
         hint = nearest(config.backbone.partition(".")[0], timm.list_models())[:200]
         raise BackboneError(f"timm has no model {config.backbone!r}{hint}")
     fetch = load_weights and config.weights == "timm"
+    held = start_weights(config.backbone, timm.get_pretrained_cfg(config.backbone)) if fetch else None
     try:
-        model = _create(config.backbone, crop, pretrained=fetch)
+        model = _create(config.backbone, crop, pretrained=fetch, file=held)
     except Exception as error:  # model families check sizes by assertions and other errors
         if not fetch or not isinstance(error, OSError | RuntimeError):
             raise BackboneError(
@@ -117,14 +119,17 @@ def _keep_stages(model: Any, stages: int, name: str, crop: CropSpec) -> int:
     return int(_probed(model, name, crop).shape[1])
 
 
-def _create(name: str, crop: CropSpec, *, pretrained: bool) -> Any:
-    """Create a timm model for this input size, which only some families (ViTs and the like) must be told."""
+def _create(name: str, crop: CropSpec, *, pretrained: bool, file: Path | None = None) -> Any:
+    """Create a timm model for this input size, which only some families (ViTs and the like) must be told; ``file`` are
+    its pretrained weights, if this machine has them.
+    """
+    overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
     try:
-        return timm.create_model(name, pretrained=pretrained, img_size=(crop.height, crop.width))
+        return timm.create_model(name, pretrained=pretrained, img_size=(crop.height, crop.width), **overlay)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        return timm.create_model(name, pretrained=pretrained)
+        return timm.create_model(name, pretrained=pretrained, **overlay)
 
 
 def _probed(model: Any, name: str, crop: CropSpec) -> Tensor:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from domains.artefact import fsync_folder, fsync_tree, read_json, sha256_file, write_json
+from domains.artefact import fsync_folder, fsync_tree, make_private, read_json, replace, sha256_file, write_json
 from domains.errors import ArtefactError
 
 JOURNAL, PLAN = ".changes", "plan.json"
@@ -75,7 +75,7 @@ def changing(folder: Path) -> Iterator[Changes]:
     staging = folder / f"{JOURNAL}.{secrets.token_hex(4)}.tmp"
     changes = Changes(staging)
     try:
-        staging.mkdir()
+        make_private(staging)
         yield changes
         write_json(staging / PLAN, changes.plan())
         fsync_tree(staging)
@@ -119,7 +119,7 @@ def _apply(folder: Path, journal: Path, plan: dict[str, Any]) -> None:
     for entry in plan["put"]:
         staged, target = journal / entry["staged"], folder / entry["target"]
         if staged.exists():
-            staged.replace(target)
+            replace(staged, target)
             touched.add(target.parent)
     for name in plan["remove"]:
         target = folder / name

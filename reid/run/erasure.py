@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import torch
 
-from domains.artefact import code_version, content_id, read_json, read_manifest, sha256_file, write_json
-from domains.errors import ArtefactError, UsageError
+from domains.artefact import code_version, content_id, make_private, read_json, read_manifest, sha256_file, write_json
+from domains.errors import ArtefactError, UsageError, first_line
+from domains.text import shown
 from prototypes.memory import Memory
 from reid.config import nearest
 from reid.network.checkpoint import read_tensors, save_weights
@@ -186,14 +187,14 @@ def _rewritten(step: Sealed, steps: Sequence[Sealed], erasure: Erasure, touched:
 
 def _rows(path: Path) -> int:
     """Number of classifier rows in a file of weights; -1 if it has no classifier."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as stored:
             has_classifier = "classifier.weight" in set(stored.keys())
             return int(stored.get_slice("classifier.weight").get_shape()[0]) if has_classifier else -1
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"can't read {path}: {error}") from error
+    except Exception as error:  # the library raises its own errors, torch's and Python's
+        raise ArtefactError(f"can't read {path}: {shown(first_line(error)):.200}") from error
 
 
 def _global_rows(steps: Sequence[Sealed], erasure: Erasure) -> list[int]:
@@ -338,7 +339,7 @@ def _renew_scores(run: Steps, erasure: Erasure, changes: Changes) -> None:
     for name in erasure.scored:
         matrix.drop_domain(name)
     scratch = changes.staging / "scores"
-    scratch.mkdir()
+    make_private(scratch)
     matrix.write(scratch)
     for file in (FILE, QUERIES):
         (scratch / file).rename(changes.put(file))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from domains.artefact import private_file
 from domains.errors import UsageError
 from reid.run.changes import LEFT_OVER
 from reid.run.sealed import CARD, IN_PROGRESS
@@ -48,7 +49,7 @@ def clear_unmade(folder: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a run's folder; raises UsageError if another process has."""
-    with (folder / ".lock").open("w") as handle:
+    with open(folder / ".lock", "w", opener=private_file) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,23 @@ class _Taught:
 
 
 def learn_step(
-    run: Steps, members: list[Domain], method: Method, config: Config, *, restart: bool, progress: Progress
+    run: Steps,
+    members: list[Domain],
+    method: Method,
+    config: Config,
+    *,
+    allow_code: Collection[str],
+    restart: bool,
+    progress: Progress,
 ) -> Sealed:
     """Learn a domain, or several at once, and seal the step; the caller has locked the run.
 
-    See :meth:`reid.run.Run.learn`.
+    See :meth:`reid.run.Run.learn`; ``allow_code`` lists all that the user allows.
     """
+    wanted = config.train.identities
     domain, config = _what_to_learn(run, members, config)
     old, parent = run.model()
-    every = _checked_terms(method, old)
+    every = _checked_terms(method, old, allow_code)
     index = parent.index + 1
     folder = run.folder / "steps" / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', domain.name)}"
     work = _work_folder(folder, restart=restart)
@@ -65,16 +73,21 @@ def learn_step(
     contract = config.learning() | data | {"parent": parent.card["id"], "arithmetic": str(runtime.dtype)}
     with progress.task(f"decoding {domain.name}", len(domain.train)) as tick:
         limit = config.storage.crop_memory_mb
-        store = CropStore.decode(domain, domain.train, config.crop.spec(), limit_mb=limit, progress=tick.advance)
-    people = sorted({int(pid) for pid in store.split.pids if pid >= 0})
+        store = CropStore.decode(
+            domain, domain.train, config.crop.spec(), limit_mb=limit, progress=tick.advance, scratch=run.folder
+        )
+    people = store.split.people.tolist()
     memories = run.memories(renew=True)
     idle = idle_terms(every, index, memories)
     terms = {name: term for name, term in every.items() if name not in idle}
     notes = [f"{name} took no part: {why}" for name, why in idle.items() if index > 1]
+    if config.train.identities < wanted:
+        notes.append(f"batches are of all {config.train.identities} identities instead of {wanted}: there are no more")
     for note in [*(f"left out: {missing.reason}" for missing in store.left_out), *notes]:
         progress.say(note)
     step = _begin(run, old, terms, domain, config, runtime, memories, people)
-    taught = _teach(Learner(step, terms, store, contract, work), method, old, parent.feature_space, run.rows, progress)
+    learner = Learner(step, terms, store, contract, work)
+    taught = _teach(learner, method, old, parent.feature_space, run.rows, progress, allow_code)
     memory = {name: value.cpu().numpy() for name, value in taught.ended.memory.items()}
     card = {
         "method": data["method"],
@@ -91,16 +104,16 @@ def learn_step(
     return sealed
 
 
-def _checked_terms(method: Method, old: ReidModel) -> dict[str, Term]:
+def _checked_terms(method: Method, old: ReidModel, allow_code: Collection[str]) -> dict[str, Term]:
     """Build the method's terms and check all its parts against the network before decoding anything.
 
     Raises:
         ConfigError: a part does not fit.
     """
-    terms = build_terms(method.terms)
-    check_adapter(method)
+    terms = build_terms(method.terms, allow_code=allow_code)
+    check_adapter(method, allow_code=allow_code)
     check_parts(method)
-    for term in (*terms.values(), *build_terms(method.adapter).values()):
+    for term in (*terms.values(), *build_terms(method.adapter, allow_code=allow_code).values()):
         term.check(old)
     return terms
 
@@ -126,7 +139,13 @@ def _begin(
 
 
 def _teach(
-    learner: Learner, method: Method, old: ReidModel, space: str, rows: list[slice], progress: Progress
+    learner: Learner,
+    method: Method,
+    old: ReidModel,
+    space: str,
+    rows: list[slice],
+    progress: Progress,
+    allow_code: Collection[str],
 ) -> _Taught:
     """Train the step, end it, and train its adapter if the method has one."""
     step, beside = learner.step, 0.0
@@ -139,7 +158,7 @@ def _teach(
         with progress.task(
             f"step {step.index}: adapter of {step.domain.name}", adapter_config(step).train.iterations
         ) as tick:
-            ended, beside = adapted(learner, ended, method.adapter, tick.losses)
+            ended, beside = adapted(learner, ended, method.adapter, tick.losses, allow_code=allow_code)
     return _Taught(trained, ended, time.perf_counter() - began, beside)
 
 
@@ -160,20 +179,28 @@ def planned(members: list[Domain], config: Config, *, later: bool) -> tuple[Doma
         config: the run's settings.
         later: whether the run has learned a domain before.
 
+    Where there are fewer people than ``train.identities``, each batch holds all of them.
+
     Raises:
-        DataError: there are no train crops.
+        DataError: there are no train crops, or all are of one person.
     """
     limit = config.data.identities
     members = [member.first_identities(limit) for member in members] if limit else members
     domain = members[0] if len(members) == 1 else union("joint", members)
     if not len(domain.train):
-        raise DataError(f"domain {domain.name} has no train crops to learn from")
+        raise DataError(f"domain {domain.name} has no train crops to learn from{domain.remarks}")
+    people = len(domain.train.people)
+    if people < 2:
+        raise DataError(
+            f"domain {domain.name} has train crops of {people} identities; training needs at least two{domain.remarks}"
+        )
     train = config.train
-    changes: dict[str, Any] = {"iterations": train.iterations * len(members)}
+    batch = min(people, train.identities)
+    changes: dict[str, Any] = {"iterations": train.iterations * len(members), "identities": batch}
     if later:
         changes |= {"lr": train.lr * train.later_lr, "later_lr": 1.0}
     if epochs := (None if later else train.first_epochs) or train.epochs:
-        changes["iterations"] = epochs * max(1, len(domain.train) // (train.identities * train.instances))
+        changes["iterations"] = epochs * max(1, len(domain.train) // (batch * train.instances))
         if train.warmup_epochs is not None:
             changes["warmup"] = min(1.0, train.warmup_epochs / epochs)
         if train.milestone_epochs is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from domains.arrays import Float64s
 from domains.domain import JUNK, Domain, Split
 from domains.errors import ConfigError, DataError, UsageError
+from domains.text import shown
 from domains.transferability import HScore, h_score, propose_order, relations, transfer_table
 from reid.progress import Progress
 from reid.randomness import numpy_generator
@@ -124,7 +125,7 @@ def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> R
     if (counts >= 2).sum() < 2:
         raise DataError(
             f"{domain.name} has {int((counts >= 2).sum())} train identities with two or more crops; relating needs at "
-            "least two"
+            f"least two{domain.remarks}"
         )
     rows = np.flatnonzero(np.isin(pids, people[counts >= 2]))
     rows = drawn_rows(domain.train, rows, numpy_generator(run.config.seed, "relate"))
@@ -255,13 +256,13 @@ def picture(relation: Relation) -> str:
             f'stroke-width="{1 + 5 * near.share:.1f}"/>'
         )
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="#0072a6"/>')
-        label = f"{escape(near.domain)} {100 * near.share:.1f} %"
+        label = f"{escape(shown(near.domain))} {100 * near.share:.1f} %"
         parts.append(f'<text x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{label}</text>')
     low, high = (max(0.0, min(100.0, relation.predicted.mAP + sign * relation.predicted.error)) for sign in (-1, 1))
     parts.append(f'<circle cx="{width / 2}" cy="{height / 2}" r="11" fill="#cc4c12"/>')
     parts.append(
         f'<text x="{width / 2}" y="{height / 2 + 30}" text-anchor="middle" '
-        f'font-weight="bold">{escape(relation.domain)}</text>'
+        f'font-weight="bold">{escape(shown(relation.domain))}</text>'
     )
     parts.append(
         f'<text x="12" y="{height - 14}">shares of the sum of H-scores; without training about {low:.0f} to '

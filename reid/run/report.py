@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 
 import cv2
 
-from domains.artefact import code_version, write_atomic
+from domains.artefact import code_version, parse_json, read_bytes, write_atomic
 from domains.crops import Crop
+from domains.errors import ArtefactError
+from domains.text import json_text, shown
 from reid.run.sealed import Sealed
 from reid.run.steps import Steps
 
@@ -67,6 +68,7 @@ def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> No
         f"{run.config.model.backbone.rsplit('/', 1)[-1]} · crops {crop.height}×{crop.width} · method {methods} · "
         f"{code_version()}"
     )
+    settings = _text(json_text(run.config.model_dump(mode="json"), indent=1), lines=True)
     sections = [
         Section("Summary", _headlines(summary)),
         *extra,
@@ -81,8 +83,7 @@ def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> No
         Section("Limits", _limits()),
         Section(
             "Settings",
-            "<details><summary>all "
-            f"settings</summary><pre>{_text(json.dumps(run.config.model_dump(mode='json'), indent=1))}</pre></details>",
+            f"<details><summary>all settings</summary><pre>{settings}</pre></details>",
         ),
     ]
     body = "".join(f"<section><h2>{_text(section.title)}</h2>{section.html}</section>" for section in sections)
@@ -90,11 +91,11 @@ def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> No
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{_text(run.folder.name)}: lifelong re-identification</title><style>{STYLE.read_text("utf-8")}</style></head>
 <body><h1>{_text(run.folder.resolve().name)}</h1><p class="soft">{_text(head)}</p>{body}</body></html>"""
-    write_atomic(path, page.encode())
+    write_atomic(path, page.encode(), private=False)  # meant to be passed on
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value))
+def _text(value: Any, *, lines: bool = False) -> str:
+    return html.escape(shown(str(value), lines=lines))
 
 
 def _number(value: float | None, signed: bool = False) -> str:
@@ -220,7 +221,7 @@ def _spread(ends: list[tuple[float, str, str]], lowest: float, gap: float = 15) 
 def _effect(run: Steps, step: Sealed) -> str:
     rows = "".join(
         f"<tr><td>{_text(row['domain'])}</td><td "
-        f"class='soft'>{row['role']}</td><td>{_number(row['before'])}</td><td>{_number(row['after'])}</td>"
+        f"class='soft'>{_text(row['role'])}</td><td>{_number(row['before'])}</td><td>{_number(row['after'])}</td>"
         f"{_change(row['change'])}<td>{_number(row['rank1'])}</td></tr>"
         for row in run.scores.effect(step.index)
     )
@@ -229,8 +230,7 @@ def _effect(run: Steps, step: Sealed) -> str:
 
 
 def _losses(step: Sealed) -> str:
-    lines = (step.folder / "log.jsonl").read_text("utf-8").splitlines() if (step.folder / "log.jsonl").is_file() else []
-    records = [json.loads(line)["losses"] for line in lines]
+    records = _records(step.folder / "log.jsonl")
     if not records:
         return ""
     width, height = 230, 110
@@ -249,6 +249,18 @@ def _losses(step: Sealed) -> str:
     line = f'<line class="axis" x1="0" x2="{width}" y1="{height}" y2="{height}"/>'
     caption = f"<small>{_text(step.folder.name)}<br>{'<br>'.join(labels)}</small>"
     return f'<div><svg viewBox="0 0 {width} {height + 2}">{line}{"".join(parts)}</svg>{caption}</div>'
+
+
+def _records(path: Path) -> list[dict[str, float]]:
+    """Read the losses of each iteration from a step's log, if it has one; raises ArtefactError."""
+    if not path.is_file():
+        return []
+    try:
+        lines = read_bytes(path).decode().splitlines()
+        losses = [parse_json(line.encode(), path)["losses"] for line in lines]
+        return [{str(name): float(value) for name, value in record.items()} for record in losses]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtefactError(f"{path} is not the log of a step; restore it from a backup") from error
 
 
 def _costs(steps: list[Sealed]) -> str:

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from domains.errors import ConfigError
 from domains.style import StyleStatistics
+from domains.text import shown
 from prototypes.memory import Memory
 from reid.config import Method, validated
 from reid.network.adapter import find_slots
@@ -77,9 +79,14 @@ def routing_term(card: Mapping[str, Any]) -> HyperNetworkTerm | None:
     if not card.get("method"):
         return None
     method = validated(Method, card["method"], "method")
-    terms = [
-        HyperNetworkTerm.build(**entry[KIND]) for entry in (*method.terms, *method.adapter) if KIND in entry
-    ]  # other terms may be a user's own
+    try:
+        terms = [
+            HyperNetworkTerm.build(**entry[KIND]) for entry in (*method.terms, *method.adapter) if KIND in entry
+        ]  # other terms may be a user's own
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the card of a step has a term {KIND} that can't be built: {shown(str(error)):.200}"
+        ) from error
     return next((term for term in terms if term.routes), None)
 
 

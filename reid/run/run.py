@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from domains.artefact import code_version, fsync_folder, write_atomic
+from domains.artefact import PRIVATE_FOLDER, code_version, fsync_folder, make_private, sha256_file, write_atomic
 from domains.domain import Domain
 from domains.errors import ArtefactError, ConfigError, UsageError
-from reid.config import Config, Method, build_config, read_method, read_yaml
+from reid.config import Config, Method, build_config, read_yaml
 from reid.network.build import build_model
 from reid.network.runtime import Runtime
 from reid.progress import Progress
 from reid.run import scoring as run_scores
 from reid.run.changes import finish, unfinished
+from reid.run.checks import check_weights
+from reid.run.consent import chosen_method
 from reid.run.erasure import Erasure, erase, plan_erasure
 from reid.run.folder import GRAPH, RUN, begun, clear_unmade, locked, number, sweep
 from reid.run.learning import learn_step
@@ -35,9 +37,17 @@ class Run(Steps):
 
     # ----------------------------------------------------------------------------------------------- making and opening
 
+    created_here = False
+    """Whether this process created the run, so that its settings are the caller's own and nobody else's."""
+
     @classmethod
-    def create(cls, folder: str | Path, config: Config | None = None) -> Run:
+    def create(cls, folder: str | Path, config: Config | None = None, *, recipe: str = "") -> Run:
         """Create a run and seal its untrained start as step 0.
+
+        Args:
+            folder: where; must be missing or empty.
+            config: its settings, by default those of :class:`reid.config.Config`.
+            recipe: name of the shipped recipe that was chosen for the user, for the record.
 
         Raises:
             UsageError: the folder is not empty.
@@ -50,8 +60,16 @@ class Run(Steps):
             )
         Runtime.choose(config.device, config.train.precision, torch.nn.Identity())  # before anything is written
         name = config.model.backbone.removeprefix("onnx:")
+        check_weights(config)
+        if (
+            config.model.weights == "timm" and name == config.model.backbone
+        ):  # wrong settings, before weights are fetched
+            build_model(config.model, config.crop.spec(), load_weights=False)
         model = build_model(config.model, config.crop.spec(), seed=config.seed)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
+        with suppress(PermissionError):  # it was there, and is another's, who decides who may look into it
+            folder.chmod(PRIVATE_FOLDER)
         if config.model.backbone.startswith("onnx:"):
             write_atomic(folder / GRAPH, Path(name).read_bytes())
         start = cls(folder, config, "")
@@ -64,8 +82,14 @@ class Run(Steps):
             "start": start.steps[0].card["id"],
             "config": config.model_dump(mode="json"),
         }
+        if recipe:
+            head["recipe"] = recipe
+        if (folder / GRAPH).is_file():
+            head["graph"] = sha256_file(folder / GRAPH)
         write_atomic(folder / RUN, yaml.safe_dump(head, sort_keys=False, allow_unicode=True).encode())
-        return cls.open(folder)
+        run = cls.open(folder)
+        run.created_here = True
+        return run
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -82,6 +106,8 @@ class Run(Steps):
                 f"{folder / RUN} has kind {head.get('kind')!r} and schema {head.get('schema')!r}; this version reads "
                 "runs of schema 1"
             )
+        if "graph" in head and head["graph"] != sha256_file(folder / GRAPH):  # runs of the first versions have no hash
+            raise ArtefactError(f"{folder / GRAPH} was changed after the run was made; restore it from a backup")
         run = cls(folder, build_config(head.get("config") or {}), str(head.get("start")))
         steps = run.steps
         if not steps or steps[0].card["id"] != run.identity:
@@ -100,24 +126,39 @@ class Run(Steps):
         Raises:
             ConfigError: a setting that is fixed for the run's life would change; one line per difference.
         """
-        folder, layers, overrides = Path(folder), list(layers), list(overrides)
-        if not (folder / RUN).exists():
+        run, config = cls.open_if_there(folder, layers, overrides)
+        return run or cls.create(folder, config), config
+
+    @classmethod
+    def open_if_there(
+        cls, folder: str | Path, layers: Iterable[Mapping[str, Any]], overrides: Iterable[str] = ()
+    ) -> tuple[Run | None, Config]:
+        """The same without creating it, so that the settings can be checked before anything is built.
+
+        Raises:
+            ConfigError: as for :meth:`open_or_create`.
+        """
+        if not (Path(folder) / RUN).exists():
             config = build_config(*layers, overrides=overrides)
-            clear_unmade(folder)
-            return cls.create(folder, config), config
+            clear_unmade(Path(folder))
+            return None, config
         run = cls.open(folder)
         config = build_config(run.config.model_dump(mode="json"), *layers, overrides=overrides)
         run._check_fixed(config)
         run.config = run.config.model_copy(update={"device": config.device})  # where scores are computed, too
         return run, config
 
+    def own_method(self, config: Config) -> str | None:
+        """The method in the settings if the caller chose it by creating the run; None if only the run names it."""
+        return config.method if self.created_here and config.method == self.config.method else None
+
     def _check_fixed(self, config: Config) -> None:
         saved = self.config.fixed()
         differing = {key: value for key, value in config.fixed().items() if saved[key] != value}
         if differing:
-            lines = "\n".join(f"  {key}: saved {saved[key]!r}, requested {value!r}" for key, value in differing.items())
             raise ConfigError(
-                f"these settings are fixed for the life of {self.folder}; keep them, or start another run:\n{lines}"
+                f"these settings are fixed for the life of {self.folder}; keep them, or start another run:",
+                *(f"  {key}: saved {saved[key]!r}, requested {value!r}" for key, value in differing.items()),
             )
 
     @contextmanager
@@ -177,16 +218,20 @@ class Run(Steps):
         config: Config | None = None,
         replace_last: bool = False,
         restart: bool = False,
+        allow_code: Collection[str] | None = None,
         progress: Progress | None = None,
     ) -> Sealed:
         """Learn one more domain and seal the step; resumes an interrupted step where it stopped.
 
         Args:
             domain: the domain; a list is learned as one step by a method that needs all images.
-            method: a shipped name, a YAML file or a Method; by default the one in the settings.
+            method: a shipped name, a YAML file or a Method; by default the one in the settings, which can't be a file
+                that only the run's own settings name.
             config: settings of this step; ``model``, ``crop`` and ``seed`` must be the run's.
             replace_last: discard the last sealed step and learn this domain in its place.
             restart: start an interrupted step over instead of resuming it.
+            allow_code: terms of one's own, ``module:Class``, that may be imported; by default those of the ``method``
+                given here, and none that only settings lead to.
             progress: where to show progress.
 
         Raises:
@@ -201,7 +246,8 @@ class Run(Steps):
             (('south',), ['north', 'south'])
         """
         config, progress = config or self.config, progress or Progress()
-        chosen = method if isinstance(method, Method) else read_method(method or config.method)
+        method = method or self.own_method(config)
+        chosen, allowed = chosen_method(method, config, self.config.method, allow_code)
         members = domain if isinstance(domain, list) else [domain]
         if len(members) > 1 and not chosen.needs_all_images:
             raise UsageError(f"method {chosen.name} learns one domain at a time")
@@ -216,7 +262,9 @@ class Run(Steps):
             if not self._settle(replacing=replace_last) and replace_last:
                 self._set_aside(self._last_to_drop())
             try:
-                sealed = learn_step(self, members, chosen, config, restart=restart, progress=progress)
+                sealed = learn_step(
+                    self, members, chosen, config, allow_code=allowed, restart=restart, progress=progress
+                )
             except BaseException:
                 if not self._settle(replacing=False) and replace_last:
                     self.scores = scores

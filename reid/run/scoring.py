@@ -24,7 +24,7 @@ def known_domains(run: Steps) -> dict[str, Domain]:
     for name, entry in entries.items():
         try:
             opened[name] = domains.open(Path(entry["path"]), name=name, same_camera=entry["same_camera"])
-        except ReidError:
+        except (ReidError, OSError):  # a path that is none here, or too long to be one
             continue  # reported where its score is requested
     return opened
 

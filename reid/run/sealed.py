@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domains.artefact import fsync_folder, sha256_file, write_atomic, write_manifest
+from domains.artefact import fsync_folder, make_private, sha256_file, write_atomic, write_manifest
 from domains.crops import CropSpec
 from domains.errors import ArtefactError
 from prototypes.memory import Memory
@@ -65,7 +65,15 @@ class Sealed:
 
     def transport(self) -> Transport | None:
         """Read the map from the previous step's feature space, if the method fitted one; raises ArtefactError."""
-        return Transport.read(self.file(TRANSPORT)) if TRANSPORT in self.card["files"] else None
+        if TRANSPORT not in self.card["files"]:
+            return None
+        transport, dim = Transport.read(self.file(TRANSPORT)), self.card["dim"]
+        if transport.matrix.shape != (dim, dim):
+            raise ArtefactError(
+                f"{self.folder / TRANSPORT} is a map of shape {transport.matrix.shape}, and the spaces have {dim} "
+                "dimensions; restore it from a backup"
+            )
+        return transport
 
     def kept(self) -> dict[str, State]:
         """Read the further weights that the step keeps for the next, by name."""
@@ -97,7 +105,7 @@ def seal(
         parent: id of the previous step.
         ended: further results of the step.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     space = model.feature_space(crop)
     save_weights(folder / WEIGHTS, model.state_dict())
     Memory("+".join(entry["name"] for entry in card["domains"]), space, memory).write(folder / MEMORY)

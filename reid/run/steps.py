@@ -16,12 +16,13 @@ from domains.style import StyleStatistics
 from prototypes.memory import Memory
 from prototypes.transport import renewed
 from reid.batches.loader import StoreCache
-from reid.config import Config
+from reid.config import Config, build_config
 from reid.network.build import build_model
 from reid.network.checkpoint import State, read_tensors
 from reid.network.embedding import embedder
 from reid.network.model import ReidModel
 from reid.network.runtime import Runtime
+from reid.run.cards import check_card
 from reid.run.folder import GRAPH, begun, number
 from reid.run.routing import router_of, routing_term
 from reid.run.sealed import CARD, SCHEMAS, WEIGHTS, Sealed
@@ -45,7 +46,7 @@ class Steps:
         self.config = config
         self.identity = identity
         self.scores = ScoreMatrix.read(folder)
-        self.stores = StoreCache(config.crop.spec(), config.storage.crop_memory_mb)
+        self.stores = StoreCache(config.crop.spec(), config.storage.crop_memory_mb, folder)
 
     @property
     def steps(self) -> list[Sealed]:
@@ -54,7 +55,10 @@ class Steps:
             (folder for folder in (self.folder / "steps").glob("[0-9]*-*") if (folder / CARD).is_file()), key=number
         )
         sealed = [
-            Sealed(folder, read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False))
+            Sealed(
+                folder,
+                check_card(read_manifest(folder, CARD, kind="step", schemas=SCHEMAS, check_files=False), folder / CARD),
+            )
             for folder in folders
         ]
         for position, step in enumerate(sealed):
@@ -80,12 +84,27 @@ class Steps:
         ends = list(itertools.accumulate(len(step.card["classes"]) for step in self.steps))
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
-    def model(self, step: int = -1) -> tuple[ReidModel, Sealed]:
-        """Build the network of a sealed step and check its weights' hash; raises ArtefactError."""
+    def use_device(self, device: str | None) -> None:
+        """Compute on another device from now on, if one is named.
+
+        Raises:
+            ConfigError: it is not the name of a device.
+            DeviceError: it is not available.
+        """
+        if device:
+            self.config = build_config(self.config.model_dump(mode="json"), {"device": device})
+            Runtime.choose(self.config.device, "fp32", torch.nn.Identity())
+
+    def sealed(self, step: int = -1) -> Sealed:
+        """Return a sealed step; raises UsageError if there is none of that number."""
         steps = self.steps
         if not -len(steps) <= step < len(steps):
             raise UsageError(f"{self.folder} has steps 0 to {len(steps) - 1}, not {step}")
-        sealed = steps[step]
+        return steps[step]
+
+    def model(self, step: int = -1) -> tuple[ReidModel, Sealed]:
+        """Build the network of a sealed step and check its weights' hash; raises ArtefactError."""
+        sealed = self.sealed(step)
         tensors, _ = read_tensors(sealed.file(WEIGHTS))
         return self.build(tensors), sealed
 
@@ -94,11 +113,20 @@ class Steps:
         config = self.config.model
         if config.backbone.startswith("onnx:"):
             config = config.model_copy(update={"backbone": f"onnx:{self.folder / GRAPH}"})
-        classes = len(weights["classifier.weight"])
+        rows = weights.get("classifier.weight")
+        if rows is None or rows.ndim != 2 or not rows.shape[1]:  # rows of no width would take no bytes, and any number
+            raise ArtefactError(f"the weights of a step of {self.folder} have no classifier; restore it from a backup")
+        classes = len(rows)
         model = build_model(config, self.config.crop.spec(), classes=classes, load_weights=False, seed=self.config.seed)
         if any(name.startswith("distribution.") for name in weights):
             model.add_distribution("convolution" if "distribution.convolution.weight" in weights else "pooled")
-        model.load_state_dict(weights)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ArtefactError(
+                f"the weights of a step of {self.folder} are not those of its network, {config.backbone!r:.80}; "
+                "restore it from a backup"
+            ) from error
         return model.eval()
 
     def memories(self, *, renew: bool = False) -> list[Memory]:
@@ -128,7 +156,7 @@ class Steps:
         Only some methods keep a network per domain. A learned site's name is enough; any other site is
         placed by its query crops, unless the step's own network serves it.
         """
-        term = routing_term(self.steps[step].card)
+        term = routing_term(self.sealed(step).card)
         if term is None:
             return None
         model, sealed = self.model(step)

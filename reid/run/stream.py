@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import domains
 from domains.domain import Domain
 from domains.errors import UsageError
-from reid.config import Config, Method, Stream, read_method
+from reid.config import Config, Method, Stream
 from reid.progress import Progress
+from reid.run.checks import check_names, check_step
+from reid.run.consent import chosen_method
 from reid.run.run import Run
 from reid.run.sealed import Sealed
 
@@ -19,6 +21,22 @@ def open_stream(stream: Stream) -> tuple[list[Domain], list[Domain]]:
     root = Path(stream.root)
     learned = [domains.open(root / path) for path in stream.domains]
     return learned, [domains.open(root / entry.path, same_camera=entry.same_camera) for entry in stream.unseen]
+
+
+def check_stream(
+    learned: list[Domain], method: Method, config: Config, *, done: Sequence[str], allow_code: Collection[str]
+) -> None:
+    """Check each step that is still to be learned, without any network; raises what :func:`check_step` raises."""
+    so_far = list(done)
+    for part in _parts(learned, method):
+        if part[0].name not in done:
+            check_step(part, method, config, learned=so_far, allow_code=allow_code)
+            so_far += [member.name for member in part]
+
+
+def _parts(learned: list[Domain], method: Method) -> list[list[Domain]]:
+    """Return what each step learns."""
+    return [learned] if method.needs_all_images else [[domain] for domain in learned]
 
 
 def in_proposed_order(run: Run, learned: list[Domain], *, progress: Progress | None = None) -> list[Domain]:
@@ -51,6 +69,7 @@ def learn_stream(
     *,
     method: str | Method | None = None,
     config: Config | None = None,
+    allow_code: Collection[str] | None = None,
     progress: Progress | None = None,
     after: Callable[[Sealed], None] | None = None,
 ) -> list[str]:
@@ -62,31 +81,29 @@ def learn_stream(
         unseen: domains that are only scored.
         method: as for :meth:`reid.run.Run.learn`.
         config: settings of the steps.
+        allow_code: as for :meth:`reid.run.Run.learn`.
         progress: where to show progress.
         after: called with each new step once it is scored.
 
     Returns:
         A line for each domain that could not be scored.
     """
-    chosen = method if isinstance(method, Method) else read_method(method or (config or run.config).method)
+    settings = config or run.config
+    chosen, allowed = chosen_method(method or run.own_method(settings), settings, run.config.method, allow_code)
     everyone = [*learned, *unseen]
+    check_names(everyone)
     names = [domain.name for domain in everyone]
-    if len(set(names)) < len(names):
-        raise UsageError(
-            f"the stream names two domains {next(name for name in names if names.count(name) > 1)!r}; folder names "
-            "must differ"
-        )
     done = run.learned
     if done != names[: len(done)] or len(done) > len(learned):
         raise UsageError(
             f"{run.folder} has learned {', '.join(done)}, which is not how this stream begins; use another run"
         )
+    check_stream(learned, chosen, config or run.config, done=done, allow_code=allowed)
     notes = run.fill_scores(everyone, progress=progress)
-    parts: list[list[Domain]] = [learned] if chosen.needs_all_images else [[domain] for domain in learned]
-    for part in parts:
+    for part in _parts(learned, chosen):
         if part[0].name in done:
             continue
-        sealed = run.learn(part, method=chosen, config=config, progress=progress)
+        sealed = run.learn(part, method=chosen, config=config, allow_code=allowed, progress=progress)
         notes += run.fill_scores(everyone, progress=progress)
         if after:
             after(sealed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,13 @@ from domains.errors import DataError
 from domains.openset import open_set
 from domains.reranking import k_reciprocal
 from domains.scoring import Labels, Scores, score_domain, score_similarities
+from domains.text import logger
 from reid.batches.loader import StoreCache
 
 BATCH = 128
 UNREADABLE = 0.01
 """Share of a domain's test images that may be unreadable; with more, scores would describe other data."""
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def batches(crops: NDArray[np.uint8], size: int = BATCH) -> Iterator[NDArray[np.uint8]]:
@@ -62,7 +62,7 @@ class Retrieval:
         """Embed both splits; raises DataError if there is nothing to score, or too many images can't be read."""
         why = can_be_scored(domain)
         if why:
-            raise DataError(f"domain {domain.name} can't be scored: {why}")
+            raise DataError(f"domain {domain.name} can't be scored: {why}{domain.remarks}")
         query, gallery = stores.get(domain, domain.query), stores.get(domain, domain.gallery)
         left_out = tuple(
             f"{image.path} can't be read and is left out: {image.reason}"

@@ -13,23 +13,24 @@ j (after Díaz-Rodríguez et al. 2018 and Chaudhry et al. ECCV 2018):
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from domains.arrays import Float64s
-from domains.artefact import code_version, read_json, write_atomic, write_json
+from domains.artefact import code_version, read_bytes, read_json, write_atomic, write_json
 from domains.errors import ArtefactError
+from domains.npz import read_npz
 from domains.scoring import Scores
 
 SAMPLES = 1000
 SCHEMA = 1
 FILE, QUERIES = "scores.json", "queries.npz"
+MAX_QUERIES = 512 * 2**20
 
 Values = Mapping[tuple[int, str], Float64s]
 
@@ -199,28 +200,40 @@ class ScoreMatrix:
                 f"{folder / FILE} is not a score matrix of schema {SCHEMA}; delete it, and reid learn will score again"
             )
         try:
-            with np.load(folder / QUERIES, allow_pickle=False) as queries:
-                cells = {
-                    (row["step"], name): Cell(scores, queries[f"{row['step']}/{name}"].astype(np.float64))
-                    for row in stored["rows"]
-                    for name, scores in row["scores"].items()
-                    if f"{row['step']}/{name}" in queries
-                }
-            return cls([tuple(row["learned"]) for row in stored["rows"]], dict(stored["domains"]), cells)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            EOFError,
-            RuntimeError,
-            zlib.error,
-            zipfile.BadZipFile,
-        ) as error:
+            queries = read_npz(read_bytes(folder / QUERIES, MAX_QUERIES), limit=MAX_QUERIES)
+            cells = {
+                (int(row["step"]), str(name)): _cell(scores, queries[f"{row['step']}/{name}"])
+                for row in stored["rows"]
+                for name, scores in row["scores"].items()
+                if f"{row['step']}/{name}" in queries
+            }
+            scored = {str(name): _place(entry) for name, entry in stored["domains"].items()}
+            return cls([tuple(map(str, row["learned"])) for row in stored["rows"]], scored, cells)
+        except (ArtefactError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtefactError(
                 f"{folder / FILE} and {QUERIES} can't be read ({error}); delete both, and reid learn will score again"
             ) from error
+
+
+def _cell(scores: dict[str, Any], ap: NDArray[Any]) -> Cell:
+    """Check one cell; raises ValueError or TypeError."""
+    if ap.ndim != 1 or ap.dtype.kind != "f" or not {"mAP", "rank1"} <= set(scores):
+        raise ValueError("a cell lacks its scores")
+    return Cell(
+        {name: value if isinstance(value, int) else float(value) for name, value in scores.items()},
+        ap.astype(np.float64),
+    )
+
+
+def _place(entry: dict[str, Any]) -> dict[str, Any]:
+    """Check where a scored domain was; raises ValueError, KeyError or TypeError."""
+    if (
+        not isinstance(entry["path"], str)
+        or "\0" in entry["path"]
+        or entry["same_camera"] not in ("drop", "keep", None)
+    ):
+        raise ValueError("a domain has no place")
+    return dict(entry)
 
 
 def _mean(names: list[str], value: Callable[[str], Any]) -> Any:

@@ -8,6 +8,7 @@ and more: it is trained on the step's crops with everything that sites share fro
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import replace
 
 from domains.errors import ConfigError
@@ -19,10 +20,10 @@ from reid.terms import Step, build_terms, idle_terms
 FOLDER = "adapter"
 
 
-def check_adapter(method: Method) -> None:
+def check_adapter(method: Method, *, allow_code: Collection[str] = ()) -> None:
     """Raise ConfigError before any training if one of the adapter's terms is unknown or not allowed in its list."""
-    terms = build_terms(method.adapter)
-    kinds = {term.keeps for term in build_terms(method.terms).values() if term.keeps}
+    terms = build_terms(method.adapter, allow_code=allow_code)
+    kinds = {term.keeps for term in build_terms(method.terms, allow_code=allow_code).values() if term.keeps}
     for name, term in terms.items():
         if term.teachers or term.head or term.view != "plain":
             raise ConfigError(
@@ -36,7 +37,12 @@ def check_adapter(method: Method) -> None:
 
 
 def adapted(
-    learner: Learner, ended: Ended, entries: tuple[Entry, ...], tick: Tick | None = None
+    learner: Learner,
+    ended: Ended,
+    entries: tuple[Entry, ...],
+    tick: Tick | None = None,
+    *,
+    allow_code: Collection[str] = (),
 ) -> tuple[Ended, float]:
     """Train the step's adapter; returns the step's results with those of these terms added, and the seconds of the
     loop.
@@ -46,8 +52,9 @@ def adapted(
         ended: the step's results so far.
         entries: the method's ``adapter`` list.
         tick: called with the number of iterations done and the losses of the last.
+        allow_code: terms of one's own that may be imported.
     """
-    step, every = learner.step, build_terms(entries)
+    step, every = learner.step, build_terms(entries, allow_code=allow_code)
     terms = {name: term for name, term in every.items() if name not in idle_terms(every, step.index, step.memories)}
     beside = replace(step, config=adapter_config(step), model=copy.deepcopy(step.model), views={}, finished=True)
     seconds = Learner(beside, terms, learner.store, learner.contract, learner.folder / FOLDER).train(tick).seconds

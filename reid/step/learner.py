@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from domains.artefact import make_private, private_file
 from domains.domain import JUNK
-from domains.errors import ConfigError, TrainingError
+from domains.errors import ArtefactError, ConfigError, TrainingError, first_line
+from domains.text import shown
 from reid import randomness
 from reid.batches.augment import Augment
 from reid.batches.loader import CropStore
@@ -65,7 +67,7 @@ class Learner:
         self.contract = dict(contract)
         self.folder = folder
         usable = store.split.pids != JUNK
-        self.people = np.unique(store.split.pids[usable])
+        self.people = store.split.people
         self.labels = np.searchsorted(self.people, store.split.pids) + step.old_classes
         self.positions = np.flatnonzero(usable)
         self.sampler = IdentitySampler(
@@ -120,7 +122,7 @@ class Learner:
         """Run the iterations from ``start`` on; returns the total seconds and seconds waited, earlier ones included."""
         step, train = self.step, self.step.config.train
         saved = clock = time.perf_counter()
-        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+        with open(self.folder / LOG, "a", encoding="utf-8", opener=private_file) as log:
             for iteration in range(start, train.iterations):
                 began = time.perf_counter()
                 batch = self._batch(iteration)
@@ -187,21 +189,28 @@ class Learner:
 
     def _resume(self) -> tuple[int, float, float]:
         """Return iterations done, seconds so far and seconds waited; all 0 at a fresh start."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
         snapshot, log = self.folder / SNAPSHOT, self.folder / LOG
         if not snapshot.is_file():
             log.unlink(missing_ok=True)
             return 0, 0.0, 0.0
         state = load_state(snapshot)
-        check_contract(state["contract"], self.contract, self.folder)
-        self.step.model.load_state_dict(state["model"])
-        restore_optimiser(self.optimiser, state["optimiser"])
-        for name, term in self.terms.items():
-            term.load_state_dict(state["terms"][name])
-        done = int(state["done"])
-        lines = log.read_text("utf-8").splitlines(keepends=True)[:done] if log.is_file() else []
-        log.write_text("".join(lines), "utf-8")
-        return done, float(state["seconds"]), float(state["waiting"])
+        try:
+            check_contract(state["contract"], self.contract, self.folder)
+            self.step.model.load_state_dict(state["model"])
+            restore_optimiser(self.optimiser, state["optimiser"])
+            for name, term in self.terms.items():
+                term.load_state_dict(state["terms"][name])
+            done, spent = int(state["done"]), (float(state["seconds"]), float(state["waiting"]))
+            lines = log.read_text("utf-8").splitlines(keepends=True)[:done] if log.is_file() else []
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ArtefactError(
+                f"{snapshot} is not the state of this step ({shown(first_line(error)):.160}); add --restart to "
+                "start over"
+            ) from error
+        with open(log, "w", encoding="utf-8", opener=private_file) as stream:
+            stream.writelines(lines)
+        return done, *spent
 
 
 def check_contract(saved: Mapping[str, Any], requested: Mapping[str, Any], folder: Path) -> None:
@@ -209,10 +218,10 @@ def check_contract(saved: Mapping[str, Any], requested: Mapping[str, Any], folde
     plain = json.loads(json.dumps(dict(requested)))
     differing = [name for name in sorted({*saved, *plain}) if saved.get(name) != plain.get(name)]
     if differing:
-        lines = "\n".join(f"  {name}: saved {saved.get(name)!r}, requested {plain.get(name)!r}" for name in differing)
         raise ConfigError(
             f"the step in progress in {folder.parent} was started with other settings; use those, or add --restart to "
-            f"start over:\n{lines}"
+            "start over:",
+            *(f"  {name}: saved {saved.get(name)!r}, requested {plain.get(name)!r}" for name in differing),
         )
 
 

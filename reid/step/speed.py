@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -37,8 +38,13 @@ class Speed:
     peak_bytes: int
 
 
-def measure_speed(config: Config) -> Speed:
-    """Train a few iterations with random weights; raises what training raises."""
+def measure_speed(config: Config, *, allow_code: Collection[str] = ()) -> Speed:
+    """Train a few iterations with random weights; raises what training raises.
+
+    Args:
+        config: the settings of a run's first step.
+        allow_code: terms of one's own that may be imported.
+    """
     spec, train = config.crop.spec(), config.train
     people = train.identities
     crops = np.resize(
@@ -48,7 +54,7 @@ def measure_speed(config: Config) -> Speed:
     split = Split(tuple(str(row) for row in range(len(pids))), pids, np.zeros(len(pids), np.int64))
     domain = Domain("speed", Path(), "drawn", tuple(str(person) for person in range(people)), ("1",), train=split)
     chosen = config.model_copy(update={"train": train.model_copy(update={"iterations": WARM_UP + MEASURED + 1})})
-    every = build_terms(read_method(config.method).terms)
+    every = build_terms(read_method(config.method).terms, allow_code=allow_code)
     terms = {name: term for name, term in every.items() if name not in idle_terms(every, 1, ())}
     model = build_model(config.model.model_copy(update={"weights": "none"}), spec, classes=people)
     if head := head_of(terms.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from domains.errors import ConfigError
@@ -26,7 +27,9 @@ from reid.terms.term import Batch, Step, Term
 from reid.terms.transfer import PrototypeTransfer
 from reid.terms.triplet import Triplet
 
-__all__ = ["TERMS", "Batch", "Step", "Term", "build_terms", "head_of", "idle_terms"]
+__all__ = ["TERMS", "Batch", "Step", "Term", "build_terms", "head_of", "idle_terms", "own_terms"]
+
+OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 TERMS: Mapping[str, type[Term]] = {
     "cross_entropy": CrossEntropy,
@@ -49,15 +52,22 @@ TERMS: Mapping[str, type[Term]] = {
 }
 
 
-def build_terms(entries: tuple[Entry, ...]) -> dict[str, Term]:
+def own_terms(entries: Iterable[Entry]) -> list[str]:
+    """Return the names of a user's own terms, ``module:Class``, in order."""
+    return list(dict.fromkeys(kind for entry in entries for kind in entry if ":" in kind))
+
+
+def build_terms(entries: tuple[Entry, ...], *, allow_code: Collection[str] = ()) -> dict[str, Term]:
     """Build a method's terms in order, each named after its kind, and after its view unless that is ``plain``.
 
-    A name with a colon, ``module:Class``, is a user's own term.
+    A name with a colon, ``module:Class``, is a user's own term: code, which is imported only if ``allow_code`` lists
+    that very name. Whoever lists it needs the user's word for it, as :mod:`reid.run.consent` says.
 
     Raises:
-        ConfigError: an unknown name, a wrong parameter, the same term on the same view twice, or two distribution
-            heads.
+        ConfigError: an unknown name, a wrong parameter, the same term on the same view twice, two distribution heads,
+            or a term of one's own that is not allowed or can't be imported.
     """
+    check_code(own_terms(entries), allow_code)
     terms: dict[str, Term] = {}
     for entry in entries:
         ((kind, parameters),) = entry.items()
@@ -80,13 +90,31 @@ def build_terms(entries: tuple[Entry, ...]) -> dict[str, Term]:
     return terms
 
 
+def check_code(names: Iterable[str], allowed: Collection[str]) -> None:
+    """Refuse terms of one's own that nobody has allowed, before anything is imported; raises ConfigError."""
+    names = list(names)
+    for name in names:
+        if not OWN.fullmatch(name):
+            raise ConfigError(f"can't import the term {name!r:.80}: a term of one's own is named module:Class")
+    refused = [name for name in names if name not in allowed]
+    if refused:
+        flags = " ".join(f"--allow-code {name}" for name in refused)
+        raise ConfigError(
+            f"the method has terms that are code from outside this package: {', '.join(refused)}; nothing was "
+            f"imported. If you know and trust that code, say so each time: {flags}, or allow_code=[…] in Python"
+        )
+
+
 def _own(name: str) -> type[Term]:
-    """Import a user's own term, ``module:Class``; raises ConfigError."""
+    """Import a user's own term that is allowed, ``module:Class``; raises ConfigError."""
     module, _, member = name.partition(":")
     try:
         term = getattr(importlib.import_module(module), member)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"can't import the term {name!r}: {error}; is its folder on PYTHONPATH?") from error
+    except Exception as error:  # the module's own code may raise anything
+        reason = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"can't import the term {name!r:.80}: {' '.join(reason.split()):.200}; is its folder on PYTHONPATH?"
+        ) from error
     if not (isinstance(term, type) and issubclass(term, Term)):
         raise ConfigError(f"{name!r} is not a term: it must be a class derived from reid.terms.Term, got {term!r:.80}")
     return term

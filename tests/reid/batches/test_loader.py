@@ -183,3 +183,13 @@ def test_changed_data_is_decoded_again(sites, decoded, tiny_domain, tmp_path):
     tiny_domain(sites[0].root, seed=9, people=14)
     new = domains.open(sites[0].root)
     assert not np.array_equal(cache.get(new, new.query).crops, old.crops)
+
+
+def test_a_runs_scratch_file_is_in_its_folder(site, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    (tmp_path / "run").mkdir()
+    store = StoreCache(SPEC, 0, tmp_path / "run").get(site, site.train)
+    assert isinstance(store.crops, np.memmap)
+    assert not list((tmp_path / "run").iterdir())
+    with pytest.raises(DataError, match=r"can't reserve 1 MiB .*missing: .*a run on a larger disk.*crop_memory_mb"):
+        CropStore.decode(site, site.train, SPEC, limit_mb=0, scratch=tmp_path / "missing")

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from clocks import SetClock
 
 from deploy import Gallery
+from deploy.service.audit_log import AuditLog
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
 DIM = 8
@@ -93,3 +95,50 @@ def test_what_a_gallery_holds_is_shown_as_people_read_it(gallery, reid):
         ]
     assert not {"{", "None"} & set(out.split()), "no value as Python writes it"
     assert json.loads(reid("gallery", "info", gallery, "--json")[1])["cameras"] == {"a": 4, "b": 4, "yard [north]": 1}
+
+
+def test_a_clock_that_moved_is_shown_and_confirmed(gallery, reid, monkeypatch):
+    start = json.loads(reid("gallery", "clock", gallery, "--json")[1])
+    assert (start["right"], start["due"], start["erased"]) == (True, 0, None)
+    clock = SetClock(monkeypatch, start["trusted"])
+    reid("gallery", "keep", gallery, "30")
+    clock.move(40)
+    code, _, err = reid("gallery", "forget", gallery, "--older-than", "30")
+    assert code == 1
+    assert "nothing is erased by age" in err
+    assert "8 entries would go" in err
+    assert "8 entries would be erased" in reid("gallery", "forget", gallery, "--older-than", "30", "--dry-run")[1]
+    shown = " ".join(reid("gallery", "clock", gallery)[1].split())
+    assert start["trusted"] in shown
+    assert clock.time.isoformat(timespec="seconds") in shown
+    assert "it would erase 8 entries" in shown
+    assert len(ids(gallery)) == 8
+    assert reid("gallery", "clock", gallery, "--from-now")[0] == 2
+    assert json.loads(reid("gallery", "clock", gallery, "--trust", "--from-now", "--json")[1])["erased"] == 0
+    clock.move(40)
+    assert "8 entries were erased" in reid("gallery", "clock", gallery, "--trust")[1]
+    assert ids(gallery) == []
+    actions = [record["action"] for record in json.loads(reid("gallery", "audit", gallery, "--json")[1])]
+    assert actions == ["keep", "trust clock", "trust clock", "forget"]
+
+
+def test_the_clock_of_an_audit_log_is_confirmed_and_kept_heads_are_compared(gallery, reid, tmp_path, monkeypatch):
+    clock = SetClock(monkeypatch)
+    log = AuditLog(gallery.with_name("gallery.audit.db"), keep=30)
+    for number in range(3):
+        log.submit("query", reason=f"case {number}").result()
+    head = log.head()
+    log.close()
+    kept = tmp_path / "service.log"
+    kept.write_text(json.dumps({"event": "audit", "number": head.number, "head": head.hash}))
+    assert len(json.loads(reid("gallery", "audit", gallery, "--heads", kept, "--json")[1])) == 3
+    clock.move(40)
+    state = json.loads(reid("gallery", "clock", gallery, "--service", "--json")[1])
+    assert (state["right"], state["due"]) == (False, 3)
+    assert "3 audit records were erased" in reid("gallery", "clock", gallery, "--service", "--trust")[1]
+    kept.write_text(json.dumps({"event": "audit", "number": 4, "head": "x"}))
+    code, _, err = reid("gallery", "audit", gallery, "--heads", kept)
+    assert code == 1
+    assert "record 4" in err
+    kept.write_text("")
+    assert reid("gallery", "audit", gallery, "--heads", kept)[0] == 2

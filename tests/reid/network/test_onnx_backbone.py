@@ -7,7 +7,7 @@ from backbones import SMALL, Encoder, exported, one_line
 from torch import nn
 
 from domains.crops import CropSpec
-from domains.errors import BackboneError, ConfigError
+from domains.errors import ArtefactError, BackboneError, ConfigError
 from reid.config import ModelConfig
 from reid.network.build import build_model
 
@@ -225,3 +225,51 @@ def test_a_graph_that_says_nothing_is_refused(tmp_path):
     nn.init.zeros_(net.head.bias)
     with pytest.raises(BackboneError, match="differs from ONNX Runtime"):
         opened(exported(net, tmp_path / "net.onnx"))
+
+
+@pytest.mark.parametrize("spelling", ['"', "\\", "\n", "\r", "\x00", "\u2028", "\x1b[31m"])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_no_name_in_a_graph_becomes_code(tmp_path, monkeypatch, spelling, where):
+    """Torch writes modules' names into Python code that it runs; a name may not end the quotes that it stands in."""
+    import onnx
+
+    monkeypatch.chdir(tmp_path)
+    path = exported(Encoder(), tmp_path / "net.onnx")
+    graph = onnx.load(path)
+    node = graph.graph.node[0 if where == "first" else -1]
+    node.name = f"""a{spelling}, exec("open('mark','w')"), {spelling}b"""
+    onnx.save(graph, path)
+    with pytest.raises(BackboneError, match="rename its nodes") as caught:
+        opened(path)
+    one_line(caught)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "mark").exists()
+
+
+def test_names_with_other_signs_are_kept(tmp_path):
+    import onnx
+
+    path = exported(Encoder(), tmp_path / "net.onnx")
+    graph = onnx.load(path)
+    for number, node in enumerate(graph.graph.node):
+        node.name = f"model/layer {number}:0'(ümlaut);x-y{{}}#%s"
+    onnx.save(graph, path)
+    assert opened(path).dim == 24
+
+
+def test_a_runs_graph_is_the_one_it_was_made_with(tmp_path):
+    from reid.config import build_config
+    from reid.run import Run
+
+    path = exported(Encoder(), tmp_path / "net.onnx")
+    settings = {"model": {"backbone": f"onnx:{path}", **DECLARED}, "crop": {"height": 32, "width": 16}}
+    run = Run.create(tmp_path / "run", build_config(settings))
+    assert Run.open(run.folder).model()[0].dim == 24
+    exported(Encoder(width=16), run.folder / "backbone.onnx")
+    with pytest.raises(ArtefactError, match="was changed after the run was made"):
+        Run.open(run.folder)
+    path.unlink()
+    (run.folder / "backbone.onnx").unlink()
+    with pytest.raises(ArtefactError, match=r"backbone\.onnx") as caught:
+        Run.open(run.folder)
+    one_line(caught)

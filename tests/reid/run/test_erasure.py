@@ -72,6 +72,11 @@ def learned(sites, tmp_path_factory):
     return run
 
 
+def own_method(run):
+    """The method file that the run names, which has to be named again by whoever learns on."""
+    return run.config.method
+
+
 @pytest.fixture
 def run(learned, tmp_path):
     shutil.copytree(learned.folder, tmp_path / "run")
@@ -201,10 +206,10 @@ def test_learning_goes_on_and_can_be_interrupted(run, sites, what, tmp_path):
     run.forget(**what)
     shutil.copytree(run.folder, tmp_path / "whole")
     whole = Run.open(tmp_path / "whole")
-    whole.learn(sites[2])
+    whole.learn(sites[2], method=own_method(whole))
     with pytest.raises(Stop):
-        run.learn(sites[2], progress=StopAt(1))
-    sealed = Run.open(run.folder).learn(sites[2])
+        run.learn(sites[2], method=own_method(run), progress=StopAt(1))
+    sealed = Run.open(run.folder).learn(sites[2], method=own_method(run))
     assert sealed.card["files"]["model.safetensors"] == whole.steps[3].card["files"]["model.safetensors"]
     assert sealed.card["files"]["memory.safetensors"] == whole.steps[3].card["files"]["memory.safetensors"]
     assert run.fill_scores(sites) == []
@@ -216,7 +221,7 @@ def test_everybody_of_a_domain_one_by_one(run, sites):
         run.forget(identity=f"{label}@quillyard")
     assert "prototypes.mean" not in run.memories()[0].arrays
     assert "style.statistics" in run.memories()[0].arrays
-    run.learn(sites[2])
+    run.learn(sites[2], method=own_method(run))
     check_whole(run)
     assert len(read_erasures(run.folder)) == 6
 
@@ -240,13 +245,15 @@ def test_methods_that_remember_in_other_ways(tmp_path, sites, method):
     assert np.array_equal(again.golden().embeddings, bundle.golden().embeddings)
     assert again.manifest["domains"] == ["westgate"]
     assert all(np.array_equal(old, new) for old, new in zip(vectors, embed(run, sites), strict=True))
-    run.learn(sites[2])
+    run.learn(sites[2], method=own_method(run))
     run.fill_scores(sites)
     run.forget(domain="westgate")
     run.forget(domain="thirdplace")
     check_whole(run)
     assert run.fill_scores(sites) == []
-    assert run.learn(sites[0]).learned == ("quillyard",), "what was forgotten may be learned again"
+    assert run.learn(sites[0], method=own_method(run)).learned == ("quillyard",), (
+        "what was forgotten may be learned again"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- whole or not
@@ -393,7 +400,7 @@ def test_a_forged_journal_reaches_nothing(run, tmp_path, plan):
 
 def test_a_step_in_progress_is_named_and_can_be_thrown_away(run, sites):
     with pytest.raises(Stop):
-        run.learn(sites[2], progress=StopAt(1))
+        run.learn(sites[2], method=own_method(run), progress=StopAt(1))
     before = content(run.folder)
     with pytest.raises(UsageError, match=r"03-thirdplace was started but not finished.*--discard-progress"):
         run.forget(identity=WHO)
@@ -401,7 +408,7 @@ def test_a_step_in_progress_is_named_and_can_be_thrown_away(run, sites):
     run.forget(identity=WHO, discard_progress=True)
     assert WHO.encode() not in everything(run.folder)
     assert not (run.folder / "steps" / "03-thirdplace").exists()
-    run.learn(sites[2])
+    run.learn(sites[2], method=own_method(run))
 
 
 def test_what_a_killed_writer_left_goes_too(run):

@@ -1,19 +1,14 @@
 """Every shipped method learns two domains on every kind of backbone, and what it seals opens again."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from backbones import Encoder, exported
 
-import configs
-from reid.config import build_config, read_method
+from reid.config import build_config, read_method, shipped
 from reid.run import Run
 
-METHODS = sorted(
-    path.stem for path in (Path(configs.__file__).parent / "methods").glob("*.yaml") if "published" not in path.stem
-)
+METHODS = sorted(name for name in shipped("methods") if "published" not in name)
 SETTINGS = {"crop": {"height": 64, "width": 32}, "train": {"iterations": 2, "identities": 4, "instances": 2}}
 
 

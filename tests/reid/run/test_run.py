@@ -1,5 +1,6 @@
 """A run's life: learning, resuming with the same bits, refusing what does not fit, dropping a step."""
 
+import dataclasses
 import json
 import os
 import random
@@ -17,9 +18,13 @@ import torch
 from running import SETTINGS, Stop, StopAt, same, weights
 
 import domains
+from deploy.answers.calibration import calibrate
+from domains.domain import Split
 from domains.errors import ArtefactError, ConfigError, DataError, TrainingError, UsageError
 from reid.config import build_config
 from reid.run import Run
+from reid.run.relate import relate
+from reid.scores.evaluate import Retrieval
 
 EVERYTHING = """
 about: Every kind of part at once, with a short style network.
@@ -353,9 +358,34 @@ def test_a_broken_image_is_left_out_and_named(run, tiny_domain, tmp_path):
     assert sealed.card["train"]["left_out"] == [site.train.paths[1], site.train.paths[3]]
 
 
-def test_too_few_identities_is_one_clear_line(run, sites):
-    with pytest.raises(DataError, match=r"a batch needs 400 identities and the domain has \d+; set train.identities="):
-        run.learn(sites[0], config=build_config(SETTINGS, {"train": {"identities": 400}}))
+def test_a_domain_with_fewer_people_than_a_batch_is_learned_with_all_of_them(run, sites):
+    people = len(sites[0].train.people)
+    sealed = run.learn(sites[0], config=build_config(SETTINGS, {"train": {"identities": 400}}))
+    assert sealed.card["train"]["config"]["train.identities"] == people
+    assert f"batches are of all {people} identities instead of 400: there are no more" in sealed.card["notes"]
+    assert not any("batches are" in note for note in run.learn(sites[1]).card["notes"])
+
+
+@pytest.mark.parametrize("people", [0, 1])
+def test_one_person_alone_is_one_clear_line(run, sites, people):
+    rows = np.isin(sites[0].train.pids, sites[0].train.people[:people])
+    alone = dataclasses.replace(sites[0], train=sites[0].train.take(rows))
+    with pytest.raises(DataError, match="needs at least two" if people else "no train crops"):
+        run.learn(alone)
+
+
+@pytest.mark.parametrize("act", ["learn", "relate", "score", "calibrate"])
+def test_what_a_domain_can_not_be_used_for_says_how_it_was_read(run, sites, act):
+    """Why there is nothing may stand in a note alone."""
+    bare = dataclasses.replace(sites[0], train=Split(), query=Split(), notes=("how it was read",))
+    acts = {
+        "learn": lambda: run.learn(bare),
+        "relate": lambda: relate(run, bare),
+        "score": lambda: Retrieval.of(bare, None, None),
+        "calibrate": lambda: calibrate(None, bare, fpr=0.05),
+    }
+    with pytest.raises(DataError, match=r"; how it was read$"):
+        acts[act]()
 
 
 def test_joint_learns_all_at_once_and_nothing_else_does(run, sites):

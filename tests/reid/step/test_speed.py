@@ -1,13 +1,11 @@
 """Speed: what counts are the iterations after the first, by one clock, so that it can't come out endless."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 
-import configs
 import reid.step.speed
-from reid.config import build_config
+from reid.config import build_config, shipped
 
 SETTINGS = {
     "model": {"backbone": "test_resnet", "weights": "none", "dim": 16},
@@ -27,9 +25,7 @@ def test_the_iterations_between_warming_up_and_the_last_are_timed(monkeypatch):
     assert found.peak_bytes > 0
 
 
-@pytest.mark.parametrize(
-    "name", sorted(path.stem for path in (Path(configs.__file__).parent / "methods").glob("*.yaml"))
-)
+@pytest.mark.parametrize("name", sorted(shipped("methods")))
 def test_every_method_can_be_timed(name):
     large = {"model": {"stages": 3}, "crop": {"height": 256, "width": 128}} if name.endswith("-published") else {}
     config = build_config(SETTINGS, {"method": name}, large)

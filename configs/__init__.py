@@ -1,1 +1,0 @@
-"""Shipped configurations, found by :mod:`reid.config`."""
