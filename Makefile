@@ -5,13 +5,16 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # A CPU-only torch is far smaller:  make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
+# Says so where a folder beside a script hides one of the packages; in this environment only, a wheel does not have it.
+HIDDEN := packaging/hidden_packages.py packaging/hidden_packages.pth
 
 .PHONY: demo test quick lint nightly wheelhouse clean
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py $(HIDDEN)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=python3.12, for example")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[cpu,train,serve,dev]'
+	cp $(HIDDEN) "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	touch $(READY)
 
 demo: $(READY)

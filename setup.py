@@ -1,4 +1,8 @@
-"""The package page: the README with absolute links and pictures. Everything else is in pyproject.toml."""
+"""The package page, which is the README with absolute links and pictures, and how a checkout is installed in place.
+
+Everything else is in pyproject.toml. In place means a plain path entry. Setuptools' default for this layout, a finder
+that is asked last, loses to any folder called ``domains`` or ``deploy`` beside a user's script, even one of pictures.
+"""
 
 import re
 from pathlib import Path
@@ -18,4 +22,5 @@ def absolute(readme: str) -> str:
 setup(
     long_description=absolute(Path(__file__).with_name("README.md").read_text("utf-8")),
     long_description_content_type="text/markdown",
+    options={"editable_wheel": {"mode": "compat"}},
 )

@@ -1,7 +1,8 @@
 """The training step of instance-level distribution modelling, as its authors' formulas read and as it is here.
 
-    python -m benchmarks.distributions              # ResNet-50 to its third stage, 8x8 variance convolution, 256x128,
-    batches of 64 python -m benchmarks.distributions --save
+    python -m benchmarks.distributions    # ResNet-50 to its third stage, 8x8 variance convolution, 256x128, batches
+                                          # of 64
+    python -m benchmarks.distributions --save
 
 The reference follows DKP's description to the letter: a full-covariance Gaussian object per crop (B x D x D floats),
 float32, plain layout. Here a draw is c + v*e. Both compute the same two losses over the same layers; each case runs in

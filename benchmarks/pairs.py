@@ -1,8 +1,9 @@
 """How well transferability foretells what one domain's model does on another, over ordered pairs of domains.
 
-    python -m benchmarks.pairs [--real]        # real train domains and drawn ones; goes on where it stopped python -m
-    benchmarks.pairs table           # rank correlations, the plain H-score beside the shrunk one, the line that reid
-    domain relate uses python -m benchmarks.pairs ship            # that line into reid/pair_study.json
+    python -m benchmarks.pairs [--real]    # real train domains and drawn ones; goes on where it stopped
+    python -m benchmarks.pairs table       # rank correlations, the plain H-score beside the shrunk one, the line that
+                                           # reid domain relate uses
+    python -m benchmarks.pairs ship        # that line into reid/pair_study.json
 
 For every source a model is trained from the stream's start; for every other domain its H-score on the train crops, its
 mAP among them and on held-out people (small-5-dev's for the real domains) are measured, then 40 iterations of

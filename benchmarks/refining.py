@@ -1,7 +1,7 @@
 """What refinements at query time bring, what they cost, and whether calibrated thresholds hold, on real domains.
 
-    python -m benchmarks.refining [--save]        # needs LIFELONG_REID_DATA, and the two ready-made encoders in
-    ../weights beside it
+    python -m benchmarks.refining [--save]    # needs LIFELONG_REID_DATA, and the two ready-made encoders in ../weights
+                                              # beside it
 
 Two person encoders as they can be had, never trained here: retail-0277 (strong) and OSNet x0.25 from MSMT17 (an edge
 model). The test splits are used for measuring alone; all parameters are the published ones: k-reciprocal k1 = 20, k2 =

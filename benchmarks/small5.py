@@ -1,14 +1,15 @@
 """The small-5 study: every method on five small real domains, resumable across days.
 
-    python -m benchmarks.small5 dev --trial fine_tune:train.lr=0.0007      # one trial on small-5-dev; choices are made
-    here only python -m benchmarks.small5 test                                       # every frozen method on the test
-    splits, each run once python -m benchmarks.small5 strong                                     # the same from a
-    person-trained start python -m benchmarks.small5 parts                                      # default without each
-    of its parts in turn, on small-5-dev, two seeds python -m benchmarks.small5 guides
-    # hyper_default with a guide, three seeds; without one: test python -m benchmarks.small5 heads
-    # dkp with either distribution head, on small-5-dev, three seeds python -m benchmarks.small5 recheck [--methods A,B]
-    # after a change that should move no figure of these: prove it on one run python -m benchmarks.small5 table
-    # the tables, as Markdown; document: into docs/methods.md and README.md
+    python -m benchmarks.small5 dev --trial fine_tune:train.lr=0.0007      # one trial on small-5-dev; choices are
+                                                                           # made here only
+    python -m benchmarks.small5 test      # every frozen method on the test splits, each run once
+    python -m benchmarks.small5 strong    # the same from a person-trained start
+    python -m benchmarks.small5 parts     # default without each of its parts in turn, on small-5-dev, two seeds
+    python -m benchmarks.small5 guides    # hyper_default with a guide, three seeds; without one: test
+    python -m benchmarks.small5 heads     # dkp with either distribution head, on small-5-dev, three seeds
+    python -m benchmarks.small5 recheck [--methods A,B]    # after a change that should move no figure of these: prove
+                                                           # it on one run
+    python -m benchmarks.small5 table     # the tables, as Markdown; document: into docs/methods.md and README.md
 
 A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not
 run again, and a run that was cut short goes on where it was.

@@ -1,8 +1,9 @@
 """Which map carries old embeddings best: every form of transport on one run over small-5-dev, without storing an old
 image.
 
-    python -m benchmarks.transports                     # learns the stream with `default` first (kept in the temporary
-    folder), then compares python -m benchmarks.transports --method fusion --save
+    python -m benchmarks.transports    # learns the stream with `default` first (kept in the temporary folder), then
+                                       # compares
+    python -m benchmarks.transports --method fusion --save
 
 Each gallery is embedded by the model that learned its domain and carried, step by step, to the last; queries are the
 last model's. A map is fitted at its own step, on the crops that are named; ``probes`` are all three kinds

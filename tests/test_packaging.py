@@ -207,12 +207,12 @@ def test_a_wheelhouse_installs_without_network(tmp_path):
         ).returncode
         == 1
     )
-    (tmp_path / "reid" / "lib").rglob("deploy/__init__.py").__next__().write_text("old = True\n")
+    (tmp_path / "reid" / "lib").rglob("deploy/__init__.py").__next__().write_text("replaced = True\n")
     done = subprocess.run(
         [*install, str(tmp_path / "reid")], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "old" not in next((tmp_path / "reid" / "lib").rglob("deploy/__init__.py")).read_text(), (
+    assert "replaced = True" not in next((tmp_path / "reid" / "lib").rglob("deploy/__init__.py")).read_text(), (
         "an update of the same number counts"
     )
     wheel = next(carried.glob("typer-*.whl"))
