@@ -22,7 +22,7 @@ demo: $(READY)
 	$(BIN)/reid demo --output demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m 'not nightly'
+	$(BIN)/python -m pytest -n 2 -m 'not nightly'
 
 quick: $(READY) lint
 	$(BIN)/python -m pytest -n auto -m 'not slow and not nightly'
