@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BufferedReader
@@ -43,7 +43,14 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True, like: Path | 
         private: whether a new file is readable by its owner only; else the umask decides, for what is meant to be
             passed on, such as a report.
         like: another file whose mode to take.
+
+    Raises:
+        ArtefactError: the path is a folder, a pipe, a socket or a device, or a link to one, which stays as it is. Any
+            other link gives way to the file, and what it points to is not touched.
+        OSError: the file can't be written; the error names ``path``.
     """
+    if what := obstacle(path):
+        raise ArtefactError(f"{path} is {what} and not a plain file, so it is not replaced; name another file")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE if private else 0o666)
@@ -53,10 +60,25 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True, like: Path | 
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     fsync_folder(path.parent)
+
+
+def obstacle(path: Path) -> str | None:
+    """Say what is at a path, or where a link there leads, if no file may take its place: a folder, a pipe, a socket or
+    a device. None for a plain file, and where nothing is.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    return None if stat.S_ISREG(mode) else next((name for fits, name in kinds if fits(mode)), "a device")
 
 
 def take_access(file: int, like: Path) -> None:

@@ -21,10 +21,26 @@ FRAME_WIDTH = 400
 """A picture at least this wide and no higher than wide is a frame. The widest real crops are 272×170 and 251×176."""
 WIDEST = 1080
 """No crop is as wide as this: a person who fills a 4K frame from top to bottom takes some 800 pixels."""
-SENSORS = ((4, 3), (16, 9), (11, 9))
-"""Of sensors and screens, long side first: a picture in exactly one of them is a frame from these widths on."""
-FORMAT_WIDTH, UPRIGHT_WIDTH = 320, 480
-"""As sensors lie, and where a camera was turned."""
+FORMATS = {
+    (4, 3): 480,
+    (3, 2): 640,
+    (11, 9): 480,
+    (22, 15): 480,
+    (16, 9): 360,
+    (18, 9): 720,
+    (37, 18): 540,
+    (19, 9): 540,
+    (39, 18): 540,
+    (20, 9): 540,
+    (21, 9): 540,
+}
+"""Of sensors, screens and phones, long side first: upright, a picture of one of them is a frame from these widths on.
+Crops of those shapes are hardly ever as wide; but large ones are often just twice as high as wide.
+"""
+FORMAT_WIDTH = 320
+"""As sensors lie, they are frames from this width on."""
+ROUNDED, BLOCK = 2, 16
+"""Pixels by which sides are rounded, and blocks of a codec that they may be rounded to, up or down by half of one."""
 
 
 def doubt(height: int, width: int) -> str | None:
@@ -32,13 +48,22 @@ def doubt(height: int, width: int) -> str | None:
     size = f"{width}×{height} pixels"
     if height < LEAST_HEIGHT or width < LEAST_WIDTH:
         return f"{size} are too few to show a person (at least {LEAST_WIDTH}×{LEAST_HEIGHT})"
-    exact = any(max(width, height) * short == min(width, height) * long for long, short in SENSORS)
-    wide = height <= width
-    if width >= (FRAME_WIDTH if wide else WIDEST) or (exact and width >= (FORMAT_WIDTH if wide else UPRIGHT_WIDTH)):
+    if width >= (FRAME_WIDTH if height <= width else WIDEST) or _has_a_frames_format(height, width):
         return f"{size} look like a whole frame and not like one person"
     if not FLATTEST <= height / width <= TALLEST:
         return f"{size} look like a strip and not like one person"
     return None
+
+
+def _has_a_frames_format(height: int, width: int) -> bool:
+    """Whether a picture has the shape of a sensor or a screen, up to rounding, and is as wide as they are."""
+    short, long = sorted((height, width))
+    tolerance = BLOCK / 2 if short % BLOCK == long % BLOCK == 0 else ROUNDED
+    return any(
+        abs(long - short * longer / shorter) <= tolerance
+        for (longer, shorter), upright in FORMATS.items()
+        if width >= (FORMAT_WIDTH if height <= width else upright)
+    )
 
 
 def doubt_about(data: bytes) -> str | None:

@@ -78,13 +78,24 @@ def check_graph(data: bytes, name: str) -> None:
         if _Walk(data).whole("model", 0, len(data), 0) == 0:
             raise ValueError("it holds no graph")
     except _OtherError as error:
-        raise ArtefactError(f"{name} {error}; only a graph that is complete in one file is opened") from error
+        raise ArtefactError(
+            f"{name} {error}; only a graph that is complete in one file is opened{error.how}"
+        ) from error
     except ValueError as error:
         raise ArtefactError(f"can't load {name} as an ONNX graph: {error}; export it again") from error
 
 
 class _OtherError(Exception):
     """The graph asks for something outside itself; continues a sentence that begins with its name."""
+
+    how = ""
+    """How to get a graph that does not; ends the sentence."""
+
+
+class _OtherFileError(_OtherError):
+    """It keeps weights in another file."""
+
+    how = ": torch.onnx.export(dynamo=True) writes two by default, and one with external_data=False"
 
 
 class _Walk:
@@ -112,9 +123,9 @@ class _Walk:
 
     def _check(self, kind: str, field: _Field) -> None:
         if kind == "tensor" and field.number == _TENSOR_EXTERNAL:
-            raise _OtherError(f"keeps weights in another file{self._location(field)}")
+            raise _OtherFileError(f"keeps weights in another file{self._location(field)}")
         if kind == "tensor" and field.number == _TENSOR_LOCATION and (field.kind != _VARINT or field.value):
-            raise _OtherError("keeps weights in another file")
+            raise _OtherFileError("keeps weights in another file")
         if kind == "node" and field.number == _NODE_DOMAIN and (domain := self._text(field)) not in DOMAINS:
             raise _OtherError(f"has operators of the domain {domain!r:.80}, which is not part of ONNX Runtime")
         if kind == "node" and field.number == _NODE_OPERATOR and (operator := self._text(field)) in LOADING:

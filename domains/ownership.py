@@ -40,6 +40,8 @@ def _weakness(where: Path, found: os.stat_result) -> str | None:
         return f"{where} belongs to {other}; work as {other}, or make it {us}'s with chown"
     if stat.S_ISLNK(found.st_mode) or not mode & 0o022:
         return None
+    if not stat.S_ISDIR(found.st_mode) and not stat.S_ISREG(found.st_mode):
+        return f"{where} is a device, pipe or socket; name a plain file"
     if not stat.S_ISDIR(found.st_mode):
         return f"{where} is writable by others (mode {mode:04o}); run chmod 600 {where}"
     if mode & stat.S_ISVTX:

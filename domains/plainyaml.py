@@ -20,6 +20,9 @@ MAX_DIGITS = 256
 
 _NUMBERS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 
+_MARKS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("merge", "value"))
+"""Of keys that are no value of their own: ``<<`` and ``=``."""
+
 
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses deep nesting and many values while it reads, before the interpreter has to give up."""
@@ -44,7 +47,8 @@ def load(text: str) -> Any:
     """Read one YAML document.
 
     Raises:
-        ValueError: invalid YAML, nested too deep, too many values, an alias within itself, or a bad number or date.
+        ValueError: invalid YAML, nested too deep, too many values, an alias within itself, a key that is given twice,
+            a text that can't be encoded, or a bad number or date.
     """
     try:
         loader = _Loader(text)
@@ -52,6 +56,7 @@ def load(text: str) -> Any:
         if node is None:
             return None
         _count(node, {})
+        _check_keys(loader, node, set())
         value = loader.construct_document(node)
     except MemoryError as error:
         raise ValueError("there is too little memory for it") from error
@@ -94,8 +99,30 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
     return count
 
 
+def _check_keys(loader: _Loader, node: yaml.Node, seen: set[int]) -> None:
+    """Refuse a mapping that holds a key twice, as only the last would count; raises YAMLError naming key and line."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    keys = set()
+    for item in node.value:
+        for part in item if isinstance(item, tuple) else (item,):
+            _check_keys(loader, part, seen)
+        if isinstance(item, tuple) and isinstance(item[0], yaml.ScalarNode):
+            key = _key_of(loader, item[0])
+            if key in keys:
+                line = item[0].start_mark.line + 1
+                raise yaml.YAMLError(f"the key {item[0].value!r:.80} in line {line} is given twice")
+            keys.add(key)
+
+
+def _key_of(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """What a mapping takes a key for: yes and true are the same, and so are 1 and 1.0."""
+    return node.value if node.tag in _MARKS else loader.construct_object(node)
+
+
 def _check(value: Any) -> None:
-    """Refuse numbers larger than any setting, which would be slow even to print."""
+    """Refuse numbers larger than any setting, which would be slow even to print, and text that can't be encoded."""
     if isinstance(value, dict):
         for key, item in value.items():
             _check(key)
@@ -105,3 +132,5 @@ def _check(value: Any) -> None:
             _check(item)
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError("a whole number is too large")
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"a text holds half of a surrogate pair: {value!r:.80}")

@@ -94,7 +94,7 @@ class DomainReport:
         shared: identities both in train and in query or gallery, which make the test too easy.
         left_out: what lies in the folder and is not in the domain, by reason, with an example.
         alike: identities, or cameras, that may be one under several labels.
-        doubtful: identities that may be nobody, or many people under one label.
+        doubtful: identities and cameras that may be none, or many under one label.
         unreadable: images left out.
         tiny: crops much smaller than the input.
         unlikely: pictures that can't be crops of one person: whole frames, strips.

@@ -51,7 +51,12 @@ def is_unseen(letter: str) -> bool:
 
 
 def json_text(
-    value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None, allow_nan: bool = False
+    value: Any,
+    *,
+    indent: int | None = None,
+    default: Callable[[Any], Any] | None = None,
+    allow_nan: bool = False,
+    compact: bool = False,
 ) -> str:
     r"""Return JSON that reads back as the same value and holds no character that :func:`shown` would escape.
 
@@ -60,11 +65,19 @@ def json_text(
         indent: as for :func:`json.dumps`; the line ends that it makes stay.
         default: likewise.
         allow_nan: likewise.
+        compact: without a space after commas and colons.
 
     Raises:
         ValueError: a number that JSON does not know, unless ``allow_nan`` is set.
     """
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=default, allow_nan=allow_nan)
+    text = json.dumps(
+        value,
+        ensure_ascii=False,
+        indent=indent,
+        default=default,
+        allow_nan=allow_nan,
+        separators=(",", ":") if compact else None,
+    )
     if text.isprintable() and not _IGNORABLE.search(text):
         return text
     return "".join(json.dumps(letter)[1:-1] if is_unseen(letter) and letter != "\n" else letter for letter in text)

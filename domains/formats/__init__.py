@@ -169,14 +169,26 @@ def _recognised(root: Path) -> Layout:
             return layout
         raise DataError(f"{root} holds domains but is not one itself; open one of them: {some(inner)}")
     inner = _inner_domains(root)
-    own = folders.no_people(root) or (
+    general = (
         "write a domain.csv with the columns path,pid,camid,split, or make one folder per person, with the camera in "
         "each file's name (anna/0001_c1.jpg)"
     )
+    own = folders.no_people(root) or _one_person(root) or general
     advice = f"open one of the domains in it: {some(inner)}" if inner else own
     raise DataError(
         f"{root} is not a camera domain; found {_contents(root)}{_left_out_in(root)}; known layouts: "
         f"{', '.join(LAYOUTS)}; {advice}"
+    )
+
+
+def _one_person(root: Path) -> str:
+    """Say that the only images are in one folder, and so of one person, if they are; else ``""``."""
+    inner = folder_names(root)
+    if len(inner) != 1 or images(root, "") or not images(root, inner[0]):
+        return ""
+    return (
+        f"its only folder of images, {inner[0]}/, would be one person, and a domain needs at least two; if they are in "
+        "it, make one folder per person, or write a domain.csv with the columns path,pid,camid,split"
     )
 
 

@@ -17,7 +17,7 @@ from domains.artefact import read_json
 from domains.domain import Domain, from_rows
 from domains.errors import ArtefactError, DataError
 from domains.formats import market1501
-from domains.formats.listing import first_folder, images, some
+from domains.formats.listing import Fence, first_folder, images, some
 
 NAME = "cuhk03"
 DESCRIPTION = (
@@ -43,8 +43,8 @@ def read(root: Path, name: str) -> Domain:
     """Read the domain.
 
     Raises:
-        DataError: only the raw ``.mat`` file is there, the split file is missing or malformed, or it names images that
-            are not there.
+        DataError: only the raw ``.mat`` file is there, or the split file is missing, malformed, or a link that leads
+            out of the folder.
     """
     notes: list[str] = []
     if first_folder(root, IMAGES) is None:
@@ -54,6 +54,7 @@ def read(root: Path, name: str) -> Domain:
             f"{root} holds CUHK03 only as the raw cuhk-03.mat, which is not read here; extract it to {IMAGES}/ and "
             f"{SPLIT_FILE}, as torchreid does"
         )
+    Fence(root).check(SPLIT_FILE, str(root))
     here = {path.rpartition("/")[2]: path for path in images(root, IMAGES)}
     rows: list[tuple[str, str, str | None, str]] = []
     missing: list[str] = []

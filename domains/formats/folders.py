@@ -5,9 +5,10 @@ folders, people are divided by a hash of their label: half train, half test, and
 side would otherwise have too few to learn from or to ask for. The first crop of a test person seen by two cameras is a
 query and the rest is gallery; if nobody was seen by two, two crops are enough.
 
-The camera is read from ``_c3`` or ``cam3`` in a file's name, if at least half of the names give one: fewer are chance,
-such as a part of a random name. Where there is only one camera, whether or not names tell it, same-camera matches are
-kept when scoring.
+The camera is read from ``_c3`` or ``cam3`` in a file's name, if at least half of the names give one and the numbers
+come again. Where fewer names give one, it is chance, such as a part of a random name; numbers that hardly come again
+count crops or frames. Where there is only one camera, whether or not names tell it, same-camera matches are kept when
+scoring.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,25 +24,23 @@ from domains.domain import SPLITS, Domain, from_rows
 from domains.errors import DataError
 from domains.formats.labels import is_junk
 from domains.formats.listing import folders, images, join, some
+from domains.formats.named_cameras import NamedCameras, is_camera_folder, named_cameras, several_cameras
 
 NAME = "folders"
 DESCRIPTION = "one folder of crops per person, directly or below train/, query/ and gallery/"
 
-CAMERA = re.compile(
-    r"(?:(?<![A-Za-z0-9])c|cam(?:era)?[_-]?)([0-9]{1,6})(?:[f-z][0-9]+)*(?![A-Za-z0-9])", re.IGNORECASE | re.ASCII
-)
-"""A camera in a file's name: ``_c3``, ``c3s1`` or ``cam-03``, but no longer word that begins like one."""
-RANDOM = re.compile(r"[0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12}|[0-9a-f]{16,}", re.IGNORECASE | re.ASCII)
-"""UUIDs and hashes: what looks like a camera in them is chance."""
-NOT_PEOPLE = re.compile(
-    r"(?:cam(?:era)?|view)[ _-]?[A-Za-z0-9]{0,2}"
-    r"|(?:c|ch|channel|cctv|(?:ip|web)?cam(?:era)?|kamera|camara|view|scene?|seq(?:uence)?)[ ._#-]{0,2}[0-9]{1,6}[a-z]?"
-    r"|(?:cctv|(?:ip|web)?cam(?:era)?|kamera|view|channel)[ ._-].{1,40}"
-    r"|.{1,40}[ ._-](?:cctv|cam(?:era)?|kamera|view)[ ._-]?[0-9]{0,4}"
-    r"|(?:scene?|images?|img|probe|test|val|train|query|gallery|seq)(?:[ _-]?[0-9]{1,2}|[ _-][A-Za-z0-9]{1,2})?",
+SPLIT_FOLDER = re.compile(
+    r"(?:probe|query|queries|gallery|test(?:ing)?|val(?:id(?:ation)?)?|train(?:ing)?|bounding_box_(?:train|test))"
+    r"([ _-]?[0-9]{1,2}|[ _-][A-Za-z0-9]{1,2})?",
     re.IGNORECASE | re.ASCII,
 )
-"""Names of folders that are cameras, views or splits."""
+"""Names of folders that are splits, and what follows the word."""
+SCENE_FOLDER = re.compile(
+    r"(?:scene?|seq(?:uence)?)[ ._#-]{0,2}[0-9]{1,6}[a-z]?"
+    r"|(?:scene?|images?|img|seq)(?:[ _-]?[0-9]{1,2}|[ _-][A-Za-z0-9]{1,2})?",
+    re.IGNORECASE | re.ASCII,
+)
+"""Names of folders that are scenes, or hold whatever there is."""
 MANY = 100
 """More folders than this are not taken for cameras."""
 UNKNOWN = "unknown"
@@ -68,33 +67,47 @@ def recognise(root: Path) -> bool:
 def no_people(root: Path) -> str:
     """Why the folders of images in ``root``, or in one of its splits, can't be people; ``""`` if they can.
 
-    They can't if most are named like cameras, views or splits, unless one holds crops of two cameras, by their names.
+    They can't if most are named like cameras, views or splits. Those named like cameras or views can if one of them
+    holds crops of two cameras, by their names. Those named like splits can't even then, nor beside others if there are
+    two such as ``test`` and ``val``, or if it is ``train``, ``query`` or ``gallery``.
     """
     for split in _split_folders(root) or [""]:
-        if not any(NOT_PEOPLE.fullmatch(name) for name in folders(root, split)):
+        if not any(_is_no_person(name) for name in folders(root, split)):
             continue
-        people = {name: images(root, join(split, name)) for name in folders(root, split)}
-        cameras = [name for name, crops in people.items() if crops and NOT_PEOPLE.fullmatch(name)]
-        if 2 * len(cameras) <= sum(map(bool, people.values())) or len(cameras) > MANY:
-            continue
-        if not any(len({camera_of(_name(path)) for path in people[name]} - {None}) > 1 for name in cameras):
+        people = {name: crops for name in folders(root, split) if (crops := images(root, join(split, name)))}
+        named, splits = _no_people(people)
+        if named:
             where = f"{split}/" if split else "it"
+            like, below, example = "cameras or splits", "", "anna"
+            if named == splits:
+                like, below, example = "splits", " below train/, query/ and gallery/", "train/anna"
             return (
-                f"the folders in {where} are named like cameras or splits, not people ({some(cameras)}); make one "
-                "folder per person, with the camera in each file's name (anna/0001_c1.jpg), or write a domain.csv"
+                f"the folders in {where} are named like {like}, not people ({some(named)}); make one folder per "
+                f"person{below}, with the camera in each file's name ({example}/0001_c1.jpg), or write a domain.csv"
             )
     return ""
 
 
-def tell_cameras(cameras: Sequence[str | None]) -> bool:
-    """Whether what :func:`camera_of` found in each name is more than chance: at least half give a camera."""
-    return 0 < len(cameras) >= 2 * cameras.count(None)
+def _no_people(people: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Of folders with their images, those that keep all from being people, and those of them that are splits."""
+    named = [name for name in people if _is_no_person(name)]
+    splits = {name: match for name in named if (match := SPLIT_FOLDER.fullmatch(name))}
+    if sum(not match[1] for match in splits.values()) > 1 or any(name.lower() in SPLITS for name in splits):
+        return list(splits), list(splits)
+    if _holds_two_cameras(people, set(named) - set(splits)):
+        named = list(splits)
+    return named if len(people) < 2 * len(named) <= 2 * MANY else [], list(splits)
 
 
-def camera_of(name: str) -> str | None:
-    """The number of the camera that a file's name gives, or None."""
-    match = CAMERA.search(RANDOM.sub("", name))
-    return str(int(match[1])) if match else None
+def _is_no_person(name: str) -> bool:
+    """Whether a folder is named like a camera, a view or a split."""
+    return is_camera_folder(name) or bool(SPLIT_FOLDER.fullmatch(name) or SCENE_FOLDER.fullmatch(name))
+
+
+def _holds_two_cameras(people: Mapping[str, Sequence[str]], named: Collection[str]) -> bool:
+    """Whether one of the folders ``named`` holds crops of two cameras, if names tell cameras at all."""
+    told = named_cameras([path for crops in people.values() for path in crops]).told
+    return told and any(several_cameras(people[name]) for name in named)
 
 
 def read(root: Path, name: str) -> Domain:
@@ -105,6 +118,12 @@ def read(root: Path, name: str) -> Domain:
     splits = _split_folders(root)
     if splits and (others := [folder for folder in folders(root) if folder not in SPLITS]):
         notes.append(f"these folders beside {', '.join(f'{split}/' for split in splits)} are not read: {some(others)}")
+    for split in SPLITS:
+        if splits and (root / split).is_dir() and (loose := images(root, split)):
+            notes.append(
+                f"{len(loose)} images lie directly in {split}/ and are not read, such as {loose[0]}; make one folder "
+                "per person"
+            )
     crops = [
         (split, path, person)
         for split in splits or [""]
@@ -133,40 +152,37 @@ def read(root: Path, name: str) -> Domain:
     return replace(domain, same_camera="keep") if alone else domain
 
 
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
 def _people(root: Path, split: str) -> list[str]:
     return [person for person in folders(root, split) if images(root, join(split, person))]
 
 
-def _cameras(paths: list[str], notes: list[str]) -> list[str | None]:
-    """The camera of each path, or None for all of them where too few names give one; a note says which."""
-    cameras = [camera_of(_name(path)) for path in paths]
-    told = len(cameras) - cameras.count(None)
+def _cameras(paths: list[str], notes: list[str]) -> tuple[str | None, ...]:
+    """The camera of each path, or None for all of them where names give none that is more than chance; a note says
+    which.
+    """
+    named = named_cameras(paths)
     one = "all crops count as one camera, and same-camera matches are kept when scoring"
-    if not told:
+    if not named.found:
         notes.append(f"no file name gives its camera (_c3 or cam3): {one}")
-    elif not tell_cameras(cameras):
-        example = next(path for path, camera in zip(paths, cameras, strict=True) if camera is not None)
-        notes.append(
-            f"only {told} of {len(cameras)} file names seem to give a camera (such as {example}), which is taken for "
-            f"chance: {one}"
-        )
-        return [None] * len(paths)
-    elif told < len(cameras):
-        notes.append(
-            f"{cameras.count(None)} of {len(cameras)} file names do not give their camera and count as camera "
-            f"{UNKNOWN!r}"
-        )
-    return cameras
+    elif named.chance:
+        notes.append(f"{named.chance}, which is taken for chance: {one}; if these are cameras, write a domain.csv")
+    elif named.found < len(paths):
+        notes.append(untold(named))
+    return named.cameras
+
+
+def untold(named: NamedCameras) -> str:
+    """A note on files whose names do not give their camera, where others do."""
+    return (
+        f"{named.cameras.count(None)} of {len(named.cameras)} file names do not give their camera and count as camera "
+        f"{UNKNOWN!r}"
+    )
 
 
 def _folder_notes(rows: list[Row]) -> list[str]:
     seen = _seen(rows)
     notes = []
-    if named := [person for person, cameras in seen.items() if len(cameras) < 2 and NOT_PEOPLE.fullmatch(person)]:
+    if named := [person for person, cameras in seen.items() if len(cameras) < 2 and _is_no_person(person)]:
         notes.append(f"these folders are named like cameras or splits and count as people: {some(named)}")
     train, test = (
         {row[2] for row in rows if (row[0] == "train") == half and row[2] is not None} for half in (True, False)

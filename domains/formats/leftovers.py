@@ -16,8 +16,33 @@ from domains.errors import DataError
 from domains.formats.listing import inside, leads_to_file, leads_to_folder
 from domains.text import shown
 
+PICTURES = frozenset(
+    (
+        *(".apng", ".arw", ".avif", ".cr2", ".cr3", ".dng", ".exr", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jp2"),
+        *(
+            ".jxl",
+            ".nef",
+            ".orf",
+            ".pam",
+            ".pbm",
+            ".pfm",
+            ".psd",
+            ".raf",
+            ".raw",
+            ".rw2",
+            ".svg",
+            ".tga",
+            ".tif",
+            ".tiff",
+        ),
+    )
+)
+"""Suffixes of pictures that are not read, in lower case."""
+
 HIDDEN = "hidden files and folders"
 OTHER = f"files that are not {FORMATS} by their suffix"
+FORMAT = "pictures in a format that is not read ({suffix})"
+"""One reason for each suffix: they may be crops, unlike files that lie beside them."""
 NO_FILE = "entries with an image's name that are no files"
 NO_TEXT = "names that are not printable UTF-8 text"
 BROKEN = "links that lead nowhere"
@@ -47,7 +72,8 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Survey:
-    """A folder with its sub-folders: what is an image by its name, and what was left out.
+    """A folder with its sub-folders: what is an image by its name, and what was left out; what is read through a link
+    is not left out.
 
     Attributes:
         images: paths relative to the folder, ``/``-separated and sorted.
@@ -105,6 +131,7 @@ class _Found:
         self.unused = unused
         self.own = own
         self.parents = {str(parent) for path in used or () for parent in PurePosixPath(path).parents}
+        self._linked: frozenset[str] | None = None
         self.images: list[str] = []
         self.left: dict[str, list[str]] = {}
 
@@ -115,7 +142,8 @@ class _Found:
     def take(self, entry: os.DirEntry[str], folder: str) -> str | None:
         """Sort one entry; returns its path if it is a folder to look into."""
         path = f"{folder}/{entry.name}" if folder else entry.name
-        image = os.path.splitext(entry.name)[1].lower() in SUFFIXES  # noqa: PTH122 - a Path per name is slow for 100,000 names
+        suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a Path per name is slow for 100,000 names
+        image = suffix in SUFFIXES
         if self.used is not None and path in self.used:
             self.images.append(path)
         elif entry.name.startswith("."):
@@ -129,16 +157,29 @@ class _Found:
                 self.leave(reason, path)
         elif not image:
             if entry.name not in self.own:
-                self.leave(OTHER, path)
+                self.leave(FORMAT.format(suffix=suffix) if suffix in PICTURES else OTHER, path)
         elif not leads_to_file(entry):
             self.leave(NO_FILE, path)
         elif not path.isprintable():
             self.leave(NO_TEXT, path)
-        elif self.used is not None:
+        elif self.used is not None and path not in self._read_through_links():
             self.leave(self.unused, path)
         else:
             self.images.append(path)
         return None
+
+    def _read_through_links(self) -> frozenset[str]:
+        """Where used images that are behind a link really lie, relative to the folder; found out when first asked."""
+        if self._linked is None:
+            root = os.path.realpath(self.root)
+            linked = {parent for parent in self.parents if os.path.islink(self.root / parent)}  # noqa: PTH114 - as above
+            behind = (
+                path
+                for path in self.used or ()
+                if os.path.islink(self.root / path) or not linked.isdisjoint(map(str, PurePosixPath(path).parents))  # noqa: PTH114
+            )
+            self._linked = frozenset(os.path.relpath(os.path.realpath(self.root / path), root) for path in behind)
+        return self._linked
 
     def _link(self, entry: os.DirEntry[str], path: str) -> str:
         if not inside(self.root, self.root / path):

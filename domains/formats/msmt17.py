@@ -52,6 +52,7 @@ def read(root: Path, name: str) -> Domain:
     seen: set[tuple[str, str]] = set()
     fence = Fence(root)
     for file, split, half in LISTS:
+        fence.check(join(base, file), str(root))
         folder, kind = bodies[half], FOLDERS[half][0]
         if folder is None:
             raise DataError(

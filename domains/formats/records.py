@@ -1,13 +1,14 @@
 """The one reader of CSV files that list images, for a domain's table and for what goes into a gallery.
 
-UTF-8 with or without a byte order mark; commas, semicolons or tabs, whichever the header uses; any line ends; quotes as
-spreadsheets write them. Names of columns may be in any order and case. Empty rows are skipped, and columns that nobody
-asked for are named in a note. A path stays below the file's folder.
+UTF-8 with or without a byte order mark; commas, semicolons or tabs, whichever the header uses, also after a line such
+as ``sep=;``; any line ends; quotes as spreadsheets write them. Names of columns may be in any order and case. Empty
+rows are skipped, and columns that nobody asked for are named in a note. A path stays below the file's folder.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ MAX_BYTES = 512 * 2**20
 MAX_LINE = 2**20
 MAX_PATH = 1000
 DELIMITERS = ",;\t"
+_SEPARATOR = re.compile(r"\ufeff?\"?sep=.\"?[,;\t]*", re.IGNORECASE)
+"""A first line that tells spreadsheets what separates the values; the header shows that as well."""
 NEAR = 0.6
 TYPO = 0.75
 """How much an unread column must resemble an optional one that is missing to be taken for it."""
@@ -102,6 +105,8 @@ def _rows(stream: TextIO, file: Path, columns: Columns, notes: list[str]) -> Ite
         if first.strip():
             break
         skipped += 1
+    if _SEPARATOR.fullmatch(first.strip("\r\n")):
+        skipped, first = skipped + 1, next(lines, "")
     if not first.strip():
         raise DataError(f"{file} is empty; {columns}")
     if "\0" in first:

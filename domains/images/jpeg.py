@@ -18,7 +18,7 @@ MAX_PASSES = 24
 """How often the scans may go over the largest picture allowed, in single components. Progressive colour takes 14."""
 MAX_SEGMENTS = 1024
 
-_FILL = re.compile(rb"\xff*+")
+_FILL = re.compile(rb"\xff++")
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _END, _SCAN, _EXIF = 0xD9, 0xDA, 0xE1
@@ -41,8 +41,10 @@ def size(data: bytes) -> tuple[int, int]:
     """
     at = len(START)
     for _ in range(MAX_SEGMENTS):
-        if fill := _FILL.match(data, at):
-            at = fill.end()
+        fill = _FILL.match(data, at)
+        if fill is None:
+            raise ValueError("no marker where one was expected")
+        at = fill.end()
         marker = data[at]
         # these have no length: where we would skip, a decoder would read on and find another size
         if marker in (0x00, *_BARE, 0xD8, _END):
@@ -51,15 +53,17 @@ def size(data: bytes) -> tuple[int, int]:
             height, width = struct.unpack(">HH", data[at + 4 : at + 8])
             return height, width
         at += 1 + struct.unpack(">H", data[at + 1 : at + 3])[0]
-        if data[at] != 0xFF:
-            raise ValueError("no marker where one was expected")
     raise _too_many_segments()
 
 
 @dataclass
 class _Frame:
-    """What was seen of a file so far: blocks of 8×8 samples per component, scans, and blocks that they go over."""
+    """What was seen of a file so far: blocks of 8×8 samples per component, scans, and blocks that they go over.
 
+    ``size``, height and width in pixels, is what limits were checked on.
+    """
+
+    size: tuple[int, int]
     blocks: dict[int, int] = field(default_factory=dict)
     scans: int = 0
     visits: int = 0
@@ -68,6 +72,8 @@ class _Frame:
         height, width, count = struct.unpack_from(">xHHB", body)
         if self.blocks or not 1 <= count <= 4 or len(body) != 6 + 3 * count:
             raise ValueError("a frame header that no decoder takes")
+        if (height, width) != self.size:
+            raise ValueError("a frame of another size than the header's")
         parts = [(body[at], body[at + 1] >> 4, body[at + 1] & 15) for at in range(6, len(body), 3)]
         if not all(1 <= across <= 4 and 1 <= down <= 4 for _, across, down in parts):
             raise ValueError("sampling factors that no decoder takes")
@@ -92,7 +98,7 @@ def still(data: bytes, max_pixels: int) -> tuple[bytes, int]:
         UnsupportedImageError: lossless, hierarchical or arithmetic coding.
         ValueError, IndexError, struct.error: damaged.
     """
-    kept, frame, shown, at = [START], _Frame(), 0, len(START)
+    kept, frame, shown, at = [START], _Frame(size(data)), 0, len(START)
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, at)
         if found is None:

@@ -21,6 +21,8 @@ _PIECE, _STEP = 2**14, 2**20
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Bits per sample that a colour type may have: what a row takes is counted with them."""
 _PASSES = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1))
 """Adam7: first row, step between rows, first column, step between columns."""
 
@@ -29,7 +31,11 @@ def size(data: bytes) -> tuple[int, int]:
     """Height and width from the header chunk; raises ValueError or struct.error for a damaged one."""
     if data[8:16] != b"\0\0\0\x0dIHDR":
         raise ValueError("another chunk before the header")
-    width, height = struct.unpack(">II", data[16:24])
+    width, height, depth, colour, compression, filtering, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    if depth not in _DEPTHS.get(colour, ()):
+        raise ValueError("a colour type or depth that no decoder knows")
+    if compression or filtering or interlaced > 1:
+        raise ValueError("a compression, filter or interlacing that no decoder knows")
     return height, width
 
 
@@ -49,6 +55,8 @@ def still(data: bytes) -> tuple[bytes, int]:
             raise CostlyImageError(f"a PNG of more than {MAX_CHUNKS} chunks; save it again")
         if kind in _ANIMATION:
             raise UnsupportedImageError("an animated PNG; save one frame as a still picture")
+        if kind == b"IHDR" and number:
+            raise ValueError("a second header")
         if kind in _NEEDED:
             kept.append(whole)
         elif kind == b"eXIf":
@@ -76,8 +84,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
 def _raw_bytes(header: bytes) -> int:
     """Bytes of all rows with their filter bytes, for the header chunk's content."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    if colour not in _CHANNELS:
-        raise ValueError("a colour type that no decoder knows")
     bits = depth * _CHANNELS[colour]
     total = 0
     for first_row, down, first_column, across in _PASSES if interlaced else ((0, 1, 0, 1),):

@@ -77,6 +77,8 @@ def read_still(data: bytes, max_pixels: int) -> Still:
             kept, orientation = jpeg.still(data, max_pixels)
         elif data.startswith(b"RIFF"):
             kept, orientation = webp.still(data)
+        elif data[:2] in (b"P5", b"P6"):
+            kept, orientation = plain.ppm_still(data), 1
         else:
             kept, orientation = data, 1
     except _DAMAGED as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -129,6 +130,42 @@ def test_data_is_synced_before_the_rename_and_the_folder_after(tmp_path, monkeyp
     monkeypatch.setattr(Path, "replace", lambda self, target: order.append("rename") or replace(self, target))
     write_atomic(tmp_path / "x", b"1")
     assert order == ["file", "rename", "folder"]
+
+
+def put(kind, path):
+    """Make something at a path that is no plain file."""
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    else:
+        path.symlink_to("/dev/null")
+
+
+@pytest.mark.parametrize("through", [0, 1, 2], ids=["itself", "a link", "a link to a link"])
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a socket", "a device"])
+def test_what_is_no_plain_file_is_never_replaced(tmp_path, monkeypatch, kind, through):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    put(kind, Path("0"))
+    for number in range(through):
+        Path(str(number + 1)).symlink_to(str(number))
+    before = {name: os.lstat(name) for name in os.listdir()}
+    with pytest.raises(ArtefactError, match=f"^{through} is {kind} and not a plain file"):
+        write_atomic(Path(str(through)), b"1")
+    assert {name: os.lstat(name).st_ino for name in os.listdir()} == {name: was.st_ino for name, was in before.items()}
+
+
+@pytest.mark.parametrize("name", ["nowhere/x.bin", "file/x.bin", "loop/x.bin", "x" * 300])
+def test_an_error_names_the_file_that_was_asked_for(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its kind is the system's
+        write_atomic(tmp_path / name, b"1")
+    assert caught.value.filename == str(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
 
 
 MASKS = [0o000, 0o002, 0o022, 0o077]

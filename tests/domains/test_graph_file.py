@@ -242,6 +242,17 @@ def test_whatever_asks_for_more_than_the_file_is_refused_at_every_door(change, p
     assert not [path for path in opened if path.endswith((".bin", "hostname"))]
 
 
+@pytest.mark.parametrize("change", ASKING, ids=lambda change: change.__name__)
+def test_weights_in_another_file_say_how_to_export_one(change, projection):
+    with pytest.raises(ArtefactError) as caught:
+        check_graph(asking(change, projection), "net.onnx")
+    elsewhere = "keeps weights in another file" in str(caught.value)
+    advised = "torch.onnx.export(dynamo=True) writes two by default, and one with external_data=False" in str(
+        caught.value
+    )
+    assert advised == elsewhere
+
+
 @pytest.mark.parametrize("change", [initialiser, in_a_branch, compiled_engine], ids=lambda change: change.__name__)
 def test_a_bundle_is_neither_made_nor_opened_with_such_a_graph(change, projection, baited, make_signed_bundle):
     folder, remake = make_signed_bundle

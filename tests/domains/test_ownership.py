@@ -62,6 +62,14 @@ def test_a_folder_above_that_others_may_write(file, owners, mode, up):
     )
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o622])
+def test_of_what_is_no_file_no_mode_is_proposed(file, owners, mode):
+    file.unlink()
+    os.mkfifo(file)
+    file.chmod(mode)
+    assert others_may_change(file) == f"{file} is a device, pipe or socket; name a plain file"
+
+
 @pytest.mark.parametrize("mode", [0o1777, 0o1770, 0o1775])
 def test_in_a_sticky_folder_others_can_not_replace_what_is_ours(file, owners, mode):
     file.parent.chmod(mode)

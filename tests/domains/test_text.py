@@ -105,3 +105,8 @@ def test_whoever_handles_a_log_line_is_given_none_of_them(letter, caplog):
     logger("deploy").warning("%s is lost", f"gate{letter}")
     assert caplog.messages[-1] == f"{shown(f'gate{letter}')} is lost"
     assert caplog.records[-1].getMessage() == caplog.messages[-1]
+
+
+def test_compact_json_holds_no_space_of_its_own():
+    assert json_text({"a b": [1, ", : "]}, compact=True) == '{"a b":[1,", : "]}'
+    assert json_text({"a": "\x9b"}, compact=True) == '{"a":"\\u009b"}'

@@ -8,7 +8,7 @@ from layouts import draw, rows
 
 from domains.errors import DataError
 from domains.formats import open_domain
-from domains.formats.folders import camera_of
+from domains.formats.named_cameras import camera_of
 
 SPLITS = ("train", "query", "gallery")
 
@@ -92,6 +92,64 @@ def test_folders_that_may_be_cameras_by_what_they_hold_are_noted(tmp_path):
     )
 
 
+MARKET = [f"{person:04d}_c{camera}s1_00{n}.jpg" for person in (1, 2, 3) for camera in (1, 2) for n in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        SPLITS,
+        ("train", "test"),
+        ("Train", "Val", "TEST"),
+        ("training", "testing", "validation"),
+        ("gallery", "probe"),
+        ("query", "gallery"),
+        ("train1", "train2"),
+        ("train", "cam1"),
+        ("train", "query", "gallery", "other", "more", "docs", "rest"),
+        ("test", "val", "anna", "ben", "cleo"),
+    ],
+)
+@pytest.mark.parametrize("files", [MARKET, ["0_c1.jpg", "0_c2.jpg"], ["1.jpg", "2.jpg"]], ids=["market", "c", "plain"])
+def test_splits_of_loose_images_are_no_people_whatever_cameras_they_hold(tmp_path, names, files):
+    draw(tmp_path, *(f"{name}/{file}" for name in names for file in files))
+    for layout in (None, "folders"):
+        with pytest.raises(
+            DataError, match=r"named like (cameras or )?splits, not people .*make one folder per person"
+        ):
+            open_domain(tmp_path, layout=layout)
+
+
+def test_a_person_may_be_called_like_one_split(tmp_path):
+    draw(tmp_path, *(f"{name}/{n}_c{n}.jpg" for name in ("anna", "ben", "val") for n in (1, 2)))
+    assert open_domain(tmp_path).identities == ("anna", "ben", "val")
+
+
+def test_loose_images_beside_people_of_a_split_are_noted(tmp_path):
+    draw(tmp_path, "train/anna/0_c1.jpg", "train/ben/0_c2.jpg", "query/0_c1.jpg", "query/1_c1.jpg", "train/x.jpg")
+    notes = open_domain(tmp_path).notes
+    assert any("2 images lie directly in query/ and are not read, such as query/0_c1.jpg" in note for note in notes)
+    assert any("1 images lie directly in train/" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f"c{n:04d}.jpg" for n in range(5)],
+        [f"c{n}.jpg" for n in range(5)],
+        [f"crop_c{n:05d}.jpg" for n in range(3)],
+        [f"crop_c{n}.jpg" for n in range(40)],
+        [f"cam_{n:06d}.jpg" for n in range(4)],
+    ],
+    ids=lambda files: files[-1],
+)
+@pytest.mark.parametrize("names", [("cam1", "cam2"), ("entrance_cam", "c2", "view3")])
+def test_running_numbers_make_no_people_of_cameras(tmp_path, names, files):
+    draw(tmp_path, *(f"{name}/{file}" for name in names for file in files))
+    with pytest.raises(DataError, match="named like cameras or splits, not people"):
+        open_domain(tmp_path)
+
+
 # ------------------------------------------------------------------------------------------------ cameras in names
 
 
@@ -143,6 +201,52 @@ def test_a_minority_does_not_decide_for_all(tmp_path, told, untold, cameras):
     assert domain.cameras == cameras
     assert domain.same_camera == ("keep" if cameras == ("0",) else "drop")
     assert any(f"only {told} of 10 file names" in note for note in domain.notes) == (0 < told < 5)
+
+
+PEOPLE = ("anna", "ben", "cleo", "dora", "emil", "fritz")
+RUNNING = {
+    "c0000 in each folder": [f"{person}/c{n:04d}.jpg" for person in PEOPLE for n in range(4)],
+    "c000 in each folder": [f"{person}/c{n:03d}.jpg" for person in PEOPLE for n in range(4)],
+    "cam_000000 in each folder": [f"{person}/cam_{n:06d}.jpg" for person in PEOPLE for n in range(4)],
+    "a word before": [f"{person}/crop_c{n:04d}.jpg" for person in PEOPLE for n in range(3)],
+    "not filled up, in each folder": [f"{person}/c{n}.jpg" for person in PEOPLE for n in range(20)],
+    "not filled up, in all": [f"{person}/c{4 * p + n}.jpg" for p, person in enumerate(PEOPLE) for n in range(4)],
+    "one each": [f"p{n}/c{n}.jpg" for n in range(12)],
+    "with a time": [f"{person}/10300{n}_c{n}.jpg" for person in PEOPLE for n in range(30)],
+    "with a person": [f"{p:04d}/{p:04d}_cam{n:05d}.jpg" for p in range(6) for n in range(7)],
+    "folders of different length": [f"{person}/c{n}.jpg" for p, person in enumerate(PEOPLE) for n in range(3 * p + 1)],
+    "in splits": [f"{split}/{person}/c{n:04d}.jpg" for split in SPLITS for person in PEOPLE for n in range(3)],
+}
+CAMERAS = {
+    "one crop for each of two": [f"{person}/0_c{n}.jpg" for person in PEOPLE for n in (1, 2)],
+    "one crop for each of six": [f"{person}/0_c{n}.jpg" for person in PEOPLE for n in range(1, 7)],
+    "nothing but the camera": [f"{person}/c{n}.jpg" for person in PEOPLE for n in range(1, 5)],
+    "two digits": [f"{person}/c{n:02d}.jpg" for person in PEOPLE for n in range(1, 7)],
+    "three digits": [f"{person}/0_cam{n:03d}.jpg" for person in PEOPLE for n in range(1, 5)],
+    "twelve, with a time": [f"{person}/10300{n}_c{n}.jpg" for person in PEOPLE for n in range(12)],
+    "four digits that come again": [f"{person}/{n}_c{n % 2:04d}.jpg" for person in PEOPLE for n in range(4)],
+    "Market-1501's names": [
+        f"{p:04d}/{p:04d}_c{c}s1_00{n}.jpg" for p in range(6) for c in range(1, 7) for n in range(2)
+    ],
+    "some of many": [f"{person}/0_c{(p + 3 * n) % 15}.jpg" for p, person in enumerate(PEOPLE) for n in range(4)],
+    "one person of many crops": [f"anna/{n}_c{n % 3}.jpg" for n in range(40)] + ["ben/0_c1.jpg"],
+}
+
+
+@pytest.mark.parametrize("case", RUNNING)
+def test_running_numbers_are_no_cameras(tmp_path, case):
+    draw(tmp_path, *RUNNING[case])
+    domain = open_domain(tmp_path)
+    assert (domain.cameras, domain.same_camera) == (("0",), "keep")
+    assert any("hardly any of them twice in a folder" in note and "taken for chance" in note for note in domain.notes)
+
+
+@pytest.mark.parametrize("case", CAMERAS)
+def test_numbers_that_come_again_are_cameras(tmp_path, case):
+    draw(tmp_path, *CAMERAS[case])
+    domain = open_domain(tmp_path)
+    assert set(domain.cameras) == {camera_of(path) for path in CAMERAS[case]}
+    assert not any("taken for chance" in note for note in domain.notes)
 
 
 @pytest.mark.parametrize(

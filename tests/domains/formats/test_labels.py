@@ -9,7 +9,7 @@ from layouts import draw, rows
 from domains.check import check_domain
 from domains.crops import CropSpec
 from domains.formats import open_domain
-from domains.formats.labels import alike, doubtful, is_junk
+from domains.formats.labels import alike, doubtful, doubtful_camera, is_junk
 
 JUNK = [
     "-1",
@@ -28,15 +28,40 @@ JUNK = [
     "-\uff11",
     "-1.000000000000000000e+00",
     "-1e0",
+    "-1,0",
+    "-1,00",
+    "-1,",
+    "\u22121,0",
+    "-01,000000",
+    "-1,00E+00",
 ]
-NO_JUNK = ["1", "01", "-10", "-2", "-1a", "a-1", "-1.5", "--1", "-", "", "1-1", "-1-1", "-11", "-1e1"]
+NO_JUNK = [
+    "1",
+    "01",
+    "-10",
+    "-2",
+    "-1a",
+    "a-1",
+    "-1.5",
+    "--1",
+    "-",
+    "",
+    "1-1",
+    "-1-1",
+    "-11",
+    "-1e1",
+    "-1,5",
+    "-1,000",
+    "'-1",
+    "(1)",
+]
 
 
 @pytest.mark.parametrize("label", JUNK)
 def test_minus_one_is_junk_however_it_is_written(tmp_path, label):
     assert is_junk(label)
     draw(tmp_path, "a.png", "b.png")
-    (tmp_path / "domain.csv").write_text(f"path,pid,camid,split\na.png,{label},1,gallery\nb.png,7,1,gallery\n")
+    (tmp_path / "domain.csv").write_text(f"path;pid;camid;split\na.png;{label};1;gallery\nb.png;7;1;gallery\n")
     assert rows(open_domain(tmp_path)) == {("gallery", "a.png"): (None, "1"), ("gallery", "b.png"): ("7", "1")}
 
 
@@ -72,6 +97,8 @@ def test_background_that_would_be_learned_is_noted(tmp_path):
 ALIKE = [
     ("0010", "10"),
     ("10", "10.0"),
+    ("10", "10,0"),
+    ("10,00", "10.0"),
     ("p01", "p1"),
     ("person_0010", "person_10"),
     ("anna", "Anna"),
@@ -104,7 +131,18 @@ def test_one_person_under_two_labels_is_said(tmp_path, pair):
 
 
 @pytest.mark.parametrize(
-    "pair", [("1", "2"), ("10", "100"), ("1.05", "1.5"), ("anna", "anne"), ("1", "-1"), ("a1b", "a11b"), ("0", "00a")]
+    "pair",
+    [
+        ("1", "2"),
+        ("10", "100"),
+        ("1.05", "1.5"),
+        ("1", "1,5"),
+        ("1", "1,000"),
+        ("anna", "anne"),
+        ("1", "-1"),
+        ("a1b", "a11b"),
+        ("0", "00a"),
+    ],
 )
 def test_two_people_are_two(pair):
     assert alike(pair) == ()
@@ -117,6 +155,7 @@ def test_cameras_under_two_labels_are_said_too(tmp_path):
     )
     report = check_domain(open_domain(tmp_path), crop=CropSpec(8, 4))
     assert [(item.of, item.labels) for item in report.alike] == [("cameras", ("Gate", "gate"))]
+    assert report.doubtful == ()
     assert "1 groups of labels that are nearly the same count as different cameras" in "\n".join(report.lines())
 
 
@@ -132,6 +171,27 @@ def test_cameras_under_two_labels_are_said_too(tmp_path):
         ("Unknown", "missing"),
         ("distractors", "missing"),
         ("no id", "missing"),
+        ("<NA>", "missing"),
+        ("#N/A", "missing"),
+        ("#NV", "missing"),
+        ("NaT", "missing"),
+        ("inf", "missing"),
+        ("-inf", "missing"),
+        ("-", "missing"),
+        ("\u2013", "missing"),
+        ("'-1", "a negative number as a spreadsheet shows it"),
+        ("(1)", "a negative number as a spreadsheet shows it"),
+        ("(1,00)", "a negative number as a spreadsheet shows it"),
+        ("-2,0", "only -1 marks junk"),
+        ("-1,000", "only -1 marks junk"),
+        ("1E+05", "rounded"),
+        ("1,23E+12", "rounded"),
+        ("1.00e+05", "rounded"),
+        ("5e10", None),
+        ("(anna)", None),
+        ("anna-1", None),
+        ("'anna'", None),
+        ("infanta", None),
         ("0", None),
         ("0001", None),
         ("anna", None),
@@ -141,7 +201,28 @@ def test_cameras_under_two_labels_are_said_too(tmp_path):
 def test_labels_that_mean_nobody_are_said(tmp_path, label, reason):
     assert (reason in doubtful(label)) if reason else not doubtful(label)
     draw(tmp_path, "a.png")
-    (tmp_path / "domain.csv").write_text(f"path,pid,camid,split\na.png,{label},1,gallery\n")
+    (tmp_path / "domain.csv").write_text(f"path;pid;camid;split\na.png;{label};1;gallery\n")
     report = check_domain(open_domain(tmp_path), crop=CropSpec(8, 4))
     assert bool(report.doubtful) == bool(reason)
     assert any(repr(label) in line for line in report.lines()) == bool(reason)
+
+
+CAMERAS = ["nan", "None", "-1", "-1.0", "-1,0", "<NA>", "#N/A", "unknown", "-", "inf", "'-1", "(1)", "1E+05"]
+
+
+@pytest.mark.parametrize("label", CAMERAS)
+def test_cameras_that_mean_none_are_said(tmp_path, label):
+    assert doubtful_camera(label)
+    draw(tmp_path, "a.png", "b.png")
+    (tmp_path / "domain.csv").write_text(f"path;pid;camid;split\na.png;7;{label};gallery\nb.png;7;2;query\n")
+    report = check_domain(open_domain(tmp_path), crop=CropSpec(8, 4))
+    assert [(item.of, item.label) for item in report.doubtful] == [("cameras", label)]
+    lines = report.lines()
+    assert "1 labels count as a camera though they may mean none, or several:" in lines
+    assert any(line.startswith(f"  {label!r}: it reads like a ") for line in lines)
+    assert json.loads(json.dumps(report.to_dict()))["doubtful"][0]["of"] == "cameras"
+
+
+@pytest.mark.parametrize("label", ["0", "1", "0000", "door", "cam-1", "c1", "192.168.1.64", "nanterre", "5e10"])
+def test_cameras_are_cameras(label):
+    assert not doubtful_camera(label)

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from layouts import CASES, caviar, cuhk03, draw, market, msmt, rows, table
+from layouts import CASES, caviar, cuhk03, draw, market, msmt, msmt_v2, rows, table
 
 import domains
 from domains.errors import DataError, UsageError
@@ -128,6 +128,37 @@ def test_msmt_lists_are_checked(tmp_path, line, message):
         open_domain(tmp_path)
 
 
+LISTED = [(msmt, file) for file in ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")]
+LISTED += [(cuhk03, "splits_new_labeled.json"), (table, "domain.csv")]
+
+
+@pytest.mark.parametrize(("make", "file"), LISTED)
+def test_a_list_that_leads_out_of_the_folder_is_not_read(tmp_path, make, file):
+    root, outside = tmp_path / "site", tmp_path / "outside"
+    root.mkdir()
+    make(root)
+    (root / file).rename(outside)
+    (root / file).symlink_to(outside)
+    with pytest.raises(DataError, match=f"{root}: {file} leads out of the domain's folder through a link") as caught:
+        open_domain(root)
+    assert outside.read_text().splitlines()[0] not in str(caught.value)
+    outside.rename(root / "kept")
+    (root / file).unlink()
+    (root / file).symlink_to("kept")
+    assert len(open_domain(root).train)
+
+
+@pytest.mark.parametrize(("make", "folder"), [(msmt_v2, "MSMT17_V2"), (market, "query"), (cuhk03, "images_labeled")])
+def test_a_folder_that_leads_out_is_not_read(tmp_path, make, folder):
+    root = tmp_path / "site"
+    root.mkdir()
+    make(root)
+    (root / folder).rename(tmp_path / "outside")
+    (root / folder).symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="leads out of the domain's folder"):
+        open_domain(root)
+
+
 def test_msmt_missing_folder_and_list(tmp_path):
     msmt(tmp_path)
     (tmp_path / "list_val.txt").unlink()
@@ -205,6 +236,31 @@ def test_a_folder_is_named_in_full(tmp_path, monkeypatch):
     for word in ("coco", "val", "imagenet"):
         with pytest.raises(UsageError, match=f"unknown layout '{word}'; known layouts"):
             open_domain(".", layout=word)
+
+
+@pytest.mark.parametrize(
+    ("files", "one"),
+    [
+        (["anna/0001_c1.jpg", "anna/0002_c2.jpg"], True),
+        (["anna/0001.jpg"], True),
+        (["anna/0001.jpg", "empty/"], False),
+        (["anna/0001.jpg", "0002.jpg"], False),
+        (["0001.jpg", "0002.jpg"], False),
+        (["anna/north/0001.jpg"], False),
+        (["cam1/0001.jpg"], False),
+        (["empty/"], False),
+    ],
+)
+def test_a_folder_of_one_person_is_told_from_one_that_is_no_domain(tmp_path, files, one):
+    for file in files:
+        if file.endswith("/"):
+            (tmp_path / file).mkdir()
+        else:
+            draw(tmp_path, file)
+    with pytest.raises(DataError) as caught:
+        open_domain(tmp_path)
+    assert ("anna/, would be one person, and a domain needs at least two" in str(caught.value)) == one
+    assert "per person" in str(caught.value)
 
 
 def test_a_list_may_have_a_byte_order_mark_and_any_line_ends(tmp_path):

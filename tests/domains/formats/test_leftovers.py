@@ -53,7 +53,8 @@ def test_whatever_lies_beside_is_counted_in_every_layout(tmp_path, layout, make)
     added = {reason: count - before.get(reason, (0,))[0] for reason, (count, _) in found.items()}
     assert {reason: added[reason] for reason in added if added[reason]} == {
         leftovers.HIDDEN: 2,
-        leftovers.OTHER: 2,
+        leftovers.OTHER: 1,
+        leftovers.FORMAT.format(suffix=".gif"): 1,
         leftovers.NO_FILE: 2,
         leftovers.NO_TEXT: 1,
         leftovers.BROKEN: 1,
@@ -98,7 +99,68 @@ def test_a_link_to_a_folder_that_is_read_is_not_left_out(tmp_path):
     (tmp_path / "train" / "bo").symlink_to("../store/bo")
     domain = open_domain(tmp_path)
     assert domain.train.paths == ("train/anna/1.png", "train/bo/1.png")
-    assert counts(left_out(domain)) == {"images that the layout folders does not read": (1, "store/bo/1.png")}
+    assert left_out(domain) == ()
+
+
+LINKS = {
+    "a person": (["store/bo/1_c1.png"], {"train/bo": "../store/bo"}),
+    "a person in deeper folders": (["store/of/bo/1_c1.png"], {"train/bo": "../store/of/bo"}),
+    "a split": (["store/bo/1_c1.png"], {"query": "store"}),
+    "a link to a link": (["store/bo/1_c1.png"], {"again": "store", "train/bo": "../again/bo"}),
+    "an image": (["store/1_c1.png"], {"train/anna/2_c2.png": "../../store/1_c1.png"}),
+    "an image that is used as it is": (["train/bo/1_c1.png"], {"train/anna/2_c2.png": "../bo/1_c1.png"}),
+}
+
+
+@pytest.mark.parametrize("case", LINKS)
+@pytest.mark.parametrize("alias", [False, True])
+def test_what_is_read_through_a_link_is_not_left_out(tmp_path, case, alias):
+    files, links = LINKS[case]
+    root = tmp_path / "site"
+    draw(root, "train/anna/1_c1.png", "train/cy/1_c2.png", *files)
+    for link, target in links.items():
+        (root / link).symlink_to(target)
+    if alias:
+        (tmp_path / "alias").symlink_to(root)
+        root = tmp_path / "alias"
+    domain = open_domain(root)
+    assert sum(len(split) for _, split in domain.splits()) == 3 + (case == "an image that is used as it is")
+    assert [item for item in left_out(domain) if item.reason.startswith("images")] == []
+    draw(root, "store/lost.png", "store/bo/deep/lost.png")
+    assert sum(item.count for item in left_out(domain) if item.reason.startswith("images")) == 2
+
+
+def test_pictures_in_other_formats_are_counted_by_suffix(tmp_path):
+    draw(tmp_path, "train/anna/1.png", "train/bo/1.png")
+    for name in (
+        "2.heic",
+        "3.HEIC",
+        "4.tiff",
+        "5.tif",
+        "6.avif",
+        "7.gif",
+        "a.json",
+        "b.txt",
+        "c.xml",
+        "noname",
+        ".h.gif",
+    ):
+        (tmp_path / "train" / "anna" / name).touch()
+    assert counts(left_out(open_domain(tmp_path))) == {
+        **{
+            leftovers.FORMAT.format(suffix=suffix): (count, f"train/anna/{example}")
+            for suffix, count, example in (
+                (".heic", 2, "2.heic"),
+                (".tiff", 1, "4.tiff"),
+                (".tif", 1, "5.tif"),
+                (".avif", 1, "6.avif"),
+                (".gif", 1, "7.gif"),
+            )
+        },
+        leftovers.OTHER: (4, "train/anna/a.json"),
+        leftovers.HIDDEN: (1, "train/anna/.h.gif"),
+    }
+    assert not leftovers.PICTURES & SUFFIXES
 
 
 def test_links_in_a_circle_end(tmp_path):
@@ -134,14 +196,14 @@ def test_a_folder_that_cant_be_read_is_counted(tmp_path, monkeypatch):
     [
         (
             ["train/anna/x.gif", "train/anna/y.tiff"],
-            r"left out: 2 files that are not PNG, .* such as train/anna/x\.gif",
+            r"left out: 1 pictures in a format that is not read \(\.gif\), such as .*x\.gif, 1 .*\(\.tiff\), such",
         ),
-        (["x.heic"], r"neither folders nor images; left out: 1 files that are not .* such as x\.heic"),
+        (["x.heic"], r"neither folders nor images; left out: 1 pictures in a .*heic\), such as x\.heic"),
         ([".x.png"], r"left out: 1 hidden"),
         (["bounding_box_train/x.png"], r"read as market1501: .*1 images left out because .*: x\.png"),
-        (["bounding_box_train/x.gif"], r"read as market1501: .*left out: 1 files that are not .* such as bounding"),
+        (["bounding_box_train/x.gif"], r"read as market1501: .*left out: 1 pictures .* such as bounding"),
         (["P1/cam1/x.png", "P1/cam2/y.png"], r"read as cuhk02: .*1 images left out because .*: x\.png.*: y\.png"),
-        (["scen1/view1/7/x.gif"], r"read as lpw: .*left out: 1 files"),
+        (["scen1/view1/7/x.gif"], r"read as lpw: .*left out: 1 pictures"),
         (["test_probe/x.png", "test_gallery/y.png"], r"read as sensereid: .*: x\.png"),
     ],
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from domains.check import check_domain
 from domains.crops import MAX_PIXELS, CropSpec, decode_crop, read_crop
 from domains.errors import CostlyImageError, DataError, UnsupportedImageError
-from domains.images import read_still
+from domains.images import image_size, read_still
 from domains.images.jpeg import MAX_PASSES, MAX_SCANS
 
 FOUR = 4_000_000
@@ -170,6 +170,131 @@ def test_files_that_contradict_themselves_are_damaged(data):
     with pytest.raises(DataError, match="damaged") as caught:
         decode_crop(data)
     assert not isinstance(caught.value, (CostlyImageError, UnsupportedImageError))
+
+
+def frame(height, width, *, marker=b"\xff", kind=0xC0, length=17):
+    """A JPEG's frame header of three components, with what goes before its kind."""
+    body = struct.pack(">BHHB", 8, height, width, 3) + bytes((1, 0x11, 0, 2, 0x11, 1, 3, 0x11, 1))
+    return marker + struct.pack(">BH", kind, length) + body
+
+
+def after_start(*parts):
+    """An honest JPEG with something between its start and what follows."""
+    data = files.encoded(".jpg", LARGE)
+    return data[:2] + b"".join(parts) + data[2:]
+
+
+def second_header(height, width):
+    honest = files.encoded(".png", LARGE)
+    return honest[:33] + files.chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + honest[33:]
+
+
+TWO_SIZES = {
+    "jpeg, a frame without 0xff": after_start(frame(16, 16, marker=b"")),
+    "jpeg, a frame after zeros": after_start(frame(16, 16, marker=b"\0\xff")),
+    "jpeg, a frame of no size first": after_start(frame(16, 16, marker=b"\xff\0\xff")),
+    "jpeg, a frame before the frame": after_start(frame(16, 16)),
+    "jpeg, a rare frame before the frame": after_start(frame(16, 16, kind=0xC3)),
+    "jpeg, a frame in a comment": after_start(files.segment(0xFE, frame(16, 16))),
+    "jpeg, a frame after a comment and a byte": after_start(files.segment(0xFE), b"\0", frame(16, 16)),
+    "jpeg, a frame after a bare marker": after_start(b"\xff\x01", frame(16, 16)),
+    "jpeg, a frame after a restart": after_start(b"\xff\xd0", frame(16, 16)),
+    "jpeg, a second start": after_start(b"\xff\xd8", frame(16, 16)),
+    "jpeg, a frame that is cut short": after_start(frame(16, 16, length=8)),
+    "jpeg, a frame that is too long": after_start(frame(16, 16, length=300)),
+    "jpeg, lines named after the scan": files.encoded(".jpg", LARGE)[:-2]
+    + files.segment(0xDC, b"\0\x10")
+    + b"\xff\xd9",
+    "png, a second header": second_header(16, 16),
+    "png, a second and larger header": second_header(3000, 3000),
+    "webp, a canvas of another size": files.riff(files.canvas(10, 10), (b"VP8 ", files.encoded(".webp")[20:])),
+    "webp, two bitstreams": files.riff(
+        (b"VP8 ", files.encoded(".webp", LARGE)[20:]), (b"VP8 ", files.encoded(".webp")[20:])
+    ),
+    "ppm, a number in a comment": b"P6 #9 9\n2 1 255\n" + bytes(6),
+    "ppm, a number broken by a comment": b"P6 2#\n0 1 255\n" + bytes(6),
+    "ppm, more numbers than it has": b"P6 2 1 255 9 9\n" + bytes(6),
+    "bmp, upside down": b"BM"
+    + struct.pack("<IHHI", 78, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 2, -4, 1, 24, *[0] * 6)
+    + bytes(32),
+    "bmp, a negative width": b"BM"
+    + struct.pack("<IHHI", 78, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, -2, 4, 1, 24, *[0] * 6)
+    + bytes(32),
+    "bmp, a header of sixteen bytes": b"BM"
+    + struct.pack("<IHHI", 78, 0, 0, 54)
+    + struct.pack("<IHHHH", 16, 2, 4, 1, 24)
+    + bytes(60),
+}
+
+
+@pytest.mark.parametrize("what", TWO_SIZES | HONEST)
+def test_what_is_decoded_has_the_size_that_limits_are_checked_on(what, monkeypatch):
+    data = (TWO_SIZES | HONEST)[what]
+    sizes, decode = [], cv2.imdecode
+
+    def recorded(*words):
+        image = decode(*words)
+        if image is not None:
+            sizes.append(image.shape[:2])
+        return image
+
+    monkeypatch.setattr(cv2, "imdecode", recorded)
+    with contextlib.suppress(DataError):
+        decode_crop(data)
+    with contextlib.suppress(DataError):
+        sizes.append(image_size(data))
+    assert len(set(sizes)) <= 1
+    assert sizes or what in TWO_SIZES
+
+
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+
+
+@pytest.mark.parametrize("colour", range(8))
+def test_a_png_has_a_depth_that_its_colour_type_allows(colour, never_decoded):
+    """Otherwise its rows could be counted as larger than any that a decoder reads, and so could what is inflated."""
+    for depth in (*range(1, 18), 32, 64, 128, 255):
+        data = files.png(40, 24, files.rows(40, 24), depth=depth, colour=colour)
+        if depth in DEPTHS.get(colour, ()):
+            assert image_size(data) == (40, 24)
+            continue
+        with pytest.raises(DataError, match="the image header is damaged"):
+            decode_crop(data)
+
+
+@pytest.mark.parametrize("rest", [(1, 0, 0), (0, 1, 0), (0, 64, 0), (0, 0, 2), (0, 0, 255)])
+def test_a_png_of_another_compression_filter_or_interlacing(rest, never_decoded):
+    header = struct.pack(">IIBBBBB", 24, 40, 8, 2, *rest)
+    data = files.PNG + files.chunk(b"IHDR", header) + files.rows(40, 24) + files.chunk(b"IEND")
+    with pytest.raises(DataError, match="the image header is damaged"):
+        image_size(data)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 100, 254, 255, 256, 1000, 4095, 65534, 65535])
+@pytest.mark.parametrize("kind", ["P5", "P6"])
+def test_the_largest_value_of_a_ppm_is_white(largest, kind):
+    """OpenCV takes the first eight bits of whatever there is: a picture of twelve bits would be all but black."""
+    channels = 3 if kind == "P6" else 1
+    values = np.linspace(0, largest, 48 * 24 * channels).astype(np.uint16).reshape(48, 24, channels)
+    header = f"{kind}\n# made by hand\n24 48\n{largest}\n".encode()
+    samples = values.astype(">u2" if largest > 255 else np.uint8).tobytes()
+    crop = decode_crop(header + samples)
+    expected = values.astype(float) * 255 / largest
+    assert (np.abs(crop - expected) <= (1 if largest == 65535 else 0.5)).all()  # OpenCV itself cuts these off
+    assert crop.max() == 255
+    if largest not in (255, 65535):
+        with pytest.raises(DataError, match="damaged"):
+            decode_crop((header + samples)[:-1])
+        over = decode_crop(header + samples[:-1] + b"\xff")
+        assert over[-1, -1].max() == 255
+
+
+@pytest.mark.parametrize("largest", ["0", "65536", "999999999", "-1", "x", ""])
+def test_a_ppm_without_a_largest_value_is_damaged(largest, never_decoded):
+    with pytest.raises(DataError, match="damaged"):
+        image_size(f"P6 2 1 {largest}\n".encode() + bytes(12))
 
 
 def test_a_ppm_whose_number_goes_on_where_we_stop_reading():
