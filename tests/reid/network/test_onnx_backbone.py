@@ -227,34 +227,246 @@ def test_a_graph_that_says_nothing_is_refused(tmp_path):
         opened(exported(net, tmp_path / "net.onnx"))
 
 
-@pytest.mark.parametrize("spelling", ['"', "\\", "\n", "\r", "\x00", "\u2028", "\x1b[31m"])
-@pytest.mark.parametrize("where", ["first", "last"])
-def test_no_name_in_a_graph_becomes_code(tmp_path, monkeypatch, spelling, where):
-    """Torch writes modules' names into Python code that it runs; a name may not end the quotes that it stands in."""
+def drawn(path, names=("",) * 7, *, change=None):
+    """Write a small encoder whose nodes have these names and whose weights are the same everywhere."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def weight(name, *shape):
+        values = (np.arange(np.prod(shape)) % 7 - 3).reshape(shape).astype(np.float32) / 8
+        return numpy_helper.from_array(values, name)
+
+    weights = [weight("w1", 8, 3, 3, 3), weight("b1", 8), weight("w2", 12, 8, 1, 1), weight("w3", 24, 12)]
+    nodes = [
+        helper.make_node("Conv", ["images", "w1", "b1"], ["a"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
+        helper.make_node("Flatten", ["e"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["out"], transB=1),
+    ]
+    for node, name in zip(nodes, names, strict=True):
+        node.name = name
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, 32, 16])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 24])
+    graph = helper.make_graph(nodes, "g", [images], [out], [*weights, weight("b3", 24)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    if change:
+        change(model.graph)
+    onnx.save(model, path)
+    return path
+
+
+HOSTILE = [f"""a{sign}, exec("open('mark','w')"), {sign}b""" for sign in "\"\\\n\r\x00\u2028\x1b'"]
+NAMES = {
+    "as keywords": ["class", "None", "import os", "lambda", "del", "self", "return"],
+    "as identifiers of one another": ["\ufb01", "fi", "ª", "a", "\U0001d41a", "é", "e\u0301"],
+    "as parts of modules": ["forward", "training", "_modules", "__class__", "_steps", "eval", "initializers"],
+    "as numbers": ["n6", "n5", "n4", "n3", "n2", "n1", "n0"],
+    "as values": ["images", "v0", "v1", "w1", "out", "input_1", "onnx_initializer_0"],
+    "nothing but dots": [".", "..", "/", "//", "./.", " ", ""],
+    "all the same": ["n"] * 7,
+    "twice, and what makes two of one": ["a", "a", "a_1", "a_1", "", "Relu", "Gemm"],
+    "none": [""] * 7,
+    "long": [f"{'x' * 5000}{number}" for number in range(7)],
+    "code": HOSTILE[:7],
+    "other code": HOSTILE[1:],
+}
+
+
+@pytest.mark.parametrize("how", NAMES)
+@pytest.mark.parametrize("opset", [17, 20], ids=["as it is", "lowered"])
+def test_whatever_its_nodes_are_called_a_graph_opens_and_no_name_becomes_code(tmp_path, monkeypatch, how, opset):
+    """Torch writes modules' names into Python code that it runs, so they are not the file's."""
+    import builtins
+
+    written = []
+    real = builtins.compile
+    monkeypatch.setattr(
+        builtins, "compile", lambda source, *rest, **more: written.append(source) or real(source, *rest, **more)
+    )
+    monkeypatch.chdir(tmp_path)
+    path = drawn(tmp_path / "net.onnx", NAMES[how])
     import onnx
 
-    monkeypatch.chdir(tmp_path)
-    path = exported(Encoder(), tmp_path / "net.onnx")
     graph = onnx.load(path)
-    node = graph.graph.node[0 if where == "first" else -1]
-    node.name = f"""a{spelling}, exec("open('mark','w')"), {spelling}b"""
+    graph.opset_import[0].version = opset
     onnx.save(graph, path)
-    with pytest.raises(BackboneError, match="rename its nodes") as caught:
-        opened(path)
+    model = opened(path).eval()
+    assert model.dim == 24
+    pixels = torch.from_numpy(crops(2))
+    assert torch.equal(model.embed(pixels), opened(drawn(tmp_path / "nameless.onnx")).eval().embed(pixels))
+    assert not (tmp_path / "mark").exists()
+    code = [source for source in written if isinstance(source, str) and "def forward" in source]
+    assert code
+    assert not [source for source in code if "mark" in source or not source.isascii()]
+    keys = list(model.state_dict())
+    assert len(keys) == len(set(keys)) > 8
+    assert all(key.isprintable() and not set(key) & set('"\\') for key in keys)
+    again = opened(path)
+    again.load_state_dict(model.state_dict())
+
+
+KEPT = {
+    "5899a9da93df32adad93525568b94295062c671e7d5a9bda6465a37a6cc75201": (
+        ["/a.b/Conv", "r", "/a.c/Conv", "s", "p", "q", "/head/Gemm"],
+        ["net.a/b/Conv.weight", "net.a/b/Conv.bias", "net.a/c/Conv.weight", "head/Gemm.weight", "head/Gemm.bias"],
+    ),
+    "5821c45dd287618de6d86ac9932d2879d29b6aaa50062a4b4f7e771804137276": (
+        [""] * 7,
+        ["net.Conv.weight", "net.Conv.bias", "net.Conv_1.weight", "Gemm.weight", "Gemm.bias"],
+    ),
+    "7570db7e421051323844c67d00fe32d9d5c8aa0913d0c90ad66ad60bd756765d": (
+        ["é x'{0}", "", "3", "", "", "", "#%s;"],
+        ["net.é x'{0}.weight", "net.é x'{0}.bias", "net.3.weight", "#%s;.weight", "#%s;.bias"],
+    ),
+}
+"""By the feature space that earlier versions gave it: a graph's names, and what they called its weights."""
+
+
+@pytest.mark.parametrize("space", KEPT)
+def test_weights_and_feature_spaces_are_called_as_in_the_runs_of_earlier_versions(tmp_path, space):
+    names, wanted = KEPT[space]
+    model = opened(drawn(tmp_path / "net.onnx", names))
+    own = [key for key in model.state_dict() if key.startswith(("backbone.", "pool."))]
+    assert [key.removeprefix("backbone.").removeprefix("pool.") for key in own] == wanted
+    assert model.feature_space(SMALL) == space
+
+
+def whole(graph):
+    graph.input[0].type.tensor_type.elem_type = 2
+    graph.node[0].input[0] = "real"
+    cast = graph.node.add(op_type="Cast", input=["images"], output=["real"])
+    cast.attribute.add(name="to", type=2, i=1)
+    graph.node.insert(0, cast)
+    del graph.node[-1]
+
+
+def without_numbers(graph):
+    from onnx import numpy_helper
+
+    graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((8, 3, 3, 3), np.nan, np.float32), "w1"))
+
+
+def branching(graph):
+    from onnx import TensorProto, helper, numpy_helper
+
+    yes = numpy_helper.from_array(np.array(True), "yes")
+    branch = [
+        helper.make_graph(
+            [helper.make_node("Identity", ["d"], [f"from{side}"])],
+            side,
+            [],
+            [helper.make_tensor_value_info(f"from{side}", TensorProto.FLOAT, None)],
+        )
+        for side in ("then", "else")
+    ]
+    graph.node[4].input[0] = "chosen"
+    mean = helper.make_node("ReduceMean", ["images"], ["level"], keepdims=0)
+    zero = numpy_helper.from_array(np.array(0, np.float32), "zero")
+    less = helper.make_node("Less", ["zero", "level"], ["positive"])
+    chosen = helper.make_node("If", ["positive"], ["chosen"], then_branch=branch[0], else_branch=branch[1])
+    graph.initializer.extend([yes, zero])
+    later = list(graph.node[4:])
+    del graph.node[4:]
+    graph.node.extend([mean, less, chosen, *later])
+
+
+def second_half(graph):
+    from onnx import helper
+
+    graph.node.append(helper.make_node("Split", ["whole"], ["one", "out"], axis=1))
+    graph.node[6].output[0] = "whole"
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = 12
+
+
+TROUBLE = {
+    "whole numbers in": (whole, "does not take float32 images"),
+    "not a number": (without_numbers, r"not finite numbers for ordinary crops \(.* has values that are not finite\)"),
+    "branches": (branching, "its operator If has no trainable form"),
+    "the second of two outputs": (second_half, r"net\.onnx"),
+}
+
+
+@pytest.mark.parametrize("how", TROUBLE)
+def test_whatever_is_wrong_with_a_graph_is_one_line(tmp_path, how):
+    change, said = TROUBLE[how]
+    with pytest.raises(BackboneError, match=said) as caught:
+        opened(drawn(tmp_path / "net.onnx", change=change))
     one_line(caught)
     assert str(caught.value).isprintable()
-    assert not (tmp_path / "mark").exists()
 
 
-def test_names_with_other_signs_are_kept(tmp_path):
-    import onnx
+@pytest.mark.parametrize(
+    "where", ["onnxruntime.InferenceSession", "torch.fx.passes.shape_prop.ShapeProp", "onnx2torch.convert"]
+)
+def test_whatever_the_libraries_raise_is_one_line(tmp_path, monkeypatch, where):
+    def fail(*_, **__):
+        raise KeyError("two\nlines of \x1b[31m theirs")
 
-    path = exported(Encoder(), tmp_path / "net.onnx")
-    graph = onnx.load(path)
-    for number, node in enumerate(graph.graph.node):
-        node.name = f"model/layer {number}:0'(ümlaut);x-y{{}}#%s"
-    onnx.save(graph, path)
-    assert opened(path).dim == 24
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(BackboneError, match=r"net\.onnx.*two") as caught:
+        opened(drawn(tmp_path / "net.onnx"))
+    one_line(caught)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_trainable_form_that_fails_for_a_batch_is_one_line(tmp_path, monkeypatch, batch):
+    from reid.network import onnx_backbone
+
+    real = onnx_backbone.GraphModule.forward
+
+    def forward(self, images):
+        if len(images) == batch:
+            raise TypeError("no\nsuch batch")
+        return real(self, images)
+
+    monkeypatch.setattr(onnx_backbone.GraphModule, "forward", forward)
+    with pytest.raises(
+        BackboneError, match=rf"can't train net\.onnx: it can't take a batch of {batch}: TypeError: no"
+    ) as caught:
+        opened(drawn(tmp_path / "net.onnx"))
+    one_line(caught)
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["one file", "two files"])
+def test_what_the_newer_exporter_writes(tmp_path, external, capfd):
+    pytest.importorskip("onnxscript")
+    import warnings
+
+    class Flat(Encoder):
+        def forward(self, images):
+            return self.head(nn.functional.adaptive_avg_pool2d(self.last(self.stem(images)).relu(), 1).flatten(1))
+
+    path = tmp_path / "net.onnx"
+    batch = ({0: torch.export.Dim("n")},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net, example = Flat().eval(), (torch.zeros(2, 3, 32, 16),)
+        torch.onnx.export(
+            net, example, str(path), dynamo=True, external_data=external, dynamic_shapes=batch, verbose=False
+        )
+    if not external:
+        assert opened(path).dim == 24
+        return
+    with pytest.raises(BackboneError, match=r"torch\.onnx\.export\(dynamo=True\) .*external_data=False") as caught:
+        opened(path)
+    one_line(caught)
+
+
+def test_a_graph_is_copied_and_stored_with_its_parts(tmp_path):
+    import copy
+
+    model = opened(drawn(tmp_path / "net.onnx", NAMES["as keywords"])).eval()
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.backbone.parameters():
+            parameter.zero_()
+    assert not twin.backbone(torch.ones(1, 3, 32, 16)).any()
+    assert model.backbone(torch.ones(1, 3, 32, 16)).any()
 
 
 def test_a_runs_graph_is_the_one_it_was_made_with(tmp_path):
