@@ -34,6 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import Bundle, revise_bundle
+from deploy.bundle.manifest import MANIFEST
+from deploy.bundle.signature import check, sign, trusted_keys
 from deploy.encoder import Encoder
 from deploy.encoder.encoder import Skipped
 from domains.arrays import Float32s, Float64s
@@ -138,10 +140,12 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float | None = None, see
         seed: chooses the halves and the resamples.
 
     Raises:
-        UsageError: a rate outside the range.
+        UsageError: a rate or a seed outside the range.
         DataError: too few people or pairs to measure the rate (the message says how many are needed), no readable
             image, or a model that gives strangers the score 1.
     """
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UsageError(f"the seed must be a whole number from 0, got {seed!r:.80}")
     if fpr is not None and not 0 < fpr <= MAX_FPR:
         raise UsageError(f"the false-positive rate must be above 0 and at most {MAX_FPR}, got {fpr}; 0.001 is usual")
     _check(domain, domain.query, domain.gallery, fpr, seed)  # before minutes are spent on embeddings
@@ -192,6 +196,30 @@ def calibrate(encoder: Encoder, domain: Domain, *, fpr: float | None = None, see
         domain.same_camera,
         len(query_skipped) + len(gallery_skipped),
     )
+
+
+def check_storable(
+    bundle: Bundle, *, key: str | PathLike[str] | None = None, unsign: bool = False, dry_run: bool = False
+) -> None:
+    """Check, before minutes are spent on measuring, that :func:`store` would take a key, or none.
+
+    Args:
+        bundle: the bundle to be measured.
+        key: as for :func:`store`; it is checked even if nothing is to be stored.
+        unsign: likewise.
+        dry_run: nothing is to be stored.
+
+    Raises:
+        UsageError: a key that can't be used, or none for a signed bundle that is to stay so.
+        ArtefactError: a key that is not trusted here.
+    """
+    if key is not None:
+        check(MANIFEST.encode(), [sign(MANIFEST.encode(), key)], trusted_keys(), bundle.folder)
+    elif bundle.signers and not unsign and not dry_run:
+        raise UsageError(
+            f"{bundle.folder} is signed by key {bundle.signers[0]}: name a key with --key, or drop the signature with "
+            "--unsign"
+        )
 
 
 def store(

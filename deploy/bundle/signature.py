@@ -78,6 +78,8 @@ def make_key(path: str | PathLike[str]) -> str:
     """
     ed25519, serialization = _cryptography()
     path = Path(path)
+    if not path.name:
+        raise UsageError(f"{path} is a folder and names no file; name the key's file")
     public = path.with_name(path.name + ".pub")
     if public.exists():
         raise UsageError(f"{public} already exists; choose another name, since a lost key can't be recreated")

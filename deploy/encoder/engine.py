@@ -60,7 +60,7 @@ class Target(NamedTuple):
             fits = device.upper() in OPENVINO_DEVICES
             device = device.upper() if colon else "CPU"
         else:
-            fits = name != "cpu" and device.isascii() and device.isdigit()
+            fits = name != "cpu" and device.isascii() and device.isdigit() and len(device) <= 3
             device = device if colon else "0"
         if colon and not fits:
             raise UsageError(

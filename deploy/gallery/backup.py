@@ -11,9 +11,12 @@ from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 
+from deploy.index.files import FILTERS, HEADER, VECTORS
 from deploy.store import Store
+from deploy.store.access import is_there, make_parents
 from deploy.store.audit import write_audit
 from deploy.store.check import check_store
+from deploy.store.metadata import is_path
 from deploy.store.store import DATABASE
 from deploy.store.turn import turn
 from domains.artefact import fsync_folder, sealing
@@ -38,10 +41,15 @@ def backup(store: Store, path: str | PathLike[str]) -> int:
     folder = Path(path).absolute()
     if _may_exist(folder):
         raise GalleryError(f"can't make a backup: {folder} already exists; choose another name, or remove it first")
+    if store.read_only:
+        raise GalleryError(
+            f"can't make a backup: {store.file.parent} can't be written, and it has to record where its backups are so "
+            "that an erasure can name them; make it where the gallery can be written"
+        )
     with store.holding():
         _record(store, [folder])  # first, so that no copy exists unrecorded, and the copy records itself
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(folder)
         with turn(folder.parent):
             _clear(folder, BACKED_UP)
             with sealing(folder) as temporary:
@@ -93,7 +101,12 @@ def _unfinished(folder: Path, kind: str) -> Iterator[Path]:
 
 
 def _recorded(store: Store) -> list[str]:
-    return [path for (path,) in store.ask("SELECT path FROM backup ORDER BY time, path")]
+    paths = [path for (path,) in store.ask("SELECT path FROM backup ORDER BY time, path")]
+    if not all(map(is_path, paths)):
+        raise GalleryError(
+            f"{store.file}: the record of a backup is damaged; restore a backup, or try reid gallery verify --repair"
+        )
+    return paths
 
 
 def _record(store: Store, folders: Iterable[str | Path]) -> None:
@@ -121,10 +134,11 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
     gallery it replaces had recorded, and where that one is now, so that erasures can list them.
 
     Raises:
-        GalleryError: the backup is not a gallery or is damaged, or the folder can't be written; nothing is changed.
+        GalleryError: the backup is not a gallery or is damaged, what is at the path is neither a gallery nor an empty
+            folder, or the folder can't be written; nothing is changed.
     """
     origin, target = Path(source).absolute(), Path(path).absolute()
-    if not (origin / DATABASE).is_file():
+    if not is_there(origin / DATABASE):
         raise GalleryError(f"{origin} is not a backup of a gallery: it has no {DATABASE}")
     if target.exists() and target.resolve() == origin.resolve():
         raise GalleryError(
@@ -132,6 +146,7 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
         )
     if not target.name:
         raise GalleryError(f"{target} can't itself be a gallery; name a folder in it")
+    _check_target(target)
     aside = None
     if target.exists():
         aside = target.with_name(
@@ -140,7 +155,7 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
     restored = target.with_name(f".{target.name}.{secrets.token_hex(4)}.restored")
     original = Store(origin / DATABASE)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(target)
         with turn(target.parent):
             _clear(target, RESTORED)
             known = {str(origin), *_recorded_by(target), *([] if aside is None else [str(aside)])} - {str(target)}
@@ -160,6 +175,23 @@ def restore(source: str | PathLike[str], path: str | PathLike[str]) -> tuple[int
     return count, aside
 
 
+def _check_target(target: Path) -> None:
+    """Refuse to move anything aside but a gallery, what is left of one, or an empty folder; raises GalleryError."""
+    if not target.exists() or is_there(target / DATABASE):
+        return
+    try:
+        own = (DATABASE, FILTERS, HEADER, VECTORS)
+        others = sorted(path.name for path in target.iterdir() if not path.name.startswith(own))
+    except OSError as error:
+        what = "is not a folder" if isinstance(error, NotADirectoryError) else f"can't be read ({error.strerror})"
+        raise GalleryError(f"can't restore a gallery to {target}: it {what}; name another folder") from error
+    if others:
+        raise GalleryError(
+            f"can't restore a gallery to {target}: it is none, and holds other things, such as {others[0]!r:.100}; "
+            "name a gallery, or a folder that is empty or new"
+        )
+
+
 def _record_restored(folder: Path, known: Iterable[str], count: int) -> None:
     copy = Store(folder / DATABASE)
     try:
@@ -172,7 +204,7 @@ def _record_restored(folder: Path, known: Iterable[str], count: int) -> None:
 
 def _recorded_by(folder: Path) -> list[str]:
     """Return the backups that a gallery has recorded; none, and a warning in the log, if it can't be read."""
-    if not (folder / DATABASE).is_file():
+    if not is_there(folder / DATABASE):
         return []
     try:
         store = Store(folder / DATABASE, repair=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from deploy.embeddings import Embeddings
 from deploy.gallery.gallery import Gallery
+from domains.errors import UsageError
 
 FIRST = 256
 """Matches fetched at first, then eight times as many, until the last ones are too dissimilar."""
@@ -34,6 +37,18 @@ class ErasureRequest:
     older_than: int | None = None
     least: float = 0.7
 
+    def __post_init__(self) -> None:
+        """Check what would otherwise erase everything or nothing.
+
+        Raises:
+            UsageError: an id that no entry can have, or a cosine outside [-1, 1].
+        """
+        for number in self.ids or ():
+            if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or not 0 < number < 2**63:
+                raise UsageError(f"an id is a whole number from 1, got {number!r:.80}")
+        if not -1 <= self.least <= 1:  # nor is NaN
+            raise UsageError(f"--score must be a cosine from -1 to 1, got {self.least:g}")
+
     @property
     def filters(self) -> dict[str, str]:
         """Filters that a search accepts, by name."""
@@ -45,6 +60,10 @@ class ErasureRequest:
         """Whether no criterion is set, so that only a query image could select entries."""
         return not self.ids and not self.filters and self.older_than is None
 
+    def unknown(self, gallery: Gallery) -> list[int]:
+        """Return those of the ids that no entry has, ascending."""
+        return sorted({int(number) for number in self.ids or ()}.difference(gallery.ids() if self.ids else ()))
+
     def of(
         self, gallery: Gallery, vectors: Embeddings | None = None, *, preview: bool = False
     ) -> tuple[list[int], str]:
@@ -53,7 +72,8 @@ class ErasureRequest:
         Args:
             gallery: the gallery to search.
             vectors: embeddings of people, ``[N, D]``; entries must be like one of them.
-            preview: only to show them, so that an age may be judged by a clock that can't be trusted.
+            preview: only to show them, so that an age may be judged by a clock that can't be trusted, and ids that no
+                entry has are left out.
 
         Returns:
             Ids, ascending, and the names of the criteria that chose them, as recorded in the audit.
@@ -65,7 +85,7 @@ class ErasureRequest:
         """
         choices: dict[str, set[int]] = {}
         if self.ids:
-            choices["ids"] = set(self.ids)
+            choices["ids"] = set(self.ids).difference(self.unknown(gallery) if preview else ())
         if self.filters:
             choices["+".join(self.filters)] = set(gallery.select(**self.filters))
         if self.older_than is not None:

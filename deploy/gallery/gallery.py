@@ -23,12 +23,14 @@ from deploy.gallery.upkeep import Upkeep
 from deploy.index.files import why_stale
 from deploy.match import Match
 from deploy.store import Store
+from deploy.store.access import bytes_in, is_there, make_parents
 from deploy.store.audit import check_audit
 from deploy.store.check import check_store
 from deploy.store.entry import MAX_SOURCE, Entry
 from deploy.store.memory import enough_memory
 from deploy.store.selection import Selection
 from deploy.store.store import DATABASE, Facts
+from deploy.store.summary import spaces, summary
 from domains.artefact import sealing
 from domains.crops import Crop
 from domains.errors import ArtefactError, GalleryError, UsageError
@@ -77,6 +79,7 @@ class Gallery(Upkeep):
         if recorded is not None and len(recorded) > MAX_SOURCE:
             raise GalleryError(f"the bundle's path is longer than {MAX_SOURCE} characters")
         try:
+            make_parents(folder)
             with sealing(folder) as temporary:
                 Store.create(temporary / DATABASE, Facts(dim, feature_space, recorded), keep_crops)
         except ArtefactError as error:
@@ -98,7 +101,7 @@ class Gallery(Upkeep):
             GalleryError: it is not a gallery or is damaged; :meth:`repair` tells whether it can be repaired.
         """
         folder = Path(path)
-        if not (folder / DATABASE).is_file():
+        if not is_there(folder / DATABASE):
             raise GalleryError(f"{folder} is not a gallery: it has no {DATABASE}; create one with reid gallery add")
         gallery = cls(folder, Store(folder / DATABASE, read_only=read_only))
         try:
@@ -280,8 +283,7 @@ class Gallery(Upkeep):
         with self._store.reading():
             state, facts = self._store.present()
             unit = unit_vectors(vectors, "query", facts)
-            index = self._keeper.current(state)
-            results = index.search(unit, int(k), index.allowed(wanted, self._store), exact=exact)
+            results = self._keeper.search(unit, int(k), wanted, state, exact=exact)
             origins = self._store.entries(sorted({number for ids, _ in results for number in ids.tolist()}), facts)
         return [_matches(ids.tolist(), scores.tolist(), origins) for ids, scores in results]
 
@@ -348,18 +350,18 @@ class Gallery(Upkeep):
         """Describe what the gallery holds, as plain values."""
         facts = self._store.facts
         with self._store.reading():
-            state, count, summary = self._store.state(), len(self), self._store.summary()
+            state, count, held = self._store.state(), len(self), summary(self._store)
             stale = why_stale(self.path, facts, state, self._store.based_on(), count, check_bytes=False)
         return {
             "entries": count,
             "dim": facts.dim,
             "feature_space": facts.feature_space,
             "bundle": facts.bundle,
-            "spaces": self._store.spaces(),
+            "spaces": spaces(self._store),
             "generation": state.generation,
             "read_only": self.read_only,
-            **summary,
-            "bytes": sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
+            **held,
+            "bytes": bytes_in(self.path),
             "index": "ready" if stale is None else f"will be built at the next query ({stale})",
             **self._keeper.describe(),
         }
@@ -428,7 +430,7 @@ def open_or_create(
         GalleryError: ``bundle`` gives embeddings in another space than the gallery's.
     """
     made_for = None if bundle is None else Bundle.load(bundle, verify=False)
-    if not (Path(path) / DATABASE).exists():
+    if not is_there(Path(path) / DATABASE):
         if made_for is None or bundle is None:
             raise UsageError(f"there is no gallery at {path}; name the bundle to create it for (--bundle)")
         return Gallery.create(path, made_for.dim, made_for.feature_space, bundle, keep_crops=keep_crops)
@@ -445,10 +447,8 @@ def open_or_create(
 
 
 def _matches(ids: list[int], scores: list[float], origins: Mapping[int, Entry]) -> list[Match]:
-    rows = (
-        (rank, score, number, origins[number]) for rank, (number, score) in enumerate(zip(ids, scores, strict=True), 1)
-    )
+    rows = [(score, number, origins[number]) for number, score in zip(ids, scores, strict=True)]
     return [
         Match(rank, score, number, entry.source, entry.camera, entry.time, entry.label)
-        for rank, score, number, entry in rows
+        for rank, (score, number, entry) in enumerate(rows, 1)
     ]

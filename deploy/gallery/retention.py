@@ -11,11 +11,11 @@ from typing import NamedTuple
 from deploy.store import Store
 from deploy.store.audit import write_audit
 from deploy.store.clock import DAY, Reading, as_text
+from deploy.store.metadata import MOST_DAYS, is_rule, is_text
 from domains.errors import ClockError, GalleryError
 
 EVERY = 3600.0
 """Seconds after which an open gallery applies its rules again."""
-MOST_DAYS = 36500
 
 
 class Ageing(NamedTuple):
@@ -34,8 +34,10 @@ class Ageing(NamedTuple):
 
 def set_rule(store: Store, days: int | None, camera: str | None) -> None:
     """Keep entries of a camera, or of every camera without its own rule, for ``days``; None removes the rule. Raises
-    GalleryError if ``days`` is out of range.
+    GalleryError if ``days`` is out of range, or the camera is not valid text.
     """
+    if camera is not None and not is_text(camera):
+        raise GalleryError(f"a camera's name must be text without NUL and valid Unicode, got {camera!a:.80}")
     if days is not None and (isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= MOST_DAYS):
         raise GalleryError(f"entries are kept for 1 to {MOST_DAYS} days, got {days!r}")
     with store.holding():
@@ -46,8 +48,11 @@ def set_rule(store: Store, days: int | None, camera: str | None) -> None:
 
 
 def rules(store: Store) -> dict[str, int]:
-    """Days by camera; the empty name stands for every other camera."""
-    return dict(store.ask("SELECT camera, days FROM retention ORDER BY camera"))
+    """Days by camera; the empty name stands for every other camera. Raises GalleryError if a rule is damaged."""
+    rows = store.ask("SELECT camera, days FROM retention ORDER BY camera")
+    if not all(is_rule(*row) for row in rows):
+        raise GalleryError(f"{store.file}: a rule is damaged; restore a backup, or try reid gallery verify --repair")
+    return dict(rows)
 
 
 def older_than(store: Store, days: int, *, preview: bool = False) -> list[int]:
@@ -64,9 +69,9 @@ def older_than(store: Store, days: int, *, preview: bool = False) -> list[int]:
     """
     if isinstance(days, bool) or not isinstance(days, int) or not 0 <= days <= MOST_DAYS:
         raise GalleryError(f"an age is 0 to {MOST_DAYS} days, got {days!r}")
+    if not store.read_only:
+        store.keep_time(store.clock(days))
     reading = store.clock(days)
-    if reading.right and not store.read_only:
-        store.keep_time(reading)
     limit = reading.time - days * DAY
     numbers = [
         row[0]
@@ -78,8 +83,10 @@ def older_than(store: Store, days: int, *, preview: bool = False) -> list[int]:
 
 
 def check_clock(store: Store, reading: Reading, count: int) -> None:
-    """Raise ClockError if the clock can't be trusted; ``count``: how many entries it would erase."""
-    if not reading.right:
+    """Raise ClockError if the clock can't be trusted; ``count``: how many entries it would erase. If none, a clock that
+    nothing speaks against may still wait to be trusted.
+    """
+    if not reading.right and (count or not reading.waiting):
         raise ClockError(
             f"nothing is erased by age: {reading}; {count} {'entry' if count == 1 else 'entries'} would go. If the "
             f"clock is right, run reid gallery clock {store.file.parent} --trust; if not, set it"

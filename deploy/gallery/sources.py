@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from domains.crops import SUFFIXES, read_crop
 from domains.domain import JUNK, SPLITS, Domain
 from domains.errors import DataError, GalleryError, UsageError
 from domains.formats import LAYOUTS, folders, left_out, open_domain
-from domains.formats.labels import is_junk
+from domains.formats.folder_cameras import folder_cameras
+from domains.formats.labels import doubtful, doubtful_camera, is_junk
 from domains.formats.leftovers import CLOSED, LeftOut, survey
-from domains.formats.listing import Fence, instead_of_folder
+from domains.formats.listing import Fence, instead_of_folder, some
+from domains.formats.named_cameras import named_cameras
 from domains.formats.records import Columns, path_below, read_records
 
 CSV = Columns(
@@ -32,6 +34,10 @@ CSV = Columns(
         "label": ("pid", "person", "person_id", "identity", "id", "name"),
     },
 )
+
+
+Key = tuple[str, str, int | None]
+"""Source, camera and time of an entry: the same again is the same entry."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,8 @@ class Sources(list[Source]):
 class Filled:
     """Outcome of adding sources.
 
+    A source that is listed twice counts twice: as known if it is stored by then, else as it did before.
+
     Attributes:
         added: number of crops embedded and stored.
         known: number that were already stored, by source, camera and time.
@@ -97,8 +105,8 @@ def read_sources(
         path: a domain's folder, including one folder per person if most file names contain their camera; or any other
             folder of images, sub-folders included; or a CSV with the columns ``path,camera`` and optionally
             ``time,label``, whose paths are relative to the CSV and stay below its folder.
-        camera: camera of a plain folder's images, by default the name of each image's sub-folder. If given, the folder
-            is never read as a domain.
+        camera: camera of a plain folder's images, by default what their names give, or else the name of a sub-folder
+            (:func:`domains.formats.folder_cameras.folder_cameras`). If given, the folder is never read as a domain.
         split: ``train``, ``query`` or ``gallery`` of a domain; by default its gallery, or all crops if it is one folder
             per person without splits.
         labels: keep a domain's identities as labels. Off by default: a gallery need not know who someone is.
@@ -155,29 +163,14 @@ def fill(
             f"the encoder's bundle {encoder.bundle.folder} is from a different model than the gallery; use the "
             "gallery's bundle"
         )
-    added = known = 0
-    skipped: list[tuple[str, str]] = []
-    refused: list[tuple[str, str]] = []
-    seen: set[tuple[str, str, int | None]] = set()
+    tally = _Tally()
     for start in range(0, len(sources), batch):
-        part, fresh = sources[start : start + batch], []
-        for source in part:
-            try:
-                entry = source.entry()
-            except GalleryError as error:
-                skipped.append((str(source.path).encode(errors="backslashreplace").decode(), str(error)))
-                continue
-            key = (entry.source, entry.camera, entry.utc)
-            if key in seen or gallery.has(entry):
-                known += 1
-            elif not force and (doubt := doubt_about_file(entry.source)):
-                refused.append((entry.source, doubt))
-            else:
-                fresh.append(entry)
-            seen.add(key)
+        part = sources[start : start + batch]
+        fresh = [entry for source in part if (entry := tally.take(source, gallery, force=force))]
         vectors, unusable = encoder.files([entry.source for entry in fresh])
         reasons = {item.position: item.reason for item in unusable}
-        skipped += [(fresh[position].source, reason) for position, reason in reasons.items()]
+        for position, reason in reasons.items():
+            tally.fail(fresh[position], tally.skipped, reason)
         usable = [entry for position, entry in enumerate(fresh) if position not in reasons]
         if usable:
             crops = [shrunk(read_crop(entry.source)) for entry in usable] if gallery.keeps_crops else None
@@ -189,10 +182,63 @@ def fill(
                 label=[entry.label for entry in usable],
                 crops=crops,
             )
-        added += len(usable)
+        tally.added += len(usable)
+        tally.count_repeated()
         if progress is not None:
             progress(len(part))
-    return Filled(added, known, tuple(skipped), tuple(refused))
+    return Filled(tally.added, tally.known, tuple(tally.skipped), tuple(tally.refused))
+
+
+@dataclass
+class _Tally:
+    """Outcomes so far; what is listed again waits until it is known what became of it the first time."""
+
+    added: int = 0
+    known: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    _seen: set[Key] = field(default_factory=set)
+    _failed: dict[Key, tuple[list[tuple[str, str]], str]] = field(default_factory=dict)
+    _repeated: list[Key] = field(default_factory=list)
+
+    def take(self, source: Source, gallery: Gallery, *, force: bool) -> Entry | None:
+        """Return a source's entry if it is to be embedded; otherwise count the source."""
+        try:
+            entry = source.entry()
+        except GalleryError as error:
+            self.skipped.append((str(source.path).encode(errors="backslashreplace").decode(), str(error)))
+            return None
+        key = _key(entry)
+        if key in self._seen:
+            self._repeated.append(key)
+            return None
+        self._seen.add(key)
+        if gallery.has(entry):
+            self.known += 1
+        elif not force and (reason := doubt_about_file(entry.source)):
+            self.fail(entry, self.refused, reason)
+        else:
+            return entry
+        return None
+
+    def fail(self, entry: Entry, outcome: list[tuple[str, str]], reason: str) -> None:
+        """Count an entry as skipped or refused."""
+        outcome.append((entry.source, reason))
+        self._failed[_key(entry)] = outcome, reason
+
+    def count_repeated(self) -> None:
+        """Count what was listed again as it was counted the first time, or as known if it is stored."""
+        for key in self._repeated:
+            if key in self._failed:
+                outcome, reason = self._failed[key]
+                outcome.append((key[0], reason))
+            else:
+                self.known += 1
+        self._repeated.clear()
+
+
+def _key(entry: Entry) -> Key:
+    return entry.source, entry.camera, entry.utc
 
 
 def _as_domain(folder: Path, *, wanted: bool) -> Domain | None:
@@ -215,8 +261,7 @@ def _as_domain(folder: Path, *, wanted: bool) -> Domain | None:
     inner = [child.name for child in sorted(folder.iterdir()) if child.is_dir() and known(child)]
     if inner:
         raise DataError(f"{folder} holds domains ({', '.join(inner):.100}) and is not one itself; add them one by one")
-    cameras = [folders.camera_of(path.rpartition("/")[2]) for path in survey(folder).images]
-    return open_domain(folder) if folders.tell_cameras(cameras) and folders.recognise(folder) else None
+    return open_domain(folder) if named_cameras(survey(folder).images).told and folders.recognise(folder) else None
 
 
 def _from_domain(domain: Domain, name: str | None, *, labels: bool) -> Sources:
@@ -226,13 +271,27 @@ def _from_domain(domain: Domain, name: str | None, *, labels: bool) -> Sources:
         notes = [note for note in domain.notes if note != folders.DIVIDED]
         return Sources(sorted(sources, key=lambda source: source.path), left_out(domain), notes=notes)
     sources = _from_split(domain, name or "gallery", labels=labels)
+    notes = [*domain.notes, *([] if name else _not_taken(domain))]
     if not sources:
         others = ", ".join(f"{len(split)} in {other}" for other, split in domain.splits() if len(split))
         raise DataError(
             f"domain {domain.name} has no crop in its {name or 'gallery'} split, but {others}; choose another with "
             f"--split{domain.remarks}"
         )
-    return Sources(sources, left_out(domain), notes=domain.notes)
+    return Sources(sources, left_out(domain), notes=notes)
+
+
+def _not_taken(domain: Domain) -> list[str]:
+    """A note on the crops of train and query that are not in the gallery split."""
+    taken = set(domain.gallery.paths)
+    others = {name: len(set(split.paths) - taken) for name, split in domain.splits() if name != "gallery"}
+    named = [name for name, count in others.items() if count]
+    if not named:
+        return []
+    return [
+        f"{sum(others.values())} crops of {' and '.join(named)} are not added; "
+        f"{' or '.join(f'--split {name}' for name in named)} adds {'them' if len(named) == 1 else 'those of one'}"
+    ]
 
 
 def _from_split(domain: Domain, name: str, *, labels: bool) -> list[Source]:
@@ -258,10 +317,10 @@ def _from_folder(folder: Path, camera: str | None) -> Sources:
             f"{folder} is not a domain and holds no images ({' '.join(sorted(SUFFIXES))}){left}; give a domain, a "
             "folder of images or a CSV"
         )
-    home = folder.absolute().name or "camera"
-    files = sorted(folder / path for path in found.images)
-    sources = [Source(file, camera or (file.parent.name if file.parent != folder else home)) for file in files]
-    return Sources(sources, found.left_out)
+    paths, notes = sorted(found.images, key=lambda path: folder / path), list[str]()
+    cameras = [camera] * len(paths) if camera else folder_cameras(paths, folder.absolute().name or "camera", notes)
+    sources = [Source(folder / path, seen) for path, seen in zip(paths, cameras, strict=True)]
+    return Sources(sources, found.left_out, notes=notes)
 
 
 def _from_csv(file: Path) -> Sources:
@@ -289,4 +348,12 @@ def _from_csv(file: Path) -> Sources:
         sources.append(source)
     if not sources:
         raise DataError(f"{file} lists no images: it has no rows below its header")
+    labels = {source.label: doubtful(source.label) for source in sources if source.label is not None}
+    cameras = {source.camera: doubtful_camera(source.camera) for source in sources}
+    for title, doubts in (
+        ("labels may mean nobody, or many people", labels),
+        ("cameras may be none, or several", cameras),
+    ):
+        if found := [f"{label!r} ({reason})" for label, reason in doubts.items() if reason]:
+            notes.append(f"{file.name}: these {title}: {some(found)}")
     return Sources(sources, notes=notes)

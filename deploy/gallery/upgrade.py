@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,9 @@ WHERE e.space != ?1 AND e.id > ?2 AND NOT EXISTS (SELECT 1 FROM carried c WHERE 
 ORDER BY e.id LIMIT ?3
 """
 """Entries that do not have a vector in a space yet."""
+
+_OLD = f"SELECT {COLUMNS} FROM {PRESENT} WHERE e.space != ? AND e.id > ? ORDER BY e.id LIMIT ?"  # noqa: S608 - constants
+"""Entries whose own vector lies in another space."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,19 +133,47 @@ def carry(store: Store, plan: Plan, *, tick: Tick | None = None) -> int:
     return _switch(store, number, wanted, "upgrade", tick)
 
 
+def plan_back(store: Store) -> str:
+    """Say what :func:`go_back` would do, without doing it; raises what that raises."""
+    store.check_writable()
+    number, left, last = _space_before(store), 0, 0
+    with store.reading():
+        while rows := store.ask(_UNCARRIED, (number, last, CHUNK)):
+            _check_whole(store, rows)
+            left, last = left + len(rows), rows[-1][0]
+        space, bundle = store.ask("SELECT feature_space, bundle FROM space WHERE number = ?", (number,))[0]
+    return f"back to feature space {space:.12}… of {bundle or 'no recorded bundle'}; {left} entries have to be carried"
+
+
+def plan_drop(store: Store) -> str:
+    """Say what :func:`drop_old` would do, without doing it; raises what that raises."""
+    store.check_writable()
+    facts, count, last = store.facts, 0, 0
+    with store.reading():
+        while rows := store.ask(_OLD, (facts.space, last, CHUNK)):
+            _check_both(rows, facts)
+            count, last = count + len(rows), rows[-1][2]
+    return f"the carried vectors of {count} entries take the place of their own; there is no way back after that"
+
+
 def go_back(store: Store, *, tick: Tick | None = None) -> int:
     """Make the space before the last upgrade the present one; returns how many entries had to be carried back.
 
     Raises:
         GalleryError: there was no upgrade, or the old copy was dropped.
     """
-    facts = store.facts
-    row = store.ask("SELECT source FROM space WHERE number = ?", (facts.space,))
+    number = _space_before(store)
+    return _switch(store, number, _derivation(store, number), "go back", tick)
+
+
+def _space_before(store: Store) -> int:
+    """Return the number of the space before the last upgrade; raises GalleryError if there is none."""
+    row = store.ask("SELECT source FROM space WHERE number = ?", (store.facts.space,))
     if not row or row[0][0] is None:
         raise GalleryError(
             f"{store.file.parent} was not upgraded, or its old copy was dropped; there is nothing to go back to"
         )
-    return _switch(store, row[0][0], _derivation(store, row[0][0]), "go back", tick)
+    return int(row[0][0])
 
 
 def drop_old(store: Store, *, tick: Tick | None = None) -> int:
@@ -155,14 +187,10 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
                 raise GalleryError(
                     f"{store.file.parent} was upgraded meanwhile, so nothing more was dropped; try again"
                 )
-            rows = store.ask(f"SELECT {COLUMNS} FROM {PRESENT} WHERE e.space != ? LIMIT ?", (facts.space, CHUNK))  # noqa: S608 - constants
+            rows = store.ask(_OLD, (facts.space, 0, CHUNK))
+            _check_both(rows, facts)  # a new checksum would hide the damage
             updates = []
             for row in rows:
-                if not is_whole(row, facts.space, facts.dim):  # a new checksum would hide the damage
-                    raise GalleryError(
-                        f"entry {row[2]} is damaged (its own vector or the carried one), so neither can be dropped; "
-                        f"go back, restore a backup, or discard it with reid gallery forget … {row[2]}"
-                    )
                 stamp = make_stamp(row[2], facts.space, row[10], row[11])
                 updates.append(
                     (row[12], entry_checksum(row[12], row[2:8], facts.space, stamp), facts.space, stamp, row[2])
@@ -183,6 +211,16 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
         store.leave_unwiped()
         write_audit(store, "drop old", entries=dropped, feature_space=facts.feature_space)
     return dropped
+
+
+def _check_both(rows: Sequence[Sequence[Any]], facts: Facts) -> None:
+    """Check the own and the carried vectors of entries; raises GalleryError."""
+    for row in rows:
+        if not is_whole(row, facts.space, facts.dim):
+            raise GalleryError(
+                f"entry {row[2]} is damaged (its own vector or the carried one), so neither can be dropped; "
+                f"go back, restore a backup, or discard it with reid gallery forget … {row[2]}"
+            )
 
 
 def _switch(store: Store, number: int, wanted: Derivation | None, action: str, tick: Tick | None) -> int:
@@ -243,13 +281,9 @@ def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int,
     if not rows:
         return 0, after
     carried = []
+    _check_whole(store, rows)
     for space in sorted({row[8] for row in rows}):
         part = [row for row in rows if row[8] == space]
-        for row in part:
-            if entry_checksum(row[1], (row[0], *row[3:8]), row[8], row[9]) != row[2]:
-                raise GalleryError(
-                    f"entry {row[0]} of {store.file} is damaged, so it can't be carried; restore a backup, or forget it"
-                )
         matrix = _map_between(store, space, number)
         vectors = (
             np.frombuffer(b"".join(row[1] for row in part), np.float16).reshape(len(part), -1).astype(np.float32)
@@ -262,6 +296,15 @@ def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int,
         ]
     store.change("INSERT OR REPLACE INTO carried VALUES (?, ?, ?, ?)", carried)
     return len(rows), rows[-1][0]
+
+
+def _check_whole(store: Store, rows: Sequence[Sequence[Any]]) -> None:
+    """Check the own vectors of entries to be carried; raises GalleryError."""
+    for row in rows:
+        if entry_checksum(row[1], (row[0], *row[3:8]), row[8], row[9]) != row[2]:
+            raise GalleryError(
+                f"entry {row[0]} of {store.file} is damaged, so it can't be carried; restore a backup, or forget it"
+            )
 
 
 def _map_between(store: Store, start: int, end: int) -> Float32s:

@@ -15,7 +15,7 @@ import numpy as np
 from deploy.bundle import Bundle
 from deploy.gallery.backup import backup, backups, clear_copies, restore
 from deploy.gallery.retention import Ageing, ageing, expired, older_than, rules, set_rule, trust_clock
-from deploy.gallery.upgrade import Plan, Tick, carry, drop_old, go_back, plan_upgrade
+from deploy.gallery.upgrade import Plan, Tick, carry, drop_old, go_back, plan_back, plan_drop, plan_upgrade
 from deploy.index.files import drop_cache
 from deploy.index.keeper import Keeper
 from deploy.store import Store
@@ -69,7 +69,11 @@ class Upkeep:
                 the file. In these two cases the entries are removed for good, but their bytes are still there until the
                 next ``forget`` or ``open`` finishes the erasure.
         """
-        numbers = list(ids)
+        removed = self._erase(list(ids), reason)
+        return 0 if removed is None else removed
+
+    def _erase(self, numbers: Sequence[int], reason: str, *, wait: bool = True) -> int | None:
+        """Erase entries as :meth:`forget` does; returns None if another erasure is going on that is not waited for."""
         for number in numbers:
             if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or not 0 < number < 2**63:
                 raise GalleryError(f"an id is a whole number from 1, got {number!r:.80}")
@@ -78,7 +82,9 @@ class Upkeep:
         if costly:
             # from the files, before they are dropped: removing entries is faster than rebuilding lists
             self._prepare_if_possible()
-        with turn(self.path):  # a second erasure waits for the first, however long it takes
+        with turn(self.path, wait=wait) as mine:  # a second erasure waits for the first, however long it takes
+            if not mine:
+                return None
             with self._store.holding():
                 removed = self._store.remove(int(number) for number in numbers)
                 if removed:
@@ -121,6 +127,14 @@ class Upkeep:
         carried = go_back(self._store, tick=tick)
         self._renew_index()
         return carried
+
+    def plan_back(self) -> str:
+        """Say what :meth:`go_back` would do; raises what it would raise."""
+        return plan_back(self._store)
+
+    def plan_drop(self) -> str:
+        """Say what :meth:`drop_old` would do; raises what it would raise, but for a process that keeps reading."""
+        return plan_drop(self._store)
 
     def drop_old(self, *, tick: Tick | None = None) -> int:
         """Keep only the present space's vectors; going back is then no longer possible. The bytes of the others are
@@ -229,10 +243,14 @@ class Upkeep:
             ClockError: nothing was erased, as the clock moved by more than is plausible since it was last read; see
                 :meth:`trust_clock`.
         """
+        return self._retain(wait=True)
+
+    def _retain(self, *, wait: bool) -> int:
         self._retained = monotonic()
         numbers = expired(self._store) if rules(self._store) and not self.read_only else []
-        if numbers:
-            self.forget(numbers, reason="retention")
+        if numbers and self._erase(numbers, "retention", wait=wait) is None:
+            log.info("expired entries of %s stay until another process has done erasing", self.path)
+            return 0
         return len(numbers)
 
     def _wipe_or_warn(self) -> None:
@@ -260,10 +278,10 @@ class Upkeep:
 
     def _retain_or_warn(self) -> None:
         """Like :meth:`retain`, for callers who came for something else: a failed erasure is logged, and retried an hour
-        later.
+        later, and so is one that would have to wait for another.
         """
         try:
-            self.retain()
+            self._retain(wait=False)
         except GalleryError as error:
             log.error("expired entries could not be erased: %s", error)
 

@@ -60,10 +60,16 @@ class Lists:
     def from_dict(cls, values: Mapping[str, Any]) -> Lists:
         """Read what :meth:`to_dict` gave; raises KeyError, TypeError or ValueError."""
         made = cls(**{**values, "deeper": tuple(Depth(**depth) for depth in values["deeper"])})
-        counts = [made.lists, made.probes, made.trained, made.queries]
-        counts += [number for depth in made.deeper for number in depth[:2]]
-        if not all(isinstance(number, int) and 0 <= number < 2**40 for number in counts):
+        steps = [Depth(10, made.probes, made.recall), *made.deeper]
+        counts = [made.lists, *(number for step in steps for number in step[:2])]
+        if not all(type(number) is int and 1 <= number < 2**40 for number in counts):
             raise ValueError("a number of lists, probes or entries is wrong")
+        if not all(type(number) is int and 0 <= number < 2**40 for number in (made.trained, made.queries)):
+            raise ValueError("a number of entries or queries is wrong")
+        if not all(type(step.recall) in (int, float) and 0 <= step.recall <= 1 for step in steps):
+            raise ValueError("a recall is wrong")
+        if [step.top for step in steps] != sorted({step.top for step in steps}):
+            raise ValueError("the recalls are not in order")
         return made
 
     def probes_for(self, k: int) -> int:
@@ -121,14 +127,53 @@ class Codes:
         return int(self.index.ntotal)
 
     def fits(self, dim: int, count: int) -> bool:
-        """Whether an index that was read has the expected type, dimension and size."""
-        faiss = self.faiss
-        if (self.index.d, self.index.ntotal, self.index.metric_type) != (dim, count, faiss.METRIC_INNER_PRODUCT):
+        """Whether an index that was read has the expected type, dimension and size, and its lists hold each row once,
+        where its direct map says.
+        """
+        faiss, index = self.faiss, self.index
+        if (index.d, index.ntotal, index.metric_type) != (dim, count, faiss.METRIC_INNER_PRODUCT):
             return False
         kind = faiss.IndexScalarQuantizer if self.lists is None else faiss.IndexIVFScalarQuantizer
-        if type(self.index) is not kind or self.index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
+        if type(index) is not kind or index.sq.qtype != faiss.ScalarQuantizer.QT_fp16 or not index.is_trained:
             return False
-        return self.lists is None or (self.index.nlist == self.lists.lists and not self.index.by_residual)
+        if (index.sq.d, index.sq.code_size, index.code_size) != (dim, 2 * dim, 2 * dim):
+            return False
+        if self.lists is None:
+            return bool(index.codes.size() == 2 * dim * count)
+        return self._has_centres(dim) and self._has_each_row(count)
+
+    def _has_centres(self, dim: int) -> bool:
+        """Whether there is one centre ``[D]`` for each list, and nothing else decides where a vector goes."""
+        index, lists = self.index, self.lists
+        centres = self.faiss.downcast_index(index.quantizer)
+        return bool(
+            lists is not None
+            and index.nlist == lists.lists
+            and not index.by_residual
+            and type(centres) in (self.faiss.IndexFlatIP, self.faiss.IndexFlat)
+            and (centres.d, centres.ntotal, centres.metric_type) == (dim, index.nlist, self.faiss.METRIC_INNER_PRODUCT)
+            and centres.codes.size() == 4 * dim * index.nlist
+        )
+
+    def _has_each_row(self, count: int) -> bool:
+        """Whether the lists are in memory and hold each row below ``count`` once, where the direct map says."""
+        faiss, index = self.faiss, self.index
+        held = faiss.downcast_InvertedLists(index.invlists)
+        if type(held) is not faiss.ArrayInvertedLists or (held.nlist, held.code_size) != (index.nlist, index.code_size):
+            return False
+        if index.direct_map.type != faiss.DirectMap.Array:
+            return False
+        where = np.full(count, -1, np.int64)
+        sizes = [held.list_size(which) for which in range(index.nlist)]
+        if sum(sizes) != count:
+            return False
+        for which, size in enumerate(sizes):
+            if size:
+                rows = faiss.rev_swig_ptr(held.get_ids(which), size)
+                if not 0 <= rows.min() <= rows.max() < count:
+                    return False
+                where[rows] = (which << 32) + np.arange(size)
+        return bool((where >= 0).all() and np.array_equal(where, faiss.vector_to_array(index.direct_map.array)))
 
     def add(self, vectors: Float32s, places: NDArray[np.int64] | None = None) -> None:
         """Append vectors ``[n, D]`` of fp16 values, each to the list of its nearest centre or to the one in ``places
@@ -272,9 +317,13 @@ class Truth:
         self._seen += len(part)
 
 
+class FaissError(GalleryError):
+    """FAISS could not do something."""
+
+
 @contextmanager
 def naming_faiss(what: str) -> Iterator[None]:
-    """Raise GalleryError in place of the errors that FAISS raises, a full disk among them; ``what`` could not be done.
+    """Raise FaissError in place of the errors that FAISS raises, a full disk among them; ``what`` could not be done.
 
     Too little memory is left to the store's transaction.
     """
@@ -282,7 +331,7 @@ def naming_faiss(what: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = first_line(error).rpartition("Error: ")[2]
-        raise GalleryError(
+        raise FaissError(
             f"{what}: FAISS failed ({said:.150}); check free disk space and memory, and try again"
         ) from error
 

@@ -95,10 +95,12 @@ def _load(index: Index, folder: Path, store: Store, state: State) -> None:
         _check_bytes(manifest, VECTORS, vectors)
         _check_bytes(manifest, FILTERS, filters)
         index.codes = _read_codes(vectors, manifest)
-        _read_filters(index, filters)
-    count = int(manifest["count"])
-    if not index.codes.fits(facts.dim, count) or not len(index.ids) == len(index.utc) == len(index.camera) == count:
-        raise _StaleError("it has an unexpected type or size")
+        count = int(manifest["count"])
+        _read_filters(index, filters, count)
+    if not index.codes.fits(facts.dim, count):
+        raise _StaleError("its vectors have an unexpected type, size or order")
+    if not np.array_equal(index.ids, store.ids()[:count]):
+        raise _StaleError("its entries are others")
     index.state = index.kept = State(manifest["generation"], manifest["token"], state.erasures, state.moves)
     index.kept_count = count
 
@@ -121,15 +123,13 @@ def why_stale(
 
 def describe(folder: Path) -> dict[str, Any] | None:
     """Return what the manifest states about the lists: their number, probes, recall; ``None`` without a manifest or
-    without lists.
+    without lists, or if it states what can't be.
     """
     try:
-        lists = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False).get(
-            "lists"
-        )
-    except ArtefactError:
+        manifest = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False)
+        return Lists.from_dict(manifest["lists"]).to_dict()
+    except (ArtefactError, KeyError, TypeError, ValueError):
         return None
-    return lists if isinstance(lists, dict) else None
 
 
 def drop_cache(folder: Path) -> None:
@@ -172,10 +172,15 @@ def _manifest(folder: Path, facts: Facts, state: State, base: str | None, count:
     manifest = read_manifest(folder, HEADER, kind=KIND, schemas=range(SCHEMA, SCHEMA + 1), check_files=False)
     cached = manifest.get("count")
     exactly = (manifest.get("token"), manifest.get("generation"), cached) == (state.token, state.generation, count)
-    older = base is not None and manifest.get("token") == base and isinstance(cached, int) and 0 <= cached <= count
-    if not (exactly or older) or (manifest.get("dim"), manifest.get("feature_space")) != (
-        facts.dim,
-        facts.feature_space,
+    older = base is not None and manifest.get("token") == base and type(cached) is int and 0 <= cached <= count
+    if (
+        type(cached) is not int
+        or not (exactly or older)
+        or (manifest.get("dim"), manifest.get("feature_space"))
+        != (
+            facts.dim,
+            facts.feature_space,
+        )
     ):
         raise _StaleError("it belongs to another state")
     return manifest
@@ -240,7 +245,17 @@ def _read_codes(stream: BufferedReader, manifest: dict[str, Any]) -> Codes:
     return Codes(int(manifest["dim"]), None if lists is None else Lists.from_dict(lists), index)
 
 
-def _read_filters(index: Index, stream: BufferedReader) -> None:
+def _read_filters(index: Index, stream: BufferedReader, count: int) -> None:
+    """Read what filters need of ``count`` entries; anything that :func:`_write` does not write is stale."""
     arrays = read_npz(stream, limit=os.fstat(stream.fileno()).st_size, names=("ids", "utc", "camera", "cameras"))
-    index.ids, index.utc, index.camera = (arrays[name] for name in ("ids", "utc", "camera"))
-    index.camera_codes = {str(name): code for code, name in enumerate(arrays["cameras"])}
+    ids, utc, camera, cameras = (arrays[name] for name in ("ids", "utc", "camera", "cameras"))
+    for array, kind in ((ids, np.int64), (utc, np.int64), (camera, np.int32)):
+        if array.dtype != kind or array.shape != (count,):
+            raise _StaleError("its filters have an unexpected type or size")
+    names = [str(name) for name in cameras] if cameras.ndim == 1 and cameras.dtype.kind == "U" else []
+    if len(set(names)) < len(names) or (count and not 0 <= camera.min() <= camera.max() < len(names)):
+        raise _StaleError("its cameras have no names of their own")
+    if count and (ids[0] < 1 or not (np.diff(ids) > 0).all()):
+        raise _StaleError("its ids are not in order")
+    index.ids, index.utc, index.camera = ids, utc, camera
+    index.camera_codes = {name: code for code, name in enumerate(names)}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.index.codes import DEPTHS, PART, Codes, Truth, naming_faiss
+from deploy.index.codes import DEPTHS, PART, Codes, FaissError, Truth, naming_faiss
 from deploy.store import Store
 from deploy.store.selection import Selection
 from deploy.store.store import NO_TIME, Columns, State
@@ -170,6 +170,8 @@ class Index:
                 if len(rows) < k and probes is not None:
                     short = True
                     continue
+                if len(rows) < k:
+                    raise FaissError("the index can't be searched: it has fewer vectors than entries that are allowed")
                 cosines = self._cosines(queries[query], rows)
                 order = np.lexsort((rows, -cosines))[:k]
                 if not full or fetch == allowed.size or cosines[order[-1]] > proposal.scores[at, -1] + self._slack:

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from deploy.index.codes import naming_faiss
+from deploy.index.codes import FaissError, naming_faiss
 from deploy.index.files import abandoned, describe, drop_cache, load, save, why_stale
-from deploy.index.index import Index, is_many
+from deploy.index.index import Answer, Index, is_many
 from deploy.store import Store
+from deploy.store.selection import Selection
 from deploy.store.store import State
+from domains.arrays import Float64s
+from domains.errors import first_line
 from domains.text import logger
 
 log = logger("deploy")
@@ -52,9 +55,31 @@ class Keeper:
             last = int(index.ids[-1]) if len(index) else 0
             index.extend(self.store.columns(last), self.store.vectors(last))
             index.state = state
-        if index.outgrown:
-            index = Index(self.store.facts.dim, state)
-            index.build(self.store)
+        return self._built(state) if index.outgrown else self._kept(index)
+
+    def search(
+        self, queries: Float64s, k: int, wanted: Selection, state: State, *, exact: bool = False
+    ) -> list[Answer]:
+        """Search the index of the store's current state, as :meth:`deploy.index.Index.search` does; call it in a
+        transaction. One that fails is built anew from the store, once.
+        """
+        try:
+            index = self.current(state)
+            return index.search(queries, k, index.allowed(wanted, self.store), exact=exact)
+        except (IndexError, KeyError, FaissError) as error:
+            log.warning("the index of %s is built anew from the database: %s", self.folder, first_line(error))
+            index = self._built(state)
+            return index.search(queries, k, index.allowed(wanted, self.store), exact=exact)
+
+    @naming_faiss("the index can't be built")
+    def _built(self, state: State) -> Index:
+        """Build the index from the store, whatever the files hold."""
+        self.index = None
+        index = Index(self.store.facts.dim, state)
+        index.build(self.store)
+        return self._kept(index)
+
+    def _kept(self, index: Index) -> Index:
         self.index = index
         return index
 

@@ -7,9 +7,12 @@ made, a database that was closed in good order can still be read on its own.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
+from domains.artefact import fsync_folder, make_private
 from domains.errors import GalleryError
 
 READ_ONLY = (
@@ -24,6 +27,39 @@ class Still(NamedTuple):
     number: int
     size: int
     changed: int
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file exists and is a plain one; raises GalleryError if its folder can't be looked into."""
+    try:
+        return file.is_file()
+    except OSError as error:
+        raise GalleryError(
+            f"{file.parent} can't be looked into: {error.strerror or error}; check the permissions of the folder"
+        ) from error
+
+
+def bytes_in(folder: Path) -> int:
+    """Count the bytes of a folder's own files; raises GalleryError if they can't be listed."""
+    total = 0
+    try:
+        for file in folder.iterdir():
+            with suppress(FileNotFoundError):  # a temporary file that is gone
+                known = file.stat()
+                total += known.st_size if S_ISREG(known.st_mode) else 0
+    except OSError as error:
+        raise GalleryError(
+            f"{folder} can't be listed: {error.strerror or error}; check the permissions of the folder"
+        ) from error
+    return total
+
+
+def make_parents(folder: Path) -> None:
+    """Make the folders above one as far as they are missing, durably and for their owner only. Raises OSError."""
+    missing = [path for path in folder.parents if not path.exists()]
+    make_private(folder.parent)
+    for made in missing:
+        fsync_folder(made.parent)
 
 
 def may_write(file: Path) -> bool:

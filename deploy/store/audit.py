@@ -32,12 +32,13 @@ def read_audit(store: Store) -> list[dict[str, Any]]:
     for position, (number, time, text, stored) in enumerate(
         store.ask("SELECT number, time, what, hash FROM audit ORDER BY number"), 1
     ):
-        if number != position or stored != link(before, time, text):
+        content = _content(text)
+        if number != position or content is None or stored != link(before, time, text):
             raise GalleryError(
                 f"record {position} of the audit of {store.file.parent} was changed or is missing; compare it with a "
                 "backup"
             )
-        records.append({"time": time, **json.loads(text)})
+        records.append({"time": time, **content})
         before = stored
     return records
 
@@ -51,4 +52,13 @@ def check_audit(store: Store) -> int:
 
 def link(before: str, time: str, text: str) -> str:
     """Hash that links a record to the one whose hash is ``before``."""
-    return hashlib.sha256(f"{before}\n{time}\n{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{before}\n{time}\n{text}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _content(text: object) -> dict[str, Any] | None:
+    """Read what a record says; None if it is not what :func:`write_audit` writes."""
+    try:
+        content = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -35,13 +35,13 @@ def faults(store: Store) -> Iterator[str]:
         yield f"the structure ({structure[-1].splitlines()[-1]:.150})"
     if not store.sealed():
         yield "the gallery's metadata (facts, spaces, rules, backups)"
+    unsound = store.unsound()
+    yield from (fault.what for fault in unsound)
+    if any(fault.hides_entries for fault in unsound):
+        return
     yield from _entry_faults(store)
-    for table, data, keys in (("carried", "vector", "space, id"), ("crop", "jpeg", "id")):
-        for row in store.ask(f"SELECT {keys}, checksum FROM {table} ORDER BY {keys}"):  # noqa: S608 - constants
-            where = " AND ".join(f"{key} = ?" for key in keys.split(", "))
-            blob = store.ask(f"SELECT {data} FROM {table} WHERE {where}", row[:-1])  # noqa: S608 - constants
-            if len(blob) != 1 or not isinstance(blob[0][0], bytes) or checksum(blob[0][0], row[:-1]) != row[-1]:
-                yield f"the {'stored crop' if table == 'crop' else 'carried vector'} of entry {row[-2]}"
+    yield from _blob_faults(store, "carried", "vector", ("space", "id"))
+    yield from _blob_faults(store, "crop", "jpeg", ("id",))
     for hour in store.broken_marks():
         yield f"the mark of what was there in hour {hour}"
     try:
@@ -71,25 +71,41 @@ def _entry_faults(store: Store) -> Iterator[str]:
         yield f"the list of entries ({count} instead of {store.count()})"
 
 
+def _blob_faults(store: Store, table: str, data: str, keys: Sequence[str]) -> Iterator[str]:
+    what = "stored crop" if table == "crop" else "carried vector"
+    where = " AND ".join(f"{key} = ?" for key in keys)
+    for *key, expected in store.ask(f"SELECT {', '.join(keys)}, checksum FROM {table} ORDER BY {', '.join(keys)}"):  # noqa: S608 - constants
+        if not all(isinstance(value, int) for value in key):
+            yield f"the {what} of entry {key[-1]!a:.40}"
+            continue
+        blob = store.ask(f"SELECT {data} FROM {table} WHERE {where}", key)  # noqa: S608 - constants
+        if len(blob) != 1 or not isinstance(blob[0][0], bytes) or checksum(blob[0][0], key) != expected:
+            yield f"the {what} of entry {key[-1]}"
+
+
 def repair(store: Store) -> list[str]:
-    """Repair what can be repaired without a backup: the database's own indices and structure, the marks of time,
-    and the seal. Returns the faults found, one per line.
+    """Repair what can be repaired without a backup: the database's own indices and structure, the marks of time, rules
+    and records that can't be ours, which are dropped, and the seal. Returns the faults found, one per line.
 
     Entries are never changed: damaged ones are listed, and stay as they are until they are forgotten or a backup is
-    restored.
+    restored. Facts, spaces and tables that can't be ours are not sealed, and nothing is changed.
     """
     with store.reading():
-        before = list(faults(store))
+        before, unsound = list(faults(store)), store.unsound()
     if not before:
         return []
+    if any(fault.outcome is None for fault in unsound):
+        return [f"still damaged: {fault}; restore a backup" for fault in before]
+    outcomes = {fault.what: f"{fault.what.rstrip(',')} ({fault.outcome})" for fault in unsound}
     store.rebuild()
     with store.holding():
+        store.mend()
         store.drop_broken_marks()
         write_audit(store, "repair", faults=len(before))
         store.reseal()
     with store.reading():
         left = list(faults(store))
-    repaired = [f"repaired: {fault}" for fault in before if fault not in left]
+    repaired = [f"repaired: {outcomes.get(fault, fault)}" for fault in before if fault not in left]
     return repaired + [
         f"still damaged: {fault}; restore a backup, or discard it with reid gallery forget" for fault in left
     ]

@@ -11,15 +11,20 @@ two things, in its own database:
   the clock was behind is only covered once the clock is right again.
 
 So a wrong clock can make an item stay too long, but not go too early by more than :func:`leap`.
+
+A store without items trusts the first reading that can be, as it has nothing to lose. One that has items, but never had
+a trusted time, marks them and waits: for a person, or until readings have followed one another for
+:data:`CONFIRMED_AFTER`. A reading that does not follow from the last one begins anew, and the marks before it are
+dropped.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from domains.errors import GalleryError
 
@@ -27,8 +32,12 @@ HOUR = 3_600_000_000
 DAY = 24 * HOUR
 EARLIEST = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp() * 1e6)
 """A clock that reads earlier is wrong: this program is younger."""
+LATEST = 2**58
+"""No clock reads later: it is after the year 9999."""
 LONGEST = 8
 """Days that a clock may at most move by between two readings: a week, and a day to spare."""
+CONFIRMED_AFTER = 4 * LONGEST * DAY
+"""For how long readings must have followed one another before the first of them is trusted, where items are kept."""
 STEP = HOUR // 6
 """How far the clock moves on before the trusted time is written again."""
 
@@ -64,6 +73,15 @@ def leap(days: int | None) -> int:
     return int(DAY * min(LONGEST, max(1.0, (LONGEST * 4 if days is None else days) / 4)))
 
 
+class Mark(NamedTuple):
+    """A note that the items up to ``newest`` were there at ``time``, in some hour since 1970."""
+
+    hour: int
+    newest: int
+    time: int
+    checksum: int
+
+
 class Reading(NamedTuple):
     """One reading of the clock beside the last one that was trusted, in microseconds since 1970.
 
@@ -71,16 +89,34 @@ class Reading(NamedTuple):
         time: what the clock reads.
         trusted: the last trusted time, or ``None`` if there was none yet.
         most: how far the two may be apart.
+        noted: the first and the last time that items were marked at, while there is no trusted time.
     """
 
     time: int
     trusted: int | None
     most: int
+    noted: tuple[int, int] | None = None
 
     @property
     def right(self) -> bool:
         """Whether the clock can be trusted."""
-        return self.time >= EARLIEST and (self.trusted is None or abs(self.time - self.trusted) <= self.most)
+        if self.trusted is None:
+            return self.waiting and self.follows and self.time - self._since >= CONFIRMED_AFTER
+        return self.time >= EARLIEST and abs(self.time - self.trusted) <= self.most
+
+    @property
+    def waiting(self) -> bool:
+        """Whether nothing speaks against the clock, but there is no trusted time either."""
+        return self.trusted is None and self.time >= EARLIEST
+
+    @property
+    def follows(self) -> bool:
+        """Whether it follows from the last time noted, while there is no trusted time."""
+        return self.noted is not None and abs(self.time - self.noted[1]) <= LONGEST * DAY
+
+    @property
+    def _since(self) -> int:
+        return self.time if self.noted is None else self.noted[0]
 
     @property
     def behind(self) -> bool:
@@ -100,17 +136,32 @@ class Reading(NamedTuple):
 def read_clock(db: sqlite3.Connection, days: int | None) -> Reading:
     """Read the clock; ``days``: the shortest time that anything is kept, or ``None``."""
     row = db.execute("SELECT trusted FROM clock").fetchone()
-    trusted = row[0] if row else None
-    if trusted is not None and not isinstance(trusted, int):
-        raise GalleryError("the last trusted time is damaged; restore a backup")
-    return Reading(now(), trusted, leap(days))
+    if row is None or not is_trusted(row[0]):
+        raise GalleryError("the last trusted time is damaged; restore a backup, or try reid gallery verify --repair")
+    first, last = (None, None) if row[0] is not None else (_end_mark(db, "ASC"), _end_mark(db, "DESC"))
+    noted = None if first is None or last is None else (first.time, last.time)
+    return Reading(now(), row[0], leap(days), noted)
+
+
+def is_trusted(time: object) -> bool:
+    """Whether a value can be a trusted time, or stand for none yet (``None``)."""
+    return time is None or (isinstance(time, int) and EARLIEST <= time < LATEST)
+
+
+def last_marked(db: sqlite3.Connection) -> int | None:
+    """Return the latest time that items were marked at, in microseconds since 1970, ``None`` without marks."""
+    last = _end_mark(db, "DESC")
+    return last.time if last is not None and is_trusted(last.time) else None
 
 
 def note(db: sqlite3.Connection, reading: Reading, newest: int) -> None:
     """Note that items up to ``newest`` are there now, and move the trusted time on if the clock can be trusted. Call it
     in a transaction that may write.
     """
-    if reading.right:
+    if reading.waiting and not reading.right and newest:
+        _wait(db, reading, newest)
+        return
+    if reading.right or reading.waiting:
         _settle(db, reading.time if reading.trusted is None else max(reading.time, reading.trusted))
         if reading.trusted is None or reading.time > reading.trusted:
             db.execute("UPDATE clock SET trusted = ?", (reading.time,))
@@ -121,12 +172,14 @@ def note(db: sqlite3.Connection, reading: Reading, newest: int) -> None:
 
 def is_stale(db: sqlite3.Connection, reading: Reading, newest: int) -> bool:
     """Whether :func:`note` has anything to write that is worth a transaction of its own."""
+    last = _end_mark(db, "DESC")
+    if reading.trusted is None:
+        noted = last is not None and newest <= last.newest and reading.time // HOUR == last.hour
+        return reading.waiting and (reading.right or not noted)
     if not reading.right:
         return False
-    if reading.trusted is None or reading.time - reading.trusted >= STEP:
-        return True
-    covered, last = db.execute("SELECT coalesce(max(newest), 0), coalesce(max(time), 0) FROM mark").fetchone()
-    return bool(newest > covered or last > max(reading.time, reading.trusted))
+    ahead = last is not None and last.time > max(reading.time, reading.trusted)
+    return ahead or reading.time - reading.trusted >= STEP or newest > (0 if last is None else last.newest)
 
 
 def covered(db: sqlite3.Connection, limit: int) -> int:
@@ -157,7 +210,7 @@ def trust(db: sqlite3.Connection, reading: Reading, newest: int, *, from_now: bo
     """
     if reading.time < EARLIEST:
         raise GalleryError(f"the clock reads {as_text(reading.time)}, which can't be; set the clock first")
-    if from_now:
+    if from_now or (reading.trusted is None and not reading.follows):
         db.execute("DELETE FROM mark")
     db.execute("UPDATE clock SET trusted = ?", (reading.time,))
     _settle(db, reading.time)
@@ -183,7 +236,7 @@ def seed(db: sqlite3.Connection, items: Iterable[tuple[int, int | None]], last: 
         items: number and stated time of each item, by number.
         last: when something was last written to the store, as far as it knows.
     """
-    written = last if last is not None and last >= EARLIEST else 0
+    written = last if last is not None and EARLIEST <= last < LATEST else 0
     top, newest, latest = max(now(), written), 0, 0
     for number, time in items:
         if time is not None and EARLIEST <= time <= top and time >= latest:
@@ -206,29 +259,60 @@ def drop_broken_marks(db: sqlite3.Connection) -> None:
     db.executemany("DELETE FROM mark WHERE hour = ?", [(hour,) for hour in broken_marks(db)])
 
 
-def is_whole(mark: tuple[int, int, int, int]) -> bool:
+def is_whole(row: Sequence[Any]) -> bool:
     """Whether a mark's row (hour, newest, time, checksum) is as it was written."""
-    return mark[3] == _checksum(*mark[:3])
+    return all(isinstance(value, int) for value in row) and row[3] == _checksum(*row[:3])
+
+
+def _end_mark(db: sqlite3.Connection, order: str, until: int = 2**62) -> Mark | None:
+    """Return the first (``ASC``) or last (``DESC``) whole mark of the hours up to ``until``."""
+    rows = db.execute(
+        f"SELECT hour, newest, time, checksum FROM mark WHERE hour <= ? ORDER BY hour {order}",  # noqa: S608 - one of two words
+        (until,),
+    )
+    return next((Mark(*row) for row in rows if is_whole(row)), None)
 
 
 def _mark(db: sqlite3.Connection, newest: int, time: int) -> None:
     """Note that items up to ``newest`` were there at ``time``, unless an earlier mark says so."""
+    known = _end_mark(db, "DESC", time // HOUR)
+    if newest > (known.newest if known else 0):
+        _put(db, newest, max(time, known.time) if known and known.hour == time // HOUR else time)
+
+
+def _put(db: sqlite3.Connection, newest: int, time: int) -> None:
+    """Write a mark, unless the one of its hour is damaged: that is to be found."""
     hour = time // HOUR
-    known = db.execute("SELECT coalesce(max(newest), 0) FROM mark WHERE hour <= ?", (hour,)).fetchone()[0]
-    if newest > known:
-        old = db.execute("SELECT time FROM mark WHERE hour = ?", (hour,)).fetchone()
-        time = max(time, old[0]) if old else time
-        db.execute(
-            "INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?)", (hour, newest, time, _checksum(hour, newest, time))
-        )
+    known = db.execute("SELECT hour, newest, time, checksum FROM mark WHERE hour = ?", (hour,)).fetchone()
+    if known is not None and not is_whole(known):
+        return
+    db.execute("INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?)", (hour, newest, time, _checksum(hour, newest, time)))
 
 
 def _settle(db: sqlite3.Connection, time: int) -> None:
     """Replace the marks of a time that has not come yet, which were made while the clock was ahead."""
-    newest = db.execute("SELECT max(newest) FROM mark WHERE time > ?", (time,)).fetchone()[0]
-    if newest is not None:
-        db.execute("DELETE FROM mark WHERE time > ?", (time,))
-        _mark(db, newest, time)
+    rows = db.execute("SELECT hour, newest, time, checksum FROM mark WHERE hour >= ?", (time // HOUR,)).fetchall()
+    ahead = [mark for mark in (Mark(*row) for row in rows if is_whole(row)) if mark.time > time]
+    if ahead:
+        db.executemany("DELETE FROM mark WHERE hour = ?", [(mark.hour,) for mark in ahead])
+        _mark(db, max(mark.newest for mark in ahead), time)
+
+
+def _wait(db: sqlite3.Connection, reading: Reading, newest: int) -> None:
+    """Mark items while there is no trusted time: the last mark says when the clock was last read, the first one since
+    when each reading has followed from the one before.
+    """
+    if not reading.follows:
+        db.execute("DELETE FROM mark")
+    hour = reading.time // HOUR
+    last = _end_mark(db, "DESC", hour)
+    if last is None or last.hour == hour:
+        _mark(db, newest, reading.time)
+        return
+    before = _end_mark(db, "DESC", last.hour - 1)
+    if before is not None and before.newest == last.newest:  # it only said when the clock was read
+        db.execute("DELETE FROM mark WHERE hour = ?", (last.hour,))
+    _put(db, max(newest, last.newest), reading.time)
 
 
 def _checksum(hour: int, newest: int, time: int) -> int:

@@ -141,9 +141,11 @@ class Connection(Opened):
             if self._db.total_changes != before:
                 write_seal(self._db)
 
-    def _corrupted(self) -> GalleryError:
+    def _corrupted(self, what: str = "") -> GalleryError:
+        where = f" ({what})" if what else ""
         return GalleryError(
-            f"{self.file}: its facts or rules are corrupted; restore a backup, or try reid gallery verify --repair"
+            f"{self.file}: its facts or rules are corrupted{where}; restore a backup, or try reid gallery verify "
+            "--repair"
         )
 
     def check_writable(self) -> None:
@@ -299,6 +301,8 @@ class Connection(Opened):
             raise GalleryError(f"{self.file}: {NO_MEMORY}") from error
         except UnicodeDecodeError as error:  # in the text of SQLite's own messages
             raise GalleryError(f"{self.file}: the database is damaged; restore a backup") from error
+        except UnicodeEncodeError as error:
+            raise GalleryError(f"{self.file}: {error.object!a:.80} is not valid Unicode, so no row holds it") from error
 
 
 def is_busy(error: BaseException | None) -> bool:

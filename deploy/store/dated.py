@@ -6,12 +6,13 @@ import sqlite3
 
 from deploy.store import clock
 from deploy.store.clock import Reading
-from deploy.store.connection import Connection, is_busy
+from deploy.store.connection import is_busy
+from deploy.store.sealed import Sealed
 from deploy.store.tables import SCHEMA
 from domains.errors import GalleryError
 
 
-class Dated(Connection):
+class Dated(Sealed):
     """The half of :class:`deploy.store.Store` that knows when its entries were added."""
 
     def clock(self, days: int | None = None) -> Reading:

@@ -14,10 +14,11 @@ state and no other, not even one of an earlier backup with the same number of ch
 
 from __future__ import annotations
 
+import json
 import secrets
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from deploy.store import clock
 from deploy.store.connection import configure, reason
 from deploy.store.dated import Dated, start_clock, start_clock_late
 from deploy.store.entry import Entry
+from deploy.store.metadata import is_count, is_dim, is_text
 from deploy.store.row import COLUMNS, PRESENT, checksum, entry_checksum, make_stamp, present_vector, row_entry
 from deploy.store.seal import seal_holds, write_seal
 from deploy.store.tables import APPLICATION, READABLE, SCHEMA, SCHEMA_1, SINCE_2, SINCE_3, SINCE_4
@@ -113,9 +115,8 @@ class Store(Dated):
                 self._migrate(repair=repair)
                 _ = self.facts
                 with self.reading():
-                    whole = repair or seal_holds(self._db)
-                if not whole:
-                    raise self._corrupted()
+                    if not repair:
+                        self._check_metadata()
                 self._sealed = not repair
             except BaseException:
                 self._db.close()
@@ -123,7 +124,12 @@ class Store(Dated):
 
     def _check_log(self, *, repair: bool) -> None:
         """Refuse a log that is damaged before acknowledged changes, since SQLite would silently drop them."""
-        damage = find_damage(self.file.with_name(f"{self.file.name}-wal"))
+        try:
+            damage = find_damage(self.file.with_name(f"{self.file.name}-wal"))
+        except OSError as error:
+            raise GalleryError(
+                f"{self.file}-wal can't be read: {error.strerror or error}; check what it is, and its permissions"
+            ) from error
         if damage is None:
             return
         where = f"the log {self.file.name}-wal is damaged at byte {damage.at}"
@@ -148,7 +154,8 @@ class Store(Dated):
     def present(self) -> tuple[State, Facts]:
         """Return the current state and facts, in one query."""
         row = self._row("SELECT generation, token, erasures, moves, dim, feature_space, bundle, space FROM gallery")
-        if not isinstance(row[4], int) or row[4] < 1 or not isinstance(row[5], str) or not isinstance(row[7], int):
+        counts = (row[0], row[2], row[3], row[7])
+        if not (all(map(is_count, counts)) and is_text(row[1]) and is_dim(row[4]) and is_text(row[5])):
             raise GalleryError(f"{self.file} is damaged: its facts are invalid; restore a backup")
         return State(*row[:4]), Facts(*row[4:])
 
@@ -164,8 +171,10 @@ class Store(Dated):
                 "written; open it once, or a copy of it, where it can"
             )
         with self.holding():
-            if self._pragma("user_version") >= READABLE and not repair and not seal_holds(self._db):
-                raise self._corrupted()
+            if self._pragma("user_version") >= READABLE and not seal_holds(self._db):
+                if not repair:
+                    raise self._corrupted()
+                self.notes.append("its facts or rules were not as they were last written; they were accepted as found")
             for version, script in ((1, SINCE_2.format(now=clock.now())), (2, SINCE_3), (3, SINCE_4)):
                 if self._pragma("user_version") == version:  # unless another process just did it
                     if version == 3:
@@ -203,8 +212,11 @@ class Store(Dated):
         return self.present()[0]
 
     def count(self) -> int:
-        """Number of entries."""
-        return int(self._row("SELECT entries FROM gallery")[0])
+        """Number of entries; raises GalleryError if it is damaged."""
+        count = self._row("SELECT entries FROM gallery")[0]
+        if not is_count(count):
+            raise GalleryError(f"{self.file} is damaged: its number of entries is lost; restore a backup")
+        return int(count)
 
     def append(
         self,
@@ -226,6 +238,8 @@ class Store(Dated):
         """
         with self.holding():
             facts = self.facts
+            if not self.count():
+                self._note(self._read_clock())  # while there is nothing that a wrong clock could erase
             if (space is not None and space != facts.feature_space) or vectors.shape[1] != facts.dim:
                 raise GalleryError(
                     f"the gallery {self.file.parent} was upgraded meanwhile; embed with its new bundle "
@@ -281,7 +295,8 @@ class Store(Dated):
         before = self._db.total_changes
         self._db.executemany("DELETE FROM entry WHERE id = ?", numbers)
         removed = self._db.total_changes - before
-        self._db.executemany("DELETE FROM carried WHERE id = ? AND space IN (SELECT number FROM space)", numbers)
+        wanted = json.dumps([number for (number,) in numbers])
+        self._db.execute("DELETE FROM carried WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
         self._db.executemany("DELETE FROM crop WHERE id = ?", numbers)
         if removed:
             self.changed(removed=removed)
@@ -394,36 +409,6 @@ class Store(Dated):
         """Whether an entry with the same source, camera and time exists."""
         query = "SELECT EXISTS (SELECT 1 FROM entry WHERE source = ? AND camera = ? AND utc IS ?)"
         return bool(self._row(query, (entry.source, entry.camera, entry.utc))[0])
-
-    def spaces(self) -> list[dict[str, Any]]:
-        """List the feature spaces that the gallery has been in, with the number of entries embedded in each."""
-        embedded = dict(self.ask("SELECT origin, count(*) FROM entry GROUP BY origin"))
-        present = self.facts.space
-        rows = self.ask("SELECT number, feature_space, bundle, source FROM space WHERE ready = 1 ORDER BY number")
-        return [
-            {"feature_space": name, "bundle": bundle, "embedded": embedded.get(number, 0), "present": number == present}
-            for number, name, bundle, _ in rows
-        ]
-
-    def summary(self) -> Mapping[str, Any]:
-        """Return counts by camera, the number of labelled entries, and the first and last time as given."""
-        with self._guarded():
-            rows = self._db.execute("SELECT camera, count(*) FROM entry GROUP BY camera ORDER BY camera").fetchall()
-        ends = [self._row(f"SELECT {end}(utc), time FROM entry")[1] for end in ("min", "max")]  # noqa: S608 - a constant
-        labelled = self._row("SELECT count(label) FROM entry")[0]
-        cameras = {
-            name.encode("utf-8", "replace").decode(): count for name, count in rows
-        }  # even a name that corruption made invalid as UTF-8
-        return {"cameras": cameras, "labelled": labelled, "first": ends[0], "last": ends[1]}
-
-    def sealed(self) -> bool:
-        """Whether everything but the entries is intact; call it in a transaction."""
-        with self._guarded():
-            return seal_holds(self._db)
-
-    def reseal(self) -> None:
-        """Accept the facts and rules as they are, inside a :meth:`holding` block, after the owner was told."""
-        write_seal(self._db)
 
     def changed(self, *, added: int = 0, removed: int = 0, moved: bool = False) -> None:
         """Record a new state; ``moved``: every vector was replaced, but nothing needs wiping."""

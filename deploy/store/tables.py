@@ -7,6 +7,9 @@ SCHEMA = 4
 READABLE = 3
 """The earliest schema that can be read as it is, where nothing can be written: the next one only added what erases."""
 
+MAX_DIM = 2**14
+"""The longest vector that a bundle gives."""
+
 SCHEMA_1 = """
 CREATE TABLE gallery(
   one INTEGER PRIMARY KEY CHECK (one = 1), dim INTEGER NOT NULL, feature_space TEXT NOT NULL, bundle TEXT,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 import time
 from dataclasses import dataclass
+from errno import EINVAL
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -45,7 +46,10 @@ def find_damage(file: Path) -> Damage | None:
     """Scan a log for damage; ``None`` if there is no log, or all of it is readable except for an unfinished change.
 
     Another process may be writing it meanwhile, so only what two scans in a row find in the same place is damage.
+    Raises OSError.
     """
+    if file.exists() and not file.is_file():
+        raise OSError(EINVAL, "it is not a plain file")
     previous: Damage | None = None
     for _ in range(SCANS):
         try:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -63,6 +64,50 @@ def test_a_backup_is_restored_where_nothing_is(gallery, tmp_path):
         again.verify()
     with Gallery.open(tmp_path / "copy") as copy:
         assert "restore" not in [record["action"] for record in copy.audit()], "the backup stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        ([], ""),
+        (["index.faiss", "index.json", "gallery.db-wal"], ""),
+        (["gallery.db"], ""),
+        (["holiday.jpg"], "holiday.jpg"),
+        (["index.faiss", "notes.txt"], "notes.txt"),
+        (["sub/gallery.db"], "sub"),
+        ([".hidden"], ".hidden"),
+        (None, "is not a folder"),
+    ],
+)
+def test_a_backup_takes_the_place_of_a_gallery_or_of_nothing(gallery, tmp_path, names, refused):
+    gallery.backup(tmp_path / "copy")
+    target = tmp_path / "target"
+    if names is None:
+        target.write_text("kept")
+    else:
+        target.mkdir()
+    for name in names or ():
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_text("kept")
+    if refused:
+        before = sorted(map(str, tmp_path.rglob("*")))
+        with pytest.raises(GalleryError, match=re.escape(refused)) as caught:
+            Gallery.restore(tmp_path / "copy", target)
+        assert str(target) in str(caught.value)
+        assert sorted(map(str, tmp_path.rglob("*"))) == before
+    else:
+        count, aside = Gallery.restore(tmp_path / "copy", target)
+        assert count == 9
+        assert sorted(path.name for path in aside.iterdir()) == sorted(names)
+
+
+def test_a_backup_of_what_can_not_be_written_says_why(gallery, tmp_path):
+    with (
+        Gallery.open(gallery.path, read_only=True) as still,
+        pytest.raises(GalleryError, match=r"can't make a backup: .*gallery can't be written, and it has to record"),
+    ):
+        still.backup(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_backup_is_restored_in_the_place_of_a_gallery_which_is_kept(gallery, tmp_path):

@@ -94,6 +94,11 @@ GOOD = {
     "CR": rewritten(lambda text: text.replace("\n", "\r")),
     "no last line end": rewritten(str.rstrip),
     "semicolons": lambda reader: text_of(reader, "a.png", "in/b.png", mark=";"),
+    "a line for spreadsheets": lambda reader: "sep=;\r\n" + text_of(reader, "a.png", "in/b.png", mark=";", end="\r\n"),
+    "the same, quoted, after a mark": lambda reader: '\ufeff"SEP=,"\n' + text_of(reader, "a.png", "in/b.png"),
+    "the same for tabs": lambda reader: (
+        "\n sep=\t\n".replace(" ", "") + text_of(reader, "a.png", "in/b.png", mark="\t")
+    ),
     "tabs": lambda reader: text_of(reader, "a.png", "in/b.png", mark="\t"),
     "spaces after commas": lambda reader: text_of(reader, "a.png", "in/b.png", mark=", "),
     "all quoted": rewritten(
@@ -159,6 +164,8 @@ BAD = {
     "nothing": (bad(lambda *_: ""), "is empty; it must have the columns path,"),
     "blank lines": (bad(lambda *_: "\n \n\r\n"), "is empty"),
     "a mark alone": (bad(lambda *_: "\ufeff"), "is empty"),
+    "a line for spreadsheets alone": (bad(lambda *_: "sep=;\n"), "is empty"),
+    "a row after that line": (bad(lambda _, text: "sep=,\n" + text + "b.png\n"), "line 4: 1 values"),
     "a header alone": (bad(lambda reader, _: ",".join(reader.REQUIRED) + "\n"), "no rows below its header"),
     "no header": (bad(lambda _, text: text.split("\n", 1)[1]), "has no column 'path'"),
     "no camera": (bad(lambda reader, text: text.replace(reader.CAMERA, "kiosk", 1)), "has no column 'cam"),
@@ -253,7 +260,19 @@ def test_a_large_file_is_refused_before_it_is_read(folder, reader, monkeypatch):
         reader.read(written(reader, folder, text_of(reader, "a.png")))
 
 
-@pytest.mark.parametrize("label", ["-1", "-1.0", "\u22121", " -01 "])
+@pytest.mark.parametrize("label", ["-1", "-1.0", "\u22121", " -01 ", '"-1,0"', '"-1,00"'])
 def test_junk_has_no_label(folder, label):
     file = written(OfGallery, folder, f"path,camera,label\na.png,door,{label}\nin/b.png,door,anna\n")
     assert [source.label for source in read_sources(file)] == [None, "anna"]
+
+
+@pytest.mark.parametrize("text", ["nan", "None", "<NA>", "-2", "'-1", "1E+05"])
+def test_labels_and_cameras_that_may_be_none_are_noted(folder, text):
+    (labels,) = OfGallery.notes(
+        written(OfGallery, folder, f"path,camera,label\na.png,door,{text}\nin/b.png,door,anna\n")
+    )
+    assert labels.startswith(f"list.csv: these labels may mean nobody, or many people: {text!r} (")
+    (cameras,) = OfGallery.notes(written(OfGallery, folder, f"path,camera\na.png,{text}\nin/b.png,door\n"))
+    assert cameras.startswith(f"list.csv: these cameras may be none, or several: {text!r} (it reads like")
+    assert "anna" not in labels
+    assert "door" not in cameras

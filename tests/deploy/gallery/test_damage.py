@@ -3,6 +3,7 @@
 import random
 import shutil
 import sqlite3
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny import DIM, SPACE, unit
 
 from deploy import Gallery
 from deploy.gallery.upgrade import Plan, carry
+from deploy.store.seal import write_seal
 from deploy.store.store import CHUNK, Facts
 from deploy.store.wal import find_damage
 from domains.errors import GalleryError
@@ -248,6 +250,155 @@ def test_repair_mends_facts_and_names_entries(whole, tmp_path):
         gallery.forget([7])
         assert len(gallery.verify()) == 3
         assert gallery.audit()[-2]["action"] == "repair"
+
+
+def changed(folder, *statements, sealed=False):
+    """Change a gallery's database from outside, and seal it again as an earlier repair did."""
+    db = sqlite3.connect(folder / "gallery.db", isolation_level=None)
+    db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    for statement in statements:
+        db.execute(statement)
+    if sealed:
+        write_seal(db)
+    db.close()
+
+
+MENDED = {
+    "UPDATE retention SET days = 'zz' WHERE camera = 'a'": "rule that keeps camera 'a' for 'zz' days",
+    "UPDATE retention SET days = x'ff00' WHERE camera = 'a'": "rule that keeps camera 'a'",
+    "UPDATE retention SET days = 9223372036854775807 WHERE camera = 'a'": "rule that keeps camera 'a'",
+    "UPDATE retention SET days = '' WHERE camera = 'a'": "rule that keeps camera 'a' for '' days",
+    "UPDATE retention SET days = 0 WHERE camera = 'a'": "rule that keeps camera 'a' for 0 days",
+    "UPDATE retention SET days = 1.5 WHERE camera = 'a'": "rule that keeps camera 'a' for 1.5 days",
+    "UPDATE retention SET camera = CAST(x'ff' AS TEXT) WHERE camera = 'a'": "rule that keeps camera",
+    "UPDATE retention SET camera = NULL WHERE camera = 'a'": "rule that keeps camera None",
+    "UPDATE backup SET path = NULL": "record of the backup None",
+    "UPDATE backup SET path = x'ff00'": "record of the backup",
+    "UPDATE backup SET path = 'a' || char(0)": "record of the backup",
+    "UPDATE backup SET path = ''": "record of the backup ''",
+    "UPDATE backup SET time = x'ff'": "record of the backup",
+    "UPDATE gallery SET entries = 'zz'": "fact 'entries'",
+    "UPDATE gallery SET entries = -5": "fact 'entries'",
+    "UPDATE gallery SET base = x'ff'": "fact 'base'",
+    "UPDATE gallery SET unwiped = 'zz'": "fact 'unwiped'",
+    "UPDATE sqlite_sequence SET seq = 'zz' WHERE name = 'entry'": "last number given in the table entry",
+    "UPDATE sqlite_sequence SET seq = 3 WHERE name = 'entry'": "last number given in the table entry",
+    "DELETE FROM sqlite_sequence": "last number given in the table",
+    "UPDATE clock SET trusted = 'zz'": "last trusted time",
+    "UPDATE clock SET trusted = 5": "last trusted time",
+    "DELETE FROM clock": "last trusted time",
+    "CREATE TRIGGER t BEFORE DELETE ON entry BEGIN INSERT INTO carried VALUES (9, old.id, old.vector, 0); END": (
+        "the trigger 't'"
+    ),
+    "CREATE TRIGGER t AFTER INSERT ON audit BEGIN DELETE FROM retention; END": "the trigger 't'",
+    "CREATE TABLE kept(vector)": "the table 'kept'",
+    "CREATE VIEW seen AS SELECT camera FROM entry": "the view 'seen'",
+    "CREATE UNIQUE INDEX only ON entry(camera, source)": "the index 'only'",
+}
+"""What a repair can mend, and how it is named."""
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["unsealed", "sealed"])
+@pytest.mark.parametrize("statement", MENDED)
+def test_repair_seals_nothing_that_it_can_t_vouch_for(whole, tmp_path, statement, sealed):
+    with open_copy(whole, tmp_path) as gallery:
+        folder, count = gallery.path, len(gallery)
+    changed(folder, statement, sealed=sealed)
+    with pytest.raises(GalleryError, match="facts or rules are corrupted"):
+        Gallery.open(folder)
+    found = Gallery.repair(folder)
+    assert [text for text in found if text.startswith("repaired: ") and MENDED[statement] in text], found
+    assert all("\n" not in text and text.isprintable() for text in found)
+    with Gallery.open(folder) as gallery:
+        assert len(gallery) == count
+        assert len(gallery.verify()) == 3
+        gallery.retain()
+        assert set(gallery.retention()) <= {"", "a"}
+        assert gallery.add(unit(np.random.default_rng(0), 1), "c", ["/new"]) == [count + 1]
+        assert gallery.forget([1]) == 1
+        gallery.verify()
+    assert Gallery.repair(folder) == []
+
+
+REFUSED = {
+    "UPDATE space SET dim = 'zz'": "feature space 1",
+    "UPDATE space SET map = NULL": "feature space 2",
+    "UPDATE space SET source = 9 WHERE number = 2": "feature space 2",
+    "UPDATE gallery SET space = 1": "present feature space",
+    "UPDATE gallery SET generation = 'zz'": None,
+    "UPDATE gallery SET dim = 4611686018427387904": None,
+    "UPDATE gallery SET feature_space = x'ff'": None,
+    "DELETE FROM gallery": None,
+    "ALTER TABLE retention ADD COLUMN more TEXT": "definition of the table retention",
+    "ALTER TABLE entry ADD COLUMN more TEXT GENERATED ALWAYS AS (source) VIRTUAL": "definition of the table entry",
+    "DROP TABLE crop": "the table crop, which is missing",
+}
+"""What only a backup mends, and how a repair names it; None: the database is not even opened."""
+
+
+@pytest.mark.parametrize("statement", REFUSED)
+def test_repair_leaves_what_only_a_backup_mends_as_it_is(whole, tmp_path, statement):
+    with open_copy(whole, tmp_path) as gallery:
+        folder = gallery.path
+    changed(folder, statement)
+    if REFUSED[statement] is None:
+        with pytest.raises(GalleryError, match="restore a backup"):
+            Gallery.repair(folder)
+    else:
+        found = Gallery.repair(folder)
+        assert [text for text in found if text.startswith("still damaged: ") and REFUSED[statement] in text], found
+    with pytest.raises(GalleryError, match=r"damaged|corrupted"):
+        Gallery.open(folder)
+
+
+@pytest.mark.parametrize("value", ["x'ff00'", "'zz'", "CAST(x'ff' AS TEXT)", "1.5", "9223372036854775807", "''"])
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        *(("entry", name) for name in ("vector", "checksum", "camera", "source", "time", "utc", "label", "added")),
+        *(("mark", name) for name in ("newest", "time", "checksum")),
+        *(("crop", name) for name in ("jpeg", "checksum")),
+        *(("carried", name) for name in ("space", "id", "vector", "checksum")),
+        *(("audit", name) for name in ("time", "what", "hash")),
+    ],
+)
+def test_a_row_of_another_type_ends_in_one_line(whole, tmp_path, table, column, value):
+    """These rows are under no seal, so that a gallery with them opens."""
+    with open_copy(whole, tmp_path) as gallery:
+        folder = gallery.path
+    changed(folder, "DELETE FROM retention", sealed=True)
+    key = {"entry": "id", "crop": "id", "carried": "id", "audit": "number"}.get(table)
+    changed(folder, f"UPDATE {table} SET {column} = {value}" + (f" WHERE {key} = 1" if key else ""))
+    query = unit(np.random.default_rng(1), 1)
+    asked = [
+        lambda gallery: gallery.info(),
+        lambda gallery: gallery.search(query, 40),
+        lambda gallery: gallery.search(query, 4, camera="a", after="2020-01-01T00:00:00Z"),
+        lambda gallery: gallery.older_than(3),
+        lambda gallery: gallery.ageing(),
+        lambda gallery: gallery.audit(),
+        lambda gallery: gallery.vectors([1, 2]),
+        lambda gallery: gallery.crop(1),
+        lambda gallery: gallery.add(query, "c", ["/new"]),
+        lambda gallery: gallery.backup(tmp_path / "copy"),
+        lambda gallery: gallery.verify(),
+    ]
+    for ask in asked:
+        with suppress(GalleryError), Gallery.open(folder) as gallery:
+            ask(gallery)
+    with pytest.raises(GalleryError, match="damaged"), Gallery.open(folder) as gallery:
+        gallery.verify()
+    assert all(text.isprintable() for text in Gallery.repair(folder))
+    with Gallery.open(folder) as gallery:
+        assert gallery.forget([1]) == 1
+
+
+def test_a_carried_vector_that_belongs_to_no_space_goes_with_its_entry(whole, tmp_path):
+    with open_copy(whole, tmp_path) as gallery:
+        gallery._store._db.execute("UPDATE carried SET space = 9 WHERE id = 7")
+        gallery.forget([7])
+        assert gallery._store.ask("SELECT * FROM carried WHERE id = 7") == []
+        gallery.verify()
 
 
 def test_an_index_of_the_database_s_own_is_made_anew(whole, tmp_path):

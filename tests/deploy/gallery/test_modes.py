@@ -68,6 +68,17 @@ def test_all_that_is_done_to_a_gallery(tmp_path, monkeypatch, make_bundle, proje
     assert len(list(outer.iterdir())) == 4  # bundle, gallery, backup, and the gallery before it was restored
 
 
+@pytest.mark.parametrize("mask", MASKS, ids=oct)
+def test_missing_folders_above_are_made_for_the_owner_only(tmp_path, mask):
+    with umask(mask):
+        with Gallery.create(tmp_path / "a" / "b" / "gallery", DIM, SPACE) as gallery:
+            gallery.backup(tmp_path / "c" / "d" / "backup")
+        Gallery.restore(tmp_path / "c" / "d" / "backup", tmp_path / "e" / "f" / "gallery")
+    made = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert len(made) == 9
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o700}
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o660, 0o644])
 def test_what_its_owner_opened_stays_open(tmp_path, mode):
     folder = tmp_path / "gallery"

@@ -1,4 +1,5 @@
 import os
+import re
 
 import cv2
 import numpy as np
@@ -92,6 +93,118 @@ def test_a_folder_per_camera_stays_one_though_a_name_or_two_look_like_a_camera(p
     (people / "c1" / "cam7.png").touch()
     (people / "c2" / "link.png").symlink_to(people.parent / "elsewhere.png")
     assert {source.camera for source in read_sources(people)} == {"c1", "c2"}
+
+
+PEOPLE = ("anna", "bo", "cy")
+TOLD, OUTER, CHANCE = "the file names tell the cameras", "the outermost folder named like a camera", "taken for chance"
+GUESSED = r"the folder of \d+ images is taken as their camera: "
+NESTED = {
+    "names, one person": ([f"anna/{n}_c{n}.jpg" for n in (1, 2)], {"1", "2"}, [TOLD]),
+    "names, deep": ([f"site/{p}/{n}_c{n}.jpg" for p in PEOPLE for n in (1, 2)], {"1", "2"}, [TOLD]),
+    "names, loose": ([f"{p}_c{n}s1.jpg" for p in range(4) for n in (1, 2)], {"1", "2"}, [TOLD]),
+    "names, in capital splits": (
+        [f"{s}/{p}/{n}_c{n}.jpg" for s in ("Train", "Query") for p in PEOPLE for n in (1, 2)],
+        {"1", "2"},
+        [TOLD],
+    ),
+    "names, not all": (
+        [f"site/{p}/{n}_c{n}.jpg" for p in PEOPLE for n in (1, 2)] + ["site/anna/x.jpg"],
+        {"1", "2", "unknown"},
+        [TOLD, "1 of 7 file names do not give their camera and count as camera 'unknown'"],
+    ),
+    "one number in the names of two cameras": (
+        [f"cam{c}/{p}/{n}_c1.jpg" for c in (1, 2) for p in PEOPLE for n in (1, 2)],
+        {"cam1", "cam2"},
+        [OUTER],
+    ),
+    "people in cameras": (
+        [f"cam{c}/{p}/{n}.jpg" for c in (1, 2) for p in PEOPLE for n in (1, 2)],
+        {"cam1", "cam2"},
+        [OUTER],
+    ),
+    "dates in cameras": ([f"cam{c}/2024-05-0{d}/1.jpg" for c in (1, 2) for d in (1, 2)], {"cam1", "cam2"}, [OUTER]),
+    "cameras in exports": (
+        [f"camera exports/cam{c}/{d}/1.jpg" for c in (1, 2) for d in PEOPLE] + ["camera exports/x.jpg"],
+        {"cam1", "cam2", "camera exports"},
+        [OUTER],
+    ),
+    "cameras in people": (
+        [f"{p}/cam{c}/{n}.jpg" for c in (1, 2) for p in PEOPLE for n in (1, 2)],
+        {"cam1", "cam2"},
+        [],
+    ),
+    "cameras in dates": ([f"2024-05-0{d}/gate_cam/1.jpg" for d in (1, 2)], {"gate_cam"}, []),
+    "running numbers in cameras": (
+        [f"cam{c}/c{n:04d}.jpg" for c in (1, 2) for n in range(5)],
+        {"cam1", "cam2"},
+        [CHANCE],
+    ),
+    "running numbers of people": (
+        [f"{p}/cam_{n:06d}.jpg" for p in PEOPLE for n in range(4)],
+        set(PEOPLE),
+        [CHANCE, GUESSED + "anna, bo, cy; if these are people or dates, give --camera NAME"],
+    ),
+    "words": ([f"{c}/{n}.jpg" for c in ("lobby", "gate") for n in (1, 2)], {"lobby", "gate"}, [GUESSED]),
+    "dates in words": ([f"{c}/2024/05/01/1.jpg" for c in ("lobby", "gate")], {"lobby", "gate"}, [GUESSED]),
+    "dates alone": (["2024-05-01/1.jpg", "20240502_1030/1.jpg", "2024-05/1.jpg"], {"yard"}, [GUESSED + "yard"]),
+    "nothing": (["1.jpg", "2.jpg"], {"yard"}, [GUESSED + "yard"]),
+}
+
+
+@pytest.mark.parametrize("case", NESTED)
+def test_what_is_taken_as_the_camera_of_a_plain_folder(tmp_path, case):
+    files, cameras, notes = NESTED[case]
+    for file in files:
+        (tmp_path / "yard" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "yard" / file).touch()
+    found = read_sources(tmp_path / "yard")
+    assert {source.camera for source in found} == cameras
+    assert len(found) == len(files)
+    assert len(found.notes) == len(notes)
+    for note, expected in zip(found.notes, notes, strict=True):
+        assert re.search(expected, note)
+    assert {source.camera for source in read_sources(tmp_path / "yard", camera="door")} == {"door"}
+    assert read_sources(tmp_path / "yard", camera="door").notes == ()
+
+
+def test_a_folder_given_by_its_cameras_name(tmp_path):
+    for file in ("2024-05-01/1.jpg", "anna/2.jpg", "3.jpg"):
+        (tmp_path / "cam7" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cam7" / file).touch()
+    assert {source.camera for source in read_sources(tmp_path / "cam7")} == {"cam7"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "split", "note"),
+    [
+        (
+            ["a,1,1,train", "b,2,1,query", "c,2,2,gallery"],
+            None,
+            "2 crops of train and query are not added; --split train or --split query",
+        ),
+        (["a,1,1,train", "c,2,2,gallery"], None, "1 crops of train are not added; --split train adds them"),
+        (["b,2,1,query", "b,2,1,gallery", "c,2,2,gallery"], None, ""),
+        (["b,2,1,query", "c,2,2,gallery"], "query", ""),
+    ],
+)
+def test_what_a_domain_does_not_give_is_counted(tmp_path, rows, split, note):
+    (tmp_path / "domain.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
+    notes = read_sources(tmp_path, split=split).notes
+    assert [note in said for said in notes] == ([True] if note else [])
+
+
+def test_a_repeat_is_counted_as_what_it_repeats(people, gallery, encoder):
+    frame = people / "c1" / "frame.png"
+    cv2.imwrite(str(frame), np.zeros((480, 640, 3), np.uint8))
+    (people / "c1" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    sources = [Source(file, "c") for file in (frame, people / "c1" / "broken.png", people / "c1" / "0.png")]
+    for batch in (1, 2, 9):
+        filled = fill(gallery, encoder, sources * 3, batch=batch)
+        new = batch == 1
+        assert (filled.added, filled.known) == (new, 3 - new)
+        assert [path for path, _ in filled.refused] == [str(frame)] * 3
+        assert [path for path, _ in filled.skipped] == [str(people / "c1" / "broken.png")] * 3
+        assert all(reason for _, reason in (*filled.refused, *filled.skipped))
 
 
 def test_junk_times_and_empty_split(tmp_path):

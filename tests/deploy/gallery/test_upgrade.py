@@ -91,6 +91,40 @@ def test_vectors_are_carried_by_the_bundles_transport_and_nothing_else_changes(g
     assert gallery.verify()
 
 
+PLANS = {"back": (Gallery.plan_back, Gallery.go_back), "drop": (Gallery.plan_drop, Gallery.drop_old)}
+
+
+@pytest.mark.parametrize("way", PLANS)
+@pytest.mark.parametrize("state", ["upgraded", "added since", "damaged", "damaged since", "read only", "new"])
+def test_what_is_planned_is_done_or_refused_alike(gallery, rng, bundles, way, state):
+    fill(gallery, rng)
+    if state != "new":
+        gallery.upgrade(bundles["two"])
+    if "since" in state:
+        fill(gallery, rng, 5, first=20)
+    if "damaged" in state:
+        number = 22 if "since" in state else 3
+        with sqlite3.connect(gallery.path / "gallery.db") as database:
+            database.execute("UPDATE entry SET vector = zeroblob(?) WHERE id = ?", (2 * DIM, number))
+        database.close()
+    before = gallery.generation
+    with Gallery.open(gallery.path, read_only=state == "read only") as opened:
+        plan, do = PLANS[way]
+        answers = []
+        for call in (plan, do):
+            try:
+                answers.append(call(opened))
+            except GalleryError as error:
+                answers.append(str(error))
+            if call is plan:
+                assert gallery.generation == before
+        planned, done = answers
+        if isinstance(done, int):
+            assert f" {done} entries" in planned
+        else:
+            assert planned == done
+
+
 def test_several_transports_in_a_row_are_one(gallery, rng, bundles):
     vectors = fill(gallery, rng)
     with pytest.raises(GalleryError, match="no transport leads on from feature space abab"):

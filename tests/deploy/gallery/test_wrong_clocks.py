@@ -181,6 +181,109 @@ def test_a_gallery_made_by_a_clock_that_can_t_be_right(tmp_path, clock):
     assert left(tmp_path / "gallery") == []
 
 
+@pytest.fixture
+def unknowing(tmp_path, clock):
+    """A gallery that was made, filled and given a rule by a clock that can't be right."""
+    clock.set("1972-02-01T00:00:00")
+    Gallery.create(tmp_path / "unknowing", DIM, SPACE).close()
+    add(tmp_path / "unknowing", 2, time="2026-02-28T00:00:00Z")
+    add(tmp_path / "unknowing", 2)
+    with pytest.raises(ClockError):
+        keep(tmp_path / "unknowing", 30)
+    return tmp_path / "unknowing"
+
+
+FIRST = {
+    "one opening ahead": ["2066-01-01T00:00:00"],
+    "a day ahead": [f"2066-01-01T{hour:02}:00:00" for hour in range(24)],
+    "twice ahead, years apart": ["2066-01-01T00:00:00", "2090-01-01T00:00:00"],
+    "one opening behind": ["2021-01-01T00:00:00"],
+    "behind, then ahead": ["2021-01-01T00:00:00", "2066-01-01T00:00:00"],
+    "still at the epoch": ["1970-01-01T00:05:00"],
+    "right": [],
+}
+
+
+@pytest.mark.parametrize("during", DURING)
+@pytest.mark.parametrize("first", FIRST)
+def test_where_no_time_was_ever_trusted_one_reading_erases_nothing(unknowing, clock, first, during):
+    for time in FIRST[first]:
+        clock.set(time)
+        DURING[during](unknowing)
+    clock.set("2026-03-01T12:00:00")
+    before = left(unknowing)
+    assert before[:4] == [1, 2, 3, 4]
+    for _ in range(4):
+        clock.move(7)
+        assert left(unknowing) == before
+    clock.move(7)
+    assert not {1, 2, 3, 4} & set(left(unknowing)), "readings have followed one another for five weeks"
+    with Gallery.open(unknowing) as gallery:
+        assert gallery.ageing().reading.trusted is not None
+        gallery.verify()
+
+
+def test_readings_too_far_apart_do_not_follow(unknowing, clock):
+    clock.set("2026-03-01T12:00:00")
+    for _ in range(12):
+        assert left(unknowing) == [1, 2, 3, 4]
+        clock.move(9)
+    with Gallery.open(unknowing) as gallery:
+        with pytest.raises(ClockError, match="2 entries would go"):
+            gallery.retain()
+        assert gallery.trust_clock() == 2
+        assert gallery.ids() == [3, 4]
+
+
+def test_a_person_need_not_wait_and_marks_of_another_time_do_not_count(unknowing, clock):
+    clock.set("2021-01-01T00:00:00")
+    left(unknowing)
+    clock.set("2026-03-01T12:00:00")
+    with Gallery.open(unknowing) as gallery:
+        assert gallery.trust_clock() == 0
+        assert gallery.ids() == [1, 2, 3, 4]
+    for _ in range(4):
+        clock.move(7)
+        left(unknowing)
+    clock.move(3)
+    assert left(unknowing) == []
+
+
+def test_forgetting_by_age_waits_too(unknowing, clock):
+    clock.set("2066-01-01T00:00:00")
+    with Gallery.open(unknowing) as gallery:
+        assert gallery.older_than(30, preview=True) == [1, 2]
+        with pytest.raises(ClockError, match=r"no earlier time is known to be right; 2 entries would go"):
+            gallery.older_than(30)
+        assert gallery.older_than(36500) == [], "nothing would go, so nobody is asked"
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_gallery_without_entries_trusts_the_first_time_that_can_be(tmp_path, clock, opened):
+    """As on a machine whose clock is set a moment after it started."""
+    clock.set("1970-01-01T00:00:10")
+    Gallery.create(tmp_path / "gallery", DIM, SPACE).close()
+    clock.set("2026-03-01T12:00:00")
+    if opened:
+        keep(tmp_path / "gallery", 30)
+    add(tmp_path / "gallery")
+    with Gallery.open(tmp_path / "gallery") as gallery:
+        assert gallery.ageing().reading.right
+
+
+def test_weeks_without_use_do_not_take_the_trust_away(folder, clock):
+    keep(folder, 30)
+    add(folder)
+    clock.move(21)
+    assert left(folder) == [1]
+    with Gallery.open(folder) as gallery:
+        gallery.trust_clock()
+    clock.move(7)
+    assert left(folder) == [1]
+    clock.move(3)
+    assert left(folder) == []
+
+
 def test_the_order_of_ids_counts_and_not_the_time_in_one_of_them(folder, clock):
     add(folder, 5)
     with Gallery.open(folder) as gallery:

@@ -4,7 +4,9 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,7 +134,9 @@ def test_everything_that_reads_works(folder, sealed):
 )
 def test_everything_that_changes_says_why_not(folder, sealed, change):
     with sealed(folder) as gallery:
-        with pytest.raises(GalleryError, match="open for reading only, so nothing can be added, changed or") as caught:
+        with pytest.raises(
+            GalleryError, match=r"open for reading only, so nothing can be|and it has to record"
+        ) as caught:
             change[1](gallery, folder)
         assert "\n" not in str(caught.value)
         assert str(folder) in str(caught.value)
@@ -242,3 +246,76 @@ def test_the_commands_that_read_work_and_the_others_say_why_not(folder, tmp_path
             answer = typer.CliRunner().invoke(app, ["gallery", words[0], str(folder), *words[1:]])
             assert answer.exit_code == code, answer.output
             assert answer.exception is None or "open for reading only" in str(answer.exception)
+
+
+@pytest.fixture
+def shared(folder):
+    """A copy of the gallery where everybody may read it, looked at by a user who is not root."""
+    with tempfile.TemporaryDirectory() as outer:
+        Path(outer).chmod(0o755)
+        shutil.copytree(folder, Path(outer) / "gallery")
+        for path in (Path(outer) / "gallery", *(Path(outer) / "gallery").iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield Path(outer) / "gallery"
+        (Path(outer) / "gallery").chmod(0o755)
+
+
+@contextmanager
+def as_nobody():
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def log_of(gallery, make):
+    make(gallery / "gallery.db-wal")
+
+
+UNREADABLE = {
+    "a folder that can't be looked into": lambda gallery: gallery.chmod(0o644),
+    "a database that can't be read": lambda gallery: (gallery / "gallery.db").chmod(0),
+    "a log that can't be read": lambda gallery: log_of(
+        gallery, lambda log: (log.write_bytes(b"x" * 100), log.chmod(0))
+    ),
+    "a log that is a folder": lambda gallery: log_of(gallery, Path.mkdir),
+    "a log that is a pipe": lambda gallery: log_of(gallery, os.mkfifo),
+    "no database": lambda gallery: (gallery / "gallery.db").unlink(),
+    "a database that is a folder": lambda gallery: (
+        (gallery / "gallery.db").unlink(),
+        (gallery / "gallery.db").mkdir(),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", UNREADABLE)
+@pytest.mark.parametrize(
+    "deed",
+    {
+        "open": Gallery.open,
+        "open to read": lambda path: Gallery.open(path, read_only=True),
+        "repair": Gallery.repair,
+        "restore from it": lambda path: Gallery.restore(path, path.with_name("back")),
+        "restore to it": lambda path: Gallery.restore(path.with_name("kept"), path),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_can_t_be_read_is_said_in_one_line(shared, how, deed):
+    if deed[0] == "restore to it":
+        shutil.copytree(shared, shared.with_name("kept"))
+    UNREADABLE[how](shared)
+    with as_nobody(), pytest.raises(GalleryError) as caught:
+        deed[1](shared)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_can_t_be_listed_answers_but_is_not_described(shared):
+    shared.chmod(0o711)
+    with as_nobody(), Gallery.open(shared) as gallery:
+        assert gallery.search(VECTORS[7], k=1)[0][0].source == "7"
+        with pytest.raises(GalleryError, match="can't be listed: Permission denied"):
+            gallery.info()

@@ -80,6 +80,29 @@ def test_a_second_erasure_waits_for_the_first_however_long_it_takes(gallery, mon
     assert not gallery._store.unwiped()
 
 
+@pytest.mark.parametrize(
+    "came_for",
+    {
+        "open": lambda opened: opened.ids(),
+        "search": lambda opened: opened.search(unit(np.random.default_rng(1), 1, DIM)),
+        "add": lambda opened: opened.add(unit(np.random.default_rng(1), 1, DIM), "c", ["new"]),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_who_came_for_something_else_does_not_wait_to_erase_what_expired(gallery, monkeypatch, came_for):
+    monkeypatch.setattr(turns, "AT_MOST", 0.0)
+    monkeypatch.setattr("deploy.gallery.gallery.EVERY", -1.0)
+    monkeypatch.setattr("deploy.gallery.upkeep.expired", lambda *args: [2])
+    monkeypatch.setattr("deploy.gallery.upkeep.rules", lambda *args: {"": 3})
+    with turn(gallery.path), Gallery.open(gallery.path) as opened:
+        came_for[1](opened)
+        assert 2 in opened.ids()
+        with pytest.raises(GalleryError, match="has been erasing or copying"):
+            opened.retain()
+    with Gallery.open(gallery.path) as opened:
+        assert 2 not in opened.ids()
+
+
 @pytest.mark.slow
 def test_erasures_of_several_processes_all_succeed(gallery):
     def erase(part):
