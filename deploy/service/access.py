@@ -47,6 +47,9 @@ ROUTES: dict[tuple[str, str], Route] = {
 OTHER = Route("other", OPEN)
 """What a request that no route answers is called in metrics and logs."""
 
+METHODS = frozenset({method for method, _ in ROUTES} | {"HEAD"})
+"""Methods that some path accepts; others are called like :data:`OTHER` in logs, as they may be of any length."""
+
 
 def find_route(method: str, path: str, spelled: bytes) -> tuple[Route, str]:
     """Find what a request asks for: the only decision about it, which the router is then held to.
@@ -55,7 +58,7 @@ def find_route(method: str, path: str, spelled: bytes) -> tuple[Route, str]:
     ignores and another does not could otherwise pass for an open route here and reach a guarded one there.
 
     Args:
-        method: as it came; ``HEAD`` is answered as ``GET`` is.
+        method: as it came; ``HEAD`` is answered as ``GET`` is, without the body.
         path: decoded.
         spelled: as it came.
 
@@ -66,9 +69,10 @@ def find_route(method: str, path: str, spelled: bytes) -> tuple[Route, str]:
         RefusedError: there is no such path, or it does not accept this method.
     """
     allowed = [known for known, place in ROUTES if place == path]
+    allowed += ["HEAD"] if "GET" in allowed else []
     if not allowed or spelled != path.encode("utf-8", "surrogatepass"):
         raise RefusedError("not_found", "there is nothing at this path; see /openapi.json")
-    asked = "GET" if method == "HEAD" else method
-    if asked not in allowed:
+    if method not in allowed:
         raise RefusedError("method_not_allowed", f"this path accepts {', '.join(allowed)}", allow=allowed)
+    asked = "GET" if method == "HEAD" else method
     return next((route, place) for (known, place), route in ROUTES.items() if (known, place) == (asked, path))

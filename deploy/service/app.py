@@ -11,7 +11,6 @@ from typing import cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from deploy.encoder import Encoder
@@ -19,6 +18,7 @@ from deploy.gallery import Gallery
 from deploy.service.audit_log import AuditLog, audit_log_of
 from deploy.service.backend import Backend
 from deploy.service.gate import Gate
+from deploy.service.json_answer import JsonAnswer
 from deploy.service.logs import write_log
 from deploy.service.metrics import CONTENT_TYPE, STORES, Metrics
 from deploy.service.openapi import describe
@@ -191,12 +191,12 @@ def _state(backend: Backend) -> str:
 
 def _add_probes(app: FastAPI) -> None:
     @app.get("/livez")
-    async def livez() -> JSONResponse:
+    async def livez() -> JsonAnswer:
         """Whether the process is alive."""
-        return JSONResponse({"alive": True})
+        return JsonAnswer({"alive": True})
 
     @app.get("/readyz")
-    async def readyz(request: Request) -> JSONResponse:
+    async def readyz(request: Request) -> JsonAnswer:
         """Whether requests are answered, and what answers them."""
         backend: Backend = request.app.state.backend
         facts = await backend.facts()
@@ -211,7 +211,7 @@ def _add_probes(app: FastAPI) -> None:
         if waiting := [store for store in STORES if store in request.app.state.metrics.waiting]:
             body["ageing_waits"] = waiting
         ready = state == "ready"
-        return JSONResponse(
+        return JsonAnswer(
             body, status_code=200 if ready else UNAVAILABLE, headers=None if ready else {"retry-after": "1"}
         )
 
@@ -237,7 +237,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _refusal(request: Request, refused: RefusedError, headers: Mapping[str, str] | None = None) -> Response:
     request.scope["refused"] = refused.code  # for the gate's log and metrics
-    return JSONResponse(refused.body(), status_code=refused.status, headers={**refused.headers, **(headers or {})})
+    return JsonAnswer(refused.body(), status_code=refused.status, headers={**refused.headers, **(headers or {})})
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:

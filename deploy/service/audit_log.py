@@ -13,21 +13,22 @@ names. A record's age counts by its number and by when the clock was right, not 
 from __future__ import annotations
 
 import asyncio
-import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploy.service.audit_chain import ERASURE, Head, KeptHead, check_chain
-from deploy.service.audit_tables import SCHEMA, prepare
+from deploy.service.audit_record import read_record, record_text
+from deploy.service.audit_tables import SCHEMA, Ask, check_rows, prepare, read_ageing, read_base
 from deploy.store import clock
 from deploy.store.audit import link
 from deploy.store.scratch import keep_in_memory, vacuum
+from domains.artefact import make_private
 from domains.errors import ClockError, GalleryError
 
 TOGETHER = 256
@@ -68,31 +69,41 @@ class AuditLog:
         self.file = file
         self._lock = threading.Lock()
         self._incoming: queue.SimpleQueue[tuple[str, str, Future[int]] | None] = queue.SimpleQueue()
+        self._name = f"the audit log {file}"
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_private(file.parent)
             if not file.exists():
                 file.touch(mode=0o600)
             self._db = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
+            self._prepare(keep)
+        except (sqlite3.Error, OSError) as error:
+            raise GalleryError(
+                f"{self._name} can't be opened: {error}; check its folder, or name another with --audit"
+            ) from error
+        self._writer = threading.Thread(target=self._work, name="audit log", daemon=True)
+        self._writer.start()
+
+    def _prepare(self, keep: int | None) -> None:
+        """Set up the connection and the tables; the connection is closed again if they can't be used."""
+        try:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "trusted_schema=OFF"):
                 self._db.execute(f"PRAGMA {pragma}")
             keep_in_memory(self._db)
-            known = prepare(self._db)
-            if known and keep is not None:
+            if not prepare(self._db, self._name):
+                raise GalleryError(
+                    f"{self.file} is not an audit log of schema 1 to {SCHEMA}; name another with --audit"
+                )
+            check_rows(self._rows, self._name)
+            if keep is not None:
                 self._db.execute("UPDATE ageing SET days = ? WHERE days IS NOT ?", (keep, keep))
-        except (sqlite3.Error, OSError) as error:
-            raise GalleryError(
-                f"the audit log {file} can't be opened: {error}; check its folder, or name another with --audit"
-            ) from error
-        if not known:
+        except BaseException:
             self._db.close()
-            raise GalleryError(f"{file} is not an audit log of schema 1 to {SCHEMA}; name another with --audit")
-        self._writer = threading.Thread(target=self._work, name="audit log", daemon=True)
-        self._writer.start()
+            raise
 
     def submit(self, action: str, **what: str | int | None) -> Future[int]:
         """Add a record; the future gives its number once it is on disk, or GalleryError."""
         answer: Future[int] = Future()
-        self._incoming.put((_now(), _text(action, **what), answer))
+        self._incoming.put((_now(), record_text(action, **what), answer))
         return answer
 
     async def write(self, action: str, **what: str | int | None) -> int:
@@ -106,12 +117,12 @@ class AuditLog:
             "ORDER BY number LIMIT ?",
             (after, limit),
         )
-        return [{"number": number, "time": time, **_parsed(text), "hash": seal} for number, time, text, seal in rows]
+        return [read_record(*row) for row in rows]
 
     def head(self) -> Head:
-        """The newest record's number and seal, or those that the chain starts with."""
-        rows = self._ask(_NEWEST) or self._ask("SELECT number, hash FROM base")
-        return Head(*rows[0])
+        """The newest record's number and seal, or those that the chain starts with; raises GalleryError."""
+        with self._lock, self._mapped("read"):
+            return Head(*self._newest())
 
     def check(self, heads: Sequence[KeptHead] = ()) -> int:
         """Count the records.
@@ -123,7 +134,7 @@ class AuditLog:
             GalleryError: a record was changed, removed or inserted, or the start was moved without an erasure.
         """
         with self._snapshot() as ask:
-            return check_chain(ask, f"the audit log {self.file}", heads)
+            return check_chain(ask, self._name, heads)
 
     def ageing(self, days: int | None = None) -> Ageing:
         """Say what the clock reads, whether it can be trusted, and how many records would be erased; erases nothing.
@@ -131,9 +142,9 @@ class AuditLog:
         Args:
             days: how long records are kept; by default what :meth:`erase` was last told.
         """
-        kept = self._ask("SELECT days FROM ageing")[0][0] if days is None else days
         with self._lock, self._mapped("read"):
-            return self._ageing(kept)
+            check_rows(self._rows, self._name)
+            return self._ageing(read_ageing(self._rows, self._name).days if days is None else days)
 
     def trust_clock(self, *, from_now: bool = False) -> int:
         """Accept what the clock reads on a person's word, erase what is old by it as :meth:`erase` was last told, and
@@ -146,11 +157,13 @@ class AuditLog:
             GalleryError: the clock reads a time that can't be.
         """
         with self._writing():
+            check_rows(self._rows, self._name)
+            days = read_ageing(self._rows, self._name).days
             reading = clock.read_clock(self._db, None)
             clock.trust(self._db, reading, self._newest()[0], from_now=from_now)
             before, now = clock.as_text(reading.trusted), clock.as_text(reading.time)
-            self._insert([(_now(), _text("trust clock", before=before, now=now, from_now=int(from_now)))])
-        return self.erase(self._ask("SELECT days FROM ageing")[0][0])
+            self._insert([(_now(), record_text("trust clock", before=before, now=now, from_now=int(from_now)))])
+        return self.erase(days)
 
     def erase(self, days: int | None) -> int:
         """Erase records older than ``days``, bytes included; returns how many. The erasure itself becomes a record, in
@@ -163,6 +176,7 @@ class AuditLog:
         """
         count, state = 0, None
         with self._writing():
+            check_rows(self._rows, self._name)
             self._db.execute("UPDATE ageing SET days = ?", (days,))
             if days is not None:
                 clock.note(self._db, clock.read_clock(self._db, days), self._newest()[0])
@@ -189,10 +203,12 @@ class AuditLog:
         rows = self._db.execute("SELECT hash FROM audit WHERE number = ?", (number,)).fetchall()
         if not rows or number <= self._base()[0]:
             return 0
+        if not isinstance(rows[0][0], str):
+            raise self._damaged(number)
         count = self._db.execute("DELETE FROM audit WHERE number <= ?", (number,)).rowcount
         self._db.execute("UPDATE base SET number = ?, hash = ?", (number, rows[0][0]))
         self._db.execute("UPDATE ageing SET unwiped = 1")
-        self._insert([(_now(), _text(ERASURE, records=count, days=days, through=number, seal=rows[0][0]))])
+        self._insert([(_now(), record_text(ERASURE, records=count, days=days, through=number, seal=rows[0][0]))])
         clock.prune(self._db, number + 1)
         return count
 
@@ -200,7 +216,7 @@ class AuditLog:
         """Rewrite the file if erased bytes may be in it, and note that this was done only once none is left."""
         with self._lock:
             try:
-                if not self._db.execute("SELECT unwiped FROM ageing").fetchone()[0]:
+                if not read_ageing(self._rows, self._name).unwiped:
                     return
                 vacuum(self._db, self.file.parent)
                 if self._emptied():
@@ -222,7 +238,7 @@ class AuditLog:
 
     def _unwiped(self, count: int, why: str) -> GalleryError:
         return GalleryError(
-            f"{count} old records of the audit log {self.file} are erased, but the file can't be rewritten: {why}; "
+            f"{count} old records of {self._name} are erased, but the file can't be rewritten: {why}; "
             "their bytes are still in it until the next erasure does it"
         )
 
@@ -238,10 +254,14 @@ class AuditLog:
             try:
                 return self._db.execute(query, values).fetchall()
             except sqlite3.Error as error:
-                raise GalleryError(f"the audit log {self.file} can't be read: {error}; restore a copy") from error
+                raise GalleryError(f"{self._name} can't be read: {error}; restore a copy") from error
+
+    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        """Ask within whatever transaction and lock are held."""
+        return self._db.execute(query, values).fetchall()
 
     @contextmanager
-    def _snapshot(self) -> Iterator[Callable[..., list[Any]]]:
+    def _snapshot(self) -> Iterator[Ask]:
         """Read one state throughout the block, while others go on writing and erasing."""
         with self._mapped("read"), closing(sqlite3.connect(self.file, timeout=30, isolation_level=None)) as other:
             keep_in_memory(other)
@@ -262,40 +282,61 @@ class AuditLog:
             except Exception as error:  # this thread must survive: without it no request is answered
                 for _, _, answer in batch:
                     if answer.set_running_or_notify_cancel():  # the caller may have given up
-                        answer.set_exception(
-                            GalleryError(
-                                f"the audit log {self.file} can't be written: {error}; free space, or check permissions"
-                            )
-                        )
+                        answer.set_exception(self._unwritten(error))
                 continue
             for number, (_, _, answer) in zip(numbers, batch, strict=True):
                 if answer.set_running_or_notify_cancel():
                     answer.set_result(number)
+
+    def _unwritten(self, error: Exception) -> GalleryError:
+        if isinstance(error, GalleryError):
+            return error
+        return GalleryError(f"{self._name} can't be written: {error}; free space, or check permissions")
 
     def _append(self, records: list[tuple[str, str]]) -> list[int]:
         with self._lock, self._transaction():
             return self._insert(records)
 
     def _insert(self, records: list[tuple[str, str]]) -> list[int]:
-        """Chain records to the newest, inside a transaction; returns their numbers."""
+        """Chain records to the newest, inside a transaction; returns their numbers. Raises GalleryError if they are not
+        there afterwards.
+        """
         number, before = self._newest()
         rows = []
         for time, text in records:
             number, before = number + 1, link(before, time, text)
             rows.append((number, time, text, before))
-        self._db.executemany("INSERT INTO audit VALUES (?, ?, ?, ?)", rows)
-        clock.note(
-            self._db, clock.read_clock(self._db, self._db.execute("SELECT days FROM ageing").fetchone()[0]), number
-        )
+        self._db.executemany("INSERT INTO audit(number, time, what, hash) VALUES (?, ?, ?, ?)", rows)
+        self._check_written(rows)
+        days = read_ageing(self._rows, self._name).days
+        clock.note(self._db, clock.read_clock(self._db, days), number)
         return [row[0] for row in rows]
 
+    def _check_written(self, rows: list[tuple[int, str, str, str]]) -> None:
+        """Raise GalleryError if the newest records are others: whoever can change the tables can have them drop some
+        without a word.
+        """
+        there = self._rows(
+            "SELECT number, time, what, hash FROM audit WHERE number >= ? ORDER BY number LIMIT ?",
+            (rows[0][0], len(rows) + 1),
+        )
+        if there != rows:
+            raise GalleryError(f"{self._name} does not keep what is written to it; compare with a copy")
+
     def _base(self) -> tuple[int, str]:
-        number, seal = self._db.execute("SELECT number, hash FROM base").fetchone()
-        return number, seal
+        return read_base(self._rows, self._name)
 
     def _newest(self) -> tuple[int, str]:
-        row = self._db.execute(_NEWEST).fetchone()
-        return (row[0], row[1]) if row else self._base()
+        rows = self._rows(_NEWEST)
+        if not rows:
+            return self._base()
+        number, seal = rows[0]
+        if not isinstance(seal, str):
+            raise self._damaged(number)
+        return number, seal
+
+    def _damaged(self, number: int) -> GalleryError:
+        return GalleryError(f"record {number} of {self._name} is damaged; restore a copy")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -319,24 +360,11 @@ class AuditLog:
         try:
             yield
         except sqlite3.Error as error:
-            raise GalleryError(f"the audit log {self.file} can't be {what}: {error}; try again") from error
+            raise GalleryError(f"{self._name} can't be {what}: {error}; try again") from error
 
 
 def _now() -> str:
     return clock.as_text(clock.now(), "milliseconds")
-
-
-def _text(action: str, **what: str | int | None) -> str:
-    return json.dumps({"action": action, **what}, sort_keys=True, ensure_ascii=False)
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    """Read a record's content; one that was tampered with is ``unreadable``, and :meth:`AuditLog.check` says which."""
-    try:
-        content = json.loads(text)
-    except (TypeError, ValueError):
-        content = None
-    return content if isinstance(content, dict) else {"action": "unreadable"}
 
 
 def audit_log_of(gallery: Path) -> Path:

@@ -233,7 +233,10 @@ class Backend:
     def _refused(self, error: ReidError) -> RefusedError:
         """What a client is told of one of our errors: the server's folders are hidden; the log has the full text."""
         write_log(logging.ERROR, "the gallery could not do this", reason=str(error))
-        text = str(error)
+        return RefusedError("conflict" if isinstance(error, ClockError) else "gallery", self.hide_folders(str(error)))
+
+    def hide_folders(self, text: str) -> str:
+        """Write an error's text without the folders of this machine."""
         named = {
             "the gallery": self.gallery.path,
             "the folder of bundles": self.settings.bundles,
@@ -242,7 +245,7 @@ class Backend:
         for name, folder in named.items():
             if folder is not None:
                 text = text.replace(str(Path(folder).absolute()), name).replace(str(folder), name)
-        return RefusedError("conflict" if isinstance(error, ClockError) else "gallery", text)
+        return text
 
     def _check_moved(self, vectors: Embeddings, error: GalleryError) -> None:
         if (space := self.gallery.feature_space) != vectors.feature_space:

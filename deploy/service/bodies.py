@@ -14,9 +14,17 @@ from deploy.store.entry import MAX_LABEL, MAX_SOURCE
 PLAIN = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
 """No control characters, and at least one visible character."""
 
+_HARMLESS = r"[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+STORED = f"^{_HARMLESS}*[^ {_HARMLESS[2:]}{_HARMLESS}*$"
+"""Of what is kept: also none of those beyond ASCII, no line end and none that changes the reading order. Texts that are
+only compared may hold them, so that what was stored by other means can be found and erased.
+"""
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL, pattern=PLAIN)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE, pattern=PLAIN)]
-Reason = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=PLAIN)]
+NewName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL, pattern=STORED)]
+NewSource = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE, pattern=STORED)]
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=STORED)]
 Time = Annotated[str, StringConstraints(min_length=1, max_length=64), Field(json_schema_extra={"format": "date-time"})]
 Flag = Literal["true", "false"]
 Id = Annotated[int, Field(ge=1, lt=2**63)]
@@ -54,8 +62,8 @@ class QueryForm(Form):
 class EnrolForm(Form):
     """Fields of an enrolment besides its images."""
 
-    camera: Name = Field(description="The camera that saw them.", examples=["yard"])
-    source: list[Source] = Field(
+    camera: NewName = Field(description="The camera that saw them.", examples=["yard"])
+    source: list[NewSource] = Field(
         [],
         description="Where each crop came from, one per image; by default the request's id.",
         examples=[["yard/0001.jpg"]],
@@ -63,7 +71,7 @@ class EnrolForm(Form):
     time: list[Time] = Field(
         [], description="When each was seen: one for all, one per image, or none.", examples=[[_AT]]
     )
-    label: Name | None = Field(None, description="Name of the person, for all images.", examples=["badge 17"])
+    label: NewName | None = Field(None, description="Name of the person, for all images.", examples=["badge 17"])
     force: Flag = Field(
         "false",
         description="Store what can't be a crop of one person, too: whole frames, strips.",

@@ -7,7 +7,6 @@ It is plain ASGI around the application, because a web framework reads a body be
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
@@ -15,7 +14,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.service.access import ANY, OPEN, OTHER, Route, find_route
+from deploy.service.access import ANY, METHODS, OPEN, OTHER, Route, find_route
+from deploy.service.json_answer import encoded
 from deploy.service.logs import write_log
 from deploy.service.metrics import Metrics
 from deploy.service.rate import RateLimit
@@ -40,7 +40,7 @@ SMALL_BODY = 64 * 2**10
 """Most bytes that a route without images reads."""
 
 LARGEST_HEAD = 32 * 2**10
-"""Most bytes of query string and headers."""
+"""Most bytes of method, path, query string and headers."""
 
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 _DRAINED = 2**20
@@ -162,7 +162,9 @@ class _Exchange:
     """One request and its answer."""
 
     def __init__(self, gate: Gate, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        self._gate, self._scope, self._receive, self._send = gate, scope, receive, send
+        self._gate, self._receive, self._send = gate, receive, send
+        self._scope = {**scope}  # the server goes by its own
+        self._bodyless = scope["method"] == "HEAD"
         self._settings, self._metrics = gate._settings, gate._metrics
         self._headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         self._id = secrets.token_hex(8)
@@ -176,9 +178,12 @@ class _Exchange:
         start = time.monotonic()
         method, path, route = self._scope["method"], self._scope["path"], OTHER
         caller, code, entered = None, None, False
+        spelled = self._scope.get("raw_path") or path.encode("utf-8", "surrogatepass")
         try:
-            route, path = find_route(method, path, self._scope.get("raw_path") or path.encode())
-            self._scope.update(path=path, raw_path=path.encode())  # what the router sees is what was decided on
+            self._check_head(len(method) + len(spelled))
+            route, path = find_route(method, path, spelled)
+            # What the router sees is what was decided on.
+            self._scope.update(method="GET" if method == "HEAD" else method, path=path, raw_path=path.encode())
             caller = self._gate.admit(self._scope, self._headers, route, self._id)
             if route.work:
                 self._gate.enter()
@@ -209,11 +214,15 @@ class _Exchange:
             self._gate.hold(-self._reserved)
             self._note(route, method, caller, code, time.monotonic() - start)
 
-    def _expect_body(self) -> None:
-        """Make room for the body that the request announces."""
-        head = len(self._scope["query_string"]) + sum(len(key) + len(value) for key, value in self._scope["headers"])
+    def _check_head(self, first: int) -> None:
+        """Refuse a head that is too large, whatever is asked for; ``first``: bytes of its method and path."""
+        head = first + len(self._scope["query_string"])
+        head += sum(len(key) + len(value) for key, value in self._scope["headers"])
         if head > LARGEST_HEAD:
             raise RefusedError("too_large", f"the request's head has {head} bytes, at most {LARGEST_HEAD} are accepted")
+
+    def _expect_body(self) -> None:
+        """Make room for the body that the request announces."""
         announced = self._headers.get("content-length", "0")
         length = int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 16 else 0
         if length > self._limit:
@@ -257,12 +266,14 @@ class _Exchange:
                 *message["headers"],
                 *((key.encode(), value.encode()) for key, value in extra.items() if key.encode() not in have),
             ]
+        elif self._bodyless and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def _refuse(self, refused: RefusedError) -> str:
         """Send an error, unless an answer has already started and can only be ended."""
         if not self._status:
-            body = json.dumps(refused.body(), ensure_ascii=False).encode()
+            body = encoded(refused.body())
             headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
             start = {
                 "type": "http.response.start",
@@ -270,7 +281,7 @@ class _Exchange:
                 "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
             }
             await self._watched(start)
-            await self._send({"type": "http.response.body", "body": b"" if self._scope["method"] == "HEAD" else body})
+            await self._watched({"type": "http.response.body", "body": body})
         return refused.code
 
     def _unread(self) -> bool:
@@ -299,7 +310,7 @@ class _Exchange:
         level = logging.DEBUG if route.name in ("livez", "readyz", "metrics") and self._status < 400 else logging.INFO
         fields: dict[str, Any] = {
             "request": self._id,
-            "method": method,
+            "method": method if method in METHODS else OTHER.name,
             "route": route.name,
             "status": self._status,
             "ms": round(1000 * seconds, 1),

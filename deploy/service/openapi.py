@@ -42,9 +42,9 @@ class _Operation:
 _OPERATIONS: dict[tuple[str, str], _Operation] = {
     ("POST", "/v1/query"): _Operation({200: schema.QueryBody}, schema.QueryForm, "images", True),
     ("POST", "/v1/entries"): _Operation(
-        {201: schema.EnrolBody, 200: schema.EnrolBody}, schema.EnrolForm, "images", True
+        {201: schema.EnrolBody, 200: schema.EnrolBody}, schema.EnrolForm, "images", True, errors=frozenset({"conflict"})
     ),
-    ("DELETE", "/v1/entries"): _Operation({200: schema.ForgetBody}, errors=frozenset({"invalid"})),
+    ("DELETE", "/v1/entries"): _Operation({200: schema.ForgetBody}, errors=frozenset({"invalid", "conflict"})),
     ("POST", "/v1/forget"): _Operation(
         {200: schema.ForgetBody | schema.PreviewBody},  # type: ignore[dict-item]
         schema.ForgetForm,

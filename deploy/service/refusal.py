@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from domains.errors import ReidError
+from domains.text import shown
 
 CODES = {
     "invalid": 422,
@@ -44,8 +45,8 @@ class RefusedError(ReidError):
     """
 
     def __init__(self, code: str, message: str, *, wait: int | None = None, allow: Sequence[str] = ()) -> None:
-        """Say what was wrong, what was found and what to do."""
-        super().__init__(message)
+        """Say what was wrong, what was found and what to do; what it quotes is written as :func:`shown` writes it."""
+        super().__init__(shown(message))
         self.code = code
         self.wait = wait if wait is not None or self.status != UNAVAILABLE else 1
         self.allow = tuple(allow)

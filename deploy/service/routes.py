@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from deploy.answers.thresholds import answer, unsure
@@ -17,6 +16,7 @@ from deploy.service.audit_log import AuditLog
 from deploy.service.backend import Backend
 from deploy.service.bodies import EnrolForm, ForgetForm, Id, QueryForm, UpgradeBody
 from deploy.service.gate import Caller, Gate
+from deploy.service.json_answer import JsonAnswer
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
 from deploy.service.thumbnails import thumbnail
@@ -26,6 +26,7 @@ from deploy.store.entry import Entry
 from deploy.store.selection import Selection
 from domains.artefact import code_version
 from domains.errors import GalleryError
+from domains.text import shown
 
 Result = TypeVar("Result")
 PREVIEWED = 1000
@@ -50,6 +51,11 @@ class Parts:
         if not self.backend.warm:
             raise RefusedError("not_ready", "the service is warming up; try again in a moment")
 
+    def check_writable(self) -> None:
+        """Raise RefusedError if the gallery can only be read, so that no change is even recorded."""
+        if self.backend.gallery.read_only:
+            raise RefusedError("conflict", "the service can only read this gallery, and so can't change it")
+
     def charge(self, images: int) -> None:
         """Count each image after the first as another request."""
         self.gate.rate.charge(self.caller.token or "local", max(0, images - 1))
@@ -66,7 +72,7 @@ class Parts:
 
 
 @router.post("/query")
-async def query(request: Request) -> JSONResponse:
+async def query(request: Request) -> JsonAnswer:
     """Find a person by image: which cameras have seen them, and when."""
     parts = Parts(request)
     parts.check_ready()
@@ -95,7 +101,7 @@ async def query(request: Request) -> JSONResponse:
         if drawn
         else [[match.to_dict() for match in row] for row in matches]
     )
-    return JSONResponse(
+    return JsonAnswer(
         {
             "results": [
                 {"verdict": "unsure" if doubt else answer(row), "warning": doubt, "matches": result}
@@ -108,9 +114,10 @@ async def query(request: Request) -> JSONResponse:
 
 
 @router.post("/entries")
-async def enrol(request: Request) -> JSONResponse:
+async def enrol(request: Request) -> JsonAnswer:
     """Add images of people to the gallery; all are stored, or none."""
     parts = Parts(request)
+    parts.check_writable()
     parts.check_ready()
     form, images = await read_form(request, EnrolForm, parts.settings, images="images", needed=True)
     count = len(images)
@@ -150,21 +157,22 @@ async def enrol(request: Request) -> JSONResponse:
         )
         for index, number in zip(fresh, added, strict=True):
             ids[index] = number
-    return JSONResponse({"ids": ids, "known": ids.count(None)}, status_code=201 if any(ids) else 200)
+    return JsonAnswer({"ids": ids, "known": ids.count(None)}, status_code=201 if any(ids) else 200)
 
 
 @router.delete("/entries")
 async def erase_entries(
     request: Request, ids: Annotated[list[Id], Query(min_length=1, max_length=1000, examples=[[4, 5, 9]])]
-) -> JSONResponse:
+) -> JsonAnswer:
     """Erase entries by id, bytes included; unknown ids are ignored."""
     parts = Parts(request)
+    parts.check_writable()
     await parts.record("forget", by="ids", asked=len(set(ids)))
-    return JSONResponse(await parts.backend.erase(sorted(set(ids)), "ids"))
+    return JsonAnswer(await parts.backend.erase(sorted(set(ids)), "ids"))
 
 
 @router.post("/forget")
-async def forget(request: Request) -> JSONResponse:
+async def forget(request: Request) -> JsonAnswer:
     """Erase everything that matches all the given fields; preview it with dry_run."""
     parts = Parts(request)
     parts.check_ready()
@@ -178,45 +186,49 @@ async def forget(request: Request) -> JSONResponse:
             "invalid", "say what to forget: label, camera, source, before, older_than, or an image named like"
         )
     preview = form.dry_run == "true"
+    if not preview:
+        parts.check_writable()
     if images:
         ids, by = await parts.backend.with_vectors(images, lambda vectors: wanted.of(gallery, vectors, preview=preview))
     else:
         ids, by = await parts.backend.run(lambda: wanted.of(gallery, preview=preview))
     if preview:
         await parts.record("forget preview", by=by, entries=len(ids))
-        return JSONResponse({"entries": len(ids), "ids": ids[:PREVIEWED]})
+        return JsonAnswer({"entries": len(ids), "ids": ids[:PREVIEWED]})
     await parts.record("forget", by=by, asked=len(ids))
-    return JSONResponse(await parts.backend.erase(ids, by))
+    return JsonAnswer(await parts.backend.erase(ids, by))
 
 
 @router.post("/upgrade")
-async def upgrade(request: Request) -> JSONResponse:
+async def upgrade(request: Request) -> JsonAnswer:
     """Carry the gallery into another model's feature space, in the background while queries are answered."""
     parts = Parts(request)
     body = await read_json(request, UpgradeBody)
     bundle, via = parts.upgrading.find(body.bundle), [parts.upgrading.find(name) for name in body.via]
     if body.dry_run:
-        return JSONResponse({"expect": await parts.backend.run(lambda: parts.upgrading.expect(bundle, via))})
+        return JsonAnswer({"expect": await parts.backend.run(lambda: parts.upgrading.expect(bundle, via))})
+    parts.check_writable()
+    await parts.backend.run(lambda: parts.upgrading.check(bundle, via))
     await parts.record("upgrade asked", bundle=bundle.name)
     parts.upgrading.start(bundle, via, by=parts.caller.name)
-    return JSONResponse(parts.upgrading.state(), status_code=202)
+    return JsonAnswer(parts.upgrading.state(), status_code=202)
 
 
 @router.get("/upgrade")
-async def upgrade_state(request: Request) -> JSONResponse:
+async def upgrade_state(request: Request) -> JsonAnswer:
     """Progress of the last upgrade."""
-    return JSONResponse(Parts(request).upgrading.state())
+    return JsonAnswer(Parts(request).upgrading.state())
 
 
 @router.get("/stats")
-async def stats(request: Request) -> JSONResponse:
+async def stats(request: Request) -> JsonAnswer:
     """What the gallery holds, in counts."""
     parts = Parts(request)
     gallery = parts.backend.gallery
     info = await parts.backend.run(lambda: {**gallery.info(), "retention": gallery.retention()})
     hidden = ("bundle", "spaces", "bytes")
     public = {name: value for name, value in info.items() if name not in hidden}
-    return JSONResponse({**public, "provider": parts.backend.encoder.provider, "version": code_version()})
+    return JsonAnswer({**public, "provider": parts.backend.encoder.provider, "version": code_version()})
 
 
 @router.get("/audit")
@@ -230,13 +242,13 @@ async def audit(
     ] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, examples=[100])] = 100,
     verify: Annotated[bool, Query(description="Also check the whole chain.")] = False,
-) -> JSONResponse:
+) -> JsonAnswer:
     """Records of who asked what, when and why."""
     parts = Parts(request)
     if chain == "gallery":
         records = await parts.backend.run(parts.backend.gallery.audit)  # checks the chain in any case
         numbered = [{"number": number, **record} for number, record in enumerate(records, 1)]
-        return JSONResponse({"records": numbered[after : after + limit], "head": None, "intact": True})
+        return JsonAnswer({"records": numbered[after : after + limit], "head": None, "intact": True})
     audit_log = parts.audit_log
     try:
         records, head = await asyncio.to_thread(audit_log.read, after, limit), await asyncio.to_thread(audit_log.head)
@@ -248,8 +260,8 @@ async def audit(
             await asyncio.to_thread(audit_log.check)
             intact = True
         except GalleryError as error:
-            intact, message = False, str(error).replace(str(audit_log.file), "the service")
-    return JSONResponse({"records": records, "head": head.hash, "intact": intact, "message": message})
+            intact, message = False, shown(str(error).replace(str(audit_log.file), "the service"))
+    return JsonAnswer({"records": records, "head": head.hash, "intact": intact, "message": message})
 
 
 def _checked(make: Callable[[], Result]) -> Result:

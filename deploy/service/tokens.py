@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from domains.artefact import make_private, read_json, write_json
 from domains.errors import ArtefactError, UsageError
 from domains.ownership import others_may_change
+from domains.text import is_unseen
 
 SCOPES = ("query", "enrol", "erase", "admin")
 PREFIX = "reid"
@@ -30,7 +31,8 @@ MAX_DAYS = 3650
 SLACK = timedelta(days=1)
 """How far the clocks of those who make tokens and of the service may be apart."""
 _FORM = re.compile(r"reid_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+LONGEST_NAME = 64
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9 ._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Token:
         if self.expires is None:
             return False
         now = datetime.now(UTC)
-        return not datetime.fromisoformat(self.created) - SLACK <= now < datetime.fromisoformat(self.expires)
+        return now + SLACK < _moment(self.created) or now >= _moment(self.expires)
 
 
 class Tokens:
@@ -169,27 +171,47 @@ def default_file() -> Path:
 
 def _parse(file: Path, content: Any) -> list[Token]:
     """Read tokens from a file's content; raises ArtefactError on anything that we did not write."""
-    types = get_type_hints(Token)
     try:
-        if content["kind"] != "tokens" or content["schema"] != SCHEMA:
+        if content["kind"] != "tokens" or type(content["schema"]) is not int or content["schema"] != SCHEMA:
             raise ArtefactError(f"{file} holds no tokens of schema {SCHEMA}; make some with reid token make")
-        tokens = [Token(**{**row, "scopes": tuple(row["scopes"])}) for row in content["tokens"]]
-        for token in tokens:
-            for name, kind in types.items():
-                value = getattr(token, name)
-                allowed = (
-                    tuple(option for option in get_args(kind) if isinstance(option, type))
-                    if name == "expires"
-                    else (str, tuple)
-                )
-                if not isinstance(value, allowed):
-                    raise ValueError(f"{name} is {value!r:.40}")
-            if set(token.scopes) - set(SCOPES) or not re.fullmatch("[0-9a-f]{64}", token.hash):
-                raise ValueError(f"token {token.id:.20} has an unknown scope or an invalid hash")
-            token.expired()
+        if not isinstance(content["tokens"], list):
+            raise ValueError("its tokens are no list")
+        tokens = [_token(row) for row in content["tokens"]]
+        for kind in ("id", "name"):
+            if len({getattr(token, kind) for token in tokens}) < len(tokens):
+                raise ValueError(f"two tokens have the same {kind}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtefactError(f"{file} is not a file of tokens: {error!r:.150}; restore it, or make new ones") from error
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ArtefactError(f"{file} is not a file of tokens: {reason:.150}; restore it, or make new ones") from error
     return tokens
+
+
+def _token(row: Any) -> Token:
+    """Read one token; raises ValueError, TypeError or KeyError."""
+    token = Token(**{**row, "scopes": tuple(row["scopes"])})
+    for name in ("id", "name", "created", "hash"):
+        if not isinstance(getattr(token, name), str):
+            raise ValueError(f"{name} is {getattr(token, name)!r:.40}")
+    if not re.fullmatch("[0-9a-f]{8}", token.id) or not re.fullmatch("[0-9a-f]{64}", token.hash):
+        raise ValueError(f"the id or the hash of token {token.id!r:.20} is invalid")
+    if not 1 <= len(token.name) <= LONGEST_NAME or any(map(is_unseen, token.name)):
+        raise ValueError(
+            f"the name {token.name!r:.80} of token {token.id} is not 1 to {LONGEST_NAME} visible characters"
+        )
+    if not isinstance(row["scopes"], list) or set(token.scopes) - set(SCOPES):
+        raise ValueError(f"token {token.id} has an unknown scope")
+    _moment(token.created)
+    if token.expires is not None:
+        _moment(token.expires)
+    return token
+
+
+def _moment(text: str) -> datetime:
+    """Read a token's time; raises ValueError if it has no zone or no clock ever read it."""
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None or time.timestamp() < 0:
+        raise ValueError(f"the time {text!r:.40} has no zone, or is before 1970")
+    return time
 
 
 def _write(file: Path, tokens: Sequence[Token]) -> None:

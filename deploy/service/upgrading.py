@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deploy.bundle import Bundle
 from deploy.encoder import Encoder
 from deploy.gallery import Gallery
 from deploy.service.audit_log import AuditLog
 from deploy.service.backend import Backend
 from deploy.service.logs import write_log
 from deploy.service.refusal import RefusedError
-from domains.errors import ReidError
+from domains.errors import ArtefactError, GalleryError, ReidError
+from domains.text import shown
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
@@ -74,10 +76,28 @@ class Upgrading:
             )
         return folder
 
+    def check(self, bundle: Path, via: list[Path]) -> None:
+        """Raise RefusedError if one of these is no bundle, or if the gallery is already in the last one's space; what
+        the bundles hold is not looked at.
+        """
+        present = self._backend.gallery.feature_space
+        try:
+            target = [Bundle.load(folder, verify=False) for folder in (*via, bundle)][-1]
+        except ArtefactError as error:
+            raise RefusedError("invalid", self._backend.hide_folders(str(error))) from error
+        if target.feature_space == present:
+            raise RefusedError("conflict", f"the gallery is already in the feature space of {bundle.name}")
+
     def expect(self, bundle: Path, via: list[Path]) -> list[str]:
-        """What an upgrade would do, in sentences."""
+        """What an upgrade would do, in sentences; raises RefusedError if these bundles can't be used for it."""
+        self.check(bundle, via)
         with Gallery.open(self._backend.gallery.path) as gallery:
-            return gallery.plan_upgrade(bundle, via).lines()
+            try:
+                return [shown(line) for line in gallery.plan_upgrade(bundle, via).lines()]
+            except ArtefactError as error:
+                raise RefusedError("invalid", self._backend.hide_folders(str(error))) from error
+            except GalleryError as error:
+                raise RefusedError("conflict", self._backend.hide_folders(str(error))) from error
 
     def start(self, bundle: Path, via: list[Path], *, by: str) -> None:
         """Start an upgrade; raises RefusedError if one is running."""
@@ -102,7 +122,8 @@ class Upgrading:
             encoder = Encoder.load(bundle, provider=backend.encoder.provider)
             # Its own connection, so that its writes do not hold up the searches of the other one.
             with Gallery.open(backend.gallery.path) as gallery:
-                progress.expect, progress.total = gallery.plan_upgrade(bundle, via).lines(), len(gallery)
+                progress.total = len(gallery)
+                progress.expect = [shown(line) for line in gallery.plan_upgrade(bundle, via).lines()]
                 backend.take(encoder)
                 added = encoder.feature_space
                 progress.state = "carrying"
@@ -113,17 +134,18 @@ class Upgrading:
             write_log(logging.INFO, "upgraded", bundle=bundle.name, entries=count, feature_space=encoder.feature_space)
         except Exception as error:  # a thread has nobody to raise to; the state reports it
             progress.state = "failed"
-            progress.message = (
+            reason = (
                 str(error)
                 if isinstance(error, ReidError)
                 else f"{type(error).__name__}: this is a bug in lifelong-reid"
             )
+            progress.message = shown(backend.hide_folders(reason))
             write_log(
                 logging.ERROR,
                 "an upgrade failed; the old model goes on serving",
                 exception=error,
                 bundle=bundle.name,
-                reason=progress.message,
+                reason=reason,
             )
             if added is not None and backend.gallery.feature_space == added:  # it failed after the switch
                 backend.follow(added)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -86,10 +86,19 @@ async def read_json(request: Request, model: type[Fields]) -> Fields:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError("unsupported_body", "send JSON as application/json")
     try:
-        values = json.loads(await request.body())
+        values = json.loads(await request.body(), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise RefusedError("invalid", "the body is not JSON") from error
     return check_fields(model, values)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its fields; raises RefusedError if one is given twice, as only the last would count."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        name = next(name for name in values if [key for key, _ in pairs].count(name) > 1)
+        raise RefusedError("invalid", f"{name:.60} is given twice")
+    return values
 
 
 async def doubts(images: Sequence[bytes]) -> list[str | None]:

@@ -67,6 +67,84 @@ def test_calibrate_measures_and_keeps(reid, bundle, site):
     assert "13 people" in text
 
 
+@pytest.fixture
+def no_embeddings(monkeypatch):
+    """Fail if anything is measured."""
+    import deploy.answers.calibration
+
+    def refuse(*_, **__):
+        raise AssertionError("it was measured before the command was checked")
+
+    monkeypatch.setattr(deploy.answers.calibration, "_embedded", refuse)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**63)], "--seed"),
+        (["--fpr", "nan"], "above 0 and at most 0.05, got nan"),
+        (["--fpr", "-1"], "above 0 and at most 0.05, got -1"),
+        (["--key", "nope"], "nope"),
+        (["--key", "nope", "--dry-run"], "nope"),
+        (["--key", "nope", "--unsign"], "nope"),
+        (["--provider", "cuda:" + "9" * 5000], "unknown device"),
+    ],
+)
+def test_what_can_not_be_calibrated_with_is_not_measured_with(reid, bundle, site, no_embeddings, words, said):
+    before = {path: path.read_bytes() for path in bundle.folder.iterdir()}
+    text = reid("calibrate", bundle.folder, site, *words, code=2)
+    assert said in text
+    assert "Traceback" not in text
+    assert {path: path.read_bytes() for path in bundle.folder.iterdir()} == before
+
+
+def test_a_key_that_nobody_trusts_here_is_not_measured_for(reid, bundle, site, no_embeddings, tmp_path, monkeypatch):
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    reid("key", "make", tmp_path / "key")
+    reid("key", "make", tmp_path / "other")
+    reid("key", "sign", bundle.folder, "--key", tmp_path / "key")
+    monkeypatch.setenv("LIFELONG_REID_TRUSTED_KEYS", str(tmp_path / "key.pub"))
+    text = reid("calibrate", bundle.folder, site, "--key", tmp_path / "other", code=1)
+    assert "trusted" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--top", "0"],
+        ["--top", "-3"],
+        ["--after", "yesterday"],
+        ["--before", "2026-01-01"],
+        ["--after", "2026-02-01T00:00:00Z", "--before", "2026-01-01T00:00:00Z"],
+        ["--seen-at", "gate", "noon", "--transitions", "windows.csv"],
+        ["--threshold", "nan"],
+        ["--threshold", "5"],
+    ],
+)
+def test_a_wrong_option_of_a_query_is_wrong_use(reid, gallery, site, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "windows.csv").write_text("from,to,min,max\ngate,yard,1,2\n")
+    text = reid("query", gallery, site / "0_0.png", *words, code=2)
+    assert text.startswith("reid: ")
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, int("9" * 400)], ids=["2**31", "2**63", "400 digits"])
+@pytest.mark.parametrize("words", [["--top"], ["--rerank", "--depth"], ["--expand"]], ids=lambda words: words[-1])
+def test_a_number_beyond_the_gallery_finds_what_there_is_or_is_refused(reid, gallery, site, words, number):
+    asked = ["query", gallery, site / "0_0.png", *words, number]
+    try:
+        found = reid(*asked, "--json")
+    except AssertionError:
+        text = reid(*asked, code=2)
+        assert text.startswith("reid: ")
+        assert text.count("\n") == 1
+        assert len(text) < 600
+    else:
+        assert found
+
+
 def test_a_signed_bundle_stays_signed_or_is_said_to_be_unsigned(reid, bundle, site, tmp_path):
     pytest.importorskip("cryptography", reason="cryptography is not installed")
     reid("key", "make", tmp_path / "key")
@@ -188,7 +266,7 @@ def test_what_the_times_rule_out_goes_last_or_away(reid, site, gallery, tmp_path
     assert "impossible" in reid(*asked)
     assert "give both or neither" in reid("query", gallery, site / "3_0.png", "--transitions", rules, code=2)
     assert "has no zone" in reid(
-        "query", gallery, site / "3_0.png", "--transitions", rules, "--seen-at", "gate", "2026-01-01T12:03:00", code=1
+        "query", gallery, site / "3_0.png", "--transitions", rules, "--seen-at", "gate", "2026-01-01T12:03:00", code=2
     )
 
 

@@ -67,8 +67,9 @@ def serve(filled, bundle):
     """Start the service with some settings; returns a client that is ready. All end with the test."""
     open_clients = []
 
-    def start(*, token=None, encoder=None, wait=True, **settings):
-        app = create_app(Gallery.open(filled), encoder or Encoder.load(bundle.folder, threads=1), Settings(**settings))
+    def start(*, token=None, encoder=None, wait=True, read_only=False, **settings):
+        gallery = Gallery.open(filled, read_only=read_only)
+        app = create_app(gallery, encoder or Encoder.load(bundle.folder, threads=1), Settings(**settings))
         headers = {"authorization": f"Bearer {token}"} if token else {}
         client = TestClient(app, base_url="http://127.0.0.1:8080", headers=headers, raise_server_exceptions=False)
         client.__enter__()

@@ -2,10 +2,12 @@
 
 import json
 import sqlite3
+from contextlib import closing
 
 import pytest
 from clocks import SetClock
 
+from deploy.service.audit_chain import KeptHead
 from deploy.service.audit_log import AuditLog
 from deploy.service.audit_tables import APPLICATION
 from deploy.store.audit import link
@@ -200,6 +202,35 @@ def test_a_log_of_the_first_schema_with_an_erasure_is_whole(tmp_path, clock):
         journal.erase(30)
     assert journal.check() == 1
     journal.close()
+
+
+def test_a_log_of_the_first_schema_with_an_erasure_is_whole_by_the_seals_that_were_kept(tmp_path, clock):
+    first_schema(tmp_path / "a.db", [clock.ago(3)] * 3, base=7)
+    journal = AuditLog(tmp_path / "a.db")
+    before = KeptHead(5, "a" * 64, clock.ago(50))
+    assert journal.check([before, KeptHead(*journal.head(), clock.ago(2))]) == 3
+    with pytest.raises(GalleryError, match="it names no last one, as old erasures do"):
+        journal.check([before])
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON audit BEGIN SELECT 1; END",
+        "ALTER TABLE audit ADD COLUMN x",
+        "DELETE FROM base",
+    ],
+)
+def test_a_log_of_the_first_schema_that_somebody_changed_stays_as_it_is(tmp_path, clock, script):
+    first_schema(tmp_path / "a.db", [clock.ago(3)] * 3)
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as db:
+        db.execute(script)
+    for _ in range(2):
+        with pytest.raises(GalleryError, match=r"compare with a copy|restore a copy"):
+            AuditLog(tmp_path / "a.db")
+    with closing(sqlite3.connect(tmp_path / "a.db")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
 
 
 def test_a_log_of_the_first_schema_opened_by_a_wrong_clock_loses_nothing(tmp_path, clock):

@@ -1,6 +1,7 @@
 """The audit log: chained, durable, erased by age, and what happens when somebody meddles with it."""
 
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -8,9 +9,11 @@ import signal
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from clocks import SetClock
+from modes import readable, umask
 
 from deploy.service.audit_log import AuditLog, audit_log_of
 from domains.errors import GalleryError
@@ -222,3 +225,89 @@ def test_a_record_that_is_no_json_any_more_is_shown_as_such(journal):
     assert [record["action"] for record in journal.read()] == ["query", "unreadable", "query"]
     with pytest.raises(GalleryError, match="record 2"):
         journal.check()
+
+
+DAMAGED = {
+    "no start": "DELETE FROM base",
+    "a start that is text": "UPDATE base SET number = 'x'",
+    "a negative start": "UPDATE base SET number = -1",
+    "a seal that is no text": "UPDATE base SET hash = x'00'",
+    "no ageing": "DELETE FROM ageing",
+    "days that are text": "UPDATE ageing SET days = 'x'",
+    "days that are no whole number": "UPDATE ageing SET days = 1e300",
+    "negative days": "UPDATE ageing SET days = -5",
+    "days without end": "UPDATE ageing SET days = 4611686018427387904",
+    "bytes left that are text": "UPDATE ageing SET unwiped = 'x'",
+    "an old end that is text": "UPDATE ageing SET unnamed = 'x'",
+    "no clock": "DELETE FROM clock",
+    "a clock that is text": "UPDATE clock SET trusted = 'x'",
+    "marks that are text": "UPDATE mark SET time = 'x', newest = 'y'",
+    "a mark that is no whole number": "UPDATE mark SET newest = 1.5",
+    "a mark whose checksum is text": "UPDATE mark SET checksum = 'x'",
+}
+USES = {
+    "head": lambda journal: journal.head(),
+    "read": lambda journal: journal.read(),
+    "check": lambda journal: journal.check(),
+    "ageing": lambda journal: journal.ageing(),
+    "write": lambda journal: journal.submit("query").result(5),
+    "erase": lambda journal: journal.erase(30),
+    "finish": lambda journal: journal.erase(None),
+    "trust": lambda journal: journal.trust_clock(),
+}
+
+
+def refusal(use):
+    """What a use raises, if it raises anything, is a GalleryError of one line."""
+    try:
+        use()
+    except GalleryError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_row_that_is_missing_or_of_another_kind_is_an_error_of_one_line(clock, journal, case):
+    fill(journal, 5)
+    clock.move(7)
+    with closing(sqlite3.connect(journal.file, isolation_level=None)) as db:
+        db.execute(DAMAGED[case])
+    told = {name: refusal(lambda use=use: use(journal)) for name, use in USES.items()}
+    assert not any("\n" in text for text in told.values())
+    assert all("is damaged; restore a copy" in told[name] for name in ("check", "ageing", "erase", "trust"))
+    assert "is damaged; restore a copy" in refusal(lambda: AuditLog(journal.file, keep=30))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE audit SET what = x'00ff' WHERE number = 5",
+        "UPDATE audit SET what = CAST(x'ff' AS TEXT) WHERE number = 5",
+        "UPDATE audit SET what = '{\"action\": NaN}' WHERE number = 5",
+        f"UPDATE audit SET what = '{'[' * 100_000}' WHERE number = 5",
+        "UPDATE audit SET time = 5 WHERE number = 5",
+        "UPDATE audit SET time = x'ff' WHERE number = 5",
+        "UPDATE audit SET hash = x'00' WHERE number = 5",
+    ],
+    ids=lambda damage: damage[:60],
+)
+def test_a_record_of_another_kind_is_an_error_of_one_line(clock, journal, damage):
+    fill(journal, 5)
+    clock.move(7)
+    with closing(sqlite3.connect(journal.file, isolation_level=None)) as db:
+        db.execute(damage)
+    for use in USES.values():
+        assert "\n" not in refusal(lambda use=use: use(journal))
+    with pytest.raises(GalleryError, match=r"record 5|can't be read"):
+        journal.check()
+    if "CAST" not in damage:
+        assert json.dumps(journal.read(), allow_nan=False)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o077])
+def test_the_folders_it_makes_are_its_own(tmp_path, mask):
+    with umask(mask):
+        journal = AuditLog(tmp_path / "a" / "b" / "a.db")
+        fill(journal, 1)
+    assert readable(tmp_path / "a") == []
+    journal.close()

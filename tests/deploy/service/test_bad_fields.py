@@ -15,6 +15,16 @@ TEXTS = {
     "too long": "x" * 5000,
     "only a zero": "\0",
 }
+HARMFUL = {
+    "C1": "a\x9b2J",
+    "next line": "a\x85b",
+    "read backwards": "a\u202eb",
+    "isolated": "a\u2066b",
+    "a mark of direction": "a\u200fb",
+    "line separator": "a\u2028b",
+    "only harmful": "\u202e",
+}
+KEPT = {**TEXTS, **HARMFUL}
 TIMES = {
     **TEXTS,
     "words": "yesterday",
@@ -36,7 +46,7 @@ WHOLE = {**NUMBERS, "half": "1.5", "negative": "-1", "hex": "0x1"}
 
 FIELDS = {
     "/v1/query": {
-        "reason": TEXTS,
+        "reason": KEPT,
         "top": {**WHOLE, "zero": "0", "over": "101"},
         "camera": TEXTS,
         "after": TIMES,
@@ -45,7 +55,7 @@ FIELDS = {
         "thumbnails": FLAGS,
         "nonsense": {"unknown": "1"},
     },
-    "/v1/entries": {"camera": TEXTS, "source": TEXTS, "time": TIMES, "label": TEXTS, "nonsense": {"unknown": "1"}},
+    "/v1/entries": {"camera": KEPT, "source": KEPT, "time": TIMES, "label": KEPT, "nonsense": {"unknown": "1"}},
     "/v1/forget": {
         "label": TEXTS,
         "camera": TEXTS,
@@ -196,11 +206,41 @@ def test_what_of_the_audit(client, query):
         {"bundle": "new", "dry_run": "perhaps"},
         {"bundle": "new", "dry_run": 7},
         {"bundle": "new", "other": 1},
+        {"bundle": "new", "\ud800": 1},
     ],
 )
 def test_upgrades(serve, bundles, body):
     client = serve(rate=0, bundles=bundles)
     refused(client.post("/v1/upgrade", content=json.dumps(body), headers={"content-type": "application/json"}))
+
+
+@pytest.mark.parametrize("text", ['{"bundle": "x", "bundle": "new"}', '{"bundle": "new", "via": [], "via": []}'])
+def test_a_key_that_is_given_twice(serve, bundles, text):
+    client = serve(rate=0, bundles=bundles)
+    answer = client.post("/v1/upgrade", content=text, headers={"content-type": "application/json"})
+    refused(answer)
+    assert "given twice" in answer.text
+
+
+GOOD_NAMES = (
+    "gate [north]",
+    "Küche",
+    "カメラ",
+    "🚪",
+    "بوابة",
+    "שער",
+    "\u0915\u094d\u200d\u0937",
+    "\u2602\ufe0f",
+    "a\u00a0b",
+)
+
+
+def test_names_in_any_script_are_enrolled(client, images):
+    for number, name in enumerate(GOOD_NAMES):
+        fields = multipart(camera=name, source=name, label=name)
+        answer = client.post("/v1/entries", files=[("images", ("a.png", images[number])), *fields])
+        assert answer.status_code == 201, (name, answer.text)
+    assert set(GOOD_NAMES) <= set(client.get("/v1/stats").json()["cameras"])
 
 
 @pytest.mark.parametrize("body", ["", "{", '{"bundle": NaN}', "[" * 100_000, "\ufeff{}", '{"bundle": "new"', "\xff"])

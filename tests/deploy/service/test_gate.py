@@ -1,6 +1,7 @@
 """What a request passes before it is read: tokens and scopes, hosts, rates, sizes, slow clients, a full house."""
 
 import asyncio
+import json
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 from asking import ask, code, multipart
 
 from deploy.service.access import ANY, OPEN, ROUTES
+from deploy.service.logs import JsonFormatter
 from deploy.service.settings import Settings
 from domains.errors import UsageError
 
@@ -187,6 +189,37 @@ def test_memory_for_bodies_is_shared(serve):
     assert (answer.status_code, code(answer)) == (503, "busy")
     gate.hold(-9_000)
     assert gate._buffered == 0
+
+
+LONG = {
+    "a method": ("A" * 60_000, "/livez", {}, 413, "too_large"),
+    "a path": ("GET", "/" + "a" * 60_000, {}, 413, "too_large"),
+    "an open path and its query": ("GET", "/livez?" + "a" * 60_000, {}, 413, "too_large"),
+    "a header": ("GET", "/livez", {"x": "a" * 60_000}, 413, "too_large"),
+    "a header to a path that needs a token": ("GET", "/v1/stats", {"x": "a" * 60_000}, 413, "too_large"),
+    "a bit of everything": ("A" * 9000, "/" + "a" * 9000 + "?" + "a" * 9000, {"x": "a" * 9000}, 413, "too_large"),
+    "a method that is let in": ("A" * 15_000, "/livez", {}, 405, "method_not_allowed"),
+    "a path that is let in": ("GET", "/" + "a" * 15_000, {}, 404, "not_found"),
+    "a host that is let in": ("GET", "/v1/stats", {"host": "a" * 15_000}, 401, "unauthorized"),
+    "a token that is let in": ("GET", "/v1/stats", {"authorization": "Bearer " + "a" * 15_000}, 401, "unauthorized"),
+    "an odd method": ("GE\x1bT", "/livez", {}, 405, "method_not_allowed"),
+    "a method of another page": ("LOCK", "/livez", {}, 405, "method_not_allowed"),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_nothing_without_end_is_taken_or_logged(serve, tokens, caplog, case):
+    method, path, headers, status, name = LONG[case]
+    app = serve(tokens=tokens["file"].file, rate=0).app
+    with caplog.at_level("INFO", logger="deploy.service"):
+        caplog.clear()
+        (answer,) = ask_many(app, [(method, path, headers, None)])
+    assert (answer.status_code, code(answer)) == (status, name)
+    assert len(answer.content) < 1000
+    lines = [JsonFormatter().format(record) for record in caplog.records if record.getMessage() == "request"]
+    assert len(lines) == 1
+    assert len(lines[0]) < 400
+    assert json.loads(lines[0])["method"] == ("GET" if method == "GET" else "other")
 
 
 def slow_body(pause):

@@ -1,4 +1,4 @@
-"""What a page and a log line show of names that hold control characters; the cases are those of ``domains.text``."""
+"""What a page, an answer and a log line show of names that hold control characters; cases as in ``domains.text``."""
 
 import json
 import logging
@@ -7,9 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from asking import ask, multipart
+from tiny import DIM, SPACE
 
 import deploy.service
+from deploy import Gallery
+from deploy.embeddings import Embeddings
 from deploy.service.logs import JsonFormatter
 from domains.text import is_unseen, shown
 
@@ -28,6 +33,47 @@ def test_a_log_line_is_one_line_without_the_character(letter):
     assert not any(map(is_unseen, line))
     read = json.loads(line)
     assert (read["event"], read["reason"]) == (f"no a{letter}b", f"c{letter}d")
+
+
+ODD = "a\x9b\u202e\u200b\u2066b"
+QUOTED = {
+    "a field": lambda client, image: client.post("/v1/query", files=[*multipart(**{ODD: "1"}), image]),
+    "a field twice": lambda client, image: client.post("/v1/query", files=[*multipart(**{ODD: "1"}) * 2, image]),
+    "a field of images": lambda client, image: client.post("/v1/query", files=[(ODD, image[1])]),
+    "a key": lambda client, _: client.post("/v1/upgrade", json={"bundle": "x", ODD: 1}),
+    "a key twice": lambda client, _: client.post(
+        "/v1/upgrade", content=f'{{"{ODD}": 1, "{ODD}": 1}}'.encode(), headers={"content-type": "application/json"}
+    ),
+    "a bundle": lambda client, _: client.post("/v1/upgrade", json={"bundle": ODD}),
+    "a chain": lambda client, _: client.get("/v1/audit", params={"chain": ODD}),
+    "a host": lambda client, _: client.get("/v1/stats", headers={"host": b"a\x9b\xad"}),
+}
+
+
+def plain(answer):
+    """Neither the body nor what it says holds a character that does harm."""
+    text = answer.content.decode()
+    assert not any(map(is_unseen, text)), ascii(text)
+    return text
+
+
+@pytest.mark.parametrize("case", QUOTED)
+def test_an_error_quotes_no_character_that_does_harm(serve, image, bundles, case):
+    answer = QUOTED[case](serve(bundles=bundles), ("images", ("a.png", image)))
+    assert answer.status_code in (421, 422)
+    assert not any(map(is_unseen, json.loads(plain(answer))["error"]["message"]))
+
+
+def test_names_read_back_as_they_are_though_no_byte_of_them_does_harm(serve, filled, image):
+    with Gallery.open(filled) as gallery:
+        vectors = Embeddings(np.ones((1, DIM), np.float32) / np.sqrt(DIM), SPACE)
+        gallery.add(vectors, camera=ODD, source=[ODD + "1"], label=ODD)
+    client = serve()
+    answer = ask(client, image, camera=ODD)
+    (match,) = json.loads(plain(answer))["results"][0]["matches"]
+    assert (match["camera"], match["label"], match["source"]) == (ODD, ODD, ODD + "1")
+    assert json.loads(plain(client.get("/v1/stats")))["cameras"][ODD] == 1
+    assert json.loads(plain(client.post("/v1/forget", files=multipart(label=ODD))))["forgotten"] == 1
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

@@ -500,3 +500,30 @@ def test_the_same_image_twice_in_one_request_is_one_entry(serve, images):
     assert (answer.status_code, answer.json()) == (201, {"ids": [7, None], "known": 1})
     again = client.post("/v1/entries", files=two, data={"camera": "c", "source": ["same", "same"]})
     assert (again.status_code, again.json()) == (200, {"ids": [None, None], "known": 2})
+
+
+CHANGES = {
+    "enrol": lambda client, image: client.post(
+        "/v1/entries", files=[("images", ("a.png", image)), *multipart(camera="c1")]
+    ),
+    "erase": lambda client, _: client.request("DELETE", "/v1/entries?ids=1"),
+    "forget": lambda client, _: client.post("/v1/forget", files=multipart(camera="c1")),
+    "upgrade": lambda client, _: client.post("/v1/upgrade", json={"bundle": "new"}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_would_change_a_gallery_that_can_only_be_read_is_a_conflict(serve, image, bundles, change):
+    client = serve(read_only=True, bundles=bundles)
+    answer = CHANGES[change](client, image)
+    assert (answer.status_code, code(answer)) == (409, "conflict")
+    assert "retry-after" not in answer.headers
+    assert client.get("/v1/audit").json()["records"] == []
+    assert client.get("/v1/stats").json()["entries"] == 6
+
+
+def test_a_gallery_that_can_only_be_read_is_asked_and_previewed(serve, image, bundles):
+    client = serve(read_only=True, bundles=bundles)
+    assert ask(client, image).status_code == 200
+    assert client.post("/v1/forget", files=multipart(camera="c1", dry_run="true")).json()["entries"] == 3
+    assert client.post("/v1/upgrade", json={"bundle": "new", "dry_run": True}).status_code == 200

@@ -128,6 +128,7 @@ def test_methods_that_a_path_does_not_take_are_refused_before_a_token_is_looked_
     paths = {path for _, path in ROUTES}
     methods = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get", "POST ", "QUERY", "")
     requests = [(method, path, {}) for path in paths for method in methods if (method, path) not in ROUTES]
+    requests += [(method, path, {}) for path in paths for method in ("HEAD", "head") if ("GET", path) not in ROUTES]
     assert set(ask_as_written(app, requests)) == {405}
 
 
@@ -144,3 +145,32 @@ def test_over_a_socket_too(listen, tokens, spelling):
             answer = http.client.HTTPResponse(connection)
             answer.begin()
             assert answer.status in (400, 404), (method, target, answer.status)
+
+
+def test_head_is_answered_as_get_is_but_without_a_body(listen, tokens):
+    """Over a socket, where a body that does not belong there would be read as the next answer."""
+    address = urlsplit(listen(tokens=tokens["file"].file, rate=0))
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+
+    def ask(method, path, token):
+        connection.request(method, path, headers=bearer(token))
+        answer = connection.getresponse()
+        return answer.status, {name.lower() for name in answer.headers}, answer.read()
+
+    for method, path in ROUTES:
+        for token in (None, tokens["none"], tokens["all"]):
+            status, headers, body = ask("HEAD", path, token)
+            assert body == b"", path
+            if method == "GET":
+                assert (status, headers) == ask("GET", path, token)[:2], path
+            elif ("GET", path) not in ROUTES:
+                assert status == 405, path
+    connection.close()
+
+
+def test_what_a_path_accepts_is_told(serve):
+    client = serve()
+    for method, path in ROUTES:
+        allowed = client.request("BREW", path).headers["allow"].split(", ")
+        assert method in allowed
+        assert ("HEAD" in allowed) == ("GET" in allowed)

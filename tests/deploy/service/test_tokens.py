@@ -94,6 +94,8 @@ def test_revoking_is_seen_by_another_reader_at_once(file):
     [
         ((["root"],), "unknown scope 'root'"),
         ((["query"], "x\ny"), "name has 1 to 64"),
+        ((["query"], "\ud800"), "name has 1 to 64"),
+        ((["query"], "a" * 65), "name has 1 to 64"),
         ((["query"], ""), "name has"),
         ((["query"], "x", 0), "1 to 3650"),
         ((["query"], "x", 99999), "1 to 3650"),
@@ -136,6 +138,79 @@ def test_a_broken_file_lets_nobody_in(file, content):
     with pytest.raises(ArtefactError, match=r"tokens\.json") as caught:
         Tokens(file.file).find(text)
     assert "\n" not in str(caught.value)
+
+
+ODD = {
+    "made in the year 1": {"created": "0001-01-01T00:00:00+00:00"},
+    "made before the year 1": {"created": "0001-01-01T00:00:00+23:59"},
+    "made before 1970": {"created": "1969-12-31T23:59:59+00:00"},
+    "made without a zone": {"created": "2020-01-01T00:00:00"},
+    "made without a zone and for ever": {"created": "2020-01-01T00:00:00", "expires": None},
+    "made some time": {"created": "x", "expires": None},
+    "made on a number": {"created": 1, "expires": None},
+    "expires without a zone": {"expires": "2999-01-01T00:00:00"},
+    "expires without a zone, made later": {"created": "2999-01-01T00:00:00+00:00", "expires": "2999-01-01T00:00:00"},
+    "expires in no year": {"expires": "10000-01-01T00:00:00+00:00"},
+    "expires on a number": {"expires": 1},
+    "a name that is no text": {"name": "\ud800"},
+    "a name that moves the cursor": {"name": "a\x1b[2J"},
+    "a name of two lines": {"name": "a\nb"},
+    "a name read backwards": {"name": "a\u202eb"},
+    "no name": {"name": ""},
+    "a name without end": {"name": "a" * 65},
+    "an odd id": {"id": "\x1b[2J"},
+    "an id of other letters": {"id": "0123456Z"},
+    "a hash and a line end": {"hash": "0" * 64 + "\n"},
+    "scopes as text": {"scopes": "query"},
+    "scopes in a list": {"scopes": [["query"]]},
+    "no list of scopes": {"scopes": {"query": 1}},
+    "something else": {"other": 1},
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_token_that_was_not_made_by_us_lets_nobody_in(file, case):
+    text = file.make(["query"], "desk", 3)
+    content = json.loads(file.file.read_text())
+    content["tokens"][0].update(ODD[case])
+    file.file.write_text(json.dumps(content))
+    written = file.file.read_bytes()
+    for use in (Tokens(file.file).all, lambda: Tokens(file.file).find(text), lambda: file.make(["query"], "other")):
+        with pytest.raises(ArtefactError, match=r"tokens\.json is not a file of tokens") as caught:
+            use()
+        assert str(caught.value).isprintable()
+    assert file.file.read_bytes() == written
+
+
+@pytest.mark.parametrize("change", [{"tokens": {}}, {"tokens": None}, {"schema": True}, {"schema": 1.0}], ids=str)
+def test_a_file_that_was_not_made_by_us_lets_nobody_in(file, change):
+    file.make(["query"], "desk")
+    file.file.write_text(json.dumps({**json.loads(file.file.read_text()), **change}))
+    with pytest.raises(ArtefactError, match=r"tokens\.json"):
+        file.all()
+
+
+@pytest.mark.parametrize("kind", ["id", "name"])
+def test_no_two_tokens_share_an_id_or_a_name(file, kind):
+    file.make(["query"], "desk")
+    content = json.loads(file.file.read_text())
+    file.make(["query"], "other")
+    second = json.loads(file.file.read_text())["tokens"][1]
+    content["tokens"].append({**second, kind: content["tokens"][0][kind]})
+    file.file.write_text(json.dumps(content))
+    with pytest.raises(ArtefactError, match=f"two tokens have the same {kind}"):
+        file.all()
+
+
+def test_the_last_times_that_there_are(file):
+    text = file.make(["query"], "desk", 3)
+    content = json.loads(file.file.read_text())
+    content["tokens"][0].update(created="1970-01-01T00:00:00+00:00", expires="9999-12-31T23:59:59-23:59")
+    file.file.write_text(json.dumps(content))
+    assert file.find(text)
+    content["tokens"][0].update(created="9999-12-31T23:59:59-23:59")
+    file.file.write_text(json.dumps(content))
+    assert Tokens(file.file).find(text) is None
 
 
 def test_a_file_that_others_can_write_is_refused(file):

@@ -1,7 +1,10 @@
 """A new model while queries are answered: all of them, and each from one space."""
 
+import shutil
+import sqlite3
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from asking import ask, code
@@ -129,10 +132,63 @@ def test_a_stop_in_the_middle_leaves_the_old_state(serve, bundles, filled, monke
         assert gallery.feature_space == SPACE
 
 
-@pytest.mark.parametrize(("name", "words"), [("damaged", "changed"), ("empty", "not a bundle")])
-def test_a_preview_of_what_can_not_be_loaded_says_why(serve, bundles, name, words):
+WRONG = {
+    "no bundle": ({"bundle": "empty"}, 422, "invalid", "not a bundle"),
+    "no bundle on the way": ({"bundle": "new", "via": ["empty"]}, 422, "invalid", "not a bundle"),
+    "a manifest that is none": ({"bundle": "scrap"}, 422, "invalid", "bundle.json"),
+    "the bundle in use": ({"bundle": "present"}, 409, "conflict", "already in the feature space"),
+    "the bundle in use, by a way": ({"bundle": "present", "via": ["new"]}, 409, "conflict", "already in"),
+}
+WRONG_TO_PREVIEW = {
+    **WRONG,
+    "a damaged one": ({"bundle": "damaged"}, 422, "invalid", "changed"),
+    "a damaged one on the way": ({"bundle": "new", "via": ["damaged"]}, 422, "invalid", "changed"),
+    "one that nothing leads to": ({"bundle": "alone"}, 409, "conflict", "no transport"),
+}
+
+
+@pytest.fixture
+def odd(bundles, bundle):
+    """The folder of bundles, with one that is in use and some that are none."""
+    shutil.copytree(bundle.folder, bundles / "present")
     (bundles / "empty").mkdir()
-    answer = serve(bundles=bundles).post("/v1/upgrade", json={"bundle": name, "dry_run": True})
-    assert (answer.status_code, code(answer)) == (503, "gallery")
+    (bundles / "scrap").mkdir()
+    (bundles / "scrap" / "bundle.json").write_text("[]")
+    return bundles
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_upgrade_is_refused_with_the_reason_and_not_begun(serve, odd, case):
+    body, status, name, words = WRONG[case]
+    client = serve(bundles=odd)
+    answer = client.post("/v1/upgrade", json=body)
+    assert (answer.status_code, code(answer)) == (status, name)
+    assert "retry-after" not in answer.headers
     assert words in answer.text
-    assert str(bundles) not in answer.text
+    assert str(odd) not in answer.text
+    assert client.get("/v1/upgrade").json()["state"] == "none"
+    assert client.get("/v1/audit").json()["records"] == []
+
+
+@pytest.mark.parametrize("case", WRONG_TO_PREVIEW)
+def test_a_preview_of_a_wrong_upgrade_says_why(serve, odd, case):
+    body, status, name, words = WRONG_TO_PREVIEW[case]
+    answer = serve(bundles=odd).post("/v1/upgrade", json={**body, "dry_run": True})
+    assert (answer.status_code, code(answer)) == (status, name)
+    assert "retry-after" not in answer.headers
+    assert words in answer.text
+    assert str(odd) not in answer.text
+
+
+def test_a_failed_upgrade_names_no_folder_of_this_machine(serve, bundles):
+    client = serve(bundles=bundles)
+    client.post("/v1/upgrade", json={"bundle": "damaged"})
+    assert str(bundles) not in finished(client)["message"]
+
+
+def test_a_damaged_gallery_is_no_mistake_of_the_request(serve, bundles, filled):
+    client = serve(bundles=bundles)
+    with closing(sqlite3.connect(filled / "gallery.db", isolation_level=None)) as db:
+        db.execute("UPDATE gallery SET dim = 'x'")
+    answer = client.post("/v1/upgrade", json={"bundle": "new", "dry_run": True})
+    assert (answer.status_code, code(answer)) == (503, "gallery")
