@@ -7,7 +7,6 @@ below may move.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 __all__ = ["Batch", "Config", "Method", "Run", "Step", "Term", "__version__"]
@@ -21,16 +20,22 @@ _HOMES = {
     "Term": "reid.terms",
 }
 
-try:
-    __version__ = version("lifelong-reid")
-except PackageNotFoundError:  # a checkout on the path, not installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'reid' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lifelong-reid")
+    except PackageNotFoundError:  # a checkout on the path, not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -15,9 +15,11 @@ from domains.artefact import ROOMS
 from domains.errors import ReidError
 from domains.text import shown
 from reid import streams
+from reid.__main__ import INTERRUPTED, interrupted
 from reid.commands import bench, doctor, domain, evaluate, export, gallery, learn, query, run, serve
 from reid.commands.options import out, progress, reporter, say
 from reid.progress import Tick
+from reid.terminal import check_size
 
 ABOUT = (
     "Person re-identification that keeps learning: train on a new camera domain, query the gallery by image, deploy "
@@ -26,9 +28,6 @@ ABOUT = (
 
 LOGGED = ("reid serve",)
 """Commands that say in a log of their own what they do."""
-
-INTERRUPTED = 130
-"""Exit code of a command that a person ended, as shells have it."""
 
 NARROW = 70
 """Columns below which help is shown without frames."""
@@ -70,6 +69,7 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command; an error is one line on stderr (exit code 1: failed, 2: wrong use)."""
+    check_size()
     outlet = streams.prepare()
     code = _run([word for word in sys.argv[1:] if word != "--debug"], debug="--debug" in sys.argv[1:])
     sys.exit(streams.finish(code, outlet))
@@ -83,21 +83,26 @@ def _run(arguments: list[str], *, debug: bool) -> int:
             part.rich_markup_mode = None  # plain help, which wraps where the framed one cuts names off
     try:
         with contextlib.nullcontext() if name in LOGGED else reporter.doing(Tick(name)):
-            return int(app(args=arguments, prog_name="reid", standalone_mode=False) or 0)
+            code = int(app(args=arguments, prog_name="reid", standalone_mode=False) or 0)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:  # the outermost place: whatever it is, it is told without a raw character in it
         return _told(error, debug=debug)
+    if code == INTERRUPTED:  # typer turns the interrupt of a command into this code
+        streams.complain(interrupted(arguments))
+    return code
 
 
 def _told(error: Exception, *, debug: bool) -> int:
     """Tell a person about an error, and return the exit code."""
-    code, lines = getattr(error, "exit_code", ReidError.exit_code), _lines(error)
+    lines = _lines(error)
     if debug or lines is None:
         sys.stderr.write(shown("".join(traceback.format_exception(error)), lines=True))
     elif lines:
         streams.complain(*lines)
-    return INTERRUPTED if isinstance(error, typer.Abort) else code
+    return int(getattr(error, "exit_code", ReidError.exit_code))
 
 
 def _lines(error: Exception) -> tuple[str, ...] | None:
@@ -118,9 +123,22 @@ def _lines(error: Exception) -> tuple[str, ...] | None:
             f"{error.name} is not installed; training needs pip install 'lifelong-reid[cpu,train]', the edge "
             "'lifelong-reid[cpu]'"
         )
-    elif isinstance(error, typer.Abort):
-        advice = "interrupted"
+    elif _lacks_memory(error):
+        what = f" ({' '.join(str(error).split()):.120})" if str(error) else ""
+        advice = (
+            f"there is too little memory for this{what}; ask for less at once, such as smaller batches or crops, or "
+            "fewer images, and run the command again"
+        )
     return (advice,) if advice else None
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an error is about memory; torch has kinds of its own, on a GPU and on a CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def _usage(error: Any) -> tuple[str, ...]:

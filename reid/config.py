@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from domains import plainyaml
 from domains.crops import CropSpec, Resize
@@ -24,10 +24,13 @@ CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.paren
 """Where shipped configurations are: in an installed wheel, and in a checkout."""
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
-DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
+DEVICE = re.compile(r"cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
+MAX_BATCH = 2**16
+"""Crops of a batch; those of 256×128 pixels would take 6 GiB before any network sees them."""
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Entry = dict[str, dict[str, Any]]
 T = TypeVar("T", bound="Strict")
 
@@ -102,14 +105,14 @@ class DataConfig(Strict):
 class TrainConfig(Strict):
     """How one step is trained."""
 
-    iterations: Annotated[int, Field(ge=1)] = 1200
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    iterations: Annotated[int, Field(ge=1, le=10**9)] = 1200
+    epochs: Epochs | None = None
     """If set, replaces ``iterations``: epochs of (domain crops / batch crops) iterations each, rounded down."""
-    first_epochs: Annotated[int, Field(ge=1)] | None = None
+    first_epochs: Epochs | None = None
     """The same for the first domain of a run; unset: ``epochs``."""
-    identities: Annotated[int, Field(ge=2)] = 16
+    identities: Annotated[int, Field(ge=2, le=MAX_BATCH)] = 16
     """P of P×K sampling."""
-    instances: Annotated[int, Field(ge=1)] = 4
+    instances: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 4
     """K of P×K sampling."""
     sampling: Literal["identity", "domain"] = "identity"
     """What a joint batch is uniform over; makes a difference only if several domains are learned at once."""
@@ -128,9 +131,9 @@ class TrainConfig(Strict):
     """Fraction of the iterations with a linearly rising rate."""
     milestones: tuple[Unit, ...] = (0.5, 0.8)
     """Fractions of the iterations at which ``multistep`` multiplies the rate by ``gamma``."""
-    warmup_epochs: Annotated[int, Field(ge=0)] | None = None
+    warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] | None = None
     """Replaces ``warmup`` where ``epochs`` is set."""
-    milestone_epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    milestone_epochs: tuple[Epochs, ...] | None = None
     """Replaces ``milestones`` where ``epochs`` is set."""
     gamma: Positive = 0.1
     clip: Annotated[float, Field(ge=0)] = 0.0
@@ -145,6 +148,15 @@ class TrainConfig(Strict):
     """Iterations that a method's adapter is trained for once the step is finished, as a fraction of ``iterations``."""
     adapter_lr: Positive = 1.0
     """Factor on ``lr`` while the adapter is trained."""
+
+    @model_validator(mode="after")
+    def _batch(self) -> TrainConfig:
+        if self.identities * self.instances > MAX_BATCH:
+            raise ValueError(
+                f"a batch of {self.identities} identities × {self.instances} instances is too large; at most "
+                f"{MAX_BATCH:,} crops"
+            )
+        return self
 
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:
@@ -187,7 +199,7 @@ class Config(Strict):
     @classmethod
     def _device(cls, value: str) -> str:
         if not DEVICE.fullmatch(value):
-            raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {value!r}')
+            raise ValueError('device must be "cpu", "cuda" or "cuda:N"')
         return value
 
     def fixed(self) -> dict[str, Any]:
@@ -316,7 +328,8 @@ def validated(kind: type[T], tree: Any, what: str) -> T:
             if fault["type"] == "extra_forbidden":
                 faults.append(f"unknown key {where!r}{nearest(where, kind.model_fields)}")
             else:
-                faults.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r:.80}")
+                got = "" if isinstance(fault["input"], Mapping) else f", got {fault['input']!r:.80}"
+                faults.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}")
         raise ConfigError(f"{what}: " + "; ".join(faults)) from error
 
 

@@ -105,7 +105,7 @@ def domain_relate(
 
     opened = Run.open(run)
     opened.use_device(device)
-    check_output(picture)
+    check_output(picture, ".svg")
     relation = relate(opened, domains.open(domain), progress=progress())
     if picture:
         write_atomic(picture, draw_map(relation).encode(), private=False)
@@ -126,12 +126,16 @@ def domain_relate(
 def domain_make(
     path: PathArgument,
     style: Annotated[str, typer.Option(help="plaza, corridor, nightstreet, snow, carpark, station or park.")] = "plaza",
-    identities: Annotated[int, typer.Option(help="Number of people; half of them for training.")] = 60,
-    cameras: Annotated[int, typer.Option(help="Number of cameras.")] = 3,
-    per_camera: Annotated[int, typer.Option(help="Maximum number of crops of a person in each camera.")] = 2,
+    identities: Annotated[
+        int, typer.Option(help="Number of people; half of them for training.", min=4, max=100_000)
+    ] = 60,
+    cameras: Annotated[int, typer.Option(help="Number of cameras.", min=1, max=1000)] = 3,
+    per_camera: Annotated[
+        int, typer.Option(help="Maximum number of crops of a person in each camera.", min=1, max=1000)
+    ] = 2,
     height: Annotated[int, typer.Option(help="Crop height in pixels.")] = 128,
     width: Annotated[int, typer.Option(help="Crop width in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws other people.", min=0)] = 0,
 ) -> None:
     """Draw a domain of invented people, for trying things out."""
     from domains.synthetic import make_domain

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from domains.errors import UsageError
-from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, print_json, say, table
+from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, print_json, say, table, warn
 
 if TYPE_CHECKING:
     from deploy.answers.calibration import Calibration, Rate
@@ -52,6 +52,8 @@ def evaluate(
         )
     if bundle is None and provider != "cpu":
         raise UsageError("--provider is for a bundle; a run's model runs where --device says")
+    if has_run and bundle is not None:
+        warn(f"the bundle {bundle} is scored, and not the run {paths[0]}; leave out --bundle to score that")
     opened = [domains.open(folder, same_camera=same_camera) for folder in folders]
     names = [domain.name for domain in opened]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -144,7 +146,9 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides which people set the threshold and which check it.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Decides which people set the threshold and which check it.", min=0, max=2**63 - 1)
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the bundle unchanged.")] = False,
     key: Annotated[Path | None, typer.Option(help="Private key to re-sign a signed bundle with.")] = None,
     unsign: Annotated[
@@ -161,15 +165,11 @@ def calibrate(
     import domains
     from deploy import Encoder
     from deploy.answers.calibration import calibrate as measure
-    from deploy.answers.calibration import store
+    from deploy.answers.calibration import check_storable, store
 
     domain = domains.open(path, same_camera=same_camera)
     encoder = Encoder.load(bundle, provider=provider)
-    if encoder.bundle.signers and key is None and not unsign and not dry_run:  # before minutes are spent on measuring
-        raise UsageError(
-            f"{bundle} is signed by key {encoder.bundle.signers[0]}: name a key with --key, or drop the signature with "
-            "--unsign"
-        )
+    check_storable(encoder.bundle, key=key, unsign=unsign, dry_run=dry_run)
     calibration = measure(encoder, domain, fpr=fpr, seed=seed)
     if not dry_run:
         store(encoder.bundle, calibration, key=key, unsign=unsign)

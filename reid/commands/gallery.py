@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from domains.errors import UsageError
 from reid.commands.options import (
     Bundle,
     Json,
@@ -18,10 +19,17 @@ from reid.commands.options import (
     say,
     table,
     warn,
+    wrong_use,
 )
 
 if TYPE_CHECKING:
     from deploy import Embeddings
+
+MAX_DAYS = 36500
+"""The longest that a gallery keeps entries by a rule, and tells their age."""
+
+SHOWN = 10
+"""Ids that a warning names."""
 
 gallery_app = typer.Typer(no_args_is_help=True, help="Fill and maintain a gallery.")
 
@@ -34,7 +42,7 @@ def gallery_add(
     ],
     bundle: Bundle = None,
     camera: Annotated[
-        str | None, typer.Option(help="Camera of all images; without it, a plain folder's sub-folders are its cameras.")
+        str | None, typer.Option(help="Camera of all images; without it, what file names give, or else sub-folders.")
     ] = None,
     split: Annotated[
         str | None,
@@ -54,8 +62,8 @@ def gallery_add(
 ) -> None:
     """Embed images and add them to a gallery; a missing one is created and remembers its bundle.
 
-    Sub-folders are people if most file names contain a camera (0001_c2_03.jpg), else cameras; --camera, --labels or
-    --split overrides this.
+    Sub-folders are people if most file names contain a camera (0001_c2_03.jpg), else cameras, the outermost first that
+    is named like one; --camera, --labels or --split overrides this.
     """
     from deploy import Encoder
     from deploy.gallery import open_or_create
@@ -160,7 +168,8 @@ def gallery_forget(
     source: Annotated[str | None, typer.Option(help="Everything whose source starts with this.")] = None,
     before: Annotated[str | None, typer.Option(help="Everything from before this time (ISO 8601 with zone).")] = None,
     older_than: Annotated[
-        int | None, typer.Option("--older-than", metavar="DAYS", help="Everything older than this many days.", min=0)
+        int | None,
+        typer.Option("--older-than", metavar="DAYS", help="Everything older than this many days.", min=0, max=MAX_DAYS),
     ] = None,
     like: Annotated[
         Path | None, typer.Option(help="Everything that looks like the person in this image, at --score or above.")
@@ -175,13 +184,18 @@ def gallery_forget(
     from deploy import Gallery
     from deploy.gallery.cameras import check_camera
     from deploy.gallery.erasure import ErasureRequest
-    from domains.errors import UsageError
+    from deploy.store.selection import Selection
 
+    _check_named(label=label, camera=camera, source=source)
+    with wrong_use():
+        Selection(camera, None, before, label, source)
     wanted = ErasureRequest(ids, label, camera, source, before, older_than, score)
     if wanted.names_nothing and like is None:
         raise UsageError("say what to forget: ids, or --label, --camera, --source, --before, --older-than or --like")
     with Gallery.open(gallery) as store:
         check_camera(store, camera)
+        if unknown := wanted.unknown(store):
+            warn(f"no entry of {gallery} has {_listed(unknown)}")
         vectors = None if like is None else _embedded(like, bundle or store.bundle, provider)
         numbers, by = wanted.of(store, vectors, preview=dry_run)
         if dry_run:
@@ -209,6 +223,20 @@ def gallery_forget(
     say(f"forgot {removed}")
     for path in backups:
         say(f"the backup {path} was made before this and still holds what was in the gallery then")
+
+
+def _check_named(**options: str | None) -> None:
+    """Raise UsageError if an option that chooses entries is empty, as from a variable that is not set."""
+    for name, value in options.items():
+        if value is not None and not value.strip():
+            raise UsageError(f"--{name} is empty; say which, or leave it out")
+
+
+def _listed(ids: list[int]) -> str:
+    """Name ids, but not more than a line holds."""
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    what = "the id" if len(ids) == 1 else "one of the ids"
+    return f"{what} {', '.join(map(str, ids[:SHOWN]))}{more}"
 
 
 def _embedded(image: Path, bundle: Path | str, provider: str) -> Embeddings:
@@ -239,7 +267,6 @@ def gallery_upgrade(
 ) -> None:
     """Carry a gallery into a new model's feature space, without any image and while it keeps answering."""
     from deploy import Gallery
-    from domains.errors import UsageError
 
     if (bundle is not None) + back + drop_old != 1:
         raise UsageError("name exactly one of: the new bundle, --back, --drop-old")
@@ -247,6 +274,8 @@ def gallery_upgrade(
         expected: list[str] = []
         if bundle is not None:
             expected = store.plan_upgrade(bundle, via or ()).lines()
+        elif dry_run:
+            expected = [store.plan_back() if back else store.plan_drop()]
         if dry_run:
             if as_json:
                 print_json({"entries": len(store), "expect": expected})
@@ -273,7 +302,9 @@ def gallery_upgrade(
 @gallery_app.command("keep")
 def gallery_keep(
     gallery: PathArgument,
-    days: Annotated[int | None, typer.Argument(help="Erase what is older; 0 removes the rule.", min=0)] = None,
+    days: Annotated[
+        int | None, typer.Argument(help="Erase what is older; 0 removes the rule.", min=0, max=MAX_DAYS)
+    ] = None,
     camera: Annotated[str | None, typer.Option(help="For this camera only, instead of the general rule.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -281,10 +312,11 @@ def gallery_keep(
     from deploy import Gallery
     from deploy.gallery.cameras import unknown_camera
 
+    _check_named(camera=camera)  # the empty name is that of the general rule
     with Gallery.open(gallery) as store:
+        if camera is not None and camera not in store.retention() and (reason := unknown_camera(store, camera)):
+            warn(f"{reason}; the rule is kept for the entries to come" if days else reason)
         if days is not None:
-            if days and camera is not None and (reason := unknown_camera(store, camera)):
-                warn(f"{reason}; the rule is kept for the entries to come")
             store.keep(days or None, camera=camera)
         rules = store.retention()
     if as_json:
@@ -321,7 +353,6 @@ def gallery_clock(
     from deploy import Gallery
     from deploy.service.audit_log import audit_log_of, open_existing
     from deploy.store.clock import as_text
-    from domains.errors import UsageError
 
     if from_now and not trust:
         raise UsageError("--from-now says which time was wrong, which needs --trust")

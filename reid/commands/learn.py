@@ -17,6 +17,7 @@ from reid.commands.options import (
     PathArgument,
     SameCamera,
     Settings,
+    check_output,
     layers,
     print_json,
     progress,
@@ -55,6 +56,7 @@ def learn(
 ) -> None:
     """Learn one more camera domain, score every known domain, and show what the step did to them."""
     import domains
+    from reid.config import read_method
     from reid.recipe import about, fitting_recipe
     from reid.run import Run
     from reid.run.checks import check_step
@@ -75,8 +77,10 @@ def learn(
         learned = [name for step in known.steps[:-1] for name in step.learned]
         if fresh.name in learned:
             raise UsageError(f"{fresh.name} is already learned in {run}")
+    named = named_method(chosen, given, settings or ())
+    if named is not None:
+        read_method(named)  # a mistyped name is told even where no step is learned with it
     if fresh.name not in learned:  # all that can be wrong, before a network is built or weights are fetched
-        named = named_method(chosen, given, settings or ())
         way, allowed = chosen_method(named, chosen, known.config.method if known else chosen.method, allow_code or ())
         check_step([fresh], way, chosen, learned=learned, allow_code=allowed)
     if recipe:
@@ -188,8 +192,10 @@ def report(
     from reid.run import Run
     from reid.run.report import write_report
 
+    opened = Run.open(run)
     target = output or run / "report.html"
-    write_report(Run.open(run), target)
+    check_output(target, ".html", ".htm")
+    write_report(opened, target)
     say(str(target))
 
 

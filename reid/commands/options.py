@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from domains.errors import UsageError
+from domains.artefact import obstacle
+from domains.errors import GalleryError, UsageError
 from domains.text import json_text
 from reid.progress import Progress, Reporter
 from reid.tables import Columns, show_table
@@ -46,6 +49,9 @@ SameCamera = Annotated[
     ),
 ]
 
+MANIFESTS = ("run.yaml", "card.json", "bundle.json", "gallery.db")
+"""Files by which the folders are known whose other files are not to be replaced either."""
+
 out = Terminal()
 reporter = Reporter(Terminal(stderr=True))
 
@@ -77,11 +83,40 @@ def print_json(value: Any) -> None:
     sys.stdout.write(text + "\n")
 
 
-def check_output(file: Path | None) -> None:
-    """Raise UsageError if a file can't be written for want of its folder, before time is spent on what goes into it."""
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-        what = "is a folder" if file.is_dir() else "lies in a folder that does not exist"
-        raise UsageError(f"{file} {what}; name a file in a folder that is there")
+def check_output(file: Path | None, *suffixes: str) -> None:
+    """Check where a result is to be written, before time is spent on it.
+
+    Args:
+        file: what the user named; None is nothing to check.
+        suffixes: those of such results, in small letters. In a folder of ours, no other file may be named.
+
+    Raises:
+        UsageError: something other than a plain file is there, its folder is missing or can't be written, or the file
+            is one of a run, a bundle or a gallery.
+    """
+    if file is None:
+        return
+    folder, what = file.absolute().parent, obstacle(file)
+    if what or file.is_symlink():
+        raise UsageError(f"{file} is {what or f'a link to {file.readlink()}'}; name a file in a folder that is there")
+    if not folder.is_dir():
+        raise UsageError(f"{file} lies in a folder that does not exist; name a file in a folder that is there")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{file} lies in a folder that can't be written; name another, or change its permissions")
+    if file.suffix.lower() not in suffixes and any((folder / name).exists() for name in MANIFESTS):
+        raise UsageError(
+            f"{file} lies among the files of a run, a bundle or a gallery; name a file that ends in {suffixes[0]}, or "
+            "another folder"
+        )
+
+
+@contextmanager
+def wrong_use() -> Iterator[None]:
+    """Say what a gallery says of an option's value as wrong use of the command; raises UsageError."""
+    try:
+        yield
+    except GalleryError as error:
+        raise UsageError(str(error)) from error
 
 
 def local_time(time: str | None) -> str:

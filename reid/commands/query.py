@@ -18,6 +18,7 @@ from reid.commands.options import (
     say,
     table,
     warn,
+    wrong_use,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ app = typer.Typer()
 def query(
     gallery: PathArgument,
     images: Annotated[list[Path], typer.Argument(help="One or more images of a person.")],
-    top: Annotated[int, typer.Option(help="How many matches.")] = 10,
+    top: Annotated[int, typer.Option(help="How many matches.", min=1)] = 10,
     camera: Annotated[str | None, typer.Option(help="Only this camera.")] = None,
     after: Annotated[str | None, typer.Option(help="Only from this time on (ISO 8601 with zone).")] = None,
     before: Annotated[str | None, typer.Option(help="Only before this time.")] = None,
@@ -77,22 +78,27 @@ def query(
     from deploy.answers.thresholds import Thresholds, unsure
     from deploy.answers.transitions import Sighting, Transitions
     from deploy.gallery.cameras import check_camera, unknown_camera
+    from deploy.store.selection import Selection
     from domains.crop_shape import doubt
     from domains.crops import read_crop
     from domains.errors import UsageError
 
+    with wrong_use():
+        Selection(camera, after, before)
+        seen = None if seen_at is None else Sighting(*seen_at)
     wanted = Refinement(
         together="mean" if together else None,
         expand=expand,
         rerank=rerank,
         depth=depth,
         remove_impossible=remove_impossible,
-        seen=None if seen_at is None else Sighting(*seen_at),
+        seen=seen,
         transitions=None if transitions is None else Transitions.read(transitions),
     )
     if picture is not None:
-        check_suffix(picture)
-        check_output(picture)
+        check_output(picture, check_suffix(picture))
+        if picture.resolve() in {image.resolve() for image in images}:
+            raise UsageError(f"--picture {picture} would replace an image that is asked about; name another file")
     crops = [read_crop(path) for path in images]
     doubts = {path: reason for path, crop in zip(images, crops, strict=True) if (reason := doubt(*crop.shape[:2]))}
     for path, reason in doubts.items():

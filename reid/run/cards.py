@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from domains.errors import ArtefactError
 from domains.text import shown
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, le=1e12)]
+"""Seconds, or crops per second."""
 
 
 class _Loose(BaseModel):
@@ -50,7 +52,7 @@ class _Notes(_Loose):
 class _Card(_Loose):
     index: Count
     feature_space: str
-    dim: Annotated[int, Field(ge=1)]
+    dim: Annotated[int, Field(ge=1, lt=2**31)]
     train: _Notes
     domains: list[_Learned]
     classes: list[str]
@@ -58,10 +60,11 @@ class _Card(_Loose):
 
 
 class _Training(_Notes):
-    seconds: float
-    crops_per_second: float
-    waiting: float
-    seconds_ending: float = 0.0
+    seconds: Amount
+    crops_per_second: Amount
+    waiting: Amount
+    seconds_ending: Amount = 0.0
+    config: dict[str, Any] = {}
 
 
 class _Bytes(_Loose):

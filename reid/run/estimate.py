@@ -17,6 +17,9 @@ from reid.step.speed import measure_speed
 LONG = 600.0
 """Seconds from which on the user is told how to shorten a step."""
 
+SLOWEST = 0.01
+"""Crops a second below which a card's speed is not one."""
+
 
 def estimate(
     run: Steps, domain: Domain, config: Config, *, later: bool, allow_code: Collection[str], progress: Progress
@@ -42,7 +45,7 @@ def estimate(
     learned = run.steps[1:]
     train = planned([domain], config, later=later)[1].train
     card: Mapping[str, Any] = learned[-1].card["train"] if learned else {}
-    if card.get("config", {}).get("device") == config.device and card["crops_per_second"]:
+    if card.get("config", {}).get("device") == config.device and card["crops_per_second"] >= SLOWEST:
         speed = float(card["crops_per_second"])
     else:
         with progress.task("timing a few batches", None):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,8 +259,11 @@ def _records(path: Path) -> list[dict[str, float]]:
     try:
         lines = read_bytes(path).decode().splitlines()
         losses = [parse_json(line.encode(), path)["losses"] for line in lines]
-        return [{str(name): float(value) for name, value in record.items()} for record in losses]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        records = [{str(name): float(value) for name, value in record.items()} for record in losses]
+        if not all(math.isfinite(value) for record in records for value in record.values()):
+            raise ValueError("a loss is not finite")
+        return records
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
         raise ArtefactError(f"{path} is not the log of a step; restore it from a backup") from error
 
 

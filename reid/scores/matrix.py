@@ -31,6 +31,9 @@ SAMPLES = 1000
 SCHEMA = 1
 FILE, QUERIES = "scores.json", "queries.npz"
 MAX_QUERIES = 512 * 2**20
+PERCENT = ("mAP", "rank1", "rank5", "rank10", "mINP")
+MOST = 2**53
+"""Largest value of a score that is no percentage, as the number of queries."""
 
 Values = Mapping[tuple[int, str], Float64s]
 
@@ -201,11 +204,13 @@ class ScoreMatrix:
             )
         try:
             queries = read_npz(read_bytes(folder / QUERIES, MAX_QUERIES), limit=MAX_QUERIES)
+            if [row["step"] for row in stored["rows"]] != list(range(len(stored["rows"]))):
+                raise ValueError("its rows are not those of steps in order")
             cells = {
-                (int(row["step"]), str(name)): _cell(scores, queries[f"{row['step']}/{name}"])
-                for row in stored["rows"]
+                (at, str(name)): _cell(scores, queries[f"{at}/{name}"])
+                for at, row in enumerate(stored["rows"])
                 for name, scores in row["scores"].items()
-                if f"{row['step']}/{name}" in queries
+                if f"{at}/{name}" in queries
             }
             scored = {str(name): _place(entry) for name, entry in stored["domains"].items()}
             return cls([tuple(map(str, row["learned"])) for row in stored["rows"]], scored, cells)
@@ -217,12 +222,17 @@ class ScoreMatrix:
 
 def _cell(scores: dict[str, Any], ap: NDArray[Any]) -> Cell:
     """Check one cell; raises ValueError or TypeError."""
-    if ap.ndim != 1 or ap.dtype.kind != "f" or not {"mAP", "rank1"} <= set(scores):
+    if not {"mAP", "rank1"} <= set(scores):
         raise ValueError("a cell lacks its scores")
-    return Cell(
-        {name: value if isinstance(value, int) else float(value) for name, value in scores.items()},
-        ap.astype(np.float64),
-    )
+    for name, value in scores.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value <= (MOST if name not in PERCENT else 100):  # nor is NaN
+            raise ValueError(f"the score {name!r:.40} can't be {value!r:.40}")
+    if scores.get("queries", 1) < 1 or not isinstance(scores.get("queries", 1), int):
+        raise ValueError(f"a cell can't be of {scores['queries']!r:.40} queries")
+    if ap.ndim != 1 or ap.dtype.kind != "f" or not len(ap) or not np.all((ap >= 0) & (ap <= 1)):
+        raise ValueError("the average precisions of a cell are not numbers from 0 to 1")
+    return Cell(dict(scores), ap.astype(np.float64))
 
 
 def _place(entry: dict[str, Any]) -> dict[str, Any]:

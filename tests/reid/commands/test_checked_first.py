@@ -1,11 +1,13 @@
 """What is wrong with a command is said before any network is built, and without asking anybody for weights."""
 
+import os
 import sys
 
 import pytest
 import yaml
 from running import SETTINGS
 
+import domains
 from reid.config import build_config
 from reid.network import build
 from reid.run import Run
@@ -40,6 +42,17 @@ LEARN = {
     "no such settings": (["--config", "nowhere"], "no settings file 'nowhere'"),
     "a device that is none": (["--device", "gpu"], "device must be"),
     "a device that is not there": (["--device", "cuda:99"], "cuda:99"),
+    "a device of many digits": (["--device", "cuda:99999999999"], "device must be"),
+    "a device of odd digits": (["--device", "cuda:007"], "device must be"),
+    "a device said once": (["--device", "foo"], 'device must be "cpu", "cuda" or "cuda:N", got \'foo\'\n'),
+    "more crops of a person than fit": (["--set", "train.instances=99999999"], "train.instances"),
+    "more people than fit": (["--set", "train.identities=99999999"], "train.identities"),
+    "a batch that does not fit": (
+        ["--set", "train.instances=4096", "--set", "train.identities=4096"],
+        "a batch of 4096 identities × 4096 instances is too large; at most 65,536 crops",
+    ),
+    "more batches than end": (["--set", "train.iterations=99999999999"], "train.iterations"),
+    "more epochs than end": (["--set", "train.epochs=" + "9" * 400], "train.epochs"),
     "no domain to score": (["--also", "nowhere"], "nowhere"),
     "nothing to replace": (["--replace-last"], "nothing yet"),
 }
@@ -97,6 +110,36 @@ def test_learn_on(folder, reid, monkeypatch, request, case):
     assert sorted(map(str, (folder / "run").rglob("*"))) == before
 
 
+@pytest.mark.parametrize("method", ["defualt", "nowhere.yaml", "no_key.yaml"])
+def test_a_method_is_checked_where_it_is_not_needed_either(folder, reid, method):
+    run = Run.create(folder / "run", build_config({**TINY, "train": {**TINY["train"], "iterations": 1}}))
+    run.learn(domains.open(folder / "first"))
+    code, out, err = reid("learn", "run", "first", "--method", method)
+    assert (code, out) == (2, "") if method != "nowhere.yaml" else code in (1, 2)
+    assert method.removesuffix(".yaml") in err
+    assert reid("learn", "run", "first", "--method", "default")[0] == 0
+
+
+@pytest.mark.parametrize("words", [["--json"], []])
+def test_which_model_is_scored_is_said_where_two_are_named(folder, reid, words):
+    Run.create(folder / "run", build_config(TINY))
+    code, out, err = reid("evaluate", "run", "first", "--bundle", "nowhere", *words)
+    assert (code, out) == (1, "")
+    assert err.startswith("warning: the bundle nowhere is scored, and not the run run; ")
+    assert "warning" not in reid("evaluate", "first", "--bundle", "nowhere", *words)[2]
+
+
+@pytest.mark.parametrize("device", ["cuda:99999999999", "cuda:" + "9" * 4000, "cuda:007", "gpu"])
+def test_a_device_that_a_received_run_names(folder, reid, device):
+    Run.create(folder / "run", build_config(TINY))
+    file = folder / "run" / "run.yaml"
+    file.write_text(file.read_text().replace("device: cpu", f"device: {device}"))
+    code, out, err = reid("evaluate", "run", "first")
+    assert (code, out) == (2, "")
+    assert "device must be" in err
+    assert len(err) < 400
+
+
 @pytest.mark.parametrize(("domain", "said"), [("nowhere", "nowhere"), ("alone", "identities")])
 def test_learn_a_domain_that_can_not_be_learned(folder, no_network, reid, domain, said):
     refused(reid, ["learn", "run", domain, "--config", "settings.yaml"], said, folder / "run")
@@ -150,6 +193,56 @@ def test_what_uses_a_run(folder, reid, request, words, said):
     refused(reid, words, said)
 
 
+OUTPUTS = {
+    "a folder that is not there": ("nowhere/x", "nowhere/x{} lies in a folder that does not exist"),
+    "a file as a folder": ("settings.yaml/x", "settings.yaml/x{} lies in a folder that does not exist"),
+    "a folder": ("folder", "folder{} is a folder"),
+    "a pipe": ("pipe", "pipe{} is a pipe"),
+    "a device": ("device", "device{} is a device"),
+    "a link to a file": ("link", "link{} is a link to kept"),
+    "a link to nothing": ("loose", "loose{} is a link to gone"),
+}
+WRITERS = {
+    "report": (["report", "run", "--output"], ".html"),
+    "relate": (["domain", "relate", "run", "first", "--picture"], ".svg"),
+    "query": (["query", "gallery", "first/0.png", "--picture"], ".png"),
+}
+
+
+def same(path):
+    """What must not change about a file that a result was not written to."""
+    return os.lstat(path).st_ino, os.readlink(path) if os.path.islink(path) else ""
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_where_a_result_is_written(folder, reid, writer, case):
+    Run.create(folder / "run", build_config(TINY))
+    words, suffix = WRITERS[writer]
+    (folder / f"folder{suffix}").mkdir()
+    os.mkfifo(folder / f"pipe{suffix}")
+    (folder / "kept").write_text("kept")
+    for name, target in (("device", "/dev/null"), ("link", "kept"), ("loose", "gone")):
+        (folder / f"{name}{suffix}").symlink_to(target)
+    before = {path: same(path) for path in folder.iterdir()}
+    name, said = OUTPUTS[case]
+    refused(reid, [*words, f"{name}{suffix}"], said.format(suffix))
+    assert {path: same(path) for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "scores.json", "steps/00-start/card.json", "steps/00-start/new"])
+@pytest.mark.parametrize("writer", ["report", "relate"])
+def test_a_result_replaces_no_file_of_a_run(folder, reid, writer, name):
+    Run.create(folder / "run", build_config(TINY))
+    before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    refused(reid, [*WRITERS[writer][0], f"run/{name}"], f"run/{name} lies among the files of a run")
+    assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_picture_replaces_no_image_that_is_asked_about(folder, reid):
+    refused(reid, ["query", "gallery", "first/0.png", "--picture", "./first/../first/0.png"], "would replace")
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -176,3 +269,14 @@ def test_nobody_is_asked_for_weights_that_do_not_fit(folder, reid, monkeypatch, 
 
 def test_the_builder_that_these_tests_forbid_is_the_one_that_is_used():
     assert {"build_model", "build_backbone", "open_timm", "open_onnx"} <= set(dir(build))
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "folder"])
+def test_a_key_is_a_file(tmp_path, reid, monkeypatch, name):
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    code, out, err = reid("key", "make", name)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -140,6 +140,88 @@ def test_a_full_or_failing_disk_is_one_line(monkeypatch, capsys, tmp_path):
     assert said.count("\n") == 1
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch's is called."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 7.3 TiB for an array\nwith shape (1, 2)"),
+        OutOfMemoryError("CUDA out of memory. " + "x" * 900),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+    ],
+    ids=["none", "NumPy's", "a GPU's", "torch's"],
+)
+def test_too_little_memory_is_one_line(monkeypatch, reid_here, error):
+    from reid import cli
+
+    app = typer.Typer()
+
+    @app.command()
+    def greedy():
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    code, out, err = reid_here()
+    assert (code, out) == (1, "")
+    assert err.startswith("reid: there is too little memory for this")
+    assert "ask for less at once" in err
+    assert err.count("\n") == 1
+    assert len(err) < 400
+
+
+@pytest.fixture
+def reid_here(request):
+    return request.getfixturevalue("reid")
+
+
+SIZES = {
+    "": 80,
+    "0": 80,
+    "00": 80,
+    "-1": 80,
+    "wide": 80,
+    "\u00b2": 80,
+    "1e3": 80,
+    "80.5": 80,
+    "0100": 100,
+    "9": 80,
+    "10": 10,
+    "999": 999,
+    "99999999999": 1000,
+    "9" * 5000: 1000,
+}
+
+
+@pytest.mark.parametrize("value", SIZES, ids=lambda value: value[:12] or "empty")
+@pytest.mark.parametrize("name", ["COLUMNS", "LINES", "TERMINAL_WIDTH"])
+def test_what_is_no_size_of_a_terminal_is_the_usual_one(monkeypatch, name, value):
+    from reid.terminal import Terminal
+
+    monkeypatch.setenv(name, value)
+    width = Terminal().width
+    assert width == (SIZES[value] if name == "COLUMNS" else 80)
+    assert os.environ.get(name) in (None, value, "1000")
+
+
+@pytest.mark.parametrize("value", ["0", "wide", "99999999999", "1", "11"])
+@pytest.mark.parametrize("name", ["COLUMNS", "TERMINAL_WIDTH"])
+@pytest.mark.parametrize("words", [["--help"], ["gallery", "forget", "--help"], ["learn"], ["token", "list"]])
+def test_every_text_is_shown_at_any_width(tmp_path, name, value, words):
+    shown = subprocess.run(
+        [sys.executable, "-m", "reid", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, name: value, "REID_TOKENS": str(tmp_path / "tokens.json")},
+    )
+    assert shown.returncode == (2 if words == ["learn"] else 0), shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert len(shown.stdout + shown.stderr) > 20
+
+
 def test_options_of_the_other_kind_of_model_and_equal_names_are_refused(tiny_domain, tmp_path):
     sites = [tiny_domain(tmp_path / place / "test").root for place in ("a", "b")]
     reid(

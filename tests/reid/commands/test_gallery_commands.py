@@ -1,6 +1,7 @@
 """``reid gallery``: what can be chosen, shown and undone from the command line."""
 
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -50,6 +51,92 @@ def test_several_choices_mean_entries_that_fit_all(gallery, reid):
     code, _, err = reid("gallery", "forget", gallery)
     assert code == 2
     assert "say what to forget" in err
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["done", "shown"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["0"], "an id is a whole number from 1, got 0"),
+        (["1", "0"], "an id is a whole number from 1, got 0"),
+        (["--", "-1"], "an id is a whole number from 1, got -1"),
+        ([str(2**63)], f"an id is a whole number from 1, got {2**63}"),
+        (["--like", "x.png", "--score", "-5"], "--score must be a cosine from -1 to 1, got -5"),
+        (["--like", "x.png", "--score", "5"], "--score must be a cosine from -1 to 1, got 5"),
+        (["--like", "x.png", "--score", "nan"], "--score must be a cosine from -1 to 1, got nan"),
+        (["--like", "x.png", "--score", "-inf"], "--score must be a cosine from -1 to 1, got -inf"),
+        (["--before", "yesterday"], "'yesterday' is not an ISO 8601 time"),
+        (["--before", "2026-01-01"], "has no zone"),
+        (["--source", ""], "--source is empty"),
+        (["--label", " "], "--label is empty"),
+        (["--camera", ""], "--camera is empty"),
+        (["1", "--source", ""], "--source is empty"),
+        (["--older-than", "-1"], "--older-than"),
+        (["--older-than", "99999"], "--older-than"),
+    ],
+)
+def test_what_can_not_be_meant_erases_nothing(gallery, reid, words, said, dry):
+    code, out, err = reid("gallery", "forget", gallery, *dry, *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert len(ids(gallery)) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "left", "warning"),
+    [
+        (["999"], 8, "no entry of {} has the id 999"),
+        (["1", "999"], 7, "no entry of {} has the id 999"),
+        (["9", "99", "1", "999"], 7, "no entry of {} has one of the ids 9, 99, 999"),
+        ([str(number) for number in range(9, 99)], 8, "18 and 80 more"),
+        (["2"], 7, None),
+    ],
+)
+def test_an_id_that_is_not_there_is_no_damage(gallery, reid, words, left, warning):
+    shown = reid("gallery", "forget", gallery, *words, "--dry-run", "--json")
+    assert len(json.loads(shown[1])) == 8 - left
+    done = reid("gallery", "forget", gallery, *words)
+    assert done[1] == f"forgot {8 - left}\n"
+    for code, _, err in (shown, done):
+        assert code == 0
+        assert err.startswith("warning: ") if warning else err == ""
+        assert (warning or "").format(gallery) in err.replace("\n", " ")
+    assert len(ids(gallery)) == left
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], []])
+def test_a_damaged_entry_is_not_said_to_be_missing(gallery, reid, words):
+    with sqlite3.connect(gallery / "gallery.db") as database:
+        database.execute("UPDATE entry SET vector = zeroblob(16) WHERE id = 3")
+    database.close()
+    code, out, err = reid("gallery", "forget", gallery, "3", *words)
+    assert (code, out) == ((1, "") if words else (0, "forgot 1\n"))
+    assert ("entry 3 of" in err and "is damaged" in err) if words else err == ""
+
+
+@pytest.mark.parametrize("words", [["--camera", ""], ["3", "--camera", ""], ["3", "--camera", " "], ["99999"]])
+def test_a_rule_that_can_not_be_meant_is_not_kept(gallery, reid, words):
+    code, out, err = reid("gallery", "keep", gallery, *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert json.loads(reid("gallery", "keep", gallery, "--json")[1]) == {}
+
+
+@pytest.mark.parametrize("days", [[], ["0"], ["9"]])
+@pytest.mark.parametrize("camera", ["zzz", "a"])
+def test_an_unknown_camera_is_named_whatever_its_rule(gallery, reid, days, camera):
+    code, _, err = reid("gallery", "keep", gallery, *days, "--camera", camera)
+    assert code == 0
+    assert ("warning: no entry of" in err) == (camera == "zzz")
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["done", "shown"])
+@pytest.mark.parametrize("json_too", [[], ["--json"]], ids=["text", "JSON"])
+def test_a_way_back_is_not_promised_where_there_is_none(gallery, reid, dry, json_too):
+    code, out, err = reid("gallery", "upgrade", gallery, "--back", *dry, *json_too)
+    assert (code, out) == (1, "")
+    assert "nothing to go back to" in err
 
 
 def test_backups_are_named_when_something_is_forgotten(gallery, reid, tmp_path):

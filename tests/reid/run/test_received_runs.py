@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import struct
 
@@ -16,6 +17,7 @@ from safetensors.torch import save
 
 from domains.artefact import content_id, sha256_file
 from domains.errors import ReidError
+from reid.commands.run import show_scores
 from reid.config import build_config
 from reid.run import Run
 from reid.run.erasure import read_erasures
@@ -287,3 +289,123 @@ def test_progress_that_lies_is_not_resumed(how, received, made):
         run.learn(made[1][2])
     assert "\n" not in str(caught.value)
     assert run.learn(made[1][2], restart=True).learned == ("third",)
+
+
+HUGE = "9" * 400
+WRONG_SCORES = {
+    "more than is finite": '"mAP": 1e999',
+    "less than is finite": '"mAP": -1e999',
+    "text for a number": '"mAP": "nan"',
+    "text for infinity": '"rank1": "inf"',
+    "text for a score": '"mAP": "50"',
+    "400 digits": f'"mAP": {HUGE}',
+    "over 100 %": '"mAP": 100.5',
+    "below 0 %": '"rank1": -0.5',
+    "truth": '"mAP": true',
+    "nothing": '"rank1": null',
+    "400 digits of another score": f'"mINP": {HUGE}',
+    "a list for another score": '"rank5": []',
+    "400 digits of queries": f'"queries": {HUGE}',
+    "no queries": '"queries": 0',
+    "half a query": '"queries": 1.5',
+}
+
+
+def refusals(folder, sites, tmp_path):
+    """What readers of a received run's scores say, a traceback not among it."""
+    yield from use(folder, sites, tmp_path)
+    try:
+        show_scores(Run.open(folder))
+    except ReidError as error:
+        yield error
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", WRONG_SCORES)
+def test_scores_that_none_can_be(how, received, made, tmp_path):
+    file, key = received / "scores.json", WRONG_SCORES[how].split(":")[0]
+    text = file.read_text()
+    changed_text = re.sub(rf"{key}: [0-9.]+", lambda _: WRONG_SCORES[how], text)
+    assert changed_text != text
+    file.write_text(changed_text)
+    errors = list(refusals(received, made[1], tmp_path))
+    assert errors
+    assert all("can't be read" in str(error) and "\n" not in str(error) for error in errors)
+    assert all(len(str(error)) < 600 for error in errors)
+
+
+ROWS = {
+    "a row too few": lambda rows: rows.pop(),
+    "a row too many": lambda rows: rows.append({**rows[-1], "step": len(rows)}),
+    "no row": lambda rows: rows.clear(),
+    "rows in another order": lambda rows: rows.reverse(),
+    "a row of another number": lambda rows: rows[1].update(step=7),
+    "a row of 400 digits": lambda rows: rows[1].update(step=int(HUGE)),
+    "half a row": lambda rows: rows[1].update(step=1.5),
+    "another domain learned": lambda rows: rows[1].update(learned=["x"]),
+    "letters for domains": lambda rows: rows[1].update(learned="first"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", ROWS)
+def test_rows_that_are_not_those_of_the_steps(how, received, made, tmp_path):
+    file = received / "scores.json"
+    stored = json.loads(file.read_text())
+    ROWS[how](stored["rows"])
+    file.write_text(json.dumps(stored))
+    errors = list(refusals(received, made[1], tmp_path))
+    assert all("\n" not in str(error) and len(str(error)) < 600 for error in errors)
+
+
+WRONG_PRECISIONS = {
+    "none": [],
+    "not a number": [0.5, np.nan],
+    "infinite": [0.5, np.inf],
+    "huge": [0.5, 1e300],
+    "below 0": [0.5, -0.1],
+    "over 1": [0.5, 1.1],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", WRONG_PRECISIONS)
+def test_average_precisions_that_none_can_be(how, received, made, tmp_path):
+    (received / "queries.npz").write_bytes(npz(**{"1/first": np.array(WRONG_PRECISIONS[how])}))
+    errors = list(refusals(received, made[1], tmp_path))
+    assert errors
+    assert all("can't be read" in str(error) and "\n" not in str(error) for error in errors)
+
+
+WRONG_CARDS = {
+    "bytes of 400 digits": (("bytes", "memory"), int(HUGE)),
+    "bytes beyond 64 bits": (("bytes", "kept"), 2**63),
+    "a dimension of 400 digits": (("dim",), int(HUGE)),
+    "crops of 400 digits": (("domains", 0, "crops", "train"), int(HUGE)),
+    "seconds of 400 digits": (("train", "seconds"), int(HUGE)),
+    "crops a second of 400 digits": (("train", "crops_per_second"), int(HUGE)),
+    "an index of 400 digits": (("index",), int(HUGE)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", WRONG_CARDS)
+def test_cards_with_numbers_that_none_can_be(how, received, made, tmp_path):
+    file = received / "steps" / "02-second" / "card.json"
+    card = json.loads(file.read_text())
+    changed(card, *WRONG_CARDS[how])
+    file.write_text(json.dumps(card))
+    resealed(received)
+    errors = list(refusals(received, made[1], tmp_path))
+    assert errors
+    assert all("does not describe a step" in str(error) and "\n" not in str(error) for error in errors)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", ["1e999", "-1e999", HUGE, "1e300"])
+def test_losses_that_none_can_be(value, received, made, tmp_path):
+    (received / "steps" / "02-second" / "log.jsonl").write_text(f'{{"losses": {{"triplet": {value}}}}}\n')
+    resealed(received)
+    errors = list(refusals(received, made[1], tmp_path))
+    assert all("\n" not in str(error) and len(str(error)) < 600 for error in errors)
+    assert bool(errors) == (value != "1e300")
