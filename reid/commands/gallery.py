@@ -13,6 +13,7 @@ from reid.commands.options import (
     Json,
     PathArgument,
     Provider,
+    check_named,
     local_time,
     print_json,
     progress,
@@ -186,7 +187,7 @@ def gallery_forget(
     from deploy.gallery.erasure import ErasureRequest
     from deploy.store.selection import Selection
 
-    _check_named(label=label, camera=camera, source=source)
+    check_named(label=label, camera=camera, source=source)
     with wrong_use():
         Selection(camera, None, before, label, source)
     wanted = ErasureRequest(ids, label, camera, source, before, older_than, score)
@@ -223,13 +224,6 @@ def gallery_forget(
     say(f"forgot {removed}")
     for path in backups:
         say(f"the backup {path} was made before this and still holds what was in the gallery then")
-
-
-def _check_named(**options: str | None) -> None:
-    """Raise UsageError if an option that chooses entries is empty, as from a variable that is not set."""
-    for name, value in options.items():
-        if value is not None and not value.strip():
-            raise UsageError(f"--{name} is empty; say which, or leave it out")
 
 
 def _listed(ids: list[int]) -> str:
@@ -312,7 +306,7 @@ def gallery_keep(
     from deploy import Gallery
     from deploy.gallery.cameras import unknown_camera
 
-    _check_named(camera=camera)  # the empty name is that of the general rule
+    check_named(camera=camera)  # the empty name is that of the general rule
     with Gallery.open(gallery) as store:
         if camera is not None and camera not in store.retention() and (reason := unknown_camera(store, camera)):
             warn(f"{reason}; the rule is kept for the entries to come" if days else reason)

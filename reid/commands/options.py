@@ -110,6 +110,13 @@ def check_output(file: Path | None, *suffixes: str) -> None:
         )
 
 
+def check_named(**options: str | None) -> None:
+    """Raise UsageError if an option that chooses entries is empty, as from a variable that is not set."""
+    for name, value in options.items():
+        if value is not None and not value.strip():
+            raise UsageError(f"--{name} is empty; say which, or leave it out")
+
+
 @contextmanager
 def wrong_use() -> Iterator[None]:
     """Say what a gallery says of an option's value as wrong use of the command; raises UsageError."""

@@ -12,6 +12,7 @@ from reid.commands.options import (
     Json,
     PathArgument,
     Provider,
+    check_named,
     check_output,
     local_time,
     print_json,
@@ -83,6 +84,7 @@ def query(
     from domains.crops import read_crop
     from domains.errors import UsageError
 
+    check_named(camera=camera)
     with wrong_use():
         Selection(camera, after, before)
         seen = None if seen_at is None else Sighting(*seen_at)
