@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,7 +16,6 @@ from domains.artefact import read_bytes, write_atomic
 from domains.choice import check_choice
 from domains.errors import ArtefactError, ConfigError
 from domains.npz import read_npz
-from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
 
 TransportKind = Literal["ridge", "procrustes", "identity"]
@@ -128,16 +127,6 @@ def compose(transports: Sequence[Transport], embeddings: Float32s) -> Float32s:
     for transport in transports:
         embeddings = transport(embeddings)
     return embeddings
-
-
-def renewed(memory: Memory, transports: list[Transport]) -> Memory:
-    """Carry a memory's prototypes through consecutive transports; everything else is unchanged."""
-    prototypes = DistributionPrototypes.from_arrays(memory.arrays)
-    if prototypes is None or not transports:
-        return memory
-    for transport in transports:
-        prototypes = transport.prototypes(prototypes)
-    return replace(memory, feature_space=transports[-1].target, arrays={**memory.arrays, **prototypes.to_arrays()})
 
 
 def fit_transport(
