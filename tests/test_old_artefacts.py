@@ -15,7 +15,7 @@ from drawing import draw_tiny_domain
 import domains
 from deploy import Encoder, Gallery
 from reid.config import Method
-from reid.export import export_run
+from reid.export import Serving, export_run
 from reid.run import Run
 
 
@@ -92,7 +92,7 @@ def test_a_gallery_answers_as_it_did_and_is_upgraded(old, expected, sites, tmp_p
         for matches, wanted in zip(found, expected["answers"], strict=True):
             assert [[match.id, match.camera, match.label] for match in matches] == [[a, c, d] for a, _, c, d in wanted]
             assert [match.score for match in matches] == pytest.approx([score for _, score, _, _ in wanted], abs=1e-3)
-        later = export_run(Run.open(old / "run"), tmp_path / "later", since=1)
+        later = export_run(Run.open(old / "run"), tmp_path / "later", serving=Serving(since=1))
         assert gallery.upgrade(later.folder) == len(expected["ids"])
         assert gallery.feature_space == expected["spaces"][2]
         assert gallery.ids() == expected["ids"]

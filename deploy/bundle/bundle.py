@@ -54,6 +54,7 @@ from domains.crops import CropSpec
 from domains.errors import ArtefactError, UsageError
 from domains.graph_file import MAX_GRAPH, check_graph
 from domains.npz import read_npz
+from prototypes.metric import Metric
 from prototypes.transport import Transport
 
 __all__ = ["MAX_DIM", "Bundle", "Golden", "Trusted", "revise_bundle", "write_bundle"]
@@ -62,6 +63,7 @@ MAX_MODEL = MAX_GRAPH
 MAX_GOLDEN = 256 * 2**20
 MAX_GOLDEN_ROWS = 64
 MAX_TRANSPORT = 256 * 2**20
+MAX_METRIC = 256 * 2**20
 REREADS = 5
 Trusted = str | PathLike[str] | Iterable[str | PathLike[str]] | None
 UNIT = 1e-3
@@ -122,12 +124,23 @@ class Bundle:
             check_hashes(folder, MANIFEST, manifest["files"])
             bundle.golden()
             bundle.model()
+            bundle.metric()
         return bundle
 
     @property
     def feature_space(self) -> str:
         """Name of the space that its embeddings live in."""
         return str(self.manifest["feature_space"])
+
+    @property
+    def network(self) -> str:
+        """Name of the network's own space, before the metric: bundles that share it differ in their metric alone."""
+        return str((self.manifest.get("metric") or {}).get("network", self.feature_space))
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the metric that its embeddings are in; empty for none."""
+        return str((self.manifest.get("metric") or {}).get("name", ""))
 
     @property
     def dim(self) -> int:
@@ -178,17 +191,30 @@ class Bundle:
             )
         return Golden(crops, embeddings)
 
+    def metric(self) -> Metric | None:
+        """Return the metric that its embeddings are in, if they are in one; raises ArtefactError if it was changed or
+        is not as the manifest says.
+        """
+        if "metric.npz" not in self.manifest["files"]:
+            return None
+        where = self.folder / "metric.npz"
+        try:
+            return Metric.from_bytes(self._read("metric.npz", MAX_METRIC), self.dim)
+        except ValueError as error:
+            raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
+
     def transport(self) -> Transport | None:
-        """Return the map from an older feature space into this bundle's, if it has one; raises ArtefactError if it was
-        changed or is not as the manifest says.
+        """Return the map from an older network's space into that of this bundle's network, if it has one; raises
+        ArtefactError if it was changed or is not as the manifest says.
         """
         if "transport.npz" not in self.manifest["files"]:
             return None
         where = self.folder / "transport.npz"
         transport = Transport.from_bytes(self._read("transport.npz", MAX_TRANSPORT), where, MAX_TRANSPORT)
-        if transport.target != self.feature_space or transport.matrix.shape[1] != self.dim:
+        if transport.target != self.network or transport.matrix.shape[1] != self.dim:
             raise ArtefactError(
-                f"{where} leads to feature space {transport.target:.12}…, not to the bundle's; export the bundle again"
+                f"{where} leads to feature space {transport.target:.12}…, not to that of the bundle's network; export "
+                "the bundle again"
             )
         return transport
 
@@ -211,7 +237,7 @@ def write_bundle(
     card: str,
     body: Mapping[str, Any],
     parent: str | None,
-    transport: bytes | None = None,
+    parts: Mapping[str, bytes] | None = None,
     key: str | PathLike[str] | None = None,
 ) -> Bundle:
     """Write and seal a bundle folder: it appears complete, checked as a reader would check it, or not at all.
@@ -223,7 +249,8 @@ def write_bundle(
         card: model card, Markdown.
         body: the manifest's own keys (see ``bundle.json`` in the artefact documentation).
         parent: id of the sealed step that it was exported from.
-        transport: the ``transport.npz`` of that step, if it has one.
+        parts: further files by name: the ``transport.npz`` that leads here, and the ``metric.npz`` that the graph ends
+            with, whose name and network are in ``body``.
         key: file with the private key to sign it with.
 
     Raises:
@@ -234,9 +261,7 @@ def write_bundle(
     np.savez_compressed(
         buffer, crops=np.ascontiguousarray(golden.crops), embeddings=np.ascontiguousarray(golden.embeddings)
     )
-    files = {"model.onnx": model_onnx, "golden.npz": buffer.getvalue(), "CARD.md": card.encode()}
-    if transport is not None:
-        files["transport.npz"] = transport
+    files = {"model.onnx": model_onnx, "golden.npz": buffer.getvalue(), "CARD.md": card.encode(), **(parts or {})}
     with sealing(folder) as temporary:
         for name, data in files.items():
             (temporary / name).write_bytes(data)

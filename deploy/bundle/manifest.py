@@ -14,12 +14,14 @@ from domains.crops import CropSpec
 from domains.errors import ArtefactError, DataError
 
 MANIFEST = "bundle.json"
-SCHEMA = 2
-"""1: no thresholds, fp32 only. 2: optional ``thresholds``, ``golden_cosine``, ``opset``, ``quantisation``."""
+SCHEMA = 3
+"""1: no thresholds, fp32 only. 2: optional ``thresholds``, ``golden_cosine``, ``opset``, ``quantisation``. 3: optional
+``metric``, whose numbers are in ``metric.npz``.
+"""
 
 SCHEMAS = range(1, SCHEMA + 1)
 REQUIRED = frozenset({"model.onnx", "golden.npz", "CARD.md"})
-OPTIONAL = frozenset({"transport.npz"})
+OPTIONAL = frozenset({"transport.npz", "metric.npz"})
 REVISABLE = frozenset({"thresholds", "licences"})
 """Keys that describe a bundle independently of its files' content."""
 
@@ -91,9 +93,8 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
             raise ArtefactError(
                 f"{path}: {key} is {'missing' if key not in manifest else f'{value!r:.80}'}; export the bundle again"
             )
-    space = manifest["feature_space"]
-    if not space or len(space) > 128 or set(space) - set("0123456789abcdef"):
-        raise ArtefactError(f"{path}: feature_space must be a hash in hexadecimal, got {space!r:.80}")
+    _check_hash(path, "feature_space", manifest["feature_space"])
+    _check_metric(path, manifest)
     if not 1 <= manifest["dim"] <= MAX_DIM:
         raise ArtefactError(f"{path}: dim must be from 1 to {MAX_DIM}, got {manifest['dim']}")
     if not all(isinstance(name, str) for name in manifest["domains"]):
@@ -118,6 +119,24 @@ def _check_body(path: Path, manifest: Mapping[str, Any]) -> CropSpec:
         return CropSpec.from_dict(manifest["crop"])
     except (DataError, TypeError) as error:
         raise ArtefactError(f"{path}: {error}") from error
+
+
+def _check_hash(path: Path, key: str, value: object) -> None:
+    if not isinstance(value, str) or not 1 <= len(value) <= 128 or set(value) - set("0123456789abcdef"):
+        raise ArtefactError(f"{path}: {key} must be a hash in hexadecimal, got {value!r:.80}")
+
+
+def _check_metric(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Check the metric's name and network, if there is one: it and its file come together."""
+    metric = manifest.get("metric")
+    if (metric is not None) != ("metric.npz" in manifest["files"]):
+        raise ArtefactError(f"{path}: metric and metric.npz come together, or not at all; export the bundle again")
+    if metric is None:
+        return
+    name = metric.get("name") if isinstance(metric, dict) else None
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ArtefactError(f"{path}: metric must have a name and a network, got {metric!r:.80}; export it again")
+    _check_hash(path, "metric.network", metric.get("network"))
 
 
 def check_thresholds(path: Path, thresholds: Any) -> None:

@@ -35,6 +35,7 @@ from domains.artefact import sealing
 from domains.crops import Crop
 from domains.errors import ArtefactError, GalleryError, UsageError
 from domains.text import logger
+from prototypes.passage import Passage
 
 log = logger("deploy")
 
@@ -53,7 +54,7 @@ class Gallery(Upkeep):
         path: str | PathLike[str],
         dim: int,
         feature_space: str,
-        bundle: str | PathLike[str] | None = None,
+        bundle: str | PathLike[str] | Bundle | None = None,
         *,
         keep_crops: bool = False,
     ) -> Gallery:
@@ -63,7 +64,8 @@ class Gallery(Upkeep):
             path: a folder that does not exist yet.
             dim: length of its vectors.
             feature_space: name of their space; ``encoder.feature_space``.
-            bundle: folder of the bundle that produces its vectors, used by default for queries.
+            bundle: the bundle that produces its vectors, or its folder, used by default for queries. From a bundle the
+                gallery keeps the metric, so that it can be carried into another of the same network.
             keep_crops: keep a small picture of each crop given to :meth:`add`. Off by default: a gallery need not hold
                 pictures of people.
 
@@ -75,13 +77,16 @@ class Gallery(Upkeep):
             raise GalleryError(f"dim must be a whole number from 1 to {MAX_DIM}, got {dim!r}")
         if not isinstance(feature_space, str) or not 1 <= len(feature_space) <= 128 or not feature_space.isprintable():
             raise GalleryError(f"feature_space must be a name of 1 to 128 characters, got {feature_space!r:.150}")
-        recorded = None if bundle is None else str(Path(bundle).absolute())
+        made_by = bundle if isinstance(bundle, Bundle) else None
+        place = bundle.folder if isinstance(bundle, Bundle) else bundle
+        recorded = None if place is None else str(Path(place).absolute())
         if recorded is not None and len(recorded) > MAX_SOURCE:
             raise GalleryError(f"the bundle's path is longer than {MAX_SOURCE} characters")
         try:
             make_parents(folder)
             with sealing(folder) as temporary:
-                Store.create(temporary / DATABASE, Facts(dim, feature_space, recorded), keep_crops)
+                way = None if made_by is None else Passage(made_by.network, into=made_by.metric()).to_bytes()
+                Store.create(temporary / DATABASE, Facts(dim, feature_space, recorded), keep_crops, way)
         except ArtefactError as error:
             raise GalleryError(f"can't create a gallery: {error}") from error
         except OSError as error:
@@ -433,7 +438,7 @@ def open_or_create(
     if not is_there(Path(path) / DATABASE):
         if made_for is None or bundle is None:
             raise UsageError(f"there is no gallery at {path}; name the bundle to create it for (--bundle)")
-        return Gallery.create(path, made_for.dim, made_for.feature_space, bundle, keep_crops=keep_crops)
+        return Gallery.create(path, made_for.dim, made_for.feature_space, made_for, keep_crops=keep_crops)
     gallery = Gallery.open(path)
     if keep_crops and not gallery.keeps_crops:
         gallery.close()

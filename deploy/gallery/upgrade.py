@@ -1,14 +1,14 @@
-"""Carry a gallery into another model's feature space, without any images and while it answers.
+"""Carry a gallery into another feature space, without any images and while it answers: to a later model's, through
+transports, or between metrics of one network, which loses nothing.
 
 Carried vectors are written beside the present ones, in many small transactions that no search sees. One transaction
 then makes their space the present one, so that a kill at any moment leaves the gallery either in the old space or in
 the new one. An entry's own vector stays until old copies are dropped: every upgrade starts from it, and going back is
-possible. Entries added since are carried back by the pseudo-inverse of the map.
+possible. Entries added since are carried back: metrics are undone, a transport by its pseudo-inverse.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from deploy.store.row import COLUMNS, PRESENT, checksum, entry_checksum, is_whol
 from deploy.store.store import CHUNK, Facts
 from domains.arrays import Float32s
 from domains.errors import GalleryError, first_line
-from domains.npz import read_npy
+from prototypes.passage import Passage
 from prototypes.transport import Transport
 
 Tick = Callable[[int], None]
@@ -47,29 +47,37 @@ class Plan:
 
     Attributes:
         facts: facts of the new space, without its number.
-        matrix: the map, ``[D, D']`` float32; several transports in a row combine into one matrix, since normalising in
-            between changes no direction.
+        passage: the map; several transports in a row combine into one matrix, since normalising in between changes no
+            direction.
         cosine: for each transport, mean cosine between carried and true embeddings of held-out crops, and without it.
+        metric: name of the new metric; empty for none.
     """
 
     facts: Facts
-    matrix: Float32s
+    passage: Passage
     cosine: tuple[tuple[float, float], ...]
+    metric: str = ""
 
     def lines(self) -> list[str]:
         """Describe what to expect, in sentences."""
+        into = f"the metric {self.metric!r}" if self.metric else "the plain cosine"
+        if not self.cosine:
+            return [
+                f"to {into} of the same network, feature space {self.facts.feature_space:.12}…",
+                "nothing is lost: the vectors are those of embedding again, up to rounding",
+            ]
         carried, plain = (float(np.prod([pair[which] for pair in self.cosine])) for which in (0, 1))
+        transports = f"{len(self.cosine)} transport{'s' if len(self.cosine) != 1 else ''}"
         return [
-            f"to feature space {self.facts.feature_space:.12}… by {len(self.cosine)} "
-            f"transport{'s' if len(self.cosine) != 1 else ''}",
+            f"to feature space {self.facts.feature_space:.12}… by {transports}"
+            + (f", into {into}" if self.passage.out or self.passage.into else ""),
             f"carried embeddings of held-out crops reach a cosine of {carried:.3f} with the new model's own "
             f"({plain:.3f} without carrying)",
         ]
 
 
 def plan_upgrade(store: Store, bundles: Sequence[Bundle]) -> Plan:
-    """Find the transports that lead from a gallery's space to the last bundle's; the order of the other bundles does
-    not matter.
+    """Find the way from a gallery's space to the last bundle's; the order of the other bundles does not matter.
 
     Raises:
         GalleryError: no transports lead there; the message says where they end.
@@ -81,8 +89,9 @@ def plan_upgrade(store: Store, bundles: Sequence[Bundle]) -> Plan:
         )
     known = {transport.source: transport for bundle in bundles if (transport := bundle.transport())}
     chain: list[Transport] = []
-    at = facts.feature_space
-    while at != target.feature_space:
+    start = _present(store, bundles)
+    at = start.network
+    while at != target.network:
         if at not in known or len(chain) > len(known):
             raise GalleryError(
                 f"no transport leads on from feature space {at:.12}… to that of {target.folder}; add the bundles of "
@@ -90,19 +99,37 @@ def plan_upgrade(store: Store, bundles: Sequence[Bundle]) -> Plan:
             )
         chain.append(known[at])
         at = chain[-1].target
-    matrix = chain[0].matrix
-    for transport in chain[1:]:
-        matrix = matrix @ transport.matrix
-    if matrix.shape != (facts.dim, target.dim):
+    matrix: Float32s | None = None
+    for transport in chain:
+        matrix = transport.matrix if matrix is None else matrix @ transport.matrix
+    mapped = (facts.dim, facts.dim) if matrix is None else matrix.shape
+    if mapped != (facts.dim, target.dim):
         raise GalleryError(
-            f"the transports map {matrix.shape[0]} dimensions to {matrix.shape[1]}, but the gallery has {facts.dim} "
-            f"and the bundle {target.dim}"
+            f"the transports map {mapped[0]} dimensions to {mapped[1]}, but the gallery has {facts.dim} and the bundle "
+            f"{target.dim}"
         )
     return Plan(
         Facts(target.dim, target.feature_space, str(Path(target.folder).absolute())),
-        matrix,
+        Passage(target.network, start.into, matrix, target.metric()),
         tuple(transport.cosine for transport in chain),
+        target.metric_name,
     )
+
+
+def _present(store: Store, bundles: Sequence[Bundle]) -> Passage:
+    """Return the network and the metric of the present vectors: as the gallery keeps them, or else as a bundle of their
+    space says; without either, the vectors are the network's own.
+    """
+    facts = store.facts
+    data = store.ask("SELECT map, source FROM space WHERE number = ?", (facts.space,))
+    if data and data[0][0] is not None:
+        kept = _passage(store, facts.space)
+        if kept.network:
+            return Passage(kept.network, into=kept.into)
+    for bundle in bundles:
+        if bundle.feature_space == facts.feature_space:
+            return Passage(bundle.network, into=bundle.metric())
+    return Passage(facts.feature_space)
 
 
 def carry(store: Store, plan: Plan, *, tick: Tick | None = None) -> int:
@@ -112,7 +139,7 @@ def carry(store: Store, plan: Plan, *, tick: Tick | None = None) -> int:
         Number of entries carried.
     """
     present = store.facts
-    data = _to_bytes(plan.matrix)
+    data = plan.passage.to_bytes()
     with store.holding():
         wanted = (plan.facts.feature_space, data, present.space)
         known = store.ask("SELECT number, ready, feature_space, map, source FROM space")
@@ -206,7 +233,13 @@ def drop_old(store: Store, *, tick: Tick | None = None) -> int:
     with store.holding():
         store.change("DELETE FROM carried")
         store.change("DELETE FROM space WHERE ready = 0")
+        kept = _passage(store, facts.space)
         store.change("UPDATE space SET source = NULL, map = NULL")
+        if kept.network:
+            store.change(
+                "UPDATE space SET map = ? WHERE number = ?",
+                [(Passage(kept.network, into=kept.into).to_bytes(), facts.space)],
+            )
         store.changed(moved=True)
         store.leave_unwiped()
         write_audit(store, "drop old", entries=dropped, feature_space=facts.feature_space)
@@ -284,15 +317,13 @@ def _carry_some(store: Store, number: int, after: int, limit: int) -> tuple[int,
     _check_whole(store, rows)
     for space in sorted({row[8] for row in rows}):
         part = [row for row in rows if row[8] == space]
-        matrix = _map_between(store, space, number)
-        vectors = (
-            np.frombuffer(b"".join(row[1] for row in part), np.float16).reshape(len(part), -1).astype(np.float32)
-            @ matrix
-        )
-        unit = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float16)
+        halves = np.frombuffer(b"".join(row[1] for row in part), np.float16).reshape(len(part), -1)
+        vectors = halves.astype(np.float32)
+        for passage in _passages(store, space, number):
+            vectors = passage(vectors)
         carried += [
             (number, row[0], data := vector.tobytes(), checksum(data, (number, row[0])))
-            for row, vector in zip(part, unit, strict=True)
+            for row, vector in zip(part, vectors.astype(np.float16), strict=True)
         ]
     store.change("INSERT OR REPLACE INTO carried VALUES (?, ?, ?, ?)", carried)
     return len(rows), rows[-1][0]
@@ -307,54 +338,46 @@ def _check_whole(store: Store, rows: Sequence[Sequence[Any]]) -> None:
             )
 
 
-def _map_between(store: Store, start: int, end: int) -> Float32s:
-    """Return the map from one space to another, along the upgrades that link them; against an upgrade's direction, by
-    its pseudo-inverse.
-    """
-    spaces = {row[0]: row[1:] for row in store.ask("SELECT number, source, dim, map FROM space")}
+def _passages(store: Store, start: int, end: int) -> list[Passage]:
+    """Return the way from one space to another, along the upgrades that link them, against their direction first."""
+    sources = dict(store.ask("SELECT number, source FROM space"))
 
     def lineage(number: int) -> list[int]:
         numbers = [number]
-        while (source := spaces[numbers[-1]][0]) is not None:
-            if source not in spaces or source in numbers:
+        while (source := sources[numbers[-1]]) is not None:
+            if source not in sources or source in numbers:
                 raise GalleryError(f"the spaces of {store.file.parent} lead nowhere; restore a backup")
             numbers.append(source)
         return numbers
-
-    def step(number: int) -> Float32s:
-        source, dim, data = spaces[number]
-        return _from_bytes(data, (spaces[source][1], dim))
 
     back, forth = lineage(start), lineage(end)
     shared = next((number for number in back if number in forth), None)
     if shared is None:
         raise GalleryError(f"{store.file.parent} has no link between its spaces {start} and {end}; restore a backup")
-    matrix: Float32s | None = None
-    steps = [np.linalg.pinv(step(number)) for number in back[: back.index(shared)]]
-    steps += [step(number) for number in reversed(forth[: forth.index(shared)])]
-    for part in steps:
-        matrix = part if matrix is None else matrix @ part
-    if matrix is None:
+    way = [_passage(store, number).back() for number in back[: back.index(shared)]]
+    way += [_passage(store, number) for number in reversed(forth[: forth.index(shared)])]
+    if not way:
         raise GalleryError(f"space {start} of {store.file.parent} is carried to itself; this is a bug in lifelong-reid")
-    return matrix
+    return way
 
 
-def _to_bytes(matrix: Float32s) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, matrix.astype(np.float16), allow_pickle=False)
-    return buffer.getvalue()
+def _passage(store: Store, number: int) -> Passage:
+    """Read the way that leads to a space; of one that no upgrade made, it holds the metric of its vectors alone.
 
-
-def _from_bytes(data: bytes, shape: tuple[int, int]) -> Float32s:
-    """Read what :func:`_to_bytes` wrote of a map of this shape."""
+    Raises:
+        GalleryError: it is damaged.
+    """
+    data, dim, before = store.ask(
+        "SELECT s.map, s.dim, (SELECT o.dim FROM space o WHERE o.number = s.source) FROM space s WHERE s.number = ?",
+        (number,),
+    )[0]
+    if data is None and before is None:
+        return Passage()
     try:
         if not isinstance(data, bytes):  # a damaged database returns whatever it holds
             raise ValueError(f"it is {type(data).__name__}")
-        values = read_npy(data)
-        if values.shape != shape or values.dtype != np.float16:
-            raise ValueError(f"it maps {values.shape}, not {shape}")
-        return values.astype(np.float32)
+        return Passage.from_bytes(data, (dim if before is None else before, dim))
     except ValueError as error:
         raise GalleryError(
-            f"a transport stored in the gallery is damaged ({first_line(error):.80}); restore a backup"
+            f"a map stored in the gallery is damaged ({first_line(error):.80}); restore a backup"
         ) from error

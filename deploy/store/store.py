@@ -184,13 +184,14 @@ class Store(Dated):
             write_seal(self._db)
 
     @staticmethod
-    def create(file: Path, facts: Facts, crops: bool = False) -> None:
+    def create(file: Path, facts: Facts, crops: bool = False, way: bytes | None = None) -> None:
         """Create an empty gallery's file durably, and close it; raises GalleryError if the disk is full or fails.
 
         Args:
             file: path of the new file.
             facts: its dimension, feature space and bundle.
             crops: whether it keeps small pictures of crops.
+            way: how its vectors came about, as a passage (:mod:`prototypes.passage`): their network and metric.
         """
         try:
             with closing(sqlite3.connect(file, isolation_level=None)) as db:
@@ -203,6 +204,7 @@ class Store(Dated):
                 start_clock(db)
                 db.executescript(SINCE_4)
                 db.execute("UPDATE gallery SET crops = ?", (int(crops),))
+                db.execute("UPDATE space SET map = ?", (way,))
                 write_seal(db)
         except sqlite3.Error as error:
             raise GalleryError(f"can't create {file}: {reason(error, BUSY_SECONDS)}") from error

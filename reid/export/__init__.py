@@ -1,5 +1,5 @@
 """From a sealed step to a bundle for the edge."""
 
-from reid.export.export import Provenance, export_run
+from reid.export.export import Provenance, Serving, export_run
 
-__all__ = ["Provenance", "export_run"]
+__all__ = ["Provenance", "Serving", "export_run"]

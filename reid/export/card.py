@@ -46,7 +46,7 @@ def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
     scored = []
     for (row, name), cell in run.scores.cells.items():
         known = any(entry["name"] == name for entry, _ in learned)
-        if row == sealed.index and _was_scored(sealed, body["site"], name, learned=known):
+        if row == sealed.index and _was_scored(run, sealed, body, name, learned=known):
             low, high = bootstrap_interval(cell.ap)
             scored.append(
                 Scored(
@@ -61,9 +61,15 @@ def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
     return card_text(body, taught, scored, parent=sealed.card["id"], producer=code_version())
 
 
-def _was_scored(sealed: Sealed, site: str | None, name: str, *, learned: bool) -> bool:
-    """Whether a domain's score is the exported network's: where sites have their own networks, those were scored."""
-    term = routing_term(sealed.card)
+def _was_scored(run: Run, sealed: Sealed, body: Mapping[str, Any], name: str, *, learned: bool) -> bool:
+    """Whether a domain's score is the exported network's, in its metric: where sites have networks and metrics of their
+    own, those were scored.
+    """
+    term, site, measured = routing_term(run.taught(sealed.index).card), body["site"], run.statistics(sealed.index)
+    metric = (body.get("metric") or {}).get("name", "none")
+    own = {f"site:{name}"} | ({"pooled", f"mixed:{name}"} if list(measured) == [name] else set())
+    if metric not in (own if name in measured else {"none"}):
+        return False
     if term is None:
         return True
     return name == site if site is not None else term.beside and not learned
@@ -124,6 +130,7 @@ def _facts(body: Mapping[str, Any], parent: str, producer: str) -> str:
         "feature space": f"`{body['feature_space']}`",
         "exported from": f"step {body['step']}, `{parent}`"
         + (f", the network of site {body['site']}" if body.get("site") else ""),
+        **({"metric": f"{body['metric']['name']}, of the sites below"} if body.get("metric") else {}),
         "precision": f"{body['precision']}, ONNX opset {body['opset']}",
         "agreement with the trained model": (
             f"cosine at least {min(parity.values()):.6f} (batches of {', '.join(parity)})"
@@ -145,7 +152,7 @@ def _taught(taught: Sequence[Taught]) -> str:
 
 def _scored(scored: Sequence[Scored], precision: str) -> str:
     if not scored:
-        return "No domain was scored with this network."
+        return "No domain was scored with this network in this metric; `reid evaluate DOMAIN --bundle …` scores one."
     rows = [
         f"| {_cell(item.name)} | {'yes' if item.learned else 'no'} | {item.mean_ap:.1f} | {item.interval[0]:.1f} – "
         f"{item.interval[1]:.1f} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from domains.artefact import code_version
 from domains.domain import Domain
 from domains.errors import ArtefactError, ExportError, UsageError
 from domains.synthetic import golden_crops
+from prototypes.metric import Metric
 from prototypes.transport import Transport
 from reid.export.card import card_of
 from reid.export.graph import OPSET, export_graph
@@ -25,13 +26,14 @@ from reid.export.parity import check_parity, crops_to_compare
 from reid.export.ranges import answers, start_session
 from reid.export.transports import route_transport, transport_since
 from reid.network.embedding import embedder
-from reid.network.model import ReidModel
+from reid.network.model import MetricLayer, ReidModel
 from reid.progress import Progress
 from reid.run import Run
 from reid.run.sealed import Sealed
 from reid.scores.evaluate import can_be_scored, evaluate
 
 UNDECLARED = "not declared"
+NONE = "none"
 GOLDEN = 16
 
 
@@ -50,13 +52,30 @@ class Provenance:
     key: Path | None = None
 
 
+@dataclass(frozen=True)
+class Serving:
+    """Whom a bundle serves.
+
+    Attributes:
+        site: whose route to export, where the step's method keeps one per domain (:mod:`reid.run.routing`); by default
+            the step's own network.
+        metric: ``pooled``, one for the queries and galleries of all sites; ``site:NAME``, one site's own;
+            ``mixed:NAME``, for its queries in a gallery of all; or ``none``. By default the named site's own where it
+            has one, else pooled, else none.
+        since: the step whose galleries the bundle's transport carries; by default the previous one, if possible.
+    """
+
+    site: Domain | str | None = None
+    metric: str | None = None
+    since: int | None = None
+
+
 def export_run(
     run: Run,
     folder: Path,
     *,
     step: int = -1,
-    site: Domain | str | None = None,
-    since: int | None = None,
+    serving: Serving | None = None,
     lowering: Lowering | None = None,
     provenance: Provenance | None = None,
     progress: Progress | None = None,
@@ -67,9 +86,7 @@ def export_run(
         run: the run.
         folder: where the bundle goes; must not exist.
         step: which step; by default the last.
-        site: whose route to export, where the step's method keeps one per domain (:mod:`reid.run.routing`); by default
-            the step's own network.
-        since: the step whose galleries the bundle's transport carries; by default the previous one, if possible.
+        serving: whom it serves: everyone, or one site.
         lowering: the precision of the graph; float32 by default.
         provenance: licences for the manifest and card, and the key to sign with.
         progress: where to show progress.
@@ -78,7 +95,8 @@ def export_run(
         ExportError: the step has no routes, or no transports since then; graph and model disagree (the message says at
             which batch size and by how much); or int8 loses too much (it names the layers to blame). Nothing is
             written.
-        UsageError: a key that can't sign, or a domain without the splits that int8 needs.
+        UsageError: a key that can't sign, a domain without the splits that int8 needs, or a metric that the step does
+            not have.
     """
     lowering, provenance = lowering or Lowering(), provenance or Provenance()
     if folder.exists():
@@ -87,7 +105,7 @@ def export_run(
         sign(b"", provenance.key)
     run.sealed(step)
     trial = None if lowering.int8 is None else _trial(run, lowering.int8)
-    served = _served(run, step, site, since)
+    served = _served(run, step, serving or Serving())
     lowered = _lowered(run, served, lowering, trial, progress or Progress())
     spec = run.config.crop.spec()
     crops = golden_crops(GOLDEN, height=spec.height, width=spec.width)
@@ -100,6 +118,7 @@ def export_run(
         "parity": {str(batch): cosine for batch, cosine in lowered.parity.items()},
         **lowered.body,
     }
+    parts = {"transport.npz": lowered.transport, "metric.npz": lowered.metric}
     return write_bundle(
         folder,
         model_onnx=lowered.data,
@@ -107,7 +126,7 @@ def export_run(
         card=card_of(run, served.sealed, body),
         body=body,
         parent=served.sealed.card["id"],
-        transport=None if lowered.transport is None else lowered.transport.to_bytes(),
+        parts={name: part.to_bytes() for name, part in parts.items() if part is not None},
         key=provenance.key,
     )
 
@@ -117,11 +136,12 @@ class _Served:
     """The network that is exported.
 
     Attributes:
-        model: the network.
+        model: the network, ending with the metric.
         sealed: the step that it belongs to.
         site: whose route it is, if it is one.
-        transport: leads into its feature space.
+        transport: leads into the network's own feature space.
         transport_was_asked_for: whether the caller named the step that it starts from.
+        metric: the metric, with its name and the network's own feature space; None for none.
     """
 
     model: ReidModel
@@ -129,27 +149,50 @@ class _Served:
     site: str | None
     transport: Transport | None
     transport_was_asked_for: bool
+    metric: tuple[Metric, dict[str, str]] | None = None
 
 
-def _served(run: Run, step: int, site: Domain | str | None, since: int | None) -> _Served:
-    """Find the network that serves everyone, or a site; raises ExportError."""
-    model, sealed = run.model(step)
-    if site is None:
-        return _Served(model, sealed, None, transport_since(run, sealed, since), since is not None)
-    name, routed = site if isinstance(site, str) else site.name, run.route(site, step)
-    if routed is None:
+def _served(run: Run, step: int, serving: Serving) -> _Served:
+    """Find the network that serves everyone, or a site, and its metric; raises ExportError."""
+    (model, sealed), site, since = run.model(step), serving.site, serving.since
+    name = site.name if isinstance(site, Domain) else site
+    chosen = _metric_name(run, sealed, name, serving.metric)
+    metric = run.metric(chosen, sealed.index)
+    if site is None or name is None:
+        found = _Served(model, sealed, None, transport_since(run, sealed, since), since is not None)
+    elif (routed := run.route(site, step)) is not None:
+        transport = route_transport(run, sealed, name, since, routed)
+        found = _Served(routed, sealed, name, transport, since is not None)
+    else:
         raise ExportError(
             f"{sealed.folder.name} serves {name} with the network that serves every site; leave the site out"
+            + (f", or name its metric (site:{name})" if name in run.statistics(sealed.index) else "")
         )
-    return _Served(routed, sealed, name, route_transport(run, sealed, name, since, routed), since is not None)
+    if metric is None:
+        return found
+    about = {"name": chosen, "network": found.model.feature_space(run.config.crop.spec())}
+    found.model.metric = MetricLayer(metric)
+    return replace(found, metric=(metric, about))
+
+
+def _metric_name(run: Run, sealed: Sealed, site: str | None, wanted: str | None) -> str:
+    """The metric that was asked for, or what serves a site, or everyone."""
+    if wanted is not None:
+        return wanted
+    known = run.statistics(sealed.index)
+    if site is not None and site in known:
+        return f"site:{site}"
+    return "pooled" if known else NONE
 
 
 def _lowered(run: Run, served: _Served, lowering: Lowering, trial: Trial | None, progress: Progress) -> Lowered:
     """Return the network's graph at the requested precision, compared with the network; raises ExportError."""
     model, spec, crops = served.model, run.config.crop.spec(), crops_to_compare(run)
     data = export_graph(model, golden_crops(2, height=spec.height, width=spec.width))
-    body = {"precision": "fp32", "feature_space": model.feature_space(spec)}
-    full = Lowered(data, check_parity(model, data, crops), body, served.transport)
+    body: dict[str, Any] = {"precision": "fp32", "feature_space": model.feature_space(spec)}
+    metric, about = served.metric or (None, None)
+    body |= {"metric": about} if about else {}
+    full = Lowered(data, check_parity(model, data, crops), body, served.transport, metric)
 
     def check(lowered: bytes, least: float) -> Mapping[int, float]:
         return check_parity(model, lowered, crops, least)

@@ -13,6 +13,7 @@ from domains.arrays import Crops, Embed, Float32s
 from domains.artefact import content_id
 from domains.domain import Domain
 from domains.errors import UsageError
+from prototypes.metric import Metric
 from prototypes.transport import Transport, fit_transport
 from reid.export.half import to_half
 from reid.export.quantize import CALIBRATION, MAP_LOSS, quantise
@@ -76,13 +77,15 @@ class Lowered(NamedTuple):
         data: ONNX bytes.
         parity: smallest cosine to the trained model, by batch size.
         body: its entries in the manifest: ``precision``, ``feature_space`` and more.
-        transport: leads into its feature space.
+        transport: leads into the feature space of its network.
+        metric: the one that the graph ends with; its ``name`` and ``network`` are in the body.
     """
 
     data: bytes
     parity: Mapping[int, float]
     body: Mapping[str, Any]
     transport: Transport | None
+    metric: Metric | None = None
 
 
 class Trial(NamedTuple):
@@ -154,13 +157,17 @@ def eight_bit(
     cosine = _least_cosine(before(trial.test), after(trial.test))
     mixed = trial.score(after, before)
     own = cosine < SAME_SPACE or quantised.before - mixed > MAP_LOSS
-    space, transport = str(made.body["feature_space"]), made.transport
+    space, transport, metric = str(made.body["feature_space"]), made.transport, dict(made.body.get("metric", {}))
     if own:
         sample = trial.train[np.linspace(0, len(trial.train) - 1, min(len(trial.train), CARRIED)).astype(int)]
-        name = content_id([space, "int8", hashlib.sha256(quantised.data).hexdigest()])
-        bridge = fit_transport(before(sample), after(sample), source=space, target=name)
+        space = content_id([space, "int8", hashlib.sha256(quantised.data).hexdigest()])
+        source, target, vectors = str(made.body["feature_space"]), space, (before(sample), after(sample))
+        if made.metric is not None:  # a transport leads from network to network, with the metric taken off
+            source, target = metric["network"], content_id([metric["network"], space])
+            vectors = made.metric.undone(vectors[0]), made.metric.undone(vectors[1])
+            metric["network"] = target
+        bridge = fit_transport(*vectors, source=source, target=target)
         transport = transport.then(bridge) if keep_transport and transport is not None else bridge
-        space = name
     quantisation = {
         "domain": trial.domain,
         "fingerprint": trial.fingerprint,
@@ -178,10 +185,11 @@ def eight_bit(
     body = {
         "precision": "int8",
         "feature_space": space,
+        **({"metric": metric} if metric else {}),
         "golden_cosine": _golden_cosine(quantised.data, trial.test[:32]),
         "quantisation": quantisation,
     }
-    return Lowered(quantised.data, check(quantised.data, INT8_COSINE), body, transport)
+    return Lowered(quantised.data, check(quantised.data, INT8_COSINE), body, transport, made.metric)
 
 
 def _embedder(data: bytes) -> Embed:

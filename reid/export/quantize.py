@@ -3,7 +3,7 @@ the layers to blame.
 
 Weights are symmetric int8 with a scale per output channel, activations uint8 with one range each. Convolutions and
 linear layers are quantised together with the ReLU that follows, and so are residual sums between them; input
-normalisation, pooling, attention, layer norms and the final scaling to unit length stay in float32. Channels are
+normalisation, pooling, attention, layer norms, a metric and the scaling to unit length stay in float32. Channels are
 balanced first (:mod:`reid.export.equalise`). Knows neither torch nor domains: the caller judges how good a graph is.
 """
 
@@ -40,6 +40,8 @@ GROWTH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of layers to leave out, tried in turn until the judge is content; the last one is half of all layers."""
 
 LINEAR = ("Conv", "Gemm", "MatMul")
+METRIC = "/metric/"
+"""What a site's metric does to unit vectors: it is small, and has to be undone exactly."""
 
 
 class Blame(NamedTuple):
@@ -260,6 +262,8 @@ def _layers(graph: onnx.GraphProto) -> dict[str, list[str]]:
     owner: dict[str, str] = {}
     """Layer by the quantised tensor that it produces."""
     for node in graph.node:
+        if node.name.startswith(METRIC):
+            continue
         weighted = node.op_type in LINEAR and len(node.input) > 1 and node.input[1] in values
         summed = node.op_type == "Add" and all(name in owner for name in node.input)
         if weighted or summed:

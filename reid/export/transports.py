@@ -14,20 +14,23 @@ from reid.run.sealed import Sealed
 
 
 def transport_since(run: Run, sealed: Sealed, since: int | None) -> Transport | None:
-    """Return the map from an earlier step's feature space to this one; None if there is none and none was requested.
+    """Return the map from an earlier step's feature space to this one; None if there is none and none was requested, or
+    if the network is still the same.
+
+    Without a step named, it is that before the last one that changed the network.
 
     Raises:
         ExportError: ``since`` is not an earlier step, or a step after it fitted no transport.
     """
-    start = sealed.index - 1 if since is None else since
     if since is not None and not 0 <= since < sealed.index:
         raise ExportError(
             f"a transport leads from an earlier step: since must lie in 0..{sealed.index - 1}, got {since}"
         )
-    transports = [step.transport() for step in run.steps[start + 1 : sealed.index + 1]]
+    moved = run.moved(0, sealed.index)[-1:] if since is None else run.moved(since, sealed.index)
+    transports = [step.transport() for step in moved]
     if not transports or None in transports:
-        if since is not None:
-            lacking = run.steps[start + 1 + transports.index(None)]
+        if since is not None and transports:
+            lacking = moved[transports.index(None)]
             raise ExportError(
                 f"{lacking.folder.name} fitted no transport, so galleries of step {since} have to be embedded again"
             )
@@ -44,10 +47,14 @@ def route_transport(run: Run, sealed: Sealed, site: str, since: int | None, mode
         ExportError: as :func:`transport_since`; or one was requested and the site had no adapter beside a shared
             network at that step.
     """
-    start = sealed.index - 1 if since is None else since
-    term = routing_term(sealed.card)
-    then = run.steps[max(start, 0)]
-    before = routing_term(then.card)
+    if since is None:
+        moved = run.moved(0, sealed.index)
+        since_step = (moved[-1] if moved else sealed).index - 1
+    else:
+        since_step = since
+    term = routing_term(run.taught(sealed.index).card)
+    then = run.steps[max(since_step, 0)]
+    before = routing_term(run.taught(then.index).card)
     both_beside = term is not None and term.beside and before is not None and before.beside
     if not both_beside or not any(site in step.learned for step in run.steps[: then.index + 1]):
         if since is not None:

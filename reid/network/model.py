@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from domains.artefact import content_id
 from domains.crops import CropSpec
 from domains.errors import BackboneError
+from prototypes.metric import Metric
 from reid.network.backbone import Backbone, InputRule
 from reid.network.distribution import DistributionHead, HeadKind
 
@@ -54,6 +55,12 @@ class Normalise(nn.Module):
         self.flip = rule.channels == "bgr"
         self.register_buffer("mean", torch.tensor(rule.mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(rule.std, dtype=torch.float32))
+
+    @property
+    def fill(self) -> list[float]:
+        """The mean as RGB in 0..255: the colour that padding and erasing paint, which becomes zero."""
+        mean: list[float] = self.mean.tolist()
+        return mean[::-1] if self.flip else mean
 
     def forward(self, crops: Tensor) -> Tensor:
         """Normalise; the result is contiguous in channels-last order, which suits CPUs and tensor cores."""
@@ -109,16 +116,36 @@ class TokenPool(nn.Module):
         return token if self.norm is None else self.norm(token)
 
 
+class MetricLayer(nn.Module):
+    """A metric as the last layer: unit vectors ``[B, D]`` → unit vectors (:class:`prototypes.metric.Metric`)."""
+
+    mean: Tensor
+    shrink: Tensor
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(metric.mean))
+        self.register_buffer("shrink", torch.from_numpy(metric.shrink))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Centre, shrink, and scale to unit length."""
+        centred = vectors - self.mean
+        return F.normalize(centred - centred @ self.shrink.T @ self.shrink, dim=1)
+
+
 class ReidModel(nn.Module):
     """The network that the module's docstring describes; ``classes`` is the number of identities learned so far.
 
     Attributes:
+        metric: the metric that embeddings are returned in, for export alone: sealed steps keep sites' statistics
+            instead.
         distribution: the head for instance-level distribution modelling, if a method needs one; never exported.
         changes: returns changes to the backbone's weights, by parameter, which its forward pass adds; None except while
             an adapter is trained.
         still: keep the backbone in eval mode, whatever the mode of the rest.
     """
 
+    metric: MetricLayer | None
     distribution: DistributionHead | None
     changes: Callable[[], Mapping[str, Tensor]] | None
     still: bool
@@ -150,6 +177,7 @@ class ReidModel(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             self.classifier = nn.Linear(self.dim, classes, bias=False)
+        self.metric = None
         self.distribution = None
         self.changes = None
         self.still = False
@@ -207,7 +235,8 @@ class ReidModel(nn.Module):
     def embed(self, crops: Tensor) -> Tensor:
         """RGB crops ``[B, H, W, 3]`` → the matching feature ``[B, D]`` at unit length; this is what is exported."""
         features = self._features(crops)
-        return F.normalize(self.embedding(self.pool(features).flatten(1)).float(), dim=1)
+        vectors = F.normalize(self.embedding(self.pool(features).flatten(1)).float(), dim=1)
+        return vectors if self.metric is None else self.metric(vectors)
 
     def train(self, mode: bool = True) -> ReidModel:
         """Set the mode; a ``still`` backbone stays in eval mode."""

@@ -35,7 +35,7 @@ def make_bundle(tmp_path, projection, golden_crops):
             card="# Tiny\n",
             body=body(**(changes or {})),
             parent="12" * 32,
-            transport=transport,
+            parts={} if transport is None else {"transport.npz": transport},
         )
 
     return make

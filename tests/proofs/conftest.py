@@ -40,6 +40,6 @@ def bundles(tmp_path_factory):
             card="# Tiny\n",
             body=body(feature_space=space),
             parent=None,
-            transport=transport.to_bytes(),
+            parts={"transport.npz": transport.to_bytes()},
         )
     return [root / str(number) for number in range(len(SPACES))]

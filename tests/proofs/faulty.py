@@ -224,7 +224,7 @@ def tiny_bundles(folder, first=0, count=3):
             card="# Tiny\n",
             body=body(feature_space=SPACES[number]),
             parent=None,
-            transport=transport.to_bytes(),
+            parts={"transport.npz": transport.to_bytes()},
         )
 
 

@@ -118,7 +118,7 @@ def test_names_outside_are_refused(bundle, tmp_path, name):
     "changes",
     [
         {"kind": "memory"},
-        {"schema": 3},
+        {"schema": 4},
         {"thresholds": []},
         {"thresholds": {"a": {"fpr": 2, "score": 0.5}}},
         {"thresholds": {"a": {"fpr": 0.1, "score": True}}},
@@ -198,7 +198,7 @@ def test_a_bundle_of_schema_1_is_read_and_a_revision_lifts_it(bundle):
     rewrite(bundle.folder, old)
     loaded = Bundle.load(bundle.folder)
     assert (loaded.manifest["schema"], loaded.thresholds) == (1, {})
-    assert revise_bundle(bundle.folder, {"thresholds": {"drawn": THRESHOLD}}).manifest["schema"] == 2
+    assert revise_bundle(bundle.folder, {"thresholds": {"drawn": THRESHOLD}}).manifest["schema"] == 3
 
 
 def test_revision_changes_what_was_asked_and_the_id_only(bundle):

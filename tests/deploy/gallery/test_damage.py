@@ -15,6 +15,7 @@ from deploy.store.seal import write_seal
 from deploy.store.store import CHUNK, Facts
 from deploy.store.wal import find_damage
 from domains.errors import GalleryError
+from prototypes.passage import Passage
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
 
@@ -37,7 +38,7 @@ def whole(tmp_path_factory):
         crops=crops,
     )
     matrix = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0].astype(np.float32)
-    carry(gallery._store, Plan(Facts(DIM, "cd" * 32, "other"), matrix, ((0.9, 0.1),)))
+    carry(gallery._store, Plan(Facts(DIM, "cd" * 32, "other"), Passage(matrix=matrix), ((0.9, 0.1),)))
     gallery.keep(3000)
     gallery.keep(2000, camera="a")
     gallery.backup(place / "copy")

@@ -17,6 +17,7 @@ from deploy.gallery.upgrade import Plan, carry
 from deploy.index import Index
 from deploy.store import connection, store
 from domains.errors import GalleryError
+from prototypes.passage import Passage
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
 
@@ -31,7 +32,7 @@ def gallery(tmp_path):
 
 def plan(name="two", seed=2, bundle="other"):
     matrix = np.linalg.qr(np.random.default_rng(seed).normal(size=(DIM, DIM)))[0].astype(np.float32)
-    return Plan(store.Facts(DIM, name, bundle), matrix, ((0.9, 0.1),))
+    return Plan(store.Facts(DIM, name, bundle), Passage(matrix=matrix), ((0.9, 0.1),))
 
 
 def spoil(gallery, statement):

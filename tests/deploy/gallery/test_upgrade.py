@@ -336,7 +336,7 @@ def test_a_bundle_of_the_same_space_or_without_a_transport_is_refused(gallery, r
     "transport", [Transport(SPACE, "ff" * 32, rotation(1)), Transport(SPACE, "ee" * 32, rotation(1)[:, :5])]
 )
 def test_a_transport_that_leads_elsewhere_is_refused(make_bundle, transport):
-    with pytest.raises(ArtefactError, match="not to the bundle's"):
+    with pytest.raises(ArtefactError, match="not to that of the bundle's network"):
         make_bundle("wrong", changes={"feature_space": "ee" * 32}, transport=transport.to_bytes()).transport()
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from deploy.index.codes import Codes, Truth
 from deploy.store.store import Facts, Store
 from domains import artefact
 from domains.errors import GalleryError
+from prototypes.passage import Passage
 
 faiss = pytest.importorskip("faiss", reason="FAISS is not installed")
 DIM = 16
@@ -106,7 +108,10 @@ def test_an_index_that_cannot_be_saved_only_costs_time(gallery, monkeypatch, cap
             (gallery.path / "index.npz").write_bytes(b"x")
             assert "rebuilt" in gallery.verify()[1]
         elif deed == "upgrade":
-            carry(gallery._store, Plan(Facts(DIM, "cd" * 32, None), np.eye(DIM, dtype=np.float32), ((0.9, 0.1),)))
+            carry(
+                gallery._store,
+                Plan(Facts(DIM, "cd" * 32, None), Passage(matrix=np.eye(DIM, dtype=np.float32)), ((0.9, 0.1),)),
+            )
             gallery._renew_index()
         else:
             assert gallery.forget([5]) == 1
@@ -147,6 +152,25 @@ def test_files_that_lie_although_their_hashes_are_right_are_built_anew(gallery, 
         assert len(again.verify()) == 3
 
 
+class _Stored:
+    """A gallery's database that holds one map."""
+
+    file = Path("gallery/gallery.db")
+
+    def __init__(self, data, before=DIM, after=DIM):
+        self.row = (data, after, before)
+
+    def ask(self, query, values):
+        return [self.row]
+
+
+def bare_map(matrix):
+    """As earlier versions stored a map."""
+    stored = io.BytesIO()
+    np.save(stored, matrix.astype(np.float16))
+    return stored.getvalue()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -163,13 +187,13 @@ def test_files_that_lie_although_their_hashes_are_right_are_built_anew(gallery, 
     ],
 )
 def test_a_stored_map_that_lies_is_one_line(change):
-    data = upgrade._to_bytes(np.eye(DIM, dtype=np.float32))
-    assert np.array_equal(upgrade._from_bytes(data, (DIM, DIM)), np.eye(DIM))
-    with pytest.raises(GalleryError, match="transport stored in the gallery is damaged") as caught:
-        upgrade._from_bytes(change(data), (DIM, DIM))
+    data = bare_map(np.eye(DIM))
+    assert np.array_equal(upgrade._passage(_Stored(data), 2).matrix, np.eye(DIM))
+    with pytest.raises(GalleryError, match="map stored in the gallery is damaged") as caught:
+        upgrade._passage(_Stored(change(data)), 2)
     assert "\n" not in str(caught.value)
 
 
 def test_a_map_is_read_in_whichever_order_it_was_written():
     matrix = np.asfortranarray(np.random.default_rng(1).normal(size=(4, 6)).astype(np.float16).astype(np.float32))
-    assert np.array_equal(upgrade._from_bytes(upgrade._to_bytes(matrix), (4, 6)), matrix)
+    assert np.array_equal(upgrade._passage(_Stored(bare_map(matrix), 4, 6), 2).matrix, matrix)

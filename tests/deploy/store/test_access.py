@@ -16,6 +16,7 @@ from deploy import Gallery
 from deploy.gallery.upgrade import Plan, carry
 from deploy.store.store import Facts
 from domains.errors import GalleryError
+from prototypes.passage import Passage
 
 pytest.importorskip("faiss", reason="FAISS is not installed")
 VECTORS = unit(np.random.default_rng(4), 60, DIM)
@@ -124,7 +125,8 @@ def test_everything_that_reads_works(folder, sealed):
         "keep": lambda gallery, path: gallery.keep(3),
         "drop_old": lambda gallery, path: gallery.drop_old(),
         "carry": lambda gallery, path: carry(
-            gallery._store, Plan(Facts(DIM, "cd" * 32, None), np.eye(DIM, dtype=np.float32), ((0.9, 0.1),))
+            gallery._store,
+            Plan(Facts(DIM, "cd" * 32, None), Passage(matrix=np.eye(DIM, dtype="f4")), ((0.9, 0.1),)),
         ),
         "backup": lambda gallery, path: gallery.backup(path.with_name("another")),
         "rebuild": lambda gallery, path: gallery._store.rebuild(),

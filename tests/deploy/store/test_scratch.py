@@ -34,6 +34,7 @@ from deploy import Gallery
 from deploy.gallery.upgrade import Plan, carry
 from deploy.service.audit_log import AuditLog
 from deploy.store.store import Facts
+from prototypes.passage import Passage
 
 home, deed = Path(sys.argv[1]), sys.argv[2]
 if deed == "audit":
@@ -58,7 +59,8 @@ with Gallery.open(home / "gallery") as gallery:
     if deed == "forget":
         assert gallery.forget(range(1, 100)) == 99  # what stays is more than SQLite keeps in memory
     elif deed == "drop old":
-        carry(gallery._store, Plan(Facts(512, "cd" * 32, "other"), np.eye(512, dtype=np.float32), ((0.9, 0.1),)))
+        same = Passage(matrix=np.eye(512, dtype=np.float32))
+        carry(gallery._store, Plan(Facts(512, "cd" * 32, "other"), same, ((0.9, 0.1),)))
         gallery.drop_old()
     elif deed == "backup":
         gallery.backup(home / "backup")
