@@ -14,7 +14,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from domains import plainyaml
 from domains.crops import CropSpec, Resize
@@ -223,16 +232,19 @@ class Method(Strict):
     name: str
     about: str
     """One sentence: what it does and where it comes from."""
-    terms: tuple[Entry, ...] = Field(min_length=1)
+    terms: tuple[Entry, ...] = ()
+    """What the network learns from; none: it stays as it is, and the step only measures the site."""
     fusion: tuple[Entry, ...] = ()
     repair: tuple[Entry, ...] = ()
     transport: tuple[Entry, ...] = ()
     adapter: tuple[Entry, ...] = ()
     """Terms of a second training beside the finished model, which stays unchanged: what one site alone needs."""
+    metric: tuple[Entry, ...] = ()
+    """What the metric of the site is made of, in which its people are compared."""
     needs_all_images: bool = False
     """Breaks the rule that old images are not kept: only the joint upper bound may."""
 
-    @field_validator("terms", "fusion", "repair", "transport", "adapter", mode="before")
+    @field_validator("terms", "fusion", "repair", "transport", "adapter", "metric", mode="before")
     @classmethod
     def _entries(cls, value: Any) -> Any:
         """Accept both ``- triplet`` and ``- triplet: {weight: 2}``."""
@@ -242,6 +254,22 @@ class Method(Strict):
         if not all(isinstance(entry, dict) and len(entry) == 1 for entry in entries):
             raise ValueError("each part is one name with its parameters")
         return tuple({key: {} if body is None else body for key, body in entry.items()} for entry in entries)
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Method:
+        if not self.terms and not self.metric:
+            raise ValueError("a method needs terms to learn from, or a metric to measure; list one of them")
+        if not self.terms and (self.fusion or self.repair or self.transport or self.adapter):
+            raise ValueError("without terms the network stays as it is, so there is nothing to fuse, repair or adapt")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_metric(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an empty metric, so that cards and ids of methods without one are those of earlier versions."""
+        body: dict[str, Any] = serialise(self)
+        if not body.get("metric"):
+            body.pop("metric", None)
+        return body
 
 
 class UnseenEntry(Strict):

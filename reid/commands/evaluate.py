@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from domains.errors import UsageError
-from reid.commands.options import Bundle, Device, Json, PathArgument, Provider, SameCamera, print_json, say, table, warn
+from reid.commands.options import (
+    Bundle,
+    Device,
+    Json,
+    PathArgument,
+    Provider,
+    SameCamera,
+    print_json,
+    progress,
+    say,
+    table,
+    warn,
+)
 
 if TYPE_CHECKING:
     from deploy.answers.calibration import Calibration, Rate
     from domains.domain import Domain
+    from domains.scoring import Scores
 
 app = typer.Typer()
 
@@ -32,6 +45,9 @@ def evaluate(
     rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking before scoring.")] = False,
     open_set: Annotated[
         bool, typer.Option("--open-set", help="Also: TPR at FPR over pairs, and DIR at FPIR with people left out.")
+    ] = False,
+    union: Annotated[
+        bool, typer.Option("--union", help="Also: the queries of each domain in one gallery of all of them.")
     ] = False,
     same_camera: SameCamera = None,
     device: Device = None,
@@ -60,8 +76,16 @@ def evaluate(
         raise UsageError(
             f"two domains are called {min(twice)}, after their folders; rename one, or score them one by one"
         )
-    score = _bundle_scorer(bundle, provider) if bundle is not None else _run_scorer(paths[0], step, device)
+    if union and rerank:
+        raise UsageError("--union compares metrics by their own scores; leave out --rerank, or score without --union")
+    score, in_one_gallery = (
+        _bundle_scorers(bundle, provider) if bundle is not None else _run_scorers(paths[0], step, device)
+    )
     result = {domain.name: score(domain, rerank=rerank, open_set=open_set) for domain in opened}
+    together = in_one_gallery(opened) if union else {}
+    for kind, scores in together.items():
+        for name, found in scores.items():
+            result[name].setdefault("union", {})[kind] = found.to_dict()
     if as_json:
         print_json(result)
         return
@@ -74,17 +98,24 @@ def evaluate(
             for name, scores in result.items()
         ],
     )
+    if union:
+        _show_union(result, list(together))
     if open_set:
         _show_open_set({name: scores["open_set"] for name, scores in result.items()})
 
 
-def _bundle_scorer(bundle: Path, provider: str) -> Callable[..., dict[str, Any]]:
+InOneGallery = Callable[["list[Domain]"], "dict[str, dict[str, Scores]]"]
+"""Scores by domain, for each kind of metric."""
+
+
+def _bundle_scorers(bundle: Path, provider: str) -> tuple[Callable[..., dict[str, Any]], InOneGallery]:
     import numpy as np
 
     from deploy import Encoder
     from reid.batches.loader import StoreCache
+    from reid.scores.evaluate import Retrieval, evaluate_open_set
     from reid.scores.evaluate import evaluate as closed
-    from reid.scores.evaluate import evaluate_open_set
+    from reid.scores.union import score_union
 
     encoder = Encoder.load(bundle, provider=provider)
     stores = StoreCache(encoder.crop, 1024)
@@ -99,11 +130,15 @@ def _bundle_scorer(bundle: Path, provider: str) -> Callable[..., dict[str, Any]]
             else closed(domain, embed, stores, rerank=rerank).to_dict()
         )
 
-    return score
+    def in_one_gallery(wanted: list[Domain]) -> dict[str, dict[str, Scores]]:
+        found = {domain.name: Retrieval.of(domain, embed, stores) for domain in wanted}
+        return {encoder.bundle.metric_name or "cosine": score_union(found)}
+
+    return score, in_one_gallery
 
 
-def _run_scorer(folder: Path, step: int, device: str | None) -> Callable[..., dict[str, Any]]:
-    from reid.run import Run
+def _run_scorers(folder: Path, step: int, device: str | None) -> tuple[Callable[..., dict[str, Any]], InOneGallery]:
+    from reid.run import Run, scoring
     from reid.scores.evaluate import evaluate_open_set
 
     run = Run.open(folder)
@@ -113,9 +148,22 @@ def _run_scorer(folder: Path, step: int, device: str | None) -> Callable[..., di
     def score(domain: Domain, *, rerank: bool, open_set: bool) -> dict[str, Any]:
         if not open_set:
             return dict(run.evaluate(domain, step=step, rerank=rerank))
-        return evaluate_open_set(domain, run.embedder(step, run.route(domain, step)), run.stores, rerank=rerank)
+        return evaluate_open_set(domain, run.served(step)(domain), run.stores, rerank=rerank)
 
-    return score
+    def in_one_gallery(wanted: list[Domain]) -> dict[str, dict[str, Scores]]:
+        return scoring.in_one_gallery(run, wanted, step=step, progress=progress())
+
+    return score, in_one_gallery
+
+
+def _show_union(results: dict[str, dict[str, Any]], kinds: list[str]) -> None:
+    found = {name: [row, *(row["union"][kind] for kind in kinds)] for name, row in results.items()}
+    pairs = {name: [(scores["mAP"], scores["rank1"]) for scores in row] for name, row in found.items()}
+    if len(pairs) > 1:
+        columns = zip(*pairs.values(), strict=True)
+        pairs["mean"] = [tuple(sum(part) / len(column) for part in zip(*column, strict=True)) for column in columns]
+    rows = [[name, *(f"{mean:.1f} / {first:.1f}" for mean, first in row)] for name, row in pairs.items()]
+    table("one gallery of all these domains (mAP / rank-1, %)", ["queries of", "own gallery", *kinds], rows)
 
 
 def _show_open_set(results: dict[str, dict[str, Any]]) -> None:

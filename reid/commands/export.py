@@ -24,6 +24,14 @@ def export(
     site: Annotated[
         str | None, typer.Option(help="Learned domain, or folder of another, whose own network to export (hyper_*).")
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="pooled: one for all sites; site:NAME: one site's own; mixed:NAME: for its queries in a gallery of "
+            "all; none. By default the --site's own, else pooled.",
+        ),
+    ] = None,
     since: Annotated[
         int | None,
         typer.Option(help="Step whose galleries the bundle's transport carries; by default the previous one."),
@@ -58,7 +66,7 @@ def export(
 ) -> None:
     """Export a step as ONNX, checked against torch on real crops, with golden embeddings and a card."""
     import domains
-    from reid.export import Provenance, export_run
+    from reid.export import Provenance, Serving, export_run
     from reid.export.lowering import Lowering
     from reid.run import Run
 
@@ -73,8 +81,11 @@ def export(
         opened,
         bundle,
         step=step,
-        site=site if site is None or site in opened.learned else domains.open(Path(site)),
-        since=since,
+        serving=Serving(
+            site=site if site is None or site in opened.learned else domains.open(Path(site)),
+            metric=metric,
+            since=since,
+        ),
         lowering=lowering,
         provenance=Provenance(weights_licence, data_licence, key),
         progress=progress(),
@@ -84,6 +95,8 @@ def export(
         return
     parity, quantisation = exported.manifest["parity"], exported.manifest.get("quantisation")
     say(f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}")
+    if named := exported.metric_name:
+        say(f"metric {named}: a gallery of another metric of this network is carried with reid gallery upgrade")
     if quantisation:
         layers = f"{len(quantisation['left_out'])} of {quantisation['layers']} layers left in float32"
         space = "its own feature space" if quantisation["own_space"] else "the feature space of float32"

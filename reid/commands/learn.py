@@ -93,7 +93,7 @@ def learn(
         sealed = next(step for step in opened.steps if fresh.name in step.learned)
         notes = opened.fill_scores([fresh, *others], progress=bars)
     else:
-        if line := estimate(opened, fresh, chosen, later=bool(learned), allow_code=allowed, progress=bars):
+        if line := estimate(opened, fresh, way, chosen, later=bool(learned), allow_code=allowed, progress=bars):
             bars.say(line)
         if not replace_last:
             opened.fill_scores([fresh, *others], rows={0, -1}, progress=bars)

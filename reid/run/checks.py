@@ -46,7 +46,7 @@ def check_names(everyone: Sequence[Domain]) -> None:
     """Raise UsageError if two domains have the same name."""
     names = [domain.name for domain in everyone]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"the stream names two domains {twice!r}; folder names must differ")
+        raise UsageError(f"two domains are called {twice!r}; folder names must differ")
 
 
 def check_weights(config: Config) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from domains.domain import Domain
-from reid.config import Config
+from reid.config import Config, Method
 from reid.progress import Progress, span
 from reid.recipe import CPU, is_recipe
 from reid.run.folder import begun
@@ -22,7 +22,14 @@ SLOWEST = 0.01
 
 
 def estimate(
-    run: Steps, domain: Domain, config: Config, *, later: bool, allow_code: Collection[str], progress: Progress
+    run: Steps,
+    domain: Domain,
+    method: Method,
+    config: Config,
+    *,
+    later: bool,
+    allow_code: Collection[str],
+    progress: Progress,
 ) -> str | None:
     """Say in one line how long training on a domain will take, and where that is long, how to shorten it.
 
@@ -31,16 +38,17 @@ def estimate(
     Args:
         run: the run.
         domain: what it will learn.
+        method: how; one without terms trains nothing.
         config: the settings of the step.
         later: whether the run has learned a domain before.
         allow_code: terms of one's own that may be imported.
         progress: where to show that it measures.
 
     Returns:
-        The line; None where an interrupted step goes on, or with ``train.compile``, which takes longer to time than a
-        step may take.
+        The line; None where nothing is trained or an interrupted step goes on, or with ``train.compile``, which takes
+        longer to time than a step may take.
     """
-    if config.train.compile or begun(run.folder / "steps"):
+    if not method.terms or config.train.compile or begun(run.folder / "steps"):
         return None
     learned = run.steps[1:]
     train = planned([domain], config, later=later)[1].train

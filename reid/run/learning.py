@@ -81,13 +81,15 @@ def learn_step(
     idle = idle_terms(every, index, memories)
     terms = {name: term for name, term in every.items() if name not in idle}
     notes = [f"{name} took no part: {why}" for name, why in idle.items() if index > 1]
-    if config.train.identities < wanted:
+    if method.terms and config.train.identities < wanted:
         notes.append(f"batches are of all {config.train.identities} identities instead of {wanted}: there are no more")
     for note in [*(f"left out: {missing.reason}" for missing in store.left_out), *notes]:
         progress.say(note)
     step = _begin(run, old, terms, domain, config, runtime, memories, people)
     learner = Learner(step, terms, store, contract, work)
     taught = _teach(learner, method, old, parent.feature_space, run.rows, progress, allow_code)
+    for note in taught.ended.notes:
+        progress.say(note)
     memory = {name: value.cpu().numpy() for name, value in taught.ended.memory.items()}
     card = {
         "method": data["method"],
@@ -96,11 +98,12 @@ def learn_step(
         "train": _training_card(step, taught) | {"left_out": [missing.path for missing in store.left_out]},
         "bytes": _bytes(step, method, memory, old, taught.ended),
         "figures": {name: round(value, 6) for name, value in taught.ended.figures.items()},
-        "notes": [*domain.notes, *notes],
+        "notes": [*domain.notes, *notes, *taught.ended.notes],
     }
     model = step.model.cpu()
     sealed = seal(folder, index, model, config.crop.spec(), card, memory, parent=parent.card["id"], ended=taught.ended)
-    shutil.rmtree(work)
+    if work.exists():  # something was trained
+        shutil.rmtree(work)
     return sealed
 
 
@@ -130,7 +133,7 @@ def _begin(
 ) -> Step:
     """Give the network room for new identities and the head that the terms need, and find the terms' teachers."""
     model, parent = run.model()
-    index, kept = parent.index + 1, parent.kept()
+    index, kept = parent.index + 1, run.taught().kept()
     model.grow(len(people), seed=torch_seed(config.seed, index, "classifier"))
     if head := head_of(terms.values()):
         model.add_distribution(head, seed=torch_seed(config.seed, index, "distribution"))
@@ -148,9 +151,11 @@ def _teach(
     allow_code: Collection[str],
 ) -> _Taught:
     """Train the step, end it, and train its adapter if the method has one."""
-    step, beside = learner.step, 0.0
-    with progress.task(f"step {step.index}: {step.domain.name}, {method.name}", step.config.train.iterations) as tick:
-        trained = learner.train(tick.losses)
+    step, beside, trained = learner.step, 0.0, Trained(0.0, 0, 0.0)
+    if method.terms:
+        iterations = step.config.train.iterations
+        with progress.task(f"step {step.index}: {step.domain.name}, {method.name}", iterations) as tick:
+            trained = learner.train(tick.losses)
     began = time.perf_counter()
     with progress.task(f"ending step {step.index}", None):
         ended = end_step(step, learner.terms, method, old, space=space, rows=rows)

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from domains.arrays import Float64s
-from domains.domain import JUNK, Domain, Split
+from domains.arrays import Float32s, Float64s
+from domains.domain import JUNK, Domain, SameCamera, Split
 from domains.errors import ConfigError, DataError, UsageError
+from domains.scoring import Labels, score_domain
 from domains.text import shown
 from domains.transferability import HScore, h_score, propose_order, relations, transfer_table
+from prototypes.metric import Metric, SiteStatistics, pairs_of_crops
 from reid.progress import Progress
 from reid.randomness import numpy_generator
 from reid.run.steps import Steps
@@ -74,6 +76,8 @@ class Relation:
         score: H-score, over K - 1, under the run's last model.
         found: percent mAP of the last model among the new domain's own train crops, each person's first crop as query.
         predicted: percent mAP expected on its test splits.
+        metric: the same with the domain's own metric, which ``--method metric`` measures in seconds; None where there
+            are too few people to tell.
         learned: mean percent mAP of the run's domains right after each was learned, if they are scored.
         serves: whether the last model, at the lower end of the error, is expected to reach on it what the run reaches
             on domains that it has learned.
@@ -85,6 +89,7 @@ class Relation:
     score: float
     found: float
     predicted: Prediction
+    metric: float | None
     learned: float | None
     serves: bool | None
 
@@ -101,6 +106,8 @@ class Relation:
             f"without training: about {self.predicted.mAP:.0f} % mAP ({low:.0f} to {high:.0f}, a study of "
             f"{self.predicted.pairs} domain pairs)",
         ]
+        if self.metric is not None:
+            lines.append(f"with its own metric (--method metric, seconds): about {self.metric:.0f} % mAP")
         if self.serves is None:
             lines.append("can't tell whether that is enough: no learned domain has been scored")
         elif self.serves:
@@ -142,8 +149,10 @@ def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> R
         {domain.identities[pid] for pid in people[counts >= 2]}
     ).same_camera  # that of the whole domain, whichever people are drawn
     own = part.with_held_out({domain.identities[pid] for pid in np.unique(part.train.pids)}).scored_as(rule)
-    found = evaluate(own, run.embedder(-1), run.stores).mAP
+    embed = run.embedder(-1)
+    found = evaluate(own, embed, run.stores).mAP
     predicted = predict(last, found)
+    gain = metric_gain(embed(store.crops), store.split, rule, seed=run.config.seed)
     learned = run.scores.summary()["plasticity"]["mAP"] if steps else None
     return Relation(
         domain.name,
@@ -152,9 +161,47 @@ def relate(run: Steps, domain: Domain, *, progress: Progress | None = None) -> R
         last.share,
         found,
         predicted,
+        None if gain is None else float(np.clip(predicted.mAP + gain, 0, 100)),
         learned,
         None if learned is None else predicted.mAP - predicted.error >= learned,
     )
+
+
+def metric_gain(embeddings: Float32s, split: Split, same_camera: SameCamera, *, seed: int = 0) -> float | None:
+    """Percent mAP that a site's own metric adds: measured on half of its people, tried on the other half, both ways.
+
+    Args:
+        embeddings: of a split's crops, ``[N, D]``.
+        split: their people and cameras.
+        same_camera: the site's rule.
+        seed: divides the people.
+
+    Returns:
+        The mean of both halves; None with fewer than four people who have two crops.
+    """
+    people, counts = np.unique(split.pids[split.pids != JUNK], return_counts=True)
+    several = np.random.default_rng(seed).permutation(people[counts > 1])
+    if len(several) < 4:
+        return None
+    gains = []
+    for half in (several[::2], several[1::2]):
+        tried = np.isin(split.pids, half)
+        measured = np.flatnonzero(~tried & (split.pids != JUNK))
+        pairs = pairs_of_crops(split.pids[measured], split.camids[measured], seed=seed)
+        vectors, labels = embeddings[measured], split.pids[measured]
+        try:
+            site = SiteStatistics.of(vectors, vectors[pairs[:, 0]] - vectors[pairs[:, 1]], len(np.unique(labels)))
+        except ValueError:
+            return None
+        query = np.sort(np.unique(np.where(tried, split.pids, JUNK), return_index=True)[1][1:])
+        gallery = np.setdiff1d(np.flatnonzero(tried), query)
+        who = [Labels(split.pids[rows], split.camids[rows]) for rows in (query, gallery)]
+        plain, moved = (
+            score_domain(found[query], found[gallery], *who, same_camera=same_camera).mAP
+            for found in (embeddings, Metric.own(site)(embeddings))
+        )
+        gains.append(moved - plain)
+    return float(np.mean(gains))
 
 
 def drawn_rows(split: Split, rows: NDArray[np.intp], generator: np.random.Generator) -> NDArray[np.intp]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import ref
+
+import numpy as np
 
 import domains
-from domains.arrays import Embed
+from domains.arrays import Crops, Embed, Float32s
 from domains.domain import Domain
 from domains.errors import DataError, ReidError, UsageError
+from domains.scoring import Scores
+from prototypes.metric import Metric
 from prototypes.transport import Transport, compose
 from reid.progress import Progress
+from reid.run.checks import check_names
+from reid.run.metrics import in_metric
+from reid.run.routing import routing_term
+from reid.run.sealed import Sealed
 from reid.run.steps import Steps
 from reid.scores.evaluate import Retrieval, can_be_scored, evaluate
 from reid.scores.matrix import Cell
+from reid.scores.union import score_union
 
 
 def known_domains(run: Steps) -> dict[str, Domain]:
@@ -78,10 +88,15 @@ def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, pr
     for name, domain in everyone.items():
         if reasons[name]:
             continue
-        before = scores.scored.get(name, {})
+        known = scores.scored.get(name, {})
         now = {"path": str(domain.root.resolve()), "same_camera": domain.same_camera, "data": domain.test_fingerprint}
-        stale = any(key in before and before[key] != now[key] for key in ("same_camera", "data"))
+        stale = any(key in known and known[key] != now[key] for key in ("same_camera", "data"))
         missing = [row for row in range(len(steps)) if stale or (row in requested and (row, name) not in scores.cells)]
+        asked = len(missing)
+        for row in () if stale else tuple(missing):
+            if (before := (row - 1, name)) in scores.cells and _is_as_before(run, steps[row - 1 : row + 1], name):
+                scores.cells[row, name] = scores.cells[before]
+                missing.remove(row)
         try:
             cells, left_out = _cells(run, domain, missing, progress)
         except DataError as error:
@@ -92,7 +107,7 @@ def fill(run: Steps, wanted: Sequence[Domain], *, rows: Iterable[int] | None, pr
         notes += [f"{name}: {line}" for line in left_out]
         scores.cells |= cells
         scores.scored[name] = now
-        if missing:
+        if asked:
             scores.write(run.folder)
     scores.write(run.folder)
     return notes
@@ -107,28 +122,77 @@ def without_reindexing(run: Steps, wanted: Iterable[Domain]) -> dict[str, dict[s
 
     Returns:
         By domain, percent mAP of the gallery ``reindexed`` by the last model, ``carried`` through the sealed transports
-        (None where a step has none), and left ``as_it_was``.
+        (None where a step has none), and left ``as_it_was``. A site's metric, which can be undone, is taken off a
+        carried gallery first and put back as the last step has it.
     """
-    steps, known = run.steps, known_domains(run) | {domain.name: domain for domain in wanted}
+    steps, sites, known = run.steps, run.statistics(), known_domains(run) | {domain.name: domain for domain in wanted}
     serve_queries = run.served(-1)
     scored: dict[str, dict[str, float | None]] = {}
     for step in steps[1:]:
         for name in step.learned:
             if name not in known or can_be_scored(known[name]):
                 continue
-            transports = [later.transport() for later in steps[step.index + 1 :]]
-            domain, path = known[name], [transport for transport in transports if transport]
-            old, new = run.served(step.index)(domain), serve_queries(domain)
-            carried = evaluate(domain, new, run.stores, gallery_embed=_carrying(old, path))
+            domain, path = known[name], carrying(run, step)
+            old, new = run.served(step.index), serve_queries(domain)
+            carried = None
+            if path is not None:
+                plain = run.served(step.index, measured=False)(domain)
+                gallery = in_metric(_carried(plain, path), Metric.own(sites[name]) if name in sites else None)
+                carried = evaluate(domain, new, run.stores, gallery_embed=gallery).mAP
             scored[name] = {
                 "reindexed": evaluate(domain, new, run.stores).mAP,
-                "carried": carried.mAP if len(path) == len(transports) else None,
-                "as_it_was": evaluate(domain, new, run.stores, gallery_embed=old).mAP,
+                "carried": carried,
+                "as_it_was": evaluate(domain, new, run.stores, gallery_embed=old(domain)).mAP,
             }
     return scored
 
 
-def _carrying(embed: Embed, path: Sequence[Transport]) -> Embed:
+def in_one_gallery(
+    run: Steps, sites: Iterable[Domain], *, step: int = -1, carried: bool = True, progress: Progress | None = None
+) -> dict[str, dict[str, Scores]]:
+    """Score the queries of each site in one gallery of all sites, embedded by a step's own network.
+
+    Args:
+        run: the run.
+        sites: all of them, learned or not.
+        step: the step, by default the last.
+        carried: see :meth:`reid.run.steps.Steps.statistics`.
+        progress: where to show progress.
+
+    Returns:
+        Scores by site, for each kind of metric: ``cosine``; and where the step knows statistics, ``pooled``; ``own``,
+        each query's own site's; and ``mixed``. A site without statistics asks in the pooled one.
+
+    Raises:
+        DataError: a site can't be scored.
+        UsageError: two sites have the same name.
+    """
+    wanted = list(sites)
+    check_names(wanted)
+    embed, known, found = run.embedder(step), run.statistics(step, carried=carried), dict[str, Retrieval]()
+    with (progress or Progress()).task("one gallery", len(wanted)) as tick:
+        for site in wanted:
+            found[site.name] = Retrieval.of(site, embed, run.stores)
+            tick.advance(1)
+    pool = list(known.values())
+    pooled = Metric.pooled(pool) if pool else None
+    kinds: dict[str, Callable[[str], Metric | None]] = {"cosine": lambda name: None}
+    if pooled is not None:
+        kinds |= {
+            "pooled": lambda name: pooled,
+            "own": lambda name: Metric.own(known[name]) if name in known else pooled,
+            "mixed": lambda name: Metric.mixed(known[name], pool) if name in known else pooled,
+        }
+    return {kind: score_union(found, metric) for kind, metric in kinds.items()}
+
+
+def carrying(run: Steps, step: Sealed) -> list[Transport] | None:
+    """Return the transports from a step's feature space to the last's; None if a step that moved it has none."""
+    transports = [later.transport() for later in run.moved(step.index, len(run.steps) - 1)]
+    return None if None in transports else [transport for transport in transports if transport]
+
+
+def _carried(embed: Embed, path: Sequence[Transport]) -> Embed:
     """Embed crops and carry the embeddings through transports."""
     return lambda crops: compose(path, embed(crops))
 
@@ -148,10 +212,39 @@ def _cells(
     """
     cells: dict[tuple[int, str], Cell] = {}
     left_out: tuple[str, ...] = ()
+    last: tuple[str, Embed] | None = None
     if rows:
         with progress.task(f"scoring {domain.name}", len(rows)) as tick:
             for row in rows:
-                retrieval = Retrieval.of(domain, run.served(row)(domain), run.stores)
+                space = run.sealed(row).feature_space
+                if last is None or last[0] != space:  # steps that only measure share a network
+                    last = space, _once(run.embedder(row))
+                retrieval = Retrieval.of(domain, run.served(row, own=last[1])(domain), run.stores)
                 cells[row, domain.name], left_out = Cell.of(retrieval.scores()), retrieval.left_out
                 tick.advance(1)
     return cells, left_out
+
+
+def _is_as_before(run: Steps, steps: Sequence[Sealed], name: str) -> bool:
+    """Whether a step serves a site just as the step before it did: one that measured other sites alone."""
+    before, after = steps
+    if before.feature_space != after.feature_space or routing_term(run.taught(after.index).card) is not None:
+        return False
+    then, now = (run.statistics(step.index).get(name) for step in steps)
+    if then is None or now is None:
+        return then is now
+    return np.array_equal(then.mean, now.mean) and np.array_equal(then.factors, now.factors)
+
+
+def _once(embed: Embed) -> Embed:
+    """Return an embedder that remembers the vectors of each array, which must not change meanwhile."""
+    known: list[tuple[ref[Crops], Float32s]] = []
+
+    def remembering(crops: Crops) -> Float32s:
+        for seen, vectors in known:
+            if seen() is crops:
+                return vectors
+        known.append((ref(crops), embed(crops)))
+        return known[-1][1]
+
+    return remembering

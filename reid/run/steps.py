@@ -14,7 +14,8 @@ from domains.domain import Domain
 from domains.errors import ArtefactError, UsageError
 from domains.style import StyleStatistics
 from prototypes.memory import Memory
-from prototypes.transport import renewed
+from prototypes.metric import Metric, SiteStatistics
+from prototypes.renewal import renewed
 from reid.batches.loader import StoreCache
 from reid.config import Config, build_config
 from reid.network.build import build_model
@@ -24,6 +25,7 @@ from reid.network.model import ReidModel
 from reid.network.runtime import Runtime
 from reid.run.cards import check_card
 from reid.run.folder import GRAPH, begun, number
+from reid.run.metrics import chosen_metric, in_metric
 from reid.run.routing import router_of, routing_term
 from reid.run.sealed import CARD, SCHEMAS, WEIGHTS, Sealed
 from reid.scores.evaluate import batches, evaluate
@@ -84,6 +86,18 @@ class Steps:
         ends = list(itertools.accumulate(len(step.card["classes"]) for step in self.steps))
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
+    def moved(self, since: int, until: int) -> list[Sealed]:
+        """Return the steps after one up to another that changed the embedding, as those that only measure do not."""
+        steps = self.steps[since : until + 1]
+        return [later for before, later in itertools.pairwise(steps) if later.feature_space != before.feature_space]
+
+    def taught(self, step: int = -1) -> Sealed:
+        """Return the step that taught a step's network, and decides how sites are routed: itself, or the last one
+        before it that did more than measure a site.
+        """
+        steps = self.steps[: self.sealed(step).index + 1]
+        return next((done for done in reversed(steps) if (done.card["method"] or {}).get("terms")), steps[0])
+
     def use_device(self, device: str | None) -> None:
         """Compute on another device from now on, if one is named.
 
@@ -129,14 +143,15 @@ class Steps:
             ) from error
         return model.eval()
 
-    def memories(self, *, renew: bool = False) -> list[Memory]:
-        """Read the memory of each learned domain, in order.
+    def memories(self, *, renew: bool = False, step: int = -1) -> list[Memory]:
+        """Read the memory of each domain learned up to a step, in order.
 
         Args:
-            renew: carry prototypes through the sealed transports into the feature space of the last step. A step
-                without a transport leaves earlier prototypes where they are.
+            renew: carry prototypes and statistics through the sealed transports into the feature space of that step. A
+                step without a transport leaves earlier ones where they are.
+            step: the step, by default the last.
         """
-        steps = self.steps[1:]
+        steps = self.steps[1 : self.sealed(step).index + 1]
         memories = [step.memory() for step in steps]
         if not renew:
             return memories
@@ -156,11 +171,12 @@ class Steps:
         Only some methods keep a network per domain. A learned site's name is enough; any other site is
         placed by its query crops, unless the step's own network serves it.
         """
-        term = routing_term(self.sealed(step).card)
+        sealed = self.taught(step)
+        term = routing_term(sealed.card)
         if term is None:
             return None
-        model, sealed = self.model(step)
-        router = router_of(model, term, sealed.kept(), self.memories()[: sealed.index])
+        model, _ = self.model(step)
+        router = router_of(model, term, sealed.kept(), self.memories(step=sealed.index))
         if router is None:
             return None
         name, look = site if isinstance(site, str) else site.name, None
@@ -174,13 +190,44 @@ class Steps:
         embedding = router.place(name, look)
         return None if embedding is None else router.route(model, embedding)
 
-    def served(self, step: int) -> Callable[[Domain], Embed]:
-        """Return how a step's model embeds a given domain's crops."""
-        own = self.embedder(step)
+    def statistics(self, step: int = -1, *, carried: bool = True) -> dict[str, SiteStatistics]:
+        """Return the statistics of the sites learned up to a step, by name; those that have some.
+
+        Args:
+            step: the step, by default the last.
+            carried: in its feature space; False leaves them as they were sealed, for comparison.
+        """
+        last = self.sealed(step)
+        learned = [done.learned for done in self.steps[1 : last.index + 1]]
+        sites = [SiteStatistics.from_arrays(memory.arrays) for memory in self.memories(renew=carried, step=step)]
+        if any(site and len(site.mean) != last.card["dim"] for site in sites):
+            raise ArtefactError(
+                f"{last.folder} has statistics of other dimensions than its network; restore it from a backup"
+            )
+        return {name: site for names, site in zip(learned, sites, strict=True) if site for name in names}
+
+    def metric(self, name: str, step: int = -1) -> Metric | None:
+        """Return a step's metric by name: ``none``, ``pooled``, ``site:NAME`` or ``mixed:NAME``.
+
+        Raises:
+            UsageError: there is no such metric.
+        """
+        return chosen_metric(name, self.statistics(step), self.sealed(step).folder.name)
+
+    def served(self, step: int, *, measured: bool = True, own: Embed | None = None) -> Callable[[Domain], Embed]:
+        """Return how a step's model embeds a given domain's crops: a site that has a metric of its own, in that.
+
+        Args:
+            step: the step.
+            measured: False leaves the metrics out.
+            own: embeds crops as :meth:`embedder` of the step does, if the caller has that already.
+        """
+        own, sites = own or self.embedder(step), self.statistics(step) if measured else {}
 
         def serve(domain: Domain) -> Embed:
             model = self.route(domain, step)
-            return own if model is None else self.embedder(step, model)
+            embed = own if model is None else self.embedder(step, model)
+            return in_metric(embed, Metric.own(sites[domain.name])) if domain.name in sites else embed
 
         return serve
 

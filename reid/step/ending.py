@@ -1,7 +1,7 @@
 """The end of a step, its parts in the order in which each builds on the one before.
 
 Fuse → BatchNorm on the step's crops → fit the transport → carry older prototypes through it → this domain's memory →
-align the classifier.
+its metric → align the classifier.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from domains.arrays import Float32s
 from domains.errors import ConfigError
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
-from prototypes.transport import KINDS, Transport, renewed
+from prototypes.renewal import renewed
+from prototypes.transport import KINDS, Transport
 from reid.config import Entry, Method, nearest
 from reid.network.checkpoint import State
 from reid.network.model import ReidModel
 from reid.step.fusion import Fusing, applied, check_fusions, check_parameters, fuse
+from reid.step.measuring import check_metric, measured
 from reid.step.probe import TransportSettings, learn_transport
 from reid.step.repair import AFTER, BEFORE, check_repairs
 from reid.terms import Step, Term
@@ -40,18 +42,23 @@ class Ended:
         transport: the map from the previous feature space, if the method fits one.
         kept: further weights that its terms and its fusion need at the next step, by name.
         figures: numbers for the step's card.
+        notes: lines for the user and the card.
     """
 
     memory: dict[str, Tensor]
     transport: Transport | None
     kept: dict[str, State]
     figures: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def check_parts(method: Method) -> None:
-    """Raise ConfigError before any training if a fusion, repair or transport is unknown or its parameters are wrong."""
+    """Raise ConfigError before any training if a fusion, repair, transport or metric is unknown, or its parameters are
+    wrong.
+    """
     check_fusions(method.fusion)
     check_repairs(method.repair)
+    check_metric(method.metric)
     if len(method.transport) > 1:
         raise ConfigError(
             f"method {method.name}: it lists {len(method.transport)} transports, and a step has one; remove the rest"
@@ -70,7 +77,7 @@ def end_step(
     Args:
         step: the trained step.
         terms: those that had a part in it.
-        method: its fusion, repair and transport are applied; in the first step, only fusions with a
+        method: its fusion, repair, transport and metric are applied; in the first step, only fusions with a
             ``first_weight``.
         old: M_{t-1}.
         space: its feature space.
@@ -104,6 +111,8 @@ def end_step(
         figures |= {"transport.cosine": transport.cosine[0], "transport.cosine_without": transport.cosine[1]}
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(step).items()}
     model.eval()
+    arrays, notes = measured(step, method.metric, figures)
+    memory |= arrays
     for name, parameters in _entries(method.repair):
         if name in AFTER:
             gaussians = [
@@ -116,7 +125,7 @@ def end_step(
                 gaussians.append((slice(step.old_classes, model.classes), own))
             if gaussians:
                 AFTER[name](step, gaussians, **parameters)
-    return Ended(memory, transport, keep, figures)
+    return Ended(memory, transport, keep, figures, notes)
 
 
 def _carried(memory: Memory, transport: Transport | None) -> DistributionPrototypes | None:

@@ -80,7 +80,7 @@ class Learner:
             else None,
             seed=(config.seed, step.index),
         )
-        self.augment = Augment(config.augment, _fill(step))
+        self.augment = Augment(config.augment, step.model.normalise.fill)
         step.survey = Survey(
             store, self.positions, np.searchsorted(self.people, store.split.pids[usable]), step.runtime.device
         )
@@ -223,9 +223,3 @@ def check_contract(saved: Mapping[str, Any], requested: Mapping[str, Any], folde
             "start over:",
             *(f"  {name}: saved {saved.get(name)!r}, requested {plain.get(name)!r}" for name in differing),
         )
-
-
-def _fill(step: Step) -> list[float]:
-    """Return the model's mean as RGB, the colour that padding and erasing paint."""
-    mean = step.model.normalise.mean.tolist()
-    return mean[::-1] if step.model.normalise.flip else mean

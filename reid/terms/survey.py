@@ -38,6 +38,11 @@ class Survey:
         """Return N."""
         return len(self.positions)
 
+    @property
+    def cameras(self) -> NDArray[np.int64]:
+        """Camera code of each crop, ``[N]``."""
+        return self.store.split.camids[self.positions]
+
     def batches(self, size: int = BATCH) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
         """Yield crops ``[n, H, W, 3]`` uint8 on the device, with their identities, in order."""
         for start in range(0, len(self), size):

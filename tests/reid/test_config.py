@@ -21,7 +21,8 @@ from reid.config import (
     shipped,
     validated,
 )
-from reid.step.fusion import check_fusions
+from reid.step.adapting import check_adapter
+from reid.step.ending import check_parts
 from reid.terms import build_terms
 
 RELIED_ON = {
@@ -232,8 +233,9 @@ def test_a_shipped_method_can_be_built(name):
     method = read_method(name)
     assert method.name == name
     assert method.about.strip()
-    assert build_terms(method.terms)
-    check_fusions(method.fusion)
+    assert build_terms(method.terms) or method.metric
+    check_parts(method)
+    check_adapter(method)
     assert method.needs_all_images == (name == "joint")
 
 

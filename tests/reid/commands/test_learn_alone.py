@@ -8,7 +8,7 @@ import yaml
 from running import same, weights
 
 from domains.errors import BackboneError
-from reid.config import build_config
+from reid.config import build_config, read_method
 from reid.network import timm_backbone
 from reid.progress import Progress
 from reid.recipe import CPU
@@ -97,7 +97,7 @@ def test_what_takes_long_says_how_to_shorten_it(run, tiny_domain, tmp_path, monk
     monkeypatch.setattr(estimates, "measure_speed", lambda *_, **__: Speed(speed, 1))
     config = run.config.model_copy(update={"train": build_config(overrides=["train.iterations=600", *overrides]).train})
     site = tiny_domain(tmp_path / "s", people=30)
-    line = estimate(run, site, config, later=False, allow_code=(), progress=Progress())
+    line = estimate(run, site, read_method(config.method), config, later=False, allow_code=(), progress=Progress())
     assert line.startswith("training takes about ")
     assert line.endswith(ending)
     assert "\n" not in line
@@ -107,7 +107,15 @@ def test_a_run_that_has_learned_knows_its_speed(run, tiny_domain, tmp_path, monk
     run.learn(tiny_domain(tmp_path / "one"))
     monkeypatch.setattr(estimates, "measure_speed", lambda *_, **__: pytest.fail("it was timed"))
     learned = run.steps[1].card["train"]["crops_per_second"]
-    line = estimate(run, tiny_domain(tmp_path / "two"), run.config, later=True, allow_code=(), progress=Progress())
+    line = estimate(
+        run,
+        tiny_domain(tmp_path / "two"),
+        read_method("default"),
+        run.config,
+        later=True,
+        allow_code=(),
+        progress=Progress(),
+    )
     assert f"{learned:.0f} crops/s" in line
 
 

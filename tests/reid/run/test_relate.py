@@ -10,10 +10,13 @@ import reid.run.relate
 from domains.domain import JUNK, Split
 from domains.errors import ConfigError, DataError, UsageError
 from domains.transferability import h_score
+from prototypes.metric import Metric, SiteStatistics, pairs_of_crops
 from reid.config import build_config
 from reid.run import Run
-from reid.run.relate import order_domains, picture, predict, relate
+from reid.run.metrics import in_metric
+from reid.run.relate import metric_gain, order_domains, picture, predict, relate
 from reid.run.stream import in_proposed_order
+from reid.scores.evaluate import evaluate
 
 SETTINGS = {
     "model": {"backbone": "test_resnet", "weights": "none", "dim": 16},
@@ -237,3 +240,31 @@ def test_a_stream_of_new_sites_alone_goes_on_from_what_is_learned(run, sites):
     assert names, "the fixture's run has learned something"
     new = [site for site in sites if site.name not in names]
     assert [domain.name for domain in in_proposed_order(run, new)][: len(names)] == names
+
+
+def test_what_the_own_metric_would_give_is_measured_on_people_it_has_not_seen(run, sites):
+    found = relate(run, sites[2])
+    store = run.stores.get(sites[2], sites[2].train)
+    vectors = run.embedder(-1)(store.crops)
+    people = np.random.default_rng(run.config.seed).permutation(np.unique(store.split.pids))
+    gains = []
+    for half in (people[::2], people[1::2]):
+        rest = np.flatnonzero(~np.isin(store.split.pids, half))
+        pairs = pairs_of_crops(store.split.pids[rest], store.split.camids[rest], seed=run.config.seed)
+        differences = vectors[rest][pairs[:, 0]] - vectors[rest][pairs[:, 1]]
+        metric = Metric.own(SiteStatistics.of(vectors[rest], differences, len(people) - len(half)))
+        held = sites[2].with_held_out({sites[2].identities[person] for person in half}).scored_as(sites[2].same_camera)
+        embed = run.embedder(-1)
+        plain = evaluate(held, embed, run.stores).mAP
+        gains.append(evaluate(held, in_metric(embed, metric), run.stores).mAP - plain)
+    assert found.metric == pytest.approx(np.clip(found.predicted.mAP + np.mean(gains), 0, 100), abs=1e-3)
+    assert any("--method metric" in line for line in found.lines())
+
+
+def test_with_too_few_people_no_metric_is_predicted():
+    vectors = np.eye(6, dtype=np.float32)
+    split = Split(tuple("abcdef"), np.array([0, 0, 1, 1, 2, 2]), np.zeros(6, np.int64))
+    assert metric_gain(vectors, split, "keep") is None
+    same = np.repeat(np.eye(4, dtype=np.float32), 2, axis=0)
+    split = Split(tuple("abcdefgh"), np.repeat(np.arange(4), 2), np.zeros(8, np.int64))
+    assert metric_gain(same, split, "keep") is None, "no person's crops differ"

@@ -87,10 +87,10 @@ def test_methods_without_routes_serve_every_site_alike(run):
 def test_a_route_is_exported_as_any_model_is(run, tmp_path):
     from deploy.encoder import Encoder
     from domains.errors import ExportError, UsageError
-    from reid.export import export_run
+    from reid.export import Serving, export_run
 
     crops = run.stores.get(run.sites[1], run.sites[1].query).crops
-    export_run(run, tmp_path / "bundle", site=run.sites[1].name)
+    export_run(run, tmp_path / "bundle", serving=Serving(site=run.sites[1].name))
     export_run(run, tmp_path / "shared")
     routed, shared = (Encoder.load(tmp_path / name) for name in ("bundle", "shared"))
     assert routed.feature_space != shared.feature_space, "embeddings of two routes can not end up in one gallery"
@@ -99,4 +99,4 @@ def test_a_route_is_exported_as_any_model_is(run, tmp_path):
         run.route("elsewhere")
     run.learn(run.sites[3], method="fine_tune", config=build_config(SETTINGS))
     with pytest.raises(ExportError, match="leave the site out"):
-        export_run(run, tmp_path / "none", site=run.sites[1])
+        export_run(run, tmp_path / "none", serving=Serving(site=run.sites[1]))

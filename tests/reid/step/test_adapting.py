@@ -228,11 +228,11 @@ def test_what_can_not_be_is_refused_before_anything_is_sealed(sites, tmp_path, h
 @pytest.mark.slow
 def test_a_site_is_exported_with_its_adapter_and_another_is_not(sites, tmp_path):
     from deploy.encoder import Encoder
-    from reid.export import export_run
+    from reid.export import Serving, export_run
 
     run = learned(tmp_path / "run", sites[:2], BESIDE)
     run.fill_scores([sites[2]])
-    export_run(run, tmp_path / "own", site=sites[0].name)
+    export_run(run, tmp_path / "own", serving=Serving(site=sites[0].name))
     export_run(run, tmp_path / "shared")
     for bundle, scored in (("own", sites[0].name), ("shared", sites[2].name)):
         section = (tmp_path / bundle / "CARD.md").read_text().partition("## Scores")[2].partition("## ")[0]
@@ -244,7 +244,7 @@ def test_a_site_is_exported_with_its_adapter_and_another_is_not(sites, tmp_path)
         atol=1e-4,
     )
     with pytest.raises(ExportError, match="leave the site out"):
-        export_run(run, tmp_path / "none", site=sites[2])
+        export_run(run, tmp_path / "none", serving=Serving(site=sites[2]))
 
 
 def test_a_site_that_is_none_is_named_with_those_that_are(sites, tmp_path, monkeypatch, capsys):
@@ -264,13 +264,13 @@ def test_a_site_that_is_none_is_named_with_those_that_are(sites, tmp_path, monke
 @pytest.mark.slow
 def test_a_sites_gallery_is_carried_between_its_own_networks(sites, tmp_path):
     from deploy.bundle import Bundle
-    from reid.export import export_run
+    from reid.export import Serving, export_run
 
     how = method("cross_entropy", HYPER, transport=["ridge"])
     run = learned(tmp_path / "run", sites[:2], how)
     first, later = (
-        export_run(run, tmp_path / "first", step=1, site=sites[0].name),
-        export_run(run, tmp_path / "later", site=sites[0].name),
+        export_run(run, tmp_path / "first", step=1, serving=Serving(site=sites[0].name)),
+        export_run(run, tmp_path / "later", serving=Serving(site=sites[0].name)),
     )
     assert first.transport() is None
     found = Bundle.load(tmp_path / "later").transport()
@@ -278,6 +278,7 @@ def test_a_sites_gallery_is_carried_between_its_own_networks(sites, tmp_path):
     assert found.source not in {step.feature_space for step in run.steps}
     held, asked = (np.asarray(run.served(step)(sites[0])(crops_of(run, sites[0]))) for step in (1, 2))
     assert (found(held) * asked).sum(1).mean() > (held * asked).sum(1).mean()
-    assert export_run(run, tmp_path / "new", site=sites[1].name).transport() is None, "it had no adapter before"
+    new = export_run(run, tmp_path / "new", serving=Serving(site=sites[1].name))
+    assert new.transport() is None, "it had no adapter before"
     with pytest.raises(ExportError, match="had no adapter of its own at step 1"):
-        export_run(run, tmp_path / "none", site=sites[1].name, since=1)
+        export_run(run, tmp_path / "none", serving=Serving(site=sites[1].name, since=1))

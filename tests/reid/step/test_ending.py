@@ -7,7 +7,8 @@ import torch
 from domains.errors import ConfigError
 from prototypes.memory import Memory
 from prototypes.prototype import DistributionPrototypes
-from prototypes.transport import Transport, fit_transport, renewed
+from prototypes.renewal import renewed
+from prototypes.transport import Transport, fit_transport
 from reid.batches.loader import CropStore
 from reid.config import Method, build_config
 from reid.network.build import build_model

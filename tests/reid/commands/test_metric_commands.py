@@ -1,0 +1,86 @@
+"""A site learned by its metric, one gallery for all sites, a gallery that changes its metric: as a user types them."""
+
+import json
+
+import pytest
+import yaml
+from running import SETTINGS
+
+from deploy import Bundle, Gallery
+
+
+@pytest.fixture
+def learned(tiny_domain, tmp_path, reid):
+    """A run that has measured two sites."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump({**SETTINGS, "method": "metric"}))
+    sites = [tiny_domain(tmp_path / "data" / name, seed=seed) for seed, name in enumerate(("north", "south"))]
+    for site in sites:
+        code, out, err = reid("learn", tmp_path / "run", site.root, "--config", settings)
+        assert code == 0, err
+        assert "training takes" not in err
+        assert f"{site.name}" in out
+    return tmp_path / "run", sites
+
+
+def test_one_gallery_for_all_sites(learned, tmp_path, reid):
+    run, sites = learned
+    folders = [site.root for site in sites]
+    found = json.loads(reid("evaluate", run, *folders, "--union", "--json")[1])
+    for name in ("north", "south"):
+        assert set(found[name]["union"]) == {"cosine", "pooled", "own", "mixed"}
+        assert all(scores["queries"] == found[name]["queries"] for scores in found[name]["union"].values())
+    code, out, err = reid("evaluate", run, *folders, "--union")
+    assert (code, err) == (0, "")
+    assert "one gallery of all these domains" in out
+    shown = f"{found['north']['union']['mixed']['mAP']:.1f} / {found['north']['union']['mixed']['rank1']:.1f}"
+    assert shown in out
+    assert "union" not in json.loads(reid("evaluate", run, *folders, "--json")[1])["north"]
+    code, _, err = reid("evaluate", run, *folders, "--union", "--rerank")
+    assert code == 2
+    assert "--union" in err
+
+
+def test_a_bundle_is_scored_in_its_own_metric_alone(learned, tmp_path, reid):
+    run, sites = learned
+    assert reid("export", run, tmp_path / "bundle")[0] == 0
+    found = json.loads(
+        reid("evaluate", *(site.root for site in sites), "--bundle", tmp_path / "bundle", "--union", "--json")[1]
+    )
+    by_run = json.loads(reid("evaluate", run, *(site.root for site in sites), "--union", "--json")[1])
+    for name in ("north", "south"):
+        assert list(found[name]["union"]) == ["pooled"]
+        wanted = by_run[name]["union"]["pooled"]["mAP"]
+        assert found[name]["union"]["pooled"]["mAP"] == pytest.approx(wanted, abs=0.1)
+
+
+def test_a_gallery_changes_its_metric_and_back(learned, tmp_path, reid):
+    run, sites = learned
+    for name, metric in (("pooled", None), ("own", "site:north"), ("mixed", "mixed:south"), ("none", "none")):
+        words = [] if metric is None else ["--metric", metric]
+        code, out, err = reid("export", run, tmp_path / name, *words)
+        assert code == 0, err
+        assert ("metric " in out) == (name != "none")
+        assert Bundle.load(tmp_path / name).metric_name == (metric or "pooled").replace("none", "")
+    gallery = tmp_path / "gallery"
+    assert reid("gallery", "add", gallery, sites[0].root, "--bundle", tmp_path / "pooled")[0] == 0
+    code, out, _ = reid("gallery", "upgrade", gallery, tmp_path / "own", "--dry-run")
+    assert code == 0
+    assert "to the metric 'site:north' of the same network" in out
+    assert "nothing is lost" in out
+    for name in ("own", "mixed", "none", "pooled"):
+        assert reid("gallery", "upgrade", gallery, tmp_path / name)[0] == 0
+        with Gallery.open(gallery) as opened:
+            assert opened.feature_space == Bundle.load(tmp_path / name).feature_space
+    assert reid("gallery", "upgrade", gallery, "--back")[0] == 0
+    found = json.loads(reid("query", gallery, sites[0].files(sites[0].query)[0], "--json")[1])
+    assert found
+
+
+@pytest.mark.parametrize("metric", ["site:nowhere", "mixed:", "cosine", "site:north\x1b[2J", ""])
+def test_a_metric_that_is_not_there_is_one_line(learned, tmp_path, reid, metric):
+    code, out, err = reid("export", learned[0], tmp_path / "bundle", "--metric", metric)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+    assert not (tmp_path / "bundle").exists()
