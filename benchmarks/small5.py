@@ -7,8 +7,9 @@
     python -m benchmarks.small5 parts     # default without each of its parts in turn, on small-5-dev, two seeds
     python -m benchmarks.small5 guides    # hyper_default with a guide, three seeds; without one: test
     python -m benchmarks.small5 heads     # dkp with either distribution head, on small-5-dev, three seeds
-    python -m benchmarks.small5 recheck [--methods A,B]    # after a change that should move no figure of these: prove
-                                                           # it on one run
+    python -m benchmarks.small5 recheck [--methods A,B] [--beside CHECKOUT]    # after a change that should move no
+                                                           # figure of these: prove it on one run; on a processor
+                                                           # of another kind, beside the code of the stored results
     python -m benchmarks.small5 table     # the tables, as Markdown; document: into docs/methods.md and README.md
 
 A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not
@@ -22,9 +23,10 @@ import ast
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -273,16 +275,19 @@ def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str,
     usual = Config().learning()
     essential = {key: value for key, value in settings.items() if key not in usual or value != usual[key]}
     parts = {key: about.get(key) for key in ("terms", "fusion", "repair", "transport", "needs_all_images")}
-    if about.get("adapter"):
-        parts["adapter"] = about["adapter"]
+    parts |= {key: about[key] for key in ("adapter", "metric") if about.get(key)}
     return content_id([kind, order, essential, parts, data, code_hash()])[:16]
 
 
-def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
+def recheck(results: dict[str, Any], methods: Collection[str], beside: Path | None = None) -> None:
     """Repeat one stored test run with the code as it is now; if no figure of its matrix moved but by rounding, results
     of that code stand for this.
 
-    ``methods``, unless it is all, leaves out those whose own parts have changed: one run says nothing about them.
+    Args:
+        results: all stored results; those that stand are marked and written.
+        methods: unless it is all, leaves out those whose own parts have changed: one run says nothing about them.
+        beside: a checkout of the code that made the stored results, which repeats the run, too: on another kind of
+            processor than theirs, only these two can be compared.
     """
     stale = [key for key, result in results.items() if result["kind"] == "test" and result["code"] != code_hash()]
     stale.reverse()  # the newest results are those that may still stand
@@ -297,12 +302,16 @@ def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
         )
         return
     old = known[0]
-    again: dict[str, Any] = {}
-    study(Trial("test", old["method"], sets=old["sets"]), again, keep=False, threads=old.get("threads", BEFORE_THREADS))
-    (new,) = again.values()
+    other = None if beside is None else start_run(old, beside)
+    new = repeated(old)
+    if other is not None:
+        wanted, code = json.loads(other.communicate()[0].splitlines()[-1])
+        if code != old["code"]:
+            raise SystemExit(f"{beside} has code {code}, and the stored results are of {old['code']}")
+    else:
+        wanted = old["matrix"]
     moves = {
-        key: max(abs(value - old["matrix"][key][name]) for name, value in cell.items())
-        for key, cell in new["matrix"].items()
+        key: max(abs(value - wanted[key][name]) for name, value in cell.items()) for key, cell in new["matrix"].items()
     }
     worst = max(moves, key=lambda key: moves[key])
     print(
@@ -327,6 +336,27 @@ def recheck(results: dict[str, Any], methods: Collection[str]) -> None:
         )
     write_results(results)
     print("the stored results stand for the code as it is now")
+
+
+def repeated(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a stored test run again, without keeping it."""
+    again: dict[str, Any] = {}
+    study(Trial("test", old["method"], sets=old["sets"]), again, keep=False, threads=old.get("threads", BEFORE_THREADS))
+    (new,) = again.values()
+    return dict(new)
+
+
+def start_run(old: Mapping[str, Any], checkout: Path) -> subprocess.Popen[str]:
+    """Start a stored test run with another checkout's code; the last line that it prints is matrix and code hash."""
+    threads = old.get("threads", BEFORE_THREADS)
+    script = (
+        "import json; from benchmarks.small5 import Trial, code_hash, study; again = {}; "
+        f"study(Trial('test', {old['method']!r}, sets={list(old['sets'])!r}), again, keep=False, threads={threads!r}); "
+        "(new,) = again.values(); print(json.dumps([new['matrix'], code_hash()]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
+    command = [sys.executable, "-c", script]
+    return subprocess.Popen(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def write_results(results: dict[str, Any]) -> None:
@@ -369,6 +399,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--methods", type=lambda text: text.split(","), default=METHODS, help="A,B for test, strong, recheck; all"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beside", type=Path, help="for recheck on another processor: a checkout of the older code")
     options = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.what == "dev":
@@ -391,7 +422,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, chosen in with_heads(read_method("dkp")).items():
                 study(Trial("heads", name, seed, chosen=chosen), results)
     elif options.what == "recheck":
-        recheck(results, options.methods)
+        recheck(results, options.methods, options.beside)
     elif options.what in ("test", "strong"):
         plan = [
             (method, seed, 1) for seed in (0, 1, 2) for method in options.methods if seed == 0 or method in THREE_SEEDS

@@ -13,7 +13,7 @@ SHOWN = ("fine_tune", "dkp++", "default", "joint")
 """The rows of the README."""
 ROOT = Path(__file__).parent.parent
 DOCUMENT, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
-MARKS = ("<!-- tables: written by reid bench methods -->", "<!-- tables: end -->")
+MARKS = ("<!-- tables: written by a benchmark -->", "<!-- tables: end -->")
 TITLES = (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)"))
 
 Result = dict[str, Any]
