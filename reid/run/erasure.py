@@ -36,7 +36,7 @@ OWN = frozenset({"run.yaml", "backbone.onnx", FILE, QUERIES, ERASURES, REPORT, "
 REMAINS = (
     "the weights were trained on these people's crops and are unchanged: there is no claim that they reveal nothing; "
     "to rule that out, retrain from scratch",
-    "averages over a domain's people stay with the domain: its style, and the transport fitted on its crops",
+    "averages over a domain's people stay with it: its style, its metric, and the transport fitted on its crops",
     "not covered: bundles, galleries (reid gallery forget), the crops themselves, backups and copies of this run; the "
     "disk may still hold old blocks",
 )

@@ -297,8 +297,8 @@ def _costs(steps: list[Sealed]) -> str:
             crops,
             len(step.card["classes"]),
             *seconds,
-            f"{train['crops_per_second']:.0f}",
-            f"{100 * train['waiting']:.1f} %",
+            f"{train['crops_per_second']:.0f}" if train["crops_per_second"] else "–",  # nothing was trained
+            f"{100 * train['waiting']:.1f} %" if train["crops_per_second"] else "–",
         ]
         row = "".join(f"<td>{cell}</td>" for cell in [*cells, *map(_size, sizes)])
         rows.append(f"<tr><td>{_text(step.folder.name)}</td>{row}</tr>")
@@ -307,7 +307,8 @@ def _costs(steps: list[Sealed]) -> str:
         f"<p>Images that could not be read and were left out: {_text(', '.join(unreadable))}</p>" if unreadable else ""
     )
     note = (
-        "Seconds: training. Ending: seconds for prototypes, fusion, repair, transport and adapter after it. Waiting: "
+        "Seconds: training. Ending: seconds for prototypes, fusion, repair, transport, metric and adapter after it. "
+        "Waiting: "
         "share of the training time spent waiting for crops. "
         "Memory: what is kept of a domain besides the model. Old rows: classifier rows of earlier identities. Teachers "
         "and the model fused with are read from the previous step and not stored twice. Transport: the map from the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -151,14 +151,18 @@ class Steps:
                 step without a transport leaves earlier ones where they are.
             step: the step, by default the last.
         """
-        steps = self.steps[1 : self.sealed(step).index + 1]
-        memories = [step.memory() for step in steps]
-        if not renew:
+        return self._memories(self.steps[1 : self.sealed(step).index + 1], renew=renew)
+
+    def _memories(self, steps: Sequence[Sealed], *, renew: bool, of: Collection[int] | None = None) -> list[Memory]:
+        """The memories of consecutive steps, or of those with these indices, carried to the last if they are to be."""
+        wanted = [position for position, step in enumerate(steps) if of is None or step.index in of]
+        memories = [steps[position].memory() for position in wanted]
+        if not renew or not memories:
             return memories
-        transports = [step.transport() for step in steps]
+        transports = [step.transport() for step in steps[wanted[0] + 1 :]]
         return [
-            renewed(memory, [later for later in transports[position + 1 :] if later])
-            for position, memory in enumerate(memories)
+            renewed(memory, [later for later in transports[position - wanted[0] :] if later])
+            for position, memory in zip(wanted, memories, strict=True)
         ]
 
     def evaluate(self, domain: Domain, *, step: int = -1, rerank: bool = False) -> dict[str, float | int]:
@@ -198,13 +202,15 @@ class Steps:
             carried: in its feature space; False leaves them as they were sealed, for comparison.
         """
         last = self.sealed(step)
-        learned = [done.learned for done in self.steps[1 : last.index + 1]]
-        sites = [SiteStatistics.from_arrays(memory.arrays) for memory in self.memories(renew=carried, step=step)]
+        steps = self.steps[1 : last.index + 1]
+        measured = [done for done in steps if done.card["method"].get("metric")]
+        memories = self._memories(steps, renew=carried, of={done.index for done in measured})
+        sites = [SiteStatistics.from_arrays(memory.arrays) for memory in memories]
         if any(site and len(site.mean) != last.card["dim"] for site in sites):
             raise ArtefactError(
                 f"{last.folder} has statistics of other dimensions than its network; restore it from a backup"
             )
-        return {name: site for names, site in zip(learned, sites, strict=True) if site for name in names}
+        return {name: site for done, site in zip(measured, sites, strict=True) if site for name in done.learned}
 
     def metric(self, name: str, step: int = -1) -> Metric | None:
         """Return a step's metric by name: ``none``, ``pooled``, ``site:NAME`` or ``mixed:NAME``.

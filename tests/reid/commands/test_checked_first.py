@@ -155,7 +155,7 @@ def test_learn_a_domain_that_can_not_be_learned(folder, no_network, reid, domain
         (["stream.yaml", "--device", "cuda:99"], "cuda:99"),
         (["stream.yaml", "--order", "auto", "--method", "fusio"], "unknown method"),
         (["gone.yaml"], "nowhere"),
-        (["twice.yaml"], "two domains 'first'"),
+        (["twice.yaml"], "two domains are called 'first'"),
         (["bad.yaml"], "train.lr"),
         (["streams.yaml"], "no stream file"),
     ],

@@ -136,7 +136,6 @@ def made(tmp_path_factory):
         card="# Tiny\n",
         body=body(),
         parent="12" * 32,
-        transport=None,
     )
     rows = ["path,pid,camid,split"]
     (root / "people").mkdir()

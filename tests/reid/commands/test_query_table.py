@@ -41,7 +41,6 @@ def asked(tmp_path, reid, berlin, monkeypatch):
         "card": "# Tiny\n",
         "body": body(),
         "parent": "12" * 32,
-        "transport": None,
     }
     write_bundle(tmp_path / "bundle", golden=golden, **parts)
     cv2.imwrite(str(tmp_path / "q.png"), crops[0])
