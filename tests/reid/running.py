@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import torch
 
+from reid.config import Method
 from reid.network.checkpoint import read_tensors
 
 SETTINGS = {
@@ -13,6 +14,17 @@ SETTINGS = {
     "storage": {"snapshot_seconds": 0},
     "method": "fusion",
 }
+
+MEASURED = Method.model_validate(
+    {
+        "name": "made up",
+        "about": "Learns, carries and measures.",
+        "terms": ["cross_entropy", "triplet"],
+        "fusion": ["average"],
+        "transport": ["ridge"],
+        "metric": ["within_person"],
+    }
+)
 
 
 def weights(run, step=-1):

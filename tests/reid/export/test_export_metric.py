@@ -8,26 +8,16 @@ import onnx
 import pytest
 from drawing import draw_tiny_domain
 from numpy.testing import assert_allclose
-from running import SETTINGS
+from running import MEASURED, SETTINGS
 
 import domains
 from deploy import Bundle, Encoder, Gallery
 from deploy.gallery.gallery import open_or_create
 from domains.errors import ArtefactError, ExportError, GalleryError, UsageError
-from reid.config import Method, build_config
+from reid.config import build_config
 from reid.export import Serving, export_run
 from reid.export.lowering import Lowering
 from reid.run import Run
-
-MEASURED = Method.model_validate(
-    {
-        "name": "made up",
-        "about": "Learns, carries and measures.",
-        "terms": ["cross_entropy", "triplet"],
-        "transport": ["ridge"],
-        "metric": ["within_person"],
-    }
-)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from pydantic import ValidationError
-from running import SETTINGS, same, weights
+from running import MEASURED, SETTINGS, same, weights
 
 from domains.errors import ConfigError, UsageError
 from prototypes.metric import FACTORS, MEAN, Metric, SiteStatistics, pairs_of_crops
@@ -17,17 +17,6 @@ from reid.run import Run
 from reid.scores.evaluate import Retrieval, evaluate
 from reid.scores.union import score_union
 from reid.step.measuring import check_metric
-
-MEASURED = Method.model_validate(
-    {
-        "name": "made up",
-        "about": "Learns, carries and measures.",
-        "terms": ["cross_entropy", "triplet"],
-        "fusion": ["average"],
-        "transport": ["ridge"],
-        "metric": ["within_person"],
-    }
-)
 
 
 @pytest.fixture
@@ -334,17 +323,8 @@ def test_mistakes_in_a_metric_are_told_before_any_training(metric, said):
 
 # -------------------------------------------------------------------------------------------------------------- routes
 
-ADAPTED = Method.model_validate(
-    {
-        "name": "made up",
-        "about": "Has an adapter for each site, and measures it.",
-        "terms": ["cross_entropy", "triplet"],
-        "fusion": ["average"],
-        "transport": ["ridge"],
-        "adapter": ["cross_entropy", {"hypernetwork": {"use": "beside", "chunk": 256, "hidden": 8}}],
-        "metric": ["within_person"],
-    }
-)
+HYPERNETWORK = {"hypernetwork": {"use": "beside", "chunk": 256, "hidden": 8}}
+ADAPTED = Method.model_validate({**MEASURED.model_dump(), "adapter": ["cross_entropy", HYPERNETWORK]})
 
 
 def test_a_step_that_only_measures_leaves_sites_their_own_networks(run, sites):
