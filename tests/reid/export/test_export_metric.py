@@ -12,7 +12,7 @@ from running import MEASURED, SETTINGS
 
 import domains
 from deploy import Bundle, Encoder, Gallery
-from deploy.gallery.gallery import open_or_create
+from deploy.gallery import open_or_create
 from domains.errors import ArtefactError, ExportError, GalleryError, UsageError
 from reid.config import build_config
 from reid.export import Serving, export_run
