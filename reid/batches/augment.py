@@ -48,12 +48,8 @@ class Augment:
         outside_rows = (rows < 0) | (rows >= height)
         outside_columns = (columns < 0) | (columns >= width)
         device = crops.device
-        which = torch.arange(batch, device=device)
-        crops = crops[which[:, None], rows.clamp(0, height - 1).to(device)]
-        # Only a flat gather moves a pixel's three bytes as one element; selecting columns crop by crop keeps the copies
-        # in cache.
-        flat = columns.clamp(0, width - 1).to(device)
-        crops = torch.stack([crop.index_select(1, index) for crop, index in zip(crops, flat, strict=True)])
+        take = taken_at_once if crops.is_cuda else taken_one_by_one
+        crops = take(crops, rows.clamp(0, height - 1).to(device), columns.clamp(0, width - 1).to(device))
         outside = (outside_rows[:, :, None] | outside_columns[:, None, :]).to(device)
         return torch.where(outside[..., None], fill, crops) if pad else crops
 
@@ -87,8 +83,38 @@ class Augment:
         top = (torch.rand(batch, generator=generator) * (height - tall + 1)).long()
         left = (torch.rand(batch, generator=generator) * (width - wide + 1)).long()
         chosen &= fits.any(1)
-        out = crops.clone()
-        paint = fill.to(crops.dtype)
-        for i in torch.nonzero(chosen)[:, 0].tolist():
-            out[i, int(top[i]) : int(top[i] + tall[i]), int(left[i]) : int(left[i] + wide[i])] = paint
-        return out
+        boxes = torch.stack([top, top + tall, left, left + wide], 1) * chosen[:, None]  # an empty one paints nothing
+        paint = painted_at_once if crops.is_cuda else painted_one_by_one
+        return paint(crops, boxes, fill.to(crops.dtype))
+
+
+def taken_one_by_one(crops: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Crops ``[B, H, W, 3]`` by their rows ``[B, H]`` and columns ``[B, W]``: the fastest way on a processor.
+
+    Only a flat gather moves a pixel's three bytes as one element; selecting columns crop by crop keeps the copies in
+    cache.
+    """
+    crops = crops[torch.arange(len(crops), device=crops.device)[:, None], rows]
+    return torch.stack([crop.index_select(1, index) for crop, index in zip(crops, columns, strict=True)])
+
+
+def taken_at_once(crops: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same in one operation, of which each costs a GPU's driver about the same, however small it is."""
+    return crops[torch.arange(len(crops), device=crops.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def painted_one_by_one(crops: Tensor, boxes: Tensor, paint: Tensor) -> Tensor:
+    """Crops ``[B, H, W, 3]`` with one box painted in each; boxes ``[B, 4]`` are top, bottom, left, right."""
+    out = crops.clone()
+    for crop, (top, bottom, left, right) in zip(out, boxes.tolist(), strict=True):
+        crop[top:bottom, left:right] = paint
+    return out
+
+
+def painted_at_once(crops: Tensor, boxes: Tensor, paint: Tensor) -> Tensor:
+    """The same in a few operations."""
+    _, height, width, _ = crops.shape
+    top, bottom, left, right = boxes.to(crops.device).T[:, :, None]
+    rows, columns = torch.arange(height, device=crops.device), torch.arange(width, device=crops.device)
+    inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
+    return torch.where(inside[..., None], paint, crops)

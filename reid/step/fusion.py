@@ -107,6 +107,42 @@ def adaptive(given: Fusing, *, sharpness: float = 100.0) -> State:
     return blend(given.new, given.old, weight)
 
 
+def budget(given: Fusing, *, share: float = 0.3, first_weight: float = 1.0) -> State:
+    """As much of the new model as moves the step's crops by at most a ``share`` of what the whole new model would.
+
+    drift(w) = mean_i ‖f_w,i - f_old,i‖² over the unit-length embeddings ``[N, D]`` of the blend w·new + (1-w)·old. From
+    0 upwards, w in {0, 0.1, …, 1} rises until drift(w) > share · drift(1); a ``share`` of 1 is no limit. Where drift
+    grows as w², w is √share, rounded down: 0.5 for 0.3. This is not in the publications.
+
+    Drift need not grow with w: networks between the two can normalise worse than either, and crops can come back to
+    where they were. The search stops at the first weight over the limit, since the crops are a sample that stands for
+    older domains: at a larger weight that is within the limit again, these crops have come back, and those need not
+    have. At worst, this keeps more of the old model than it had to.
+
+    ``first_weight`` is that of the first step, without a search, as in :func:`average`. The figure ``drift`` is
+    drift(w) / drift(1), and 0 if the new model moves no crop, where w is 1.
+    """
+    if given.first:
+        given.figures["weight"] = first_weight
+        return blend(given.new, given.old, first_weight)
+    before = given.embed(given.old)
+
+    def drift(state: State) -> float:
+        return float(np.square(given.embed(state) - before).sum(1).mean(dtype=np.float64))
+
+    whole = drift(given.new)
+    limit = share * whole
+    weight, moved = (1.0, whole) if limit == whole else (0.0, 0.0)
+    if weight < 1:
+        for candidate in SEARCHED[1:-1]:
+            found = drift(blend(given.new, given.old, candidate))
+            if not found <= limit:
+                break
+            weight, moved = candidate, found
+    given.figures |= {"weight": weight, "drift": moved / whole if whole else 0.0}
+    return blend(given.new, given.old, weight)
+
+
 def two_teachers(given: Fusing, *, sharpness: float = 400.0) -> State:
     """LSTKC++ (TPAMI 2025): a short-term model, trained last, and a long-term one, fused from all before it, are both
     kept.
@@ -158,6 +194,7 @@ def fisher(given: Fusing, *, decay: float = 1.0) -> State:
 FUSIONS: Mapping[str, Callable[..., State]] = {
     "adaptive": adaptive,
     "average": average,
+    "budget": budget,
     "fisher": fisher,
     "two_teachers": two_teachers,
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from domains.artefact import make_private, private_file
 from domains.domain import JUNK
@@ -30,6 +31,10 @@ from reid.terms.survey import Survey
 
 SNAPSHOT = "state.safetensors"
 LOG = "log.jsonl"
+TOTAL = ""
+"""In place of a term's name: the weighted sum of all."""
+RESIDENT = 0.25
+"""Share of a GPU's free memory that a domain's crops may take."""
 
 Tick = Callable[[int, Mapping[str, float]], None]
 """Called with the number of iterations done and the losses of the last."""
@@ -81,6 +86,7 @@ class Learner:
             seed=(config.seed, step.index),
         )
         self.augment = Augment(config.augment, step.model.normalise.fill)
+        self.crops = resident(store, step.runtime.device)
         step.survey = Survey(
             store, self.positions, np.searchsorted(self.people, store.split.pids[usable]), step.runtime.device
         )
@@ -123,11 +129,16 @@ class Learner:
         step, train = self.step, self.step.config.train
         saved = clock = time.perf_counter()
         with open(self.folder / LOG, "a", encoding="utf-8", opener=private_file) as log:
-            for iteration in range(start, train.iterations):
-                began = time.perf_counter()
-                batch = self._batch(iteration)
+            batches = ((iteration, self._batch(iteration)) for iteration in range(start, train.iterations))
+            coming = next(batches, None)
+            waiting += time.perf_counter() - clock
+            while coming is not None:
+                iteration, batch = coming
+                values = self._update(batch, iteration)
+                began = time.perf_counter()  # a GPU is still at work on this iteration while the next is drawn
+                coming = next(batches, None)
                 waiting += time.perf_counter() - began
-                losses = self._update(batch, iteration)
+                losses = self._read(values, iteration)
                 log.write(
                     json.dumps({"iteration": iteration, "lr": self.optimiser.param_groups[0]["lr"], "losses": losses})
                     + "\n"
@@ -145,25 +156,22 @@ class Learner:
         step = self.step
         rows = self.positions[self.sampler.batch(iteration)]
         device = step.runtime.device
-        crops = torch.from_numpy(self.store.crops[rows]).to(device, non_blocking=True)
+        if self.crops is None:
+            crops = torch.from_numpy(self.store.crops[rows]).to(device, non_blocking=True)
+        else:
+            crops = self.crops[torch.from_numpy(rows).to(device, non_blocking=True)]
         plain = self.augment(crops, randomness.torch_generator(step.config.seed, step.index, iteration, "plain"))
         cameras = torch.from_numpy(self.store.split.camids[rows])
         return Batch(plain, torch.from_numpy(self.labels[rows]).to(device), cameras.to(device), step, iteration)
 
-    def _update(self, batch: Batch, iteration: int) -> dict[str, float]:
+    def _update(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        """Train on a batch; returns the terms' losses, which are still on the device, and their weighted sum last."""
         step, train = self.step, self.step.config.train
         torch.manual_seed(randomness.torch_seed(step.config.seed, step.index, iteration, "model"))
         set_rate(self.optimiser, learning_rate(train, iteration))
         outputs = {name: term.loss(batch) for name, term in self.terms.items()}
         values = {name: value for name, value in outputs.items() if value is not None}
         total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
-        losses = {name: float(value.detach()) for name, value in values.items()}
-        if not math.isfinite(float(total.detach())):
-            listed = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
-            raise TrainingError(
-                f"step {step.index} ({step.domain.name}): the loss is not finite at iteration {iteration}: {listed}; "
-                "nothing was sealed; try a lower train.lr"
-            )
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         for term in self.terms.values():
@@ -173,7 +181,19 @@ class Learner:
         self.optimiser.step()
         for term in self.terms.values():
             term.after_update(step)
-        return losses
+        return {name: value.detach() for name, value in values.items()} | {TOTAL: total.detach()}
+
+    def _read(self, values: dict[str, Tensor], iteration: int) -> dict[str, float]:
+        """Return the terms' losses, read from the device at once; raises TrainingError if their sum is not finite."""
+        read = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        total = read.pop(TOTAL)
+        if not math.isfinite(total):
+            listed = ", ".join(f"{name}={value:.4g}" for name, value in read.items())
+            raise TrainingError(
+                f"step {self.step.index} ({self.step.domain.name}): the loss is not finite at iteration {iteration}: "
+                f"{listed}; nothing was sealed; try a lower train.lr"
+            )
+        return read
 
     def _snapshot(self, done: int, seconds: float, waiting: float) -> None:
         state = {
@@ -211,6 +231,13 @@ class Learner:
         with open(log, "w", encoding="utf-8", opener=private_file) as stream:
             stream.writelines(lines)
         return done, *spent
+
+
+def resident(store: CropStore, device: torch.device) -> Tensor | None:
+    """Return all crops ``[N, H, W, 3]`` uint8 on a GPU that has room for them, so that a batch is one gather there."""
+    if device.type != "cuda" or store.crops.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+        return None
+    return torch.from_numpy(np.ascontiguousarray(store.crops)).to(device)
 
 
 def check_contract(saved: Mapping[str, Any], requested: Mapping[str, Any], folder: Path) -> None:

@@ -20,8 +20,10 @@ from reid.terms.distillation import (
     TwoTeacherDistillation,
 )
 from reid.terms.distribution import DistributionCrossEntropy, DistributionTriplet, JointTriplet, Prototypes
+from reid.terms.elastic import Elastic
 from reid.terms.hypernetwork import HyperNetworkTerm
 from reid.terms.normalisation import FixedStatistics
+from reid.terms.null_space import NullSpace
 from reid.terms.style import StyleNetworkTerm, StyleStatisticsTerm
 from reid.terms.term import Batch, Step, Term
 from reid.terms.transfer import PrototypeTransfer
@@ -35,12 +37,14 @@ TERMS: Mapping[str, type[Term]] = {
     "cross_entropy": CrossEntropy,
     "distribution_cross_entropy": DistributionCrossEntropy,
     "distribution_triplet": DistributionTriplet,
+    "elastic": Elastic,
     "embedding_distillation": EmbeddingDistillation,
     "fixed_statistics": FixedStatistics,
     "hypernetwork": HyperNetworkTerm,
     "joint_triplet": JointTriplet,
     "logit_distillation": LogitDistillation,
     "moving_average": MovingAverage,
+    "null_space": NullSpace,
     "prototype_transfer": PrototypeTransfer,
     "prototypes": Prototypes,
     "rectified_distillation": RectifiedDistillation,

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from domains.choice import check_choice
-from prototypes.prototype import PrototypeStream
+from prototypes.prototype import DistributionPrototypes, PrototypeStream
 from reid.network.distribution import HeadKind
+from reid.network.model import ReidModel
 from reid.terms import losses
 from reid.terms.cross_entropy import Classes, Start, checked_start, start_at_centres
+from reid.terms.survey import Survey
 from reid.terms.term import Batch, Step, Term, View
+
+PrototypeHead = Literal["pooled", "convolution", "none"]
+"""The head that a crop's deviations come from; with ``none``, a crop is a point."""
+
+SPREAD = 0.01
+"""Deviation of people in a domain that has one crop of each, where nothing says how far crops of a person differ."""
 
 
 class DistributionTerm(Term):
@@ -105,19 +115,48 @@ class JointTriplet(DistributionTerm):
 
 
 class Prototypes(DistributionTerm):
-    """Keeps a Gaussian per identity, estimated with the finished model in one pass (DPG of DKP); has no objective."""
+    """Keeps a Gaussian per identity, estimated with the finished model in one pass (DPG of DKP); has no objective.
+
+    Args:
+        head: which distribution head the deviations of single crops come from. With ``none``, the network needs no
+            head: mean and deviation are those of a person's unit-length embeddings.
+    """
 
     keeps = "prototypes"
 
-    def __init__(self, head: HeadKind = "pooled") -> None:
-        super().__init__(head=head)
+    def __init__(self, head: PrototypeHead = "pooled") -> None:
+        check_choice("head", head, PrototypeHead, ValueError)
+        super().__init__(head="pooled" if head == "none" else head)
+        if head == "none":
+            self.head = None
 
     def end(self, step: Step) -> Mapping[str, Tensor]:
         """Return ``mean`` and ``spread``, ``[K, D]`` fp16, in the order of the step's classifier rows."""
         if step.survey is None:
             raise ValueError("prototypes are computed from a survey of the step's crops, and the step has none")
-        stream = PrototypeStream(step.model.classes - step.old_classes, step.model.dim)
-        for centre, spread, labels in step.survey.gaussians(step.model):
-            stream.add(centre, spread, labels)
-        prototypes = stream.finish()
+        gather = _of_points if self.head is None else _of_gaussians
+        prototypes = gather(step.survey, step.model, step.model.classes - step.old_classes)
         return {"mean": torch.from_numpy(prototypes.mean).half(), "spread": torch.from_numpy(prototypes.spread).half()}
+
+
+def _of_gaussians(survey: Survey, model: ReidModel, identities: int) -> DistributionPrototypes:
+    """Prototypes of crops that are Gaussians, by the model's distribution head."""
+    stream = PrototypeStream(identities, model.dim)
+    for centre, spread, labels in survey.gaussians(model):
+        stream.add(centre, spread, labels)
+    return stream.finish()
+
+
+def _of_points(survey: Survey, model: ReidModel, identities: int) -> DistributionPrototypes:
+    """Prototypes of crops that are points, their unit-length embeddings.
+
+    One crop says nothing of how far others of the person lie from it, so such a person gets the root mean square
+    deviation, per dimension, of those with more.
+    """
+    vectors = survey.embeddings(model)
+    stream = PrototypeStream(identities, model.dim)
+    stream.add(vectors, np.zeros_like(vectors), survey.labels)
+    found = stream.finish()
+    single = stream.count == 1
+    usual = SPREAD if single.all() else np.sqrt(np.square(found.spread[~single], dtype=np.float64).mean(0))
+    return DistributionPrototypes(found.mean, np.where(single[:, None], usual, found.spread).astype(np.float32))

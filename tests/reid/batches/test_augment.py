@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from reid.batches.augment import Augment
+from reid.batches.augment import (
+    Augment,
+    painted_at_once,
+    painted_one_by_one,
+    taken_at_once,
+    taken_one_by_one,
+)
 from reid.config import AugmentConfig
 
 NOTHING = {"flip": 0, "shift": 0, "colour": 0, "erase": 0}
@@ -138,3 +144,20 @@ def test_the_same_generator_gives_the_same_bits_and_the_input_is_left_alone(sett
     assert torch.equal(run(images, seed=3, **settings), run(images, seed=3, **settings))
     assert not torch.equal(run(images, seed=3, **settings), run(images, seed=4, **settings))
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_what_a_gpu_does_at_once_is_what_a_processor_does_crop_by_crop(dtype):
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.randint(0, 256, (9, 12, 7, 3), generator=generator).to(dtype)
+    rows, columns = (torch.randint(0, size, (9, size), generator=generator) for size in (12, 7))
+    assert torch.equal(taken_at_once(crops, rows, columns), taken_one_by_one(crops, rows, columns))
+    top, left = (torch.randint(0, size, (9,), generator=generator) for size in (12, 7))
+    tall, wide = (torch.randint(0, size, (9,), generator=generator) for size in (6, 4))
+    boxes = torch.stack([top, top + tall, left, left + wide], 1)
+    boxes[0] = 0
+    paint = torch.tensor([1, 2, 3]).to(dtype)
+    before = crops.clone()
+    assert torch.equal(painted_at_once(crops, boxes, paint), painted_one_by_one(crops, boxes, paint))
+    assert torch.equal(crops, before)
+    assert torch.equal(painted_at_once(crops, boxes, paint)[0], crops[0])

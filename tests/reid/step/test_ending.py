@@ -222,7 +222,7 @@ def test_the_first_step_can_keep_some_of_a_start_that_is_not_random(step, weight
     )
 
 
-@pytest.mark.parametrize("name", ["adaptive", "average", "fisher", "two_teachers"])
+@pytest.mark.parametrize("name", ["adaptive", "average", "budget", "fisher", "two_teachers"])
 def test_every_fusion_leaves_a_model_that_works(step, name):
     ended = end_step(step, {}, method(fusion=[name]), old_model(step), space="s", rows=ROWS)
     assert np.isfinite(step.survey.embeddings(step.model)).all()

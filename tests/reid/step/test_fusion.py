@@ -15,6 +15,7 @@ from reid.step.fusion import (
     applied,
     average,
     blend,
+    budget,
     check_fusions,
     fisher,
     fuse,
@@ -151,6 +152,123 @@ def test_adaptive_weight_is_never_negative():
     assert given.figures["weight"] == 0, "crops that changed three of four companions give 1 - 1.5"
 
 
+# ------------------------------------------------------------------------------------------------------ budget of drift
+
+
+def turning(*speeds, seen=None):
+    """Crops on a circle, each turned by 2·w·speed from where the old model has it, so that drift(w) = mean 4 sin²(w·s).
+
+    ``seen`` collects the weights of the new model that were embedded.
+    """
+
+    def embed(state):
+        moved = 3 - float(state["w"][0])
+        if seen is not None:
+            seen.append(round(moved / 2, 6))
+        angles = moved * np.asarray(speeds)
+        return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+    return embed
+
+
+def turned(weight, *speeds):
+    return sum(4 * math.sin(weight * speed) ** 2 for speed in speeds) / len(speeds)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.6, 0.85, 0.99])
+@pytest.mark.parametrize("speeds", [(0.1,), (0.2, 0.9, 1.4), (0.0, 0.0, 1.0)])
+def test_the_largest_weight_whose_drift_is_within_the_budget(share, speeds):
+    seen = []
+    given = fusing(turning(*speeds, seen=seen))
+    fused = budget(given, share=share)
+    whole = turned(1, *speeds)
+    wanted = max(step / 10 for step in range(11) if turned(step / 10, *speeds) <= share * whole)
+    assert given.figures["weight"] == wanted
+    assert given.figures["drift"] == pytest.approx(turned(wanted, *speeds) / whole, abs=1e-4)
+    assert given.figures["drift"] <= share
+    assert fused["w"].tolist() == pytest.approx([3 - 2 * wanted, 6 - 4 * wanted])
+    assert fused["neck.num_batches_tracked"].item() == 40
+    assert len(seen) == len(set(seen)), "no weight is embedded twice"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_budget_of_a_linear_network_is_what_a_loop_over_crops_finds(seed):
+    draw = np.random.default_rng(seed)
+    crops = draw.standard_normal((9, 4))
+    old = draw.standard_normal((4, 3))
+    new = old + draw.standard_normal((4, 3))
+    given = Fusing(
+        {"layer": torch.from_numpy(new)},
+        {"layer": torch.from_numpy(old)},
+        lambda state: unit(crops @ state["layer"].numpy()),
+        np.zeros(9, np.int64),
+        lambda state: {},
+    )
+    fused = budget(given, share=0.4)
+
+    def drift(weight):
+        total = 0.0
+        for crop in crops:
+            ends = [crop @ (share * new + (1 - share) * old) for share in (weight, 0)]
+            left, right = (end / math.sqrt(sum(value**2 for value in end)) for end in ends)
+            total += sum((a - b) ** 2 for a, b in zip(left, right, strict=True))
+        return total / len(crops)
+
+    wanted = 0.0
+    while drift(wanted + 0.1) <= 0.4 * drift(1):
+        wanted = round(wanted + 0.1, 1)
+    assert 0 < wanted < 1
+    assert given.figures == {"weight": wanted, "drift": pytest.approx(drift(wanted) / drift(1), abs=1e-5)}
+    assert np.allclose(fused["layer"].numpy(), wanted * new + (1 - wanted) * old)
+
+
+def test_small_turns_give_the_root_of_the_share():
+    given = fusing(turning(0.05, 0.08))
+    budget(given)
+    assert given.figures == {"weight": 0.5, "drift": pytest.approx(0.25, abs=0.01)}
+
+
+@pytest.mark.parametrize(("share", "weight"), [(0.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("speed", [0.4, 0.75 * math.pi])
+def test_no_budget_keeps_the_old_model_and_a_full_one_takes_the_new(share, weight, speed):
+    given = fusing(turning(speed))
+    fused = budget(given, share=share)
+    assert torch.equal(fused["w"], states()[0 if weight else 1]["w"]), "however far the models between them drift"
+    assert given.figures == {"weight": weight, "drift": weight}
+
+
+def test_a_weight_beyond_one_over_the_budget_is_not_taken():
+    speed = 1.2 * math.pi  # crops turn by more than a full circle
+    within = [step / 10 for step in range(11) if turned(step / 10, speed) <= 0.5 * turned(1, speed)]
+    assert within == [0.0, 0.1, 0.8, 0.9]
+    seen = []
+    given = fusing(turning(speed, seen=seen))
+    budget(given, share=0.5)
+    assert given.figures["weight"] == 0.1
+    assert seen == [0.0, 1.0, 0.1, 0.2], "nothing is embedded after the first weight over the budget"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_new_model_that_moves_no_crop_is_taken_whole(share):
+    given = fusing()
+    fused = budget(given, share=share)
+    assert torch.equal(fused["w"], states()[0]["w"])
+    assert given.figures == {"weight": 1.0, "drift": 0.0}
+
+
+def test_at_the_first_step_the_budget_is_not_searched():
+    def refused(state):
+        raise AssertionError("nothing is embedded")
+
+    entries = ({"budget": {"share": 0.1, "first_weight": 0.75}},)
+    assert applied(entries, first=True) == entries
+    assert applied(entries, first=True, random=True) == applied(({"budget": {"share": 0.1}},), first=True) == ()
+    given = fusing(refused)
+    given.first = True
+    assert torch.equal(fuse(entries, given)["w"], average(fusing(), weight=0.75)["w"])
+    assert given.figures == {"weight": 0.75}
+
+
 # --------------------------------------------------------------------------------------------------------- two teachers
 
 
@@ -256,6 +374,9 @@ WRONG = [
     ({"average": {"w": 1}}, "fusion average: unknown parameter 'w'"),
     ({"adaptive": {"sharpness": 0}}, "positive"),
     ({"fisher": {"decay": -1}}, r"0\.\.1"),
+    ({"budget": {"share": 1.5}}, r"fusion budget: share must lie in 0\.\.1, got 1\.5"),
+    ({"budget": {"first_weight": -0.1}}, r"first_weight must lie in 0\.\.1"),
+    ({"budget": {"weight": 0.5}}, "fusion budget: unknown parameter 'weight'"),
 ]
 
 

@@ -177,12 +177,12 @@ def test_distilling_from_oneself_costs_nothing(batch):
 
 def test_only_distillation_asks_for_a_teacher():
     assert {name for name, term in TERMS.items() if term.teachers} == {
-        name for name in TERMS if name.endswith("distillation")
+        name for name in TERMS if name.endswith("distillation") or name == "elastic"
     }
     assert {teacher for term in TERMS.values() for teacher in term.teachers} == {"old", "short", "long"}
 
 
-KEEPERS = {"prototypes", "style_network", "style_statistics"}
+KEEPERS = {"null_space", "prototypes", "style_network", "style_statistics"}
 
 
 @pytest.mark.parametrize("name", sorted(set(TERMS) - KEEPERS - {"moving_average", ADAPTS}))
@@ -200,7 +200,7 @@ def test_a_term_has_a_weight_keeps_nothing_and_does_nothing_between(name, batch)
 
 def test_keepers_say_what_they_keep_and_have_no_objective(batch):
     assert {name for name, term in TERMS.items() if term.keeps} == KEEPERS | {ADAPTS}
-    assert {TERMS[name].keeps for name in KEEPERS} == {"prototypes", "style"}
+    assert {TERMS[name].keeps for name in KEEPERS} == {"null_space", "prototypes", "style"}
     for name in KEEPERS:
         assert TERMS[name]().loss(batch) is None
 
