@@ -10,7 +10,7 @@
     python -m benchmarks.small5 recheck [--methods A,B] [--beside CHECKOUT]    # after a change that should move no
                                                            # figure of these: prove it on one run; on a processor
                                                            # of another kind, beside the code of the stored results
-    python -m benchmarks.small5 table     # the tables, as Markdown; document: into docs/methods.md and README.md
+    python -m benchmarks.small5 table     # the tables, as Markdown; document: into docs/results.md and README.md
 
 A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not
 run again, and a run that was cut short goes on where it was.

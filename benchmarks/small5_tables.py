@@ -1,4 +1,4 @@
-"""The small-5 study's results as Markdown: all of them in ``docs/methods.md``, a summary in ``README.md``."""
+"""The small-5 study's results as Markdown: all of them in ``docs/results.md``, a summary in ``README.md``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ METHODS += ("hyper_merged", "hyper_averaged", "hyper_routed", "hyper_default", "
 SHOWN = ("fine_tune", "dkp++", "default", "joint")
 """The rows of the README."""
 ROOT = Path(__file__).parent.parent
-DOCUMENT, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
+DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 MARKS = ("<!-- tables: written by a benchmark -->", "<!-- tables: end -->")
 TITLES = (("test", "From an ImageNet start"), ("strong", "From a person-trained start (small-5-strong)"))
 

@@ -22,7 +22,7 @@ def methods(
         bool, typer.Option("--tables", help="Run nothing; write the tables from existing results.")
     ] = False,
 ) -> None:
-    """Run every method on the small-5 protocol, each run once, and write the tables into docs/methods.md and README.md.
+    """Run every method on the small-5 protocol, each run once, and write the tables into docs/results.md and README.md.
 
     Continues where it stopped.
     """
