@@ -157,6 +157,10 @@ class TrainConfig(Strict):
     """Iterations that a method's adapter is trained for once the step is finished, as a fraction of ``iterations``."""
     adapter_lr: Positive = 1.0
     """Factor on ``lr`` while the adapter is trained."""
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of a domain's people who are kept out of its training and judge it: where they are found less well
+    afterwards, the network stays as it was.
+    """
 
     @model_validator(mode="after")
     def _batch(self) -> TrainConfig:

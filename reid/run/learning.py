@@ -10,24 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domains.domain import Domain, union
+import numpy as np
+
+from domains.domain import JUNK, Domain, union
 from domains.errors import DataError, UsageError
 from prototypes.memory import Memory
 from reid.batches.loader import CropStore
 from reid.config import Config, Method
 from reid.network.checkpoint import State
+from reid.network.embedding import embedder
 from reid.network.model import ReidModel
 from reid.network.runtime import Runtime
 from reid.progress import Progress
-from reid.randomness import torch_seed
+from reid.randomness import numpy_generator, torch_seed
 from reid.run.folder import begun
 from reid.run.sealed import IN_PROGRESS, Sealed, seal
 from reid.run.steps import Steps
+from reid.scores.evaluate import evaluate
 from reid.step.adapting import adapted, adapter_config, check_adapter
 from reid.step.ending import Ended, check_parts, end_step
 from reid.step.fusion import applied
 from reid.step.learner import Learner, Trained
 from reid.terms import Step, Term, build_terms, head_of, idle_terms
+
+FEWEST = 4
+"""People who can judge a step."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ def learn_step(
     See :meth:`reid.run.Run.learn`; ``allow_code`` lists all that the user allows.
     """
     wanted = config.train.identities
+    if not method.terms:  # nothing is trained, so there is nothing to judge
+        config = config.model_copy(update={"train": config.train.model_copy(update={"held_out": 0.0})})
     domain, config = _what_to_learn(run, members, config)
     old, parent = run.model()
     every = _checked_terms(method, old, allow_code)
@@ -87,6 +96,8 @@ def learn_step(
         progress.say(note)
     step = _begin(run, old, terms, domain, config, runtime, memories, people)
     learner = Learner(step, terms, store, contract, work)
+    if config.train.held_out:
+        step.judge = lambda model: evaluate(domain, embedder(model, runtime.device), run.stores).mAP
     taught = _teach(learner, method, old, parent.feature_space, run.rows, progress, allow_code)
     for note in taught.ended.notes:
         progress.say(note)
@@ -184,7 +195,8 @@ def planned(members: list[Domain], config: Config, *, later: bool) -> tuple[Doma
         config: the run's settings.
         later: whether the run has learned a domain before.
 
-    Where there are fewer people than ``train.identities``, each batch holds all of them.
+    Where there are fewer people than ``train.identities``, each batch holds all of them. People who are kept out of
+    training (``train.held_out``) are the domain's queries and gallery.
 
     Raises:
         DataError: there are no train crops, or all are of one person.
@@ -200,6 +212,9 @@ def planned(members: list[Domain], config: Config, *, later: bool) -> tuple[Doma
             f"domain {domain.name} has train crops of {people} identities; training needs at least two{domain.remarks}"
         )
     train = config.train
+    if train.held_out:
+        domain = domain.with_held_out(judges(domain, train.held_out, config.seed))
+        people = len(domain.train.people)
     batch = min(people, train.identities)
     changes: dict[str, Any] = {"iterations": train.iterations * len(members), "identities": batch}
     if later:
@@ -211,6 +226,23 @@ def planned(members: list[Domain], config: Config, *, later: bool) -> tuple[Doma
         if train.milestone_epochs is not None:
             changes["milestones"] = tuple(min(1.0, milestone / epochs) for milestone in train.milestone_epochs)
     return domain, config.model_copy(update={"train": train.model_copy(update=changes)})
+
+
+def judges(domain: Domain, share: float, seed: int) -> set[str]:
+    """Return a share of the train people, drawn among those with two crops or more.
+
+    Raises:
+        DataError: they would be fewer than ``FEWEST``, or fewer than two people would be left to learn.
+    """
+    pids, counts = np.unique(domain.train.pids[domain.train.pids != JUNK], return_counts=True)
+    able, wanted = pids[counts > 1], round(share * len(pids))
+    if min(wanted, len(able)) < FEWEST or len(pids) - wanted < 2:
+        raise DataError(
+            f"train.held_out={share:g} keeps {min(wanted, len(able))} of {domain.name}'s {len(pids)} people out of "
+            f"training, and at least {FEWEST} with two crops each are needed to judge it; set a larger share, or 0"
+        )
+    drawn = numpy_generator(seed, "held out").permutation(able)[:wanted]
+    return {domain.identities[pid] for pid in drawn}
 
 
 def _work_folder(folder: Path, *, restart: bool) -> Path:

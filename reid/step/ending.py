@@ -1,7 +1,7 @@
 """The end of a step, its parts in the order in which each builds on the one before.
 
-Fuse → BatchNorm on the step's crops → fit the transport → carry older prototypes through it → this domain's memory →
-its metric → align the classifier.
+Fuse → BatchNorm on the step's crops → go back if people kept out of training are worse off → fit the transport → carry
+older prototypes through it → this domain's memory → its metric → align the classifier.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prototypes.transport import KINDS, Transport
 from reid.config import Entry, Method, nearest
 from reid.network.checkpoint import State
 from reid.network.model import ReidModel
-from reid.step.fusion import Fusing, applied, check_fusions, check_parameters, fuse
+from reid.step.fusion import Fusing, applied, blend, check_fusions, check_parameters, fuse
 from reid.step.measuring import check_metric, measured
 from reid.step.probe import TransportSettings, learn_transport
 from reid.step.repair import AFTER, BEFORE, check_repairs
@@ -101,6 +101,7 @@ def end_step(
     for name, parameters in _entries(method.repair):
         if name in BEFORE and (fusions or not first):
             BEFORE[name](step, survey, **parameters)
+    notes = _judged(step, old, figures)
     transport = None
     for kind, parameters in _entries(method.transport):
         spec, seed = step.config.crop.spec(), step.config.seed
@@ -111,7 +112,7 @@ def end_step(
         figures |= {"transport.cosine": transport.cosine[0], "transport.cosine_without": transport.cosine[1]}
     memory = {f"{term.keeps}.{key}": value for term in terms.values() for key, value in term.end(step).items()}
     model.eval()
-    arrays, notes = measured(step, method.metric, figures)
+    arrays, remarks = measured(step, method.metric, figures)
     memory |= arrays
     for name, parameters in _entries(method.repair):
         if name in AFTER:
@@ -125,7 +126,23 @@ def end_step(
                 gaussians.append((slice(step.old_classes, model.classes), own))
             if gaussians:
                 AFTER[name](step, gaussians, **parameters)
-    return Ended(memory, transport, keep, figures, notes)
+    return Ended(memory, transport, keep, figures, (*notes, *remarks))
+
+
+def _judged(step: Step, old: ReidModel, figures: dict[str, float]) -> tuple[str, ...]:
+    """Let the people who were kept out of training judge it; where they are found less well, go back to M_{t-1}."""
+    if step.judge is None:
+        return ()
+    model = step.model
+    before, after = step.judge(old.to(step.runtime.device)), step.judge(model)
+    figures |= {"held_out.before": before, "held_out.after": after}
+    if after >= before:
+        return ()
+    model.load_state_dict(blend(_copy(model), _copy(old), 0.0))
+    return (
+        f"training made {step.domain.name} worse for the people kept out of it (mAP {before:.1f} → {after:.1f}), so "
+        "the network stays as it was",
+    )
 
 
 def _carried(memory: Memory, transport: Transport | None) -> DistributionPrototypes | None:

@@ -47,6 +47,7 @@ class Step:
         kept: further weights that the previous step sealed, by name.
         views: functions that make views other than ``plain``, by name; a term that makes one adds it in ``begin``.
         finished: whether ``model`` is M_t already, and only the adapter beside it is being trained.
+        judge: scores a network, in percent mAP, on people of the domain who are kept out of its training, if any are.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Step:
     kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     views: dict[str, MakeView] = field(default_factory=dict)
     finished: bool = False
+    judge: Callable[[ReidModel], float] | None = None
 
 
 @dataclass
