@@ -339,9 +339,10 @@ def recheck(results: dict[str, Any], methods: Collection[str], beside: Path | No
 
 
 def repeated(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a stored test run again, without keeping it."""
+    """Run a stored test run again, with the method as it was then, without keeping it."""
     again: dict[str, Any] = {}
-    study(Trial("test", old["method"], sets=old["sets"]), again, keep=False, threads=old.get("threads", BEFORE_THREADS))
+    trial = Trial("test", old["method"], sets=old["sets"], chosen=Method.model_validate(old["about"]))
+    study(trial, again, keep=False, threads=old.get("threads", BEFORE_THREADS))
     (new,) = again.values()
     return dict(new)
 
@@ -350,8 +351,10 @@ def start_run(old: Mapping[str, Any], checkout: Path) -> subprocess.Popen[str]:
     """Start a stored test run with another checkout's code; the last line that it prints is matrix and code hash."""
     threads = old.get("threads", BEFORE_THREADS)
     script = (
-        "import json; from benchmarks.small5 import Trial, code_hash, study; again = {}; "
-        f"study(Trial('test', {old['method']!r}, sets={list(old['sets'])!r}), again, keep=False, threads={threads!r}); "
+        "import json; from benchmarks.small5 import Method, Trial, code_hash, study; again = {}; "
+        f"chosen = Method.model_validate({old['about']!r}); "
+        f"trial = Trial('test', {old['method']!r}, sets={list(old['sets'])!r}, chosen=chosen); "
+        f"study(trial, again, keep=False, threads={threads!r}); "
         "(new,) = again.values(); print(json.dumps([new['matrix'], code_hash()]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
