@@ -42,6 +42,7 @@ from domains.domain import Domain
 from reid.config import Config, Method, build_config, read_method, read_stream
 from reid.progress import Progress
 from reid.run import Run
+from reid.run.scoring import in_one_gallery
 from reid.run.stream import learn_stream, open_stream
 
 HERE = Path(__file__).parent
@@ -261,11 +262,23 @@ def study(trial: Trial, results: dict[str, Any], *, keep: bool = True, threads: 
         "bytes": [step.card["bytes"] for step in steps],
         "figures": [step.card["figures"] for step in steps],
         "without_reindexing": run.evaluate_without_reindexing(learned),
+        "one_gallery": one_gallery(run, learned, unseen),
     }
     if keep:
         write_results(results)
     shutil.rmtree(folder)
     print(line(results[key]), flush=True)
+
+
+def one_gallery(run: Run, learned: list[Domain], unseen: list[Domain]) -> dict[str, dict[str, list[float]]]:
+    """Percent mAP and rank-1 of each learned site's queries in one gallery of all sites, by metric and site."""
+    together = in_one_gallery(run, [*learned, *unseen])
+    return {
+        kind: {
+            domain.name: [round(scores[domain.name].mAP, 4), round(scores[domain.name].rank1, 4)] for domain in learned
+        }
+        for kind, scores in together.items()
+    }
 
 
 def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str, Any], data: str) -> str:

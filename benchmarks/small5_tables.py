@@ -93,6 +93,25 @@ def costs(results: list[Result], kind: str = "test") -> str:
     return "\n".join(rows)
 
 
+def one_gallery(results: list[Result], kind: str = "test") -> str:
+    """Markdown: queries of the learned sites in one gallery of all sites, order 1, by metric; mean mAP over sites."""
+    kinds = ("cosine", "pooled", "own", "mixed")
+    rows = [f"| method | seeds | {' | '.join(kinds)} |", "|---" * (len(kinds) + 2) + "|"]
+    for method in METHODS:
+        group = [
+            result["one_gallery"]
+            for result in results
+            if (result["kind"], result["method"], result["order"]) == (kind, method, 1) and "one_gallery" in result
+        ]
+        if group:
+            cells = [
+                [statistics.mean(mAP for mAP, _ in found[name].values()) if name in found else None for found in group]
+                for name in kinds
+            ]
+            rows.append(f"| {method} | {len(group)} | {' | '.join(_spread(values) for values in cells)} |")
+    return "\n".join(rows)
+
+
 def paired_table(results: list[Result], kind: str, against: str) -> str:
     """Markdown: variants of a method, and how each differs from one of them, paired over seeds."""
     found = [result for result in results if result["kind"] == kind]
@@ -154,6 +173,11 @@ def whole(results: list[Result]) -> str:
                 table(results, kind),
                 "What it takes, order 1, seed 0; the last three columns are Seen-Avg mAP without re-indexing:",
                 costs(results, kind),
+            ]
+        if any(result["kind"] == kind and "one_gallery" in result for result in results):
+            parts += [
+                "Queries of the learned sites in one gallery of all sites, after the last step, by metric:",
+                one_gallery(results, kind),
             ]
     if any(result["kind"] == "parts" for result in results):
         parts += [
