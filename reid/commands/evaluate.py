@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from domains.errors import UsageError
+from domains.errors import ReidError, UsageError, first_line
 from reid.commands.options import (
     Bundle,
     Device,
@@ -47,7 +47,10 @@ def evaluate(
         bool, typer.Option("--open-set", help="Also: TPR at FPR over pairs, and DIR at FPIR with people left out.")
     ] = False,
     union: Annotated[
-        bool, typer.Option("--union", help="Also: the queries of each domain in one gallery of all of them.")
+        bool,
+        typer.Option(
+            "--union", help="Also: the queries of each domain in one gallery of all; the run's report shows it, too."
+        ),
     ] = False,
     same_camera: SameCamera = None,
     device: Device = None,
@@ -138,12 +141,12 @@ def _bundle_scorers(bundle: Path, provider: str) -> tuple[Callable[..., dict[str
 
 
 def _run_scorers(folder: Path, step: int, device: str | None) -> tuple[Callable[..., dict[str, Any]], InOneGallery]:
-    from reid.run import Run, scoring
+    from reid.run import Run, one_gallery, scoring
     from reid.scores.evaluate import evaluate_open_set
 
     run = Run.open(folder)
     run.use_device(device)
-    run.sealed(step)  # before any network is built
+    sealed = run.sealed(step)  # before any network is built
 
     def score(domain: Domain, *, rerank: bool, open_set: bool) -> dict[str, Any]:
         if not open_set:
@@ -151,7 +154,13 @@ def _run_scorers(folder: Path, step: int, device: str | None) -> tuple[Callable[
         return evaluate_open_set(domain, run.served(step)(domain), run.stores, rerank=rerank)
 
     def in_one_gallery(wanted: list[Domain]) -> dict[str, dict[str, Scores]]:
-        return scoring.in_one_gallery(run, wanted, step=step, progress=progress())
+        found = scoring.in_one_gallery(run, wanted, step=step, progress=progress())
+        if len(wanted) > 1:
+            try:
+                one_gallery.keep(run, sealed, wanted, found)
+            except (OSError, ReidError) as error:
+                warn(f"the scores in one gallery are not kept for the report: {first_line(error)}")
+        return found
 
     return score, in_one_gallery
 

@@ -25,13 +25,16 @@ from domains.text import shown
 from prototypes.memory import Memory
 from reid.config import nearest
 from reid.network.checkpoint import read_tensors, save_weights
+from reid.run import one_gallery
 from reid.run.changes import LEFT_OVER, Changes, changing
 from reid.run.sealed import CARD, IN_PROGRESS, MEMORY, SCHEMAS, Sealed
 from reid.run.steps import Steps
 from reid.scores.matrix import FILE, QUERIES
 
 ERASURES, REPORT, ERASED = "erasures.json", "report.html", "erased"
-OWN = frozenset({"run.yaml", "backbone.onnx", FILE, QUERIES, ERASURES, REPORT, ".lock"})
+WRITTEN_AGAIN = (REPORT, one_gallery.FILE)
+"""Files of a run that may name whom it forgets and can be made anew: an erasure removes them."""
+OWN = frozenset({"run.yaml", "backbone.onnx", FILE, QUERIES, ERASURES, *WRITTEN_AGAIN, ".lock"})
 
 REMAINS = (
     "the weights were trained on these people's crops and are unchanged: there is no claim that they reveal nothing; "
@@ -111,7 +114,7 @@ def plan_erasure(run: Steps, *, identity: str | None = None, domain: str | None 
     files = [f"steps/{step.folder.name}/{file}" for step in steps for file in _rewritten(step, steps, erasure, touched)]
     if erasure.scored:
         files += [FILE, QUERIES]
-    files += [REPORT] if (run.folder / REPORT).is_file() else []
+    files += [name for name in WRITTEN_AGAIN if (run.folder / name).is_file()]
     return replace(erasure, files=tuple(files), others=_others(run, steps))
 
 
@@ -149,8 +152,10 @@ def _domain(run: Steps, steps: Sequence[Sealed], domain: str) -> Erasure:
         )
     scored = (domain,) if domain in run.scores.scored or any(domain in names for names in run.scores.learned) else ()
     if not domains and not scored:
-        known = {*run.learned, *run.scores.scored}
-        raise UsageError(f"{run.folder} has no domain {domain!r}{nearest(domain, known)}")
+        together = {name for kept in one_gallery.read(run.folder).values() for name in kept.sites}
+        if domain not in together:
+            known = {*run.learned, *run.scores.scored, *together}
+            raise UsageError(f"{run.folder} has no domain {domain!r}{nearest(domain, known)}")
     return Erasure("domain", people, frozenset(whole), domains, scored, word=domain)
 
 
@@ -251,7 +256,7 @@ def erase(run: Steps, found: Erasure, *, discard_progress: bool) -> None:
             *unfinished,
             *run.folder.rglob(LEFT_OVER),
             *(run.folder / "steps").glob(f"*/{IN_PROGRESS}"),
-            run.folder / REPORT,
+            *(run.folder / name for name in WRITTEN_AGAIN),
         ]:
             if stale != changes.staging and stale.exists() and changes.staging not in stale.parents:
                 changes.remove(stale.relative_to(run.folder).as_posix())

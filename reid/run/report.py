@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from domains.artefact import code_version, parse_json, read_bytes, write_atomic
 from domains.crops import Crop
 from domains.errors import ArtefactError
 from domains.text import json_text, shown
+from reid.run import one_gallery
+from reid.run.one_gallery import OneGallery
 from reid.run.sealed import Sealed
 from reid.run.steps import Steps
 
@@ -74,6 +76,7 @@ def write_report(run: Steps, path: Path, *, extra: Sequence[Section] = ()) -> No
         Section("Summary", _headlines(summary)),
         *extra,
         Section("Every model on every domain", _matrix(run, summary)),
+        *_together(run, steps),
         Section("mAP over the steps", _curves(run)),
         Section(
             "What each step did",
@@ -155,9 +158,66 @@ def _heat(run: Steps, row: int, name: str) -> str:
     value, rank1 = scores.value(row, name), scores.value(row, name, "rank1")
     if value is None:
         return '<td class="v">–</td>'
-    kind = "own" if name in scores.learned[row] else "" if name in scores.seen(row) else "later"
+    return _shaded(value, rank1, "own" if name in scores.learned[row] else "" if name in scores.seen(row) else "later")
+
+
+def _shaded(value: float, rank1: float | None, kind: str = "") -> str:
     style = f"background:rgba(var(--cell),{0.04 + 0.0036 * value:.3f})"
     return f'<td class="v {kind}" style="{style}">{value:.1f}<br><small>{_number(rank1)}</small></td>'
+
+
+def _together(run: Steps, steps: Sequence[Sealed]) -> Iterator[Section]:
+    """One gallery for all sites, as far as the run keeps such scores: those of the latest step that has some."""
+    title, again = "One gallery for all sites", "reid evaluate RUN SITE… --union"
+    try:
+        kept = one_gallery.read(run.folder)
+    except ArtefactError:
+        yield Section(title, f"<p>{one_gallery.FILE} can't be read; {again} writes it again.</p>")
+        return
+    measured = [step for step in steps if step.card["id"] in kept]
+    if kept and not measured:
+        yield Section(title, f"<p>What was measured is of steps that are gone; {again} measures anew.</p>")
+    if not measured:
+        return
+    step = measured[-1]
+    found, start = kept[step.card["id"]], kept.get(steps[0].card["id"]) if step.index else None
+    notes = []
+    if step.index < len(steps) - 1:
+        notes.append(f"More was learned since; {again} measures the last step.")
+    if start is not None and start.sites != found.sites:
+        start = None
+    changed = [name for name, site in found.sites.items() if _differs(site, run.scores.scored.get(name))]
+    if changed:
+        notes.append(f"The test crops or the camera rule are others by now: {', '.join(changed)}.")
+    yield Section(title, _one_gallery(found, start, step.folder.name, notes))
+
+
+def _differs(site: Mapping[str, Any], scored: Mapping[str, Any] | None) -> bool:
+    """Whether the matrix knows other data or another rule under a site's name."""
+    return scored is not None and any(scored.get(key, value) != value for key, value in site.items())
+
+
+def _one_gallery(found: OneGallery, start: OneGallery | None, step: str, notes: Sequence[str]) -> str:
+    columns = [("start: cosine", start, "cosine")] if start else []
+    columns += [(metric, found, metric) for metric in one_gallery.METRICS if metric in found.scores]
+    header = "".join(f"<th>{name}</th>" for name, _, _ in columns)
+
+    def row(title: str, site: str | None) -> str:
+        cells = (
+            _shaded(one.value(metric, "mAP", site), one.value(metric, "rank1", site)) for _, one, metric in columns
+        )
+        return f"<tr><td>{title}</td>{''.join(cells)}</tr>"
+
+    body = "".join(row(_text(name), name) for name in found.sites) + row("<b>mean</b>", None)
+    legend = (
+        f"The queries of each site, asked of the crops of all {len(found.sites)} by {step}. mAP, with rank-1 below it. "
+        "Cosine: without a metric. Pooled: one metric for everybody. Own: that of the query's site. Mixed: mostly its "
+        "own, with something of all. Where a site has none, own and mixed are the pooled one."
+    )
+    return (
+        f'<div class="scroll"><table class="heat"><tr><th>queries of</th>{header}</tr>{body}</table></div>'
+        f'<p class="soft">{_text(" ".join([legend, *notes]))}</p>'
+    )
 
 
 def _curves(run: Steps) -> str:

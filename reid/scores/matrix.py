@@ -222,6 +222,14 @@ class ScoreMatrix:
 
 def _cell(scores: dict[str, Any], ap: NDArray[Any]) -> Cell:
     """Check one cell; raises ValueError or TypeError."""
+    checked = check_scores(scores)
+    if ap.ndim != 1 or ap.dtype.kind != "f" or not len(ap) or not np.all((ap >= 0) & (ap <= 1)):
+        raise ValueError("the average precisions of a cell are not numbers from 0 to 1")
+    return Cell(checked, ap.astype(np.float64))
+
+
+def check_scores(scores: dict[str, Any]) -> dict[str, float | int]:
+    """Check scores that were read from a file; raises ValueError or TypeError."""
     if not {"mAP", "rank1"} <= set(scores):
         raise ValueError("a cell lacks its scores")
     for name, value in scores.items():
@@ -230,9 +238,7 @@ def _cell(scores: dict[str, Any], ap: NDArray[Any]) -> Cell:
             raise ValueError(f"the score {name!r:.40} can't be {value!r:.40}")
     if scores.get("queries", 1) < 1 or not isinstance(scores.get("queries", 1), int):
         raise ValueError(f"a cell can't be of {scores['queries']!r:.40} queries")
-    if ap.ndim != 1 or ap.dtype.kind != "f" or not len(ap) or not np.all((ap >= 0) & (ap <= 1)):
-        raise ValueError("the average precisions of a cell are not numbers from 0 to 1")
-    return Cell(dict(scores), ap.astype(np.float64))
+    return dict(scores)
 
 
 def _place(entry: dict[str, Any]) -> dict[str, Any]:

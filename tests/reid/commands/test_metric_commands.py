@@ -36,6 +36,16 @@ def test_one_gallery_for_all_sites(learned, tmp_path, reid):
     shown = f"{found['north']['union']['mixed']['mAP']:.1f} / {found['north']['union']['mixed']['rank1']:.1f}"
     assert shown in out
     assert "union" not in json.loads(reid("evaluate", run, *folders, "--json")[1])["north"]
+    assert reid("report", run)[0] == 0
+    page = (run / "report.html").read_text("utf-8")
+    assert "One gallery for all sites" in page
+    assert f"{found['north']['union']['mixed']['mAP']:.1f}<br>" in page
+    (run / "one_gallery.json").unlink()
+    (run / "one_gallery.json").mkdir()
+    code, _, err = reid("evaluate", run, *folders, "--union")
+    assert code == 0
+    assert "not kept for the report" in err
+    assert err.count("\n") == 1
     code, _, err = reid("evaluate", run, *folders, "--union", "--rerank")
     assert code == 2
     assert "--union" in err

@@ -19,7 +19,7 @@ from domains.artefact import content_id, sha256_file
 from domains.errors import ReidError
 from reid.commands.run import show_scores
 from reid.config import build_config
-from reid.run import Run
+from reid.run import Run, one_gallery, scoring
 from reid.run.erasure import read_erasures
 from reid.run.relate import relate
 from reid.run.report import write_report
@@ -44,6 +44,7 @@ def made(tmp_path_factory):
     for site in sites[:2]:
         run.learn(site)
     run.fill_scores(sites[:2])
+    one_gallery.keep(run, run.sealed(), sites[:2], scoring.in_one_gallery(run, sites[:2]))
     return run.folder, sites
 
 
@@ -84,6 +85,7 @@ def use(folder, sites, tmp_path):
         lambda run: run.evaluate_without_reindexing(sites[:1]),
         lambda run: run.forget(domain="first", dry_run=True),
         lambda run: read_erasures(run.folder),
+        lambda run: one_gallery.read(run.folder),
     ):
         try:
             door(Run.open(folder))
@@ -210,7 +212,10 @@ def changed(value, path, new):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["scores.json", "steps/00-start/card.json", "steps/02-second/card.json", "run.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    ["scores.json", "one_gallery.json", "steps/00-start/card.json", "steps/02-second/card.json", "run.yaml"],
+)
 def test_any_value_of_any_key_is_read_or_refused(name, received, made, tmp_path):
     original, draw = (received / name).read_text(), random.Random(name)
     read, write = (json.loads, json.dumps) if name.endswith("json") else (yaml.safe_load, yaml.safe_dump)
@@ -229,7 +234,8 @@ def test_any_value_of_any_key_is_read_or_refused(name, received, made, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", ["scores.json", "steps/02-second/card.json", "steps/02-second/log.jsonl", "erasures.json"]
+    "name",
+    ["scores.json", "one_gallery.json", "steps/02-second/card.json", "steps/02-second/log.jsonl", "erasures.json"],
 )
 @pytest.mark.parametrize(
     "data",
@@ -259,7 +265,7 @@ def test_json_of_any_shape(name, data, received, made, tmp_path):
 @pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "nowhere", "loop"])
 @pytest.mark.parametrize(
     "name",
-    ["run.yaml", "scores.json", "queries.npz"]
+    ["run.yaml", "scores.json", "queries.npz", "one_gallery.json"]
     + [
         f"steps/02-second/{name}"
         for name in ("card.json", "model.safetensors", "memory.safetensors", "transport.npz", "log.jsonl")
