@@ -107,20 +107,63 @@ class SiteStatistics:
         if MEAN not in arrays and FACTORS not in arrays:
             return None
         mean, factors = (np.asarray(arrays.get(name, ()), np.float32) for name in (MEAN, FACTORS))
+        try:
+            return cls._checked(mean, factors)
+        except ValueError as error:
+            raise ArtefactError(f"{error}; restore the memory from a backup") from error
+
+    @classmethod
+    def _checked(cls, mean: Float32s, factors: Float32s) -> SiteStatistics:
+        """Return the statistics that arrays from elsewhere hold; raises ValueError if they hold none."""
         if mean.ndim != 1 or not len(mean) or factors.ndim != 2 or factors.shape[1] != len(mean):
-            raise ArtefactError(
-                f"a site's statistics must be a mean [D] and factors [r, D], found {mean.shape} and {factors.shape}; "
-                "restore the memory from a backup"
+            raise ValueError(
+                f"a site's statistics must be a mean [D] and factors [r, D], found {mean.shape} and {factors.shape}"
             )
-        read = cls(mean, factors)
         if not (np.isfinite(mean).all() and np.isfinite(factors).all()):
-            raise ArtefactError("a site's statistics hold values that are not finite; restore the memory from a backup")
+            raise ValueError("a site's statistics hold values that are not finite")
         if not np.linalg.norm(mean) < 1 or np.square(factors, dtype=np.float64).sum() > 1.01:
-            raise ArtefactError(
+            raise ValueError(
                 "a site's statistics are not those of unit vectors: the mean must be shorter than 1, and the trace "
-                "at most 1; restore the memory from a backup"
+                "at most 1"
             )
-        return read
+        return cls(mean, factors)
+
+
+def sites_to_bytes(sites: Mapping[str, SiteStatistics]) -> bytes:
+    """Return the statistics of sites as npz, in fp16; their names are kept elsewhere, in the same order."""
+    buffer = io.BytesIO()
+    arrays = {
+        f"{number}.{name}": array
+        for number, site in enumerate(sites.values())
+        for name, array in site.to_arrays().items()
+    }
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def sites_from_bytes(data: bytes, names: Sequence[str], dim: int, *, limit: int) -> dict[str, SiteStatistics]:
+    """Read what :func:`sites_to_bytes` wrote.
+
+    Args:
+        data: the bytes.
+        names: of the sites, in order.
+        dim: dimensions that they must have.
+        limit: the most bytes that they may unpack to.
+
+    Raises:
+        ValueError: it is damaged, or holds the statistics of more or fewer sites, or of other dimensions.
+    """
+    keys = [(f"{number}.{MEAN}", f"{number}.{FACTORS}") for number in range(len(names))]
+    stored = read_npz(data, limit=limit, names=[key for pair in keys for key in pair])
+    found = {}
+    for name, (mean, factors) in zip(names, ((stored[one], stored[other]) for one, other in keys), strict=True):
+        if {mean.dtype, factors.dtype} != {np.dtype(np.float16)} or mean.shape != (dim,) or len(factors) > dim:
+            raise ValueError(
+                f"the statistics of {name!r:.60} are {mean.dtype} {mean.shape} and {factors.dtype} {factors.shape}, "
+                f"not fp16 of {dim} dimensions"
+            )
+        found[name] = SiteStatistics._checked(mean.astype(np.float32), factors.astype(np.float32))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@ matches by camera and time.
 
 Everything works on the best candidates of a gallery's ordinary search (``depth`` of them) and on one query at a time,
 so that no answer depends on other queries. A match's ``score`` stays the cosine to the original query, which is what
-thresholds were calibrated on; ``ranked_by`` says when ranks follow something else.
+thresholds were calibrated on; ``ranked_by`` says when ranks follow something else. With a site's metric the score is
+the cosine in that metric, ``metric`` names it, and ``pooled`` keeps the one for thresholds.
 
 **Several images as one query.** ``mean``: candidates are ranked by the mean of the unit vectors; a score is the mean of
 the cosines, which never exceeds the largest of them, so that a threshold for one image stays on the safe side.
@@ -17,6 +18,10 @@ take part: a stranger in the average attracts more strangers.
 **k-reciprocal re-ranking** (:mod:`domains.reranking`) within the candidates. The rest of the gallery is not considered,
 so a candidate's neighbours are its neighbours among the candidates.
 
+**A site's metric** (:mod:`deploy.answers.site_metric`). The gallery finds candidates in its own, pooled metric: ten for
+each match that is wanted, 200 at least. Their vectors and the query's are moved into the metric for the query's site,
+and scored exactly there.
+
 **Impossible matches** (:mod:`deploy.answers.transitions`) are moved behind all others, or removed.
 """
 
@@ -29,6 +34,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from deploy.answers.site_metric import SiteMetric
 from deploy.answers.transitions import Sighting, Transitions
 from deploy.embeddings import Embeddings
 from deploy.gallery import Gallery
@@ -44,6 +50,12 @@ Together = Literal["mean", "max"]
 
 ALPHA = 3.0
 DEPTH = 100
+CANDIDATES, PER_MATCH = 200, 10
+"""Candidates that are scored in a site's metric: so many at least, and so many for each match that is wanted."""
+MOVED = 4096
+"""Vectors that are moved into a site's metric at a time."""
+
+EXPANDED_SITE = "a query is expanded in the gallery's own metric, not in that of a site; leave out one of them"
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class Refinement:
         seen: where and when the query was taken.
         transitions: what is possible between cameras; needs ``seen``.
         remove_impossible: leave out impossible matches instead of listing them last.
+        site: the metric for the query's site, in which candidates are scored and ranked.
     """
 
     together: Together | None = None
@@ -78,6 +91,7 @@ class Refinement:
     seen: Sighting | None = None
     transitions: Transitions | None = None
     remove_impossible: bool = False
+    site: SiteMetric | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a query; raises UsageError."""
@@ -85,6 +99,8 @@ class Refinement:
             check_choice("together", self.together, Together)
         if self.together == "max" and (self.expand or self.rerank):
             raise UsageError('expansion and re-ranking need one query vector: use together="mean" with them')
+        if self.expand and self.site is not None:
+            raise UsageError(EXPANDED_SITE)
         if self.expand < 0 or self.depth < 1 or not self.alpha >= 0 or not -1 <= self.least <= 1:
             raise UsageError(
                 "a refinement needs expand ≥ 0, depth ≥ 1, alpha ≥ 0 and least from -1 to 1, got "
@@ -104,7 +120,13 @@ class Refinement:
     @property
     def is_plain(self) -> bool:
         """Whether a search with it is the gallery's ordinary search."""
-        return self.together is None and not self.expand and not self.rerank and self.transitions is None
+        return (
+            self.together is None
+            and not self.expand
+            and not self.rerank
+            and self.transitions is None
+            and self.site is None
+        )
 
 
 def search(
@@ -115,7 +137,8 @@ def search(
     Args:
         gallery: the gallery.
         vectors: queries ``[Q, D]``, as for :meth:`deploy.gallery.Gallery.search`.
-        k: number of matches per query; those beyond the refinement's depth are ranked by cosine.
+        k: number of matches per query; those beyond the refinement's depth are ranked by cosine. With a site's metric
+            there are ten times as many candidates, and 200 or the depth at least.
         refinement: what to do; nothing by default.
         filters: ``camera``, ``after``, ``before``, ``label``, ``source``, ``exact``, as the gallery takes them.
 
@@ -124,17 +147,26 @@ def search(
         matches are removed.
 
     Raises:
-        GalleryError: as for the gallery's search; or it was upgraded meanwhile.
+        GalleryError: as for the gallery's search; it was upgraded meanwhile; or the site's metric is of another space.
         DataError: the images of one query have nothing in common.
     """
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
         raise GalleryError(f"k must be a whole number from 1, got {k!r}")
     wanted = refinement or Refinement()
     space = vectors.feature_space if isinstance(vectors, Embeddings) else gallery.feature_space
-    request = _Request(gallery, space, wanted, max(int(k), wanted.depth), filters)
+    fetch = max(int(k), wanted.depth)
+    if wanted.site is not None:
+        if wanted.site.feature_space != space:
+            raise GalleryError(
+                f"the metric {wanted.site.name} is of another feature space than the gallery {gallery.path}; use the "
+                "gallery's bundle, or upgrade the gallery"
+            )
+        fetch = max(fetch, CANDIDATES, PER_MATCH * int(k))
+    request = _Request(gallery, space, wanted, fetch, filters)
     if wanted.is_plain or not np.size(vectors):
         return gallery.search(vectors, k, **filters)
     units = unit_vectors(vectors, "query", Facts(gallery.dim, gallery.feature_space, None)).astype(np.float32)
+    images = [units[index : index + 1] for index in range(len(units))] if wanted.together is None else [units]
     if wanted.together == "mean":
         units = mean_query(units)[None]
         results = [request.nearest(units[0])]
@@ -142,7 +174,10 @@ def search(
         results = gallery.search(vectors, request.fetch, **filters)
     if wanted.together == "max":
         units, results = units[:1], [best_of(results)[: request.fetch]]
-    return [_ranked(request.refined(query, candidates), k) for query, candidates in zip(units, results, strict=True)]
+    return [
+        _ranked(request.refined(query, shown, candidates), k)
+        for query, shown, candidates in zip(units, images, results, strict=True)
+    ]
 
 
 def mean_query(vectors: Float32s) -> Float32s:
@@ -197,9 +232,11 @@ class _Request:
         matches = self.gallery.search(Embeddings(query / length, self.space), self.fetch, **self.filters)[0]
         return [replace(match, score=match.score * length) for match in matches]
 
-    def refined(self, query: Float32s, candidates: list[Match]) -> list[Match]:
-        """Candidates of a query ``[D]`` in their final order; ranks are not updated yet."""
+    def refined(self, query: Float32s, images: Float32s, candidates: list[Match]) -> list[Match]:
+        """Candidates of a query ``[D]``, made of images ``[n, D]``, in their final order; ranks are not updated yet."""
         vector = query
+        if self.wanted.site is not None:
+            vector, candidates = self._in_metric(self.wanted.site, images, candidates)
         if self.wanted.expand:
             vector, candidates = self._expanded(query, candidates)
         if self.wanted.rerank:
@@ -212,6 +249,24 @@ class _Request:
         return (
             left if self.wanted.remove_impossible else [*left, *(match for match in judged if match.possible is False)]
         )
+
+    def _in_metric(self, site: SiteMetric, images: Float32s, candidates: list[Match]) -> tuple[Float32s, list[Match]]:
+        """Return the query ``[D]`` in a site's metric, and the candidates scored and ordered there, ties by id."""
+        asked = site.passage(images)
+        if self.wanted.together == "mean":
+            asked = mean_query(asked)[None]
+        scores: dict[int, float] = {}
+        for start in range(0, len(candidates), MOVED):
+            vectors = self._vectors([match.id for match in candidates[start : start + MOVED]])
+            if vectors:
+                cosines = np.stack(list(vectors.values())) @ asked.T
+                scores |= dict(zip(vectors, cosines.max(axis=1).tolist(), strict=True))
+        scored = [
+            replace(match, score=scores[match.id], pooled=match.score, metric=site.name)
+            for match in candidates
+            if match.id in scores
+        ]
+        return asked[0], sorted(scored, key=lambda match: (-match.score, match.id))
 
     def _expanded(self, query: Float32s, candidates: list[Match]) -> tuple[Float32s, list[Match]]:
         """Return the average of the query and its top matches, and the candidates it finds, scored against the query
@@ -248,13 +303,16 @@ class _Request:
         ]
 
     def _vectors(self, ids: list[int]) -> dict[int, Float32s]:
-        """Unit vectors of entries; entries forgotten since the search are missing."""
+        """Unit vectors of entries, in the metric of the answer; entries forgotten since the search are missing."""
         numbers, vectors = self.gallery.vectors(ids)
         if vectors.feature_space != self.space:
             raise GalleryError(
                 f"the gallery {self.gallery.path} was upgraded meanwhile; embed with its new bundle and search again"
             )
-        return dict(zip(numbers, np.asarray(vectors), strict=True))
+        found = np.asarray(vectors)
+        if self.wanted.site is not None and len(found):
+            found = self.wanted.site.passage(found)
+        return dict(zip(numbers, found, strict=True))
 
 
 def _ranked(matches: list[Match], k: int) -> list[Match]:

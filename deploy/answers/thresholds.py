@@ -91,8 +91,8 @@ class Thresholds:
         return "same person" if score >= self.same else "unsure" if score >= self.unsure else "no match"
 
     def judge(self, matches: Sequence[Match]) -> list[Match]:
-        """The same matches with their verdicts."""
-        return [replace(match, verdict=self.verdict(match.score)) for match in matches]
+        """The same matches with their verdicts, each by its score in the metric that the thresholds are for."""
+        return [replace(match, verdict=self.verdict(match.judged)) for match in matches]
 
 
 def unsure(matches: Sequence[Match]) -> list[Match]:

@@ -54,7 +54,7 @@ from domains.crops import CropSpec
 from domains.errors import ArtefactError, UsageError
 from domains.graph_file import MAX_GRAPH, check_graph
 from domains.npz import read_npz
-from prototypes.metric import Metric
+from prototypes.metric import Metric, SiteStatistics, sites_from_bytes
 from prototypes.transport import Transport
 
 __all__ = ["MAX_DIM", "Bundle", "Golden", "Trusted", "revise_bundle", "write_bundle"]
@@ -64,6 +64,7 @@ MAX_GOLDEN = 256 * 2**20
 MAX_GOLDEN_ROWS = 64
 MAX_TRANSPORT = 256 * 2**20
 MAX_METRIC = 256 * 2**20
+MAX_STATISTICS = 256 * 2**20
 REREADS = 5
 Trusted = str | PathLike[str] | Iterable[str | PathLike[str]] | None
 UNIT = 1e-3
@@ -125,6 +126,7 @@ class Bundle:
             bundle.golden()
             bundle.model()
             bundle.metric()
+            bundle.sites()
         return bundle
 
     @property
@@ -203,6 +205,19 @@ class Bundle:
         except ValueError as error:
             raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
 
+    def sites(self) -> Mapping[str, SiteStatistics]:
+        """Return the statistics of the sites that its pooled metric is made of, by name; empty if it was exported
+        without them, or with another metric. Raises ArtefactError if they were changed or are not as the manifest says.
+        """
+        if "sites.npz" not in self.manifest["files"]:
+            return {}
+        where = self.folder / "sites.npz"
+        data = self._read("sites.npz", MAX_STATISTICS)
+        try:
+            return sites_from_bytes(data, self.manifest["metric"]["sites"], self.dim, limit=MAX_STATISTICS)
+        except ValueError as error:
+            raise ArtefactError(f"{where} can't be read: {error}; export the bundle again") from error
+
     def transport(self) -> Transport | None:
         """Return the map from an older network's space into that of this bundle's network, if it has one; raises
         ArtefactError if it was changed or is not as the manifest says.
@@ -249,8 +264,8 @@ def write_bundle(
         card: model card, Markdown.
         body: the manifest's own keys (see ``bundle.json`` in the artefact documentation).
         parent: id of the sealed step that it was exported from.
-        parts: further files by name: the ``transport.npz`` that leads here, and the ``metric.npz`` that the graph ends
-            with, whose name and network are in ``body``.
+        parts: further files by name: the ``transport.npz`` that leads here, the ``metric.npz`` that the graph ends
+            with, whose name and network are in ``body``, and the ``sites.npz`` of its sites, whose names are there too.
         key: file with the private key to sign it with.
 
     Raises:

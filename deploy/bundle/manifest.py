@@ -16,18 +16,24 @@ from domains.errors import ArtefactError, DataError
 MANIFEST = "bundle.json"
 SCHEMA = 3
 """1: no thresholds, fp32 only. 2: optional ``thresholds``, ``golden_cosine``, ``opset``, ``quantisation``. 3: optional
-``metric``, whose numbers are in ``metric.npz``.
+``metric``, whose numbers are in ``metric.npz``; its optional ``sites`` name those whose statistics are in
+``sites.npz``.
 """
 
 SCHEMAS = range(1, SCHEMA + 1)
+POOLED = "pooled"
+"""Name of the metric of all sites together."""
+
 REQUIRED = frozenset({"model.onnx", "golden.npz", "CARD.md"})
-OPTIONAL = frozenset({"transport.npz", "metric.npz"})
+OPTIONAL = frozenset({"transport.npz", "metric.npz", "sites.npz"})
 REVISABLE = frozenset({"thresholds", "licences"})
 """Keys that describe a bundle independently of its files' content."""
 
 MAX_DIM = 2**14
 MAX_THRESHOLDS = 1024
 MAX_LIST = 1024
+MAX_SITES = 1024
+MAX_SITE_NAME = 255
 GOLDEN_COSINE = 0.999
 """Lowest cosine allowed to the golden embeddings, unless the manifest's ``golden_cosine`` says otherwise."""
 
@@ -131,12 +137,27 @@ def _check_metric(path: Path, manifest: Mapping[str, Any]) -> None:
     metric = manifest.get("metric")
     if (metric is not None) != ("metric.npz" in manifest["files"]):
         raise ArtefactError(f"{path}: metric and metric.npz come together, or not at all; export the bundle again")
+    sites = metric.get("sites") if isinstance(metric, dict) else None
+    if (sites is not None) != ("sites.npz" in manifest["files"]):
+        raise ArtefactError(f"{path}: metric.sites and sites.npz come together, or not at all; export the bundle again")
     if metric is None:
         return
     name = metric.get("name") if isinstance(metric, dict) else None
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise ArtefactError(f"{path}: metric must have a name and a network, got {metric!r:.80}; export it again")
     _check_hash(path, "metric.network", metric.get("network"))
+    if sites is None:
+        return
+    if name != POOLED:
+        raise ArtefactError(f"{path}: a bundle with sites.npz must have the metric {POOLED!r}, not {name!r:.80}")
+    if not isinstance(sites, list) or not 1 <= len(sites) <= MAX_SITES or not all(map(_is_site_name, sites)):
+        raise ArtefactError(f"{path}: metric.sites must be 1 to {MAX_SITES} names, got {sites!r:.80}; export it again")
+    if len(set(sites)) < len(sites):
+        raise ArtefactError(f"{path}: metric.sites names a site twice; export the bundle again")
+
+
+def _is_site_name(name: object) -> bool:
+    return isinstance(name, str) and bool(name.strip()) and len(name) <= MAX_SITE_NAME
 
 
 def check_thresholds(path: Path, thresholds: Any) -> None:

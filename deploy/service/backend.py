@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.answers.refine import Refinement, search
+from deploy.answers.site_metric import SiteMetric, SiteMetrics
 from deploy.answers.thresholds import Thresholds
 from deploy.embeddings import Embeddings
 from deploy.encoder import Encoder
@@ -26,7 +28,7 @@ from deploy.service.metrics import Metrics
 from deploy.service.refusal import RefusedError
 from deploy.service.settings import Settings
 from domains.crops import Crop, CropSpec, decode_crop
-from domains.errors import BusyError, ClockError, DataError, DeviceError, GalleryError, ReidError
+from domains.errors import BusyError, ClockError, DataError, DeviceError, GalleryError, ReidError, UsageError
 
 Result = TypeVar("Result")
 
@@ -46,6 +48,7 @@ class Lane:
     encoder: Encoder
     batcher: Batcher
     thresholds: Thresholds | None
+    sites: SiteMetrics
 
 
 class _Measured:
@@ -101,7 +104,9 @@ class Backend:
         batcher = Batcher(_Measured(encoder, self._metrics), batch=BATCH, limit=limit)
         self._lanes = {
             **self._lanes,
-            encoder.feature_space: Lane(encoder, batcher, Thresholds.from_bundle(encoder.bundle)),
+            encoder.feature_space: Lane(
+                encoder, batcher, Thresholds.from_bundle(encoder.bundle), SiteMetrics(encoder.bundle)
+            ),
         }
 
     def follow(self, space: str) -> None:
@@ -148,17 +153,43 @@ class Backend:
             write_log(logging.WARNING, "the gallery is busy; its last known state was told")
         return self.last
 
-    async def search(self, images: Sequence[bytes], **filters: Any) -> list[list[Match]]:
-        """Matches of each image, judged where the bundle is calibrated; ``filters`` as :meth:`Gallery.search` takes
-        them. Raises RefusedError.
+    async def search(
+        self, images: Sequence[bytes], *, k: int, site: str | None = None, **filters: Any
+    ) -> list[list[Match]]:
+        """Matches of each image, judged where the bundle is calibrated.
+
+        Args:
+            images: the images as they were sent.
+            k: matches per image.
+            site: where the images are from, if the matches are to be scored in its mixed metric.
+            filters: as :meth:`Gallery.search` takes them.
+
+        Raises:
+            RefusedError: the gallery can't answer, or the bundle has no statistics of the site.
         """
 
         def ask(vectors: Embeddings) -> list[list[Match]]:
-            results = self.gallery.search(vectors, **filters)
             lane = self._lanes.get(str(vectors.feature_space))
+            if lane is None and site is not None:
+                raise MovedError(self._present)
+            wanted = None if lane is None or site is None else Refinement(site=self._site_metric(lane, site))
+            results = search(self.gallery, vectors, k, wanted, **filters)
             return [lane.thresholds.judge(matches) for matches in results] if lane and lane.thresholds else results
 
+        lane = self._lanes.get(self._present)
+        if site is not None and lane is not None:  # before the images are decoded
+            await self.run(lambda: self._site_metric(lane, site))
         return await self.with_vectors(images, ask)
+
+    def metric(self, site: str | None) -> str | None:
+        """Name of the metric that answers are scored in; None for the plain cosine."""
+        return (self.encoder.bundle.metric_name or None) if site is None else f"mixed:{site}"
+
+    def _site_metric(self, lane: Lane, site: str) -> SiteMetric:
+        try:
+            return lane.sites.of(site)
+        except UsageError as error:
+            raise RefusedError("invalid", f"site: {self.hide_folders(str(error))}") from error
 
     async def add(self, images: Sequence[bytes], **origins: Any) -> list[int | None]:
         """Ids of new entries, None for those already there; ``origins`` as :meth:`Gallery.add` takes them.

@@ -52,6 +52,11 @@ class QueryForm(Form):
     after: Time | None = Field(None, description="Only from this time on (ISO 8601 with zone).", examples=[_AT])
     before: Time | None = Field(None, description="Only before this time.", examples=["2026-11-02T00:00:00+01:00"])
     label: Name | None = Field(None, description="Only entries with this label.", examples=["badge 17"])
+    site: Name | None = Field(
+        None,
+        description="Site that the images are from, of those whose statistics the bundle has: the answer is scored and "
+        "ranked in its mixed metric.",
+    )
     thumbnails: Flag = Field(
         "false",
         description="Include small pictures of the matches, where the operator allows it.",
@@ -120,14 +125,24 @@ class MatchBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     rank: int = Field(examples=[1])
-    score: float = Field(description="Cosine similarity.", examples=[0.873])
+    score: float = Field(
+        description="Cosine similarity, in the metric that the answer names; by default the gallery's.",
+        examples=[0.873],
+    )
     id: int = Field(examples=[4021])
     source: str = Field(examples=["yard/0001.jpg"])
     camera: str = Field(examples=["yard"])
     time: str | None = Field(examples=[_AT])
     label: str | None = Field(examples=[None])
     verdict: str | None = Field(
-        None, description="same person, unsure or no match, where the bundle is calibrated.", examples=["same person"]
+        None,
+        description="same person, unsure or no match, where the bundle is calibrated; by the pooled score where a site "
+        "was given.",
+        examples=["same person"],
+    )
+    metric: str | None = Field(None, description="The metric of the score, where a site was given.", examples=[None])
+    pooled: float | None = Field(
+        None, description="Cosine similarity in the gallery's own metric, where a site was given.", examples=[None]
     )
     thumbnail: str | None = Field(
         None, description="A data: URL, where one was requested and may be shown.", examples=[None]
@@ -155,6 +170,12 @@ class QueryBody(BaseModel):
 
     results: list[ResultBody]
     feature_space: str = Field(examples=["5f1c…"])
+    metric: str | None = Field(
+        None,
+        description="The metric of the scores: the bundle's, or mixed:SITE where a site was given; null for the plain "
+        "cosine.",
+        examples=["pooled"],
+    )
     record: int = Field(description="Number of this query's record in the audit log.", examples=[118])
 
 

@@ -85,7 +85,7 @@ async def query(request: Request) -> JsonAnswer:
     _checked(lambda: Selection(**filters))
     parts.charge(len(images))
     doubtful = await doubts(images)
-    matches = await parts.backend.search(images, k=form.top, **filters)
+    matches = await parts.backend.search(images, k=form.top, site=form.site, **filters)
     matches = [unsure(row) if doubt else row for row, doubt in zip(matches, doubtful, strict=True)]
     drawn = form.thumbnails == "true" and bool(parts.settings.pictures)
     number = await parts.record(
@@ -93,7 +93,7 @@ async def query(request: Request) -> JsonAnswer:
         reason=form.reason,
         images=len(images),
         results=sum(map(len, matches)),
-        filters="+".join(filters) or None,
+        filters="+".join([*filters, *(["site"] if form.site is not None else [])]) or None,
         thumbnails=int(drawn) or None,
     )
     results = (
@@ -108,6 +108,7 @@ async def query(request: Request) -> JsonAnswer:
                 for row, doubt, result in zip(matches, doubtful, results, strict=True)
             ],
             "feature_space": parts.backend.encoder.feature_space,
+            "metric": parts.backend.metric(form.site),
             "record": number,
         }
     )

@@ -32,6 +32,10 @@ def export(
             "all; none. By default the --site's own, else pooled.",
         ),
     ] = None,
+    no_sites: Annotated[
+        bool,
+        typer.Option("--no-sites", help="Leave the sites' statistics out of a pooled bundle: no reid query --site."),
+    ] = False,
     since: Annotated[
         int | None,
         typer.Option(help="Step whose galleries the bundle's transport carries; by default the previous one."),
@@ -85,6 +89,7 @@ def export(
             site=site if site is None or site in opened.learned else domains.open(Path(site)),
             metric=metric,
             since=since,
+            sites=not no_sites,
         ),
         lowering=lowering,
         provenance=Provenance(weights_licence, data_licence, key),
@@ -97,6 +102,12 @@ def export(
     say(f"{bundle}: graph and model agree, smallest cosine {min(parity.values()):.6f} over batches {', '.join(parity)}")
     if named := exported.metric_name:
         say(f"metric {named}: a gallery of another metric of this network is carried with reid gallery upgrade")
+    if sites := exported.sites():
+        size = (exported.folder / "sites.npz").stat().st_size / 1000
+        say(
+            f"statistics of {', '.join(sites)}: {size:.0f} kB, for reid query --site; --no-sites leaves them out of a "
+            "bundle"
+        )
     if quantisation:
         layers = f"{len(quantisation['left_out'])} of {quantisation['layers']} layers left in float32"
         space = "its own feature space" if quantisation["own_space"] else "the feature space of float32"

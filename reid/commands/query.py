@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ from reid.commands.options import (
 if TYPE_CHECKING:
     from deploy.answers.refine import Refinement
     from deploy.answers.thresholds import Thresholds
+    from deploy.bundle import Bundle as LoadedBundle
     from deploy.match import Match
 
 app = typer.Typer()
@@ -62,6 +64,13 @@ def query(
     remove_impossible: Annotated[
         bool, typer.Option("--remove-impossible", help="Leave out what the times rule out instead of ranking it last.")
     ] = False,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Site that the images are from, in a gallery of many: scores and ranks in its mixed metric.",
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw query and matches side by side into this PNG or JPEG.")
     ] = None,
@@ -75,7 +84,7 @@ def query(
     """Find a person by image: which of my cameras has seen them, and when."""
     from deploy import Encoder, Gallery
     from deploy.answers.picture import check_suffix, draw_matches, stack, write_picture
-    from deploy.answers.refine import Refinement, search
+    from deploy.answers.refine import EXPANDED_SITE, Refinement, search
     from deploy.answers.thresholds import Thresholds, unsure
     from deploy.answers.transitions import Sighting, Transitions
     from deploy.gallery.cameras import check_camera, unknown_camera
@@ -84,7 +93,9 @@ def query(
     from domains.crops import read_crop
     from domains.errors import UsageError
 
-    check_named(camera=camera)
+    check_named(camera=camera, site=site)
+    if site is not None and expand:
+        raise UsageError(EXPANDED_SITE)
     with wrong_use():
         Selection(camera, after, before)
         seen = None if seen_at is None else Sighting(*seen_at)
@@ -118,7 +129,7 @@ def query(
             store,
             encoder(crops),
             top,
-            _with_least(wanted, limits),
+            _of_site(_with_least(wanted, limits), encoder.bundle, site),
             camera=camera,
             after=after,
             before=before,
@@ -148,18 +159,25 @@ def query(
 
 def _with_least(wanted: Refinement, limits: Thresholds | None) -> Refinement:
     """Average only "same person" matches into the query, where it is known what that means."""
-    from dataclasses import replace
-
     return wanted if limits is None else replace(wanted, least=limits.same)
+
+
+def _of_site(wanted: Refinement, bundle: LoadedBundle, site: str | None) -> Refinement:
+    """Score and rank in the metric for a site's queries, if one is named; raises UsageError if the bundle has none."""
+    from deploy.answers.site_metric import SiteMetrics
+
+    return wanted if site is None else replace(wanted, site=SiteMetrics(bundle).of(site))
 
 
 def _show_matches(name: str, matches: list[Match], limits: Thresholds | None) -> None:
     from deploy.answers.thresholds import answer
 
     by = sorted({match.ranked_by for match in matches} - {"cosine"})
+    metrics = sorted({match.metric for match in matches if match.metric is not None})
     columns: dict[str, list[str]] = {
         "rank": [str(match.rank) for match in matches],
         "score": [f"{match.score:.3f}" for match in matches],
+        "pooled": ["" if match.pooled is None else f"{match.pooled:.3f}" for match in matches],
         "verdict": [match.verdict or "" for match in matches],
         "in time": [{True: "yes", False: "impossible", None: ""}[match.possible] for match in matches],
         "camera": [match.camera for match in matches],
@@ -170,6 +188,8 @@ def _show_matches(name: str, matches: list[Match], limits: Thresholds | None) ->
     }
     used = {column: values for column, values in columns.items() if any(values)}
     title = f"{name}, ranked by {' and '.join(by)}; scores are cosines" if by else name
+    if metrics:
+        title += f", metric: {metrics[0]}" + ("; verdicts are by the pooled score" if limits is not None else "")
     if used:
         table(
             title,
@@ -180,9 +200,10 @@ def _show_matches(name: str, matches: list[Match], limits: Thresholds | None) ->
         )
     else:
         say(f"{title}: no entry of the gallery fits")
+    kind = "pooled score" if metrics else "score"
     if limits is not None and answer(matches) != "same person":
-        best = max((match.score for match in matches if match.possible is not False), default=None)
-        reason = "there is nobody to compare with" if best is None else f"the best score is {best:.3f}"
+        best = max((match.judged for match in matches if match.possible is not False), default=None)
+        reason = "there is nobody to compare with" if best is None else f"the best {kind} is {best:.3f}"
         say(
             f"{name}: {answer(matches)} ({reason}; same person from {limits.same:.3f}, unsure from "
             f"{limits.unsure:.3f}, by {limits.name})"

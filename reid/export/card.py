@@ -32,8 +32,8 @@ class Scored(NamedTuple):
     queries: int
 
 
-def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
-    """Write the model card of a sealed step."""
+def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any], *, sites_bytes: int = 0) -> str:
+    """Write the model card of a sealed step; ``sites_bytes`` is the size of the sites' statistics in the bundle."""
     learned = [(entry, step) for step in run.steps[: sealed.index + 1] for entry in step.card["domains"]]
     taught = [
         Taught(
@@ -58,7 +58,7 @@ def card_of(run: Run, sealed: Sealed, body: Mapping[str, Any]) -> str:
                     int(cell.scores["queries"]),
                 )
             )
-    return card_text(body, taught, scored, parent=sealed.card["id"], producer=code_version())
+    return card_text(body, taught, scored, parent=sealed.card["id"], producer=code_version(), sites_bytes=sites_bytes)
 
 
 def _was_scored(run: Run, sealed: Sealed, body: Mapping[str, Any], name: str, *, learned: bool) -> bool:
@@ -76,7 +76,13 @@ def _was_scored(run: Run, sealed: Sealed, body: Mapping[str, Any], name: str, *,
 
 
 def card_text(
-    body: Mapping[str, Any], taught: Sequence[Taught], scored: Sequence[Scored], *, parent: str, producer: str
+    body: Mapping[str, Any],
+    taught: Sequence[Taught],
+    scored: Sequence[Scored],
+    *,
+    parent: str,
+    producer: str,
+    sites_bytes: int = 0,
 ) -> str:
     """Write the card as Markdown.
 
@@ -86,13 +92,14 @@ def card_text(
         scored: the float32 model's scores.
         parent: id of the sealed step.
         producer: the code's version.
+        sites_bytes: size of the sites' statistics in the bundle.
     """
     crop, licences = body["crop"], body["licences"]
     parts = [
         "# Person re-identification encoder",
         f"Measures how similar two pictures of people are. {body['backbone']}, {body['dim']} dimensions, "
         f"{body['precision']}; method of the last step: {body['method']}.",
-        _facts(body, parent, producer),
+        _facts(body, parent, producer, sites_bytes),
         "## Use",
         "Ranks a gallery of person crops by similarity to a query, within one operator's cameras: which of the people "
         "seen here may be in this picture? "
@@ -124,13 +131,14 @@ def card_text(
     return shown("\n\n".join(parts) + "\n", lines=True)
 
 
-def _facts(body: Mapping[str, Any], parent: str, producer: str) -> str:
-    parity = body["parity"]
+def _facts(body: Mapping[str, Any], parent: str, producer: str, sites_bytes: int) -> str:
+    parity, metric = body["parity"], body.get("metric")
     rows = {
         "feature space": f"`{body['feature_space']}`",
         "exported from": f"step {body['step']}, `{parent}`"
         + (f", the network of site {body['site']}" if body.get("site") else ""),
-        **({"metric": f"{body['metric']['name']}, of the sites below"} if body.get("metric") else {}),
+        **({"metric": f"{metric['name']}, of the sites below"} if metric else {}),
+        **({"statistics of sites": _statistics(metric["sites"], sites_bytes)} if metric and "sites" in metric else {}),
         "precision": f"{body['precision']}, ONNX opset {body['opset']}",
         "agreement with the trained model": (
             f"cosine at least {min(parity.values()):.6f} (batches of {', '.join(parity)})"
@@ -138,6 +146,13 @@ def _facts(body: Mapping[str, Any], parent: str, producer: str) -> str:
         "made by": f"lifelong-reid {producer}",
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _statistics(sites: Sequence[str], size: int) -> str:
+    return (
+        f"{', '.join(map(_cell, sites))}: {size / 1000:.0f} kB, a mean and a covariance over each site's people, for "
+        "queries of a known site; `reid export --no-sites` leaves them out"
+    )
 
 
 def _taught(taught: Sequence[Taught]) -> str:

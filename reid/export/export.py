@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import Bundle, Golden, write_bundle
+from deploy.bundle.manifest import POOLED
 from deploy.bundle.signature import sign
 from domains.arrays import Embed
 from domains.artefact import code_version
 from domains.domain import Domain
 from domains.errors import ArtefactError, ExportError, UsageError
 from domains.synthetic import golden_crops
-from prototypes.metric import Metric
+from prototypes.metric import Metric, SiteStatistics, sites_to_bytes
 from prototypes.transport import Transport
 from reid.export.card import card_of
 from reid.export.graph import OPSET, export_graph
@@ -63,11 +64,14 @@ class Serving:
             ``mixed:NAME``, for its queries in a gallery of all; or ``none``. By default the named site's own where it
             has one, else pooled, else none.
         since: the step whose galleries the bundle's transport carries; by default the previous one, if possible.
+        sites: put the sites' statistics into a bundle of the pooled metric, so that a query can be answered in the
+            mixed metric of its site.
     """
 
     site: Domain | str | None = None
     metric: str | None = None
     since: int | None = None
+    sites: bool = True
 
 
 def export_run(
@@ -118,15 +122,21 @@ def export_run(
         "parity": {str(batch): cosine for batch, cosine in lowered.parity.items()},
         **lowered.body,
     }
-    parts = {"transport.npz": lowered.transport, "metric.npz": lowered.metric}
+    parts = {
+        name: part.to_bytes()
+        for name, part in (("transport.npz", lowered.transport), ("metric.npz", lowered.metric))
+        if part is not None
+    }
+    if served.sites:
+        parts["sites.npz"] = sites_to_bytes(served.sites)
     return write_bundle(
         folder,
         model_onnx=lowered.data,
         golden=Golden(crops, embed(crops)),
-        card=card_of(run, served.sealed, body),
+        card=card_of(run, served.sealed, body, sites_bytes=len(parts.get("sites.npz", b""))),
         body=body,
         parent=served.sealed.card["id"],
-        parts={name: part.to_bytes() for name, part in parts.items() if part is not None},
+        parts=parts,
         key=provenance.key,
     )
 
@@ -141,7 +151,9 @@ class _Served:
         site: whose route it is, if it is one.
         transport: leads into the network's own feature space.
         transport_was_asked_for: whether the caller named the step that it starts from.
-        metric: the metric, with its name and the network's own feature space; None for none.
+        metric: the metric, with its name, the network's own feature space and the names of the sites whose statistics
+            go with it; None for none.
+        sites: these statistics.
     """
 
     model: ReidModel
@@ -149,7 +161,8 @@ class _Served:
     site: str | None
     transport: Transport | None
     transport_was_asked_for: bool
-    metric: tuple[Metric, dict[str, str]] | None = None
+    metric: tuple[Metric, dict[str, Any]] | None = None
+    sites: Mapping[str, SiteStatistics] = field(default_factory=dict)
 
 
 def _served(run: Run, step: int, serving: Serving) -> _Served:
@@ -170,9 +183,12 @@ def _served(run: Run, step: int, serving: Serving) -> _Served:
         )
     if metric is None:
         return found
-    about = {"name": chosen, "network": found.model.feature_space(run.config.crop.spec())}
+    about: dict[str, Any] = {"name": chosen, "network": found.model.feature_space(run.config.crop.spec())}
+    sites = run.statistics(sealed.index) if chosen == POOLED and serving.sites else {}
+    if sites:
+        about |= {"sites": list(sites)}
     found.model.metric = MetricLayer(metric)
-    return replace(found, metric=(metric, about))
+    return replace(found, metric=(metric, about), sites=sites)
 
 
 def _metric_name(run: Run, sealed: Sealed, site: str | None, wanted: str | None) -> str:
@@ -182,7 +198,7 @@ def _metric_name(run: Run, sealed: Sealed, site: str | None, wanted: str | None)
     known = run.statistics(sealed.index)
     if site is not None and site in known:
         return f"site:{site}"
-    return "pooled" if known else NONE
+    return POOLED if known else NONE
 
 
 def _lowered(run: Run, served: _Served, lowering: Lowering, trial: Trial | None, progress: Progress) -> Lowered:

@@ -94,3 +94,76 @@ def test_a_metric_that_is_not_there_is_one_line(learned, tmp_path, reid, metric)
     assert err.count("\n") == 1
     assert "\x1b" not in err
     assert not (tmp_path / "bundle").exists()
+
+
+def asked(site):
+    return site.files(site.query)[0]
+
+
+@pytest.fixture
+def one_gallery(learned, tmp_path, reid):
+    """One gallery of two sites in the pooled metric, its bundle, a bundle without statistics, and the sites."""
+    run, sites = learned
+    code, out, err = reid("export", run, tmp_path / "bundle")
+    assert code == 0, err
+    assert "statistics of north, south: " in out
+    assert " kB, for reid query --site" in out
+    code, out, err = reid("export", run, tmp_path / "slim", "--no-sites")
+    assert code == 0, err
+    assert "statistics" not in out
+    for site in sites:
+        code, _, err = reid("gallery", "add", tmp_path / "gallery", site.root, "--bundle", tmp_path / "bundle")
+        assert code == 0, err
+    return tmp_path / "gallery", tmp_path / "bundle", tmp_path / "slim", sites
+
+
+def test_a_query_of_a_known_site_is_answered_in_the_mixed_metric(one_gallery, tmp_path, reid):
+    gallery, _, _, sites = one_gallery
+    image = asked(sites[0])
+    plain = json.loads(reid("query", gallery, image, "--top", 1000, "--json")[1])
+    code, out, err = reid("query", gallery, image, "--top", 1000, "--site", "north", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert {match["metric"] for match in found} == {"mixed:north"}
+    assert {match["metric"] for match in plain} == {None}
+    assert {match["id"]: match["pooled"] for match in found} == {match["id"]: match["score"] for match in plain}
+    scores = [match["score"] for match in found]
+    assert scores == sorted(scores, reverse=True)
+    assert scores != [match["score"] for match in plain]
+    code, out, err = reid("query", gallery, image, "--site", "north", "--threshold", plain[0]["score"] - 0.01)
+    assert code == 0, err
+    assert "metric: mixed:north; verdicts are by the pooled score" in " ".join(out.split())
+    assert "pooled" in out
+    code, out, err = reid("query", gallery, image, "--site", "north", "--threshold", 1)
+    assert "the best pooled score is" in out
+    assert "metric: " not in reid("query", gallery, image)[1]
+
+
+def test_a_sites_metric_goes_with_the_other_options(one_gallery, tmp_path, reid):
+    gallery, _, _, sites = one_gallery
+    images, camera = sites[0].files(sites[0].query)[:2], sites[0].cameras[0]
+    picture = tmp_path / "found.png"
+    words = ["--together", "--rerank", "--site", "south", "--camera", camera, "--picture", picture]
+    code, out, err = reid("query", gallery, *images, *words, "--json")
+    assert code == 0, err
+    assert {(match["metric"], match["ranked_by"]) for match in json.loads(out)} == {("mixed:south", "k-reciprocal")}
+    assert picture.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--site", "nrth"], "did you mean 'north'"),
+        (["--site", "north\x1b[2J"], "it has 'north', 'south'"),
+        (["--site", ""], "--site"),
+        (["--site", "north", "--expand", "3"], "leave out one of them"),
+        (["--site", "north", "--bundle", "slim"], "has no statistics of sites"),
+    ],
+)
+def test_a_site_that_is_not_there_is_one_line(one_gallery, reid, words, reason):
+    gallery, _, slim, sites = one_gallery
+    code, out, err = reid("query", gallery, asked(sites[0]), *(slim if word == "slim" else word for word in words))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert reason in err
+    assert "\x1b" not in err
