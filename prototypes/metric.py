@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +212,11 @@ class Metric:
         shrink = self.shrink.astype(np.float64)
         return np.asarray(np.eye(len(self.mean)) - shrink.T @ shrink)
 
+    @cached_property
+    def _inverse(self) -> Float64s:
+        """The inverse of the matrix, computed once, as a service undoes the same metric for every query."""
+        return np.asarray(np.linalg.inv(self.matrix))
+
     def __call__(self, embeddings: Float32s) -> Float32s:
         """Map unit vectors ``[N, D]`` to unit vectors."""
         centred = embeddings - self.mean
@@ -223,7 +229,7 @@ class Metric:
         starts inside: ``s`` is the positive root of ``|mean + s u|² = 1``.
         """
         mean = self.mean.astype(np.float64)
-        rays = np.linalg.solve(self.matrix, vectors.T.astype(np.float64)).T
+        rays = vectors.astype(np.float64) @ self._inverse
         rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
         along = rays @ mean
         length = -along + np.sqrt(np.square(along) + 1 - mean @ mean)

@@ -26,7 +26,15 @@ def make_bundle(tmp_path, projection, golden_crops):
     """Write a bundle; arguments replace its parts, ``options`` those of the graph."""
 
     def make(
-        name="bundle", *, model=None, crops=golden_crops, embeddings=None, changes=None, transport=None, **options
+        name="bundle",
+        *,
+        model=None,
+        crops=golden_crops,
+        embeddings=None,
+        changes=None,
+        transport=None,
+        parts=None,
+        **options,
     ) -> Bundle:
         return write_bundle(
             tmp_path / name,
@@ -35,7 +43,7 @@ def make_bundle(tmp_path, projection, golden_crops):
             card="# Tiny\n",
             body=body(**(changes or {})),
             parent="12" * 32,
-            parts={} if transport is None else {"transport.npz": transport},
+            parts=({} if transport is None else {"transport.npz": transport}) | (parts or {}),
         )
 
     return make
