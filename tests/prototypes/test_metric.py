@@ -8,7 +8,15 @@ from numpy.testing import assert_allclose
 
 from domains.errors import ArtefactError, ConfigError
 from prototypes.memory import Memory
-from prototypes.metric import FACTORS, MEAN, Metric, SiteStatistics, pairs_of_crops
+from prototypes.metric import (
+    FACTORS,
+    MEAN,
+    Metric,
+    SiteStatistics,
+    pairs_of_crops,
+    sites_from_bytes,
+    sites_to_bytes,
+)
 from prototypes.renewal import renewed
 from prototypes.transport import Transport
 
@@ -325,3 +333,17 @@ def test_a_memory_carries_its_statistics_with_its_prototypes():
     assert renewed(bare, turns).feature_space == "c"
     assert set(renewed(bare, turns).arrays) == {MEAN, FACTORS}
     assert renewed(bare, []) is bare
+
+
+def test_statistics_of_sites_come_back_from_bytes_in_half_precision():
+    sites = {f"site {rank}": site(rank=rank, seed=rank) for rank in (30, 4)}  # one has fewer eigenvectors
+    data = sites_to_bytes(sites)
+    found = sites_from_bytes(data, list(sites), 16, limit=2**20)
+    assert list(found) == list(sites)
+    for name, one in found.items():
+        assert (one.mean.dtype, one.factors.dtype) == (np.float32, np.float32)
+        np.testing.assert_array_equal(one.mean, sites[name].mean.astype(np.float16))
+        np.testing.assert_array_equal(one.factors, sites[name].factors.astype(np.float16))
+    for names, dim, limit in ((["one"], 16, 2**20), (list(sites), 17, 2**20), (list(sites), 16, 2**10)):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            sites_from_bytes(data, names, dim, limit=limit)
