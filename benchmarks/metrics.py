@@ -3,6 +3,8 @@
     python -m benchmarks.metrics choose --save   # rank, share, mean, few people: on held-out train people
     python -m benchmarks.metrics score --save    # the shipped metric on the test splits, and in one gallery for all
     python -m benchmarks.metrics leak --save     # what the statistics tell of who was in the train crops
+    python -m benchmarks.metrics choose-cameras --save       # offsets of cameras, without labels; test: cameras
+    python -m benchmarks.metrics choose-likelihood --save    # a likelihood ratio as score; test: likelihood
     python -m benchmarks.metrics document        # the tables into docs/metric.md
 
 Choices are made on small-5-dev: 30 % of each site's train people are held out, and the statistics come from the others.
@@ -23,11 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import cameras, likelihood
 from benchmarks.results_file import record, recorded
 from benchmarks.small5 import dev_domain
 from benchmarks.small5_tables import write
 from domains.arrays import Embed, Float32s, Float64s
 from domains.domain import Domain
+from domains.scoring import Labels
 from prototypes.metric import SHARE, Metric, SiteStatistics, pairs_of_crops
 from reid.batches.augment import Augment
 from reid.batches.loader import StoreCache
@@ -225,9 +229,64 @@ def auc(inside: Float64s, outside: Float64s) -> float:
     return float(better)
 
 
+def held_out(start: Start) -> tuple[dict[str, Retrieval], list[Domain]]:
+    """Held-out train people of the learned domains, and the domains without them."""
+    learned = [dev_domain(domain) for domain in open_stream(read_stream("small5"))[0]]
+    return {domain.name: Retrieval.of(domain, start.embed, start.stores) for domain in learned}, learned
+
+
+def tested(start: Start) -> tuple[dict[str, Retrieval], list[Domain]]:
+    """The test splits of all domains, and the learned domains."""
+    learned, unseen = open_stream(read_stream("small5"))
+    return {one.name: Retrieval.of(one, start.embed, start.stores) for one in [*learned, *unseen]}, learned
+
+
+def choose_cameras(start: Start) -> dict[str, dict[str, float]]:
+    """What offsets of cameras add on held-out train people."""
+    found, learned = held_out(start)
+    sites = {domain.name: site for domain in learned if (site := start.site(domain))}
+    return cameras.gained(found, sites, train_crops(start, learned))
+
+
+def score_cameras(start: Start) -> dict[str, dict[str, float]]:
+    """What the chosen offsets add on the test splits."""
+    found, learned = tested(start)
+    sites = {domain.name: site for domain in learned if (site := start.site(domain))}
+    train = train_crops(start, learned)
+    apart = {domain.name: cameras.other_people(train[domain.name], start.train(domain)[1].pids) for domain in learned}
+    return cameras.worth(found, sites, train, apart)
+
+
+def train_crops(start: Start, learned: list[Domain]) -> dict[str, cameras.Crops]:
+    """Vectors and cameras of the train crops, by domain."""
+    return {one.name: cameras.Crops(vectors, split.camids) for one in learned for vectors, split in [start.train(one)]}
+
+
+def choose_likelihood(start: Start) -> dict[str, dict[str, float]]:
+    """Likelihood ratios on held-out train people."""
+    found, learned = held_out(start)
+    return likelihood.tried(found, train_labelled(start, learned))
+
+
+def score_likelihood(start: Start) -> dict[str, dict[str, float]]:
+    """The chosen likelihood ratio on the test splits of the domains that were measured."""
+    found, learned = tested(start)
+    return likelihood.worth(found, train_labelled(start, learned))
+
+
+def train_labelled(start: Start, learned: list[Domain]) -> dict[str, tuple[Float32s, Labels]]:
+    """Vectors and labels of the train crops, by domain."""
+    return {one.name: (vectors, Labels.from_split(split)) for one in learned for vectors, split in [start.train(one)]}
+
+
+def columns(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The sites of the row that has most."""
+    return list(max(rows.values(), key=lambda row: len(list(row))))
+
+
 def table(rows: Mapping[str, Mapping[str, float]], seen: list[str]) -> str:
     """Markdown."""
-    names = list(next(iter(rows.values())))
+    names = columns(rows)
     lines = [f"| | mean of five | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for kind, row in rows.items():
         places = 2 if max(row.values()) <= 1 else 1
@@ -241,6 +300,19 @@ TITLES = {
     "score": "On the test splits, and in one gallery of all seven sites (percent mAP; nothing trained)",
     "choose": "What was chosen on held-out train people (percent mAP)",
     "leak": "Telling people who were measured from others of the same site (area under the curve; 0.5 is chance)",
+    "cameras": "Test splits: percent mAP, and what offsets of cameras add to it",
+    "choose-cameras": "Held-out train people: percent mAP, and what offsets of cameras add to it",
+    "likelihood": "Test splits: decisions about pairs, percent (Cllr: bits)",
+    "choose-likelihood": "Held-out train people: decisions about pairs, percent (Cllr: bits)",
+}
+COMMANDS: dict[str, Callable[[Start], dict[str, dict[str, float]]]] = {
+    "choose": choose,
+    "score": score,
+    "leak": leak,
+    "choose-cameras": choose_cameras,
+    "cameras": score_cameras,
+    "choose-likelihood": choose_likelihood,
+    "likelihood": score_likelihood,
 }
 
 
@@ -249,7 +321,7 @@ def document() -> None:
     kept, parts = recorded("metrics"), []
     for what, title in TITLES.items():
         for name, rows in kept.get(what, {}).items():
-            seen = [site for site in next(iter(rows.values())) if site not in ("sarc3d", "towncentre")]
+            seen = [site for site in columns(rows) if site not in ("sarc3d", "towncentre")]
             parts += [f"**{name}.** {title}:", table(rows, seen)]
     write(PAGE, "\n\n".join(parts))
 
@@ -257,7 +329,7 @@ def document() -> None:
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("choose", "score", "leak", "document"))
+    parser.add_argument("what", choices=(*COMMANDS, "document"))
     parser.add_argument("--start", choices=STARTS, action="append", help="by default both")
     parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results/metrics.json")
     options = parser.parse_args()
@@ -267,7 +339,7 @@ def main() -> None:
     seen = [domain.name for domain in open_stream(read_stream("small5"))[0]]
     kept = {key: value for key, value in recorded("metrics").items() if key in TITLES}
     for name in options.start or STARTS:
-        rows = {"choose": choose, "score": score, "leak": leak}[options.what](Start(name))
+        rows = COMMANDS[options.what](Start(name))
         print(f"{name}, {options.what}\n\n{table(rows, seen)}\n", flush=True)
         rounded = {kind: {site: round(value, 2) for site, value in row.items()} for kind, row in rows.items()}
         kept.setdefault(options.what, {})[name] = rounded
