@@ -301,10 +301,9 @@ TITLES = {
     "choose": "What was chosen on held-out train people (percent mAP)",
     "leak": "Telling people who were measured from others of the same site (area under the curve; 0.5 is chance)",
     "cameras": "Test splits: percent mAP, and what offsets of cameras add to it",
-    "choose-cameras": "Held-out train people: percent mAP, and what offsets of cameras add to it",
     "likelihood": "Test splits: decisions about pairs, percent (Cllr: bits)",
-    "choose-likelihood": "Held-out train people: decisions about pairs, percent (Cllr: bits)",
 }
+"""Of the tables that the page shows; choices about cameras and likelihoods stay in the results' file."""
 COMMANDS: dict[str, Callable[[Start], dict[str, dict[str, float]]]] = {
     "choose": choose,
     "score": score,
@@ -320,7 +319,8 @@ def document() -> None:
     """Write the stored tables into the page."""
     kept, parts = recorded("metrics"), []
     for what, title in TITLES.items():
-        for name, rows in kept.get(what, {}).items():
+        for name in (name for name in STARTS if name in kept.get(what, {})):
+            rows = kept[what][name]
             seen = [site for site in columns(rows) if site not in ("sarc3d", "towncentre")]
             parts += [f"**{name}.** {title}:", table(rows, seen)]
     write(PAGE, "\n\n".join(parts))
@@ -337,7 +337,7 @@ def main() -> None:
         document()
         return
     seen = [domain.name for domain in open_stream(read_stream("small5"))[0]]
-    kept = {key: value for key, value in recorded("metrics").items() if key in TITLES}
+    kept = {key: value for key, value in recorded("metrics").items() if key in COMMANDS}
     for name in options.start or STARTS:
         rows = COMMANDS[options.what](Start(name))
         print(f"{name}, {options.what}\n\n{table(rows, seen)}\n", flush=True)
