@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 METHODS = ("fine_tune", "fusion", "lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp", "dkp++", "default")
-METHODS += ("hyper_merged", "hyper_averaged", "hyper_routed", "hyper_default", "joint")
+METHODS += ("hyper_merged", "hyper_averaged", "hyper_routed", "hyper_default", "metric", "joint")
 """The rows of every table, in this order."""
-SHOWN = ("fine_tune", "dkp++", "default", "joint")
-"""The rows of the README."""
+SHOWN = ("fine_tune", "metric", "dkp++", "default", "joint")
+"""The rows of the README, after the start's own."""
 ROOT = Path(__file__).parent.parent
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 MARKS = ("<!-- tables: written by a benchmark -->", "<!-- tables: end -->")
@@ -43,6 +43,8 @@ def summary(results: list[Result]) -> str:
     """Markdown: a few methods in order 1 from the ImageNet start, in the columns that tell most."""
     columns = ("method", "Seen mAP", "Seen R1", "Unseen mAP", "Unseen R1", "when just learned", "forgotten since")
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    if begun := next((result for result in results if (result["kind"], result["order"]) == ("test", 1)), None):
+        rows.append(f"| the start | {' | '.join(_spread([value]) for value in _start(begun))} | – | – |")
     for method in SHOWN:
         group = [
             result for result in results if (result["kind"], result["method"], result["order"]) == ("test", method, 1)
@@ -232,6 +234,17 @@ def _cells(group: list[Result], names: tuple[str, ...]) -> list[list[float | Non
     lasts = [result["summary"]["rows"][-1] for result in group]
     last = [[row[which][measure] for row in lasts] for which in ("seen", "unseen") for measure in ("mAP", "rank1")]
     return last + [[result["summary"][name]["mAP"] for result in group] for name in names]
+
+
+def _start(result: Result) -> list[float | None]:
+    """Seen and Unseen before the first step, mAP and rank-1, of the domains that are learned in the end."""
+    learned = {name for row in result["summary"]["rows"] for name in row["learned"]}
+    start = {key.partition("/")[2]: scores for key, scores in result["matrix"].items() if key.startswith("0/")}
+    return [
+        statistics.mean(scores[measure] for name, scores in start.items() if (name in learned) is seen)
+        for seen in (True, False)
+        for measure in ("mAP", "rank1")
+    ]
 
 
 def _spread(values: list[float | None]) -> str:
