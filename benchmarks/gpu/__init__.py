@@ -1,0 +1,1 @@
+"""One check of everything that touches a GPU: ``python -m benchmarks.gpu``."""
