@@ -29,27 +29,20 @@ import numpy as np
 import torch
 
 from benchmarks.results_file import RESULTS
-from benchmarks.small5 import code_hash, dev_domain, open_stream
+from benchmarks.small5 import STARTS as OTHERS
+from benchmarks.small5 import code_hash, dev_domain
 from domains.artefact import content_id, write_atomic
 from reid.config import Entry, Method, build_config, read_method, read_stream
 from reid.run import Run
 from reid.run.scoring import in_one_gallery
-from reid.run.stream import learn_stream
+from reid.run.stream import learn_stream, open_stream
 from reid.scores.evaluate import evaluate
 
 FILE = RESULTS / "starts.json"
 RATE = ["train.lr=0.00035", "train.later_lr=0.5", "train.precision=fp32"]
 STARTS: Mapping[str, list[str]] = {
-    "osnet": [
-        "model.backbone=onnx:${WEIGHTS}/osnet_x0_25_msmt17.onnx",
-        "model.weights=none",
-        "model.channels=rgb",
-        "model.mean=[123.675, 116.28, 103.53]",
-        "model.std=[58.395, 57.12, 57.375]",
-        "crop.height=256",
-        "crop.width=128",
-        *RATE,
-    ],
+    "osnet": [*OTHERS["heads"], *RATE],
+    "person": [*OTHERS["strong"], *RATE],
     "retail": [
         "model.backbone=onnx:${WEIGHTS}/person-reidentification-retail-0277.onnx",
         "model.weights=none",
@@ -61,7 +54,6 @@ STARTS: Mapping[str, list[str]] = {
         "crop.width=128",
         *RATE,
     ],
-    "person": ["model.weights=${WEIGHTS}/mobilenetv2_100.person.fp16.safetensors", *RATE],
 }
 METRIC: tuple[Entry, ...] = ({"within_person": {}},)
 
@@ -101,8 +93,6 @@ def arms() -> dict[str, tuple[Method, list[str]]]:
     arm("dkp in default", dkp, terms=[*held, average], **kept)
     plain_draws = [*terms[:2], *dkp.terms[1:], *terms[2:]]
     arm("default + draws' triplet", base, terms=plain_draws)
-    transfer = [{"prototype_transfer": {"weight": 0.1, "domains": "last"}}, "prototypes"]
-    del transfer
     with_term("default + relations", {"relation_distillation": {"weight": 1.0}})
     with_term("default + old embedding", {"embedding_distillation": {"weight": 1.0}})
     memory = {"prototypes": {"head": "none"}}
