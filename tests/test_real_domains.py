@@ -11,7 +11,7 @@ from deploy.gallery import open_or_create
 from deploy.gallery.sources import fill, read_sources
 from domains.crops import read_crop
 from reid.config import build_config
-from reid.export import export_run
+from reid.export import Serving, export_run
 from reid.run import Run
 from reid.scores.evaluate import evaluate
 
@@ -47,9 +47,11 @@ def test_learn_two_real_domains_export_and_find_people(real_data, tmp_path):
     assert run.fill_scores() == []
     assert run.scores.value(0, "ilids") > 40, "the person-trained start knows people already"
     export_run(run, tmp_path / "bundle")
-    encoder = Encoder.load(tmp_path / "bundle")
-    through_onnx = evaluate(ilids, lambda crops: encoder(crops).view(type(crops)), run.stores).mAP
+    export_run(run, tmp_path / "own", serving=Serving(metric="site:ilids"))  # a run scores a site in its own metric
+    own = Encoder.load(tmp_path / "own")
+    through_onnx = evaluate(ilids, lambda crops: own(crops).view(type(crops)), run.stores).mAP
     assert through_onnx == pytest.approx(run.scores.value(2, "ilids"), abs=0.1)
+    encoder = Encoder.load(tmp_path / "bundle")
     with open_or_create(tmp_path / "gallery", tmp_path / "bundle") as gallery:
         filled = fill(gallery, encoder, read_sources(ilids.root, split="gallery", labels=True))
         assert filled.added == len(ilids.gallery)
