@@ -61,7 +61,9 @@ LEARNING_PATH = (
     "reid/step",
     "reid/terms",
 )
+NO_METRIC = ", no metric"
 THREE_SEEDS = ("fine_tune", "fusion", "dkp++", "default", "hyper_routed", "hyper_default", "joint")
+THREE_SEEDS += ("default, no metric", "hyper_default, no metric")
 STARTS = {
     "strong": ["model.weights=${WEIGHTS}/mobilenetv2_100.person.fp16.safetensors"],
     "heads": [
@@ -80,6 +82,7 @@ STARTS = {
 ON_DEV = ("dev", "parts", "heads")
 HEADED = ("distribution_cross_entropy", "distribution_triplet", "joint_triplet", "prototypes")
 STRONG_SEEDS = {"fine_tune": (0,), "fusion": (0,), "dkp++": (0, 1, 2), "default": (0, 1, 2)}
+STRONG_SEEDS |= {"default, no metric": (0, 1, 2), "hyper_default, no metric": (0, 1, 2)}
 RECHECKED = ("default", "fusion")
 THREADS = 1
 """Of every run, so that figures do not hang on a machine's cores; two runs side by side use two cores better than one
@@ -158,6 +161,13 @@ def without_parts(method: Method) -> dict[str, Method]:
     return found
 
 
+def method_named(name: str) -> Method:
+    """Return a shipped method, without a site's metric if its name ends so."""
+    shipped, comma, _ = name.partition(NO_METRIC)
+    method = read_method(shipped)
+    return method.model_copy(update={"metric": ()}) if comma else method
+
+
 def with_guides(method: Method) -> dict[str, Method]:
     """A method whose hypernetwork is guided by transferability, and to a random place; as it is shipped it is not
     guided at all.
@@ -225,7 +235,7 @@ def study(trial: Trial, results: dict[str, Any], *, keep: bool = True, threads: 
         learned, unseen = [dev_domain(domain) for domain in learned], []
     if order == 2:
         learned = learned[::-1]
-    chosen = trial.chosen or read_method(trial.method)
+    chosen = trial.chosen or method_named(trial.method)
     config = build_config(
         stream.config, {"seed": trial.seed, "method": chosen.name}, overrides=[*start_of(kind), *trial.sets]
     )
@@ -425,13 +435,13 @@ def main(arguments: list[str] | None = None) -> None:
             method, _, sets = trial.partition(":")
             study(Trial("dev", method, options.seed, sets=[item for item in sets.split(",") if item]), results)
     elif options.what == "parts":
-        complete = read_method("default")
+        complete = method_named("default, no metric")
         for seed in (0, 1):
             for name, chosen in {"default": complete, **without_parts(complete)}.items():
                 study(Trial("parts", name, seed, chosen=chosen), results)
     elif options.what == "guides":
         for seed in (0, 1, 2):
-            for name, chosen in with_guides(read_method("hyper_default")).items():
+            for name, chosen in with_guides(method_named("hyper_default, no metric")).items():
                 study(Trial("guides", name, seed, chosen=chosen), results)
     elif options.what == "heads":
         for seed in (0, 1, 2):

@@ -6,9 +6,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-METHODS = ("fine_tune", "fusion", "lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp", "dkp++", "default")
-METHODS += ("hyper_merged", "hyper_averaged", "hyper_routed", "hyper_default", "metric", "joint")
-"""The rows of every table, in this order."""
+METHODS = ("fine_tune", "fusion", "lwf", "affinity", "lstkc", "lstkc++", "dask", "dkp", "dkp++")
+METHODS += ("default, no metric", "default", "hyper_merged", "hyper_averaged", "hyper_routed")
+METHODS += ("hyper_default, no metric", "hyper_default", "metric", "joint")
+"""The rows of every table, in this order; *no metric* is a method as it was before it had a site's metric."""
 SHOWN = ("fine_tune", "metric", "dkp++", "default", "joint")
 """The rows of the README, after the start's own."""
 ROOT = Path(__file__).parent.parent
@@ -183,21 +184,21 @@ def whole(results: list[Result]) -> str:
             ]
     if any(result["kind"] == "parts" for result in results):
         parts += [
-            "### Each part of `default` taken away (small-5-dev, order 1)",
+            "### Each part of `default` taken away (small-5-dev, order 1, without the metric)",
             paired_table(results, "parts", "default"),
         ]
     if any(result["kind"] == "guides" for result in results):
         tested = [
             result
             for result in results
-            if (result["kind"], result["method"], result["order"]) == ("test", "hyper_default", 1)
+            if (result["kind"], result["method"], result["order"]) == ("test", "hyper_default, no metric", 1)
         ]
         guided = [{**result, "kind": "guides"} for result in tested] + [
             result for result in results if result["kind"] == "guides"
         ]
         parts += [
             "### What guides the hypernetwork (test splits, order 1)",
-            paired_table(guided, "guides", "hyper_default"),
+            paired_table(guided, "guides", "hyper_default, no metric"),
         ]
     if any(result["kind"] == "heads" for result in results):
         parts += ["### Which head models the distribution (small-5-dev, order 1, from an OSNet x0.25 of MSMT17)"]
