@@ -7,9 +7,6 @@
     python -m benchmarks.small5 parts     # default without each of its parts in turn, on small-5-dev, two seeds
     python -m benchmarks.small5 guides    # hyper_default with a guide, three seeds; without one: test
     python -m benchmarks.small5 heads     # dkp with either distribution head, on small-5-dev, three seeds
-    python -m benchmarks.small5 recheck [--methods A,B] [--beside CHECKOUT]    # after a change that should move no
-                                                           # figure of these: prove it on one run; on a processor
-                                                           # of another kind, beside the code of the stored results
     python -m benchmarks.small5 table     # the tables, as Markdown; document: into docs/results.md and README.md
 
 A result is keyed by configuration, method, data and a hash of the learning path's code; what is there already is not
@@ -23,10 +20,9 @@ import ast
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,16 +79,9 @@ ON_DEV = ("dev", "parts", "heads")
 HEADED = ("distribution_cross_entropy", "distribution_triplet", "joint_triplet", "prototypes")
 STRONG_SEEDS = {"fine_tune": (0,), "fusion": (0,), "dkp++": (0, 1, 2), "default": (0, 1, 2)}
 STRONG_SEEDS |= {"default, no metric": (0, 1, 2), "hyper_default, no metric": (0, 1, 2)}
-RECHECKED = ("default", "fusion")
 THREADS = 1
 """Of every run, so that figures do not hang on a machine's cores; two runs side by side use two cores better than one
 run does.
-"""
-BEFORE_THREADS = 2
-"""Of results that do not say."""
-ROUNDING = 0.05
-"""Percent by which single scores may differ in a recheck: another processor rounds otherwise, and one query in fifty
-may change places.
 """
 CHOSEN_ON_DEV = {"joint": ["train.sampling=domain"]}
 """What small-5-dev decided for one method alone: two samplings were tried with joint. The rates in the stream's file
@@ -302,89 +291,6 @@ def result_key(kind: str, order: int, settings: dict[str, Any], about: dict[str,
     return content_id([kind, order, essential, parts, data, code_hash()])[:16]
 
 
-def recheck(results: dict[str, Any], methods: Collection[str], beside: Path | None = None) -> None:
-    """Repeat one stored test run with the code as it is now; if no figure of its matrix moved but by rounding, results
-    of that code stand for this.
-
-    Args:
-        results: all stored results; those that stand are marked and written.
-        methods: unless it is all, leaves out those whose own parts have changed: one run says nothing about them.
-        beside: a checkout of the code that made the stored results, which repeats the run, too: on another kind of
-            processor than theirs, only these two can be compared.
-    """
-    stale = [key for key, result in results.items() if result["kind"] == "test" and result["code"] != code_hash()]
-    stale.reverse()  # the newest results are those that may still stand
-    known = [
-        results[key]
-        for key in stale
-        if (results[key]["seed"], results[key]["order"]) == (0, 1) and results[key]["method"] in RECHECKED
-    ]
-    if not known:
-        print(
-            f"nothing to recheck: no test result of {' or '.join(RECHECKED)}, seed 0, order 1, is older than the code"
-        )
-        return
-    old = known[0]
-    other = None if beside is None else start_run(old, beside)
-    new = repeated(old)
-    if other is not None:
-        wanted, code = json.loads(other.communicate()[0].splitlines()[-1])
-        if code != old["code"]:
-            raise SystemExit(f"{beside} has code {code}, and the stored results are of {old['code']}")
-    else:
-        wanted = old["matrix"]
-    moves = {
-        key: max(abs(value - wanted[key][name]) for name, value in cell.items()) for key, cell in new["matrix"].items()
-    }
-    worst = max(moves, key=lambda key: moves[key])
-    print(
-        f"{sum(move > 0 for move in moves.values())} of {len(moves)} cells moved, the most by {moves[worst]:.4f} "
-        f"({worst})"
-    )
-    if moves[worst] > ROUNDING:
-        raise SystemExit("figures moved: the results are stale: run the tests again")
-    for key in [
-        key
-        for key, result in results.items()
-        if result["code"] == old["code"] and (methods is METHODS or result["method"] in methods)
-    ]:
-        result = results.pop(key)
-        result |= {
-            "code": code_hash(),
-            "moved": max(result.get("moved", 0.0), moves[worst]),
-            "carried": [*result.get("carried", []), result["code"]],
-        }
-        results[result_key(result["kind"], result["order"], result["settings"], result["about"], result["data"])] = (
-            result
-        )
-    write_results(results)
-    print("the stored results stand for the code as it is now")
-
-
-def repeated(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a stored test run again, with the method as it was then, without keeping it."""
-    again: dict[str, Any] = {}
-    trial = Trial("test", old["method"], sets=old["sets"], chosen=Method.model_validate(old["about"]))
-    study(trial, again, keep=False, threads=old.get("threads", BEFORE_THREADS))
-    (new,) = again.values()
-    return dict(new)
-
-
-def start_run(old: Mapping[str, Any], checkout: Path) -> subprocess.Popen[str]:
-    """Start a stored test run with another checkout's code; the last line that it prints is matrix and code hash."""
-    threads = old.get("threads", BEFORE_THREADS)
-    script = (
-        "import json; from benchmarks.small5 import Method, Trial, code_hash, study; again = {}; "
-        f"chosen = Method.model_validate({old['about']!r}); "
-        f"trial = Trial('test', {old['method']!r}, sets={list(old['sets'])!r}, chosen=chosen); "
-        f"study(trial, again, keep=False, threads={threads!r}); "
-        "(new,) = again.values(); print(json.dumps([new['matrix'], code_hash()]))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
-    command = [sys.executable, "-c", script]
-    return subprocess.Popen(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True)
-
-
 def write_results(results: dict[str, Any]) -> None:
     """Write the results' file, one run a line, so that a new one is one line of a change."""
     lines = [
@@ -417,15 +323,12 @@ def frozen(results: dict[str, Any]) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what", choices=("dev", "test", "strong", "parts", "guides", "heads", "recheck", "table", "document")
-    )
+    parser.add_argument("what", choices=("dev", "test", "strong", "parts", "guides", "heads", "table", "document"))
     parser.add_argument("--trial", action="append", default=[], help="METHOD[:key=value,…] for dev; may be repeated")
     parser.add_argument(
-        "--methods", type=lambda text: text.split(","), default=METHODS, help="A,B for test, strong, recheck; all"
+        "--methods", type=lambda text: text.split(","), default=METHODS, help="A,B for test and strong; all"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--beside", type=Path, help="for recheck on another processor: a checkout of the older code")
     options = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.what == "dev":
@@ -447,8 +350,6 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in (0, 1, 2):
             for name, chosen in with_heads(read_method("dkp")).items():
                 study(Trial("heads", name, seed, chosen=chosen), results)
-    elif options.what == "recheck":
-        recheck(results, options.methods, options.beside)
     elif options.what in ("test", "strong"):
         plan = [
             (method, seed, 1) for seed in (0, 1, 2) for method in options.methods if seed == 0 or method in THREE_SEEDS

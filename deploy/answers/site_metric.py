@@ -6,17 +6,14 @@ exactly, and into one that takes most of its covariance from the query's site (:
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from threading import Lock
 
 from deploy.bundle import Bundle
+from deploy.known_names import known_names
 from domains.errors import UsageError
 from prototypes.metric import Metric
 from prototypes.passage import Passage
-
-NAMED = 20
-"""Sites that a message names at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +58,4 @@ class SiteMetrics:
                 f"{self._bundle.folder} has no statistics of sites: export it with --metric pooled, from a run that "
                 "measured some, and without --no-sites"
             )
-        close = difflib.get_close_matches(site, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-        return (
-            f"{self._bundle.folder} has no statistics of the site {site!r:.100}; {hint}it has "
-            f"{', '.join(map(repr, known[:NAMED]))}{more}"
-        )
+        return f"{self._bundle.folder} has no statistics of the site {site!r:.100}; {known_names(site, known)}"

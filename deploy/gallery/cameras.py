@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from deploy.gallery.gallery import Gallery
+from deploy.known_names import known_names
 from domains.errors import UsageError
-
-NAMED = 20
-"""Cameras that a message names at most."""
 
 
 def check_camera(gallery: Gallery, camera: str | None) -> None:
@@ -25,10 +22,5 @@ def unknown_camera(gallery: Gallery, camera: str, also: Collection[str] = ()) ->
         return None
     if not known:
         return f"no entry of {gallery.path} is from the camera {camera!r:.100}: the gallery is empty"
-    close = difflib.get_close_matches(camera, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    more = f" and {len(known) - NAMED} more, as reid gallery info shows" if len(known) > NAMED else ""
-    return (
-        f"no entry of {gallery.path} is from the camera {camera!r:.100}; {hint}it has "
-        f"{', '.join(map(repr, known[:NAMED]))}{more}"
-    )
+    listed = known_names(camera, known, ", as reid gallery info shows")
+    return f"no entry of {gallery.path} is from the camera {camera!r:.100}; {listed}"
